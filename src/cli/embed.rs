@@ -1,0 +1,184 @@
+//! `prior-embed --prompt … --out …`: reads prompts, runs the pipeline over them in batches, writes the embeddings.
+
+use super::args::{Args, BatchSize};
+use super::progress::Screen;
+use crate::bad_input;
+use crate::hub;
+use crate::io::destination::Destination;
+use crate::io::format::{Format, NamedArray};
+use crate::io::prompts;
+use crate::pipeline::{LoadOptions, Pipeline, Row, Settings};
+use anyhow::Result;
+use ndarray::{Array2, Axis, concatenate};
+use std::path::{Path, PathBuf};
+
+/// Rows computed together when the user does not say: enough to share each reading of the weights.
+const DEFAULT_BATCH_SIZE: usize = 8;
+
+/// The job that the options ask for.
+struct Job {
+    prompts: Vec<String>,
+    negative_prompt: Option<String>,
+    samples_per_prompt: usize,
+    seed: u64,
+    settings: Settings,
+    batch_size: usize,
+}
+
+/// The files that the options ask for, all of them open.
+struct Outputs {
+    image: (Destination, Format),
+    /// A file of its own for the negative embeddings.
+    negative: Option<(Destination, Format)>,
+}
+
+impl Outputs {
+    fn open(args: &Args) -> Result<Self> {
+        let open = |path: &Path| -> Result<(Destination, Format)> {
+            let format = args.format.map_or_else(|| Format::of_path(path), Ok)?;
+            Ok((Destination::open(path, args.overwrite)?, format))
+        };
+        let image = open(&args.out)?;
+        let own_file = args.negative_out.as_ref().filter(|path| !(image.1.holds_several() && **path == args.out));
+        if own_file == Some(&args.out) {
+            return Err(bad_input!(
+                "--out and --negative-out are the same .npy file; give two names, or one .npz file"
+            ));
+        }
+        Ok(Self { image, negative: own_file.map(|path: &PathBuf| open(path)).transpose()? })
+    }
+
+    /// Whether the negative embeddings are wanted, and whether they have to be there.
+    fn wants_negative(&self) -> bool {
+        self.negative.is_some() || self.image.1.holds_several()
+    }
+}
+
+/// Runs the job.
+///
+/// # Errors
+/// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
+pub fn run(args: Args, screen: &Screen) -> Result<()> {
+    let job = Job::new(&args)?;
+    let outputs = Outputs::open(&args)?;
+    let must_have_negative = args.negative_out.is_some();
+    let pipeline = load(&args, screen)?;
+    let image = job.image_embeds(&pipeline, screen)?;
+    let negative = if outputs.wants_negative() { job.negative_embeds(&pipeline, image.nrows(), screen)? } else { None };
+    if must_have_negative && negative.is_none() {
+        let folder = pipeline.folder().display();
+        return Err(bad_input!(
+            "--negative-out: {folder} has no image encoder to make them with; give a --negative-prompt"
+        ));
+    }
+    write(outputs, &image, negative.as_ref())
+}
+
+fn load(args: &Args, screen: &Screen) -> Result<Pipeline> {
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(threads as i32);
+    }
+    let options = LoadOptions { device: args.device.device()?, kind: args.dtype.kind() };
+    let folder = hub::resolve(&args.model)?;
+    let spinner = screen.spinner();
+    let pipeline =
+        Pipeline::load(&folder, options, &mut |component| spinner.set_message(format!("loading {component}")));
+    spinner.finish_and_clear();
+    pipeline
+}
+
+impl Job {
+    fn new(args: &Args) -> Result<Self> {
+        let mut prompts = args.prompt.clone();
+        if let Some(path) = &args.prompts {
+            prompts.extend(prompts::read(path)?);
+        }
+        if prompts.is_empty() {
+            return Err(bad_input!("no prompt; give --prompt TEXT, or --prompts FILE with one a line"));
+        }
+        let job = Self {
+            prompts,
+            negative_prompt: args.negative_prompt.clone(),
+            samples_per_prompt: args.samples_per_prompt,
+            seed: args.seed,
+            settings: Settings { steps: args.steps, guidance_scale: args.guidance_scale },
+            batch_size: match args.batch_size {
+                BatchSize::Auto => DEFAULT_BATCH_SIZE,
+                BatchSize::Rows(rows) => rows,
+            },
+        };
+        // Negative rows count on from the image rows.
+        let rows = (job.len() as u64).saturating_mul(2);
+        if job.seed.checked_add(rows).is_none() {
+            return Err(bad_input!(
+                "--seed {} leaves no seeds for {rows} rows below 2^64; give a smaller one",
+                job.seed
+            ));
+        }
+        Ok(job)
+    }
+
+    /// Number of rows.
+    fn len(&self) -> usize {
+        self.prompts.len().saturating_mul(self.samples_per_prompt)
+    }
+
+    fn image_embeds(&self, pipeline: &Pipeline, screen: &Screen) -> Result<Array2<f32>> {
+        self.embed(pipeline, screen, "denoising", |row| Row {
+            prompt: &self.prompts[row / self.samples_per_prompt],
+            negative_prompt: self.negative_prompt.as_deref().unwrap_or_default(),
+            seed: self.seed + row as u64,
+        })
+    }
+
+    /// The embeddings of the negative prompt, one a row as diffusers makes them, or else that of a black image, repeated;
+    /// `None` if the model cannot make one.
+    fn negative_embeds(&self, pipeline: &Pipeline, rows: usize, screen: &Screen) -> Result<Option<Array2<f32>>> {
+        let Some(negative_prompt) = &self.negative_prompt else {
+            let zero = pipeline.zero_embed()?;
+            return Ok(zero
+                .map(|zero| zero.broadcast((rows, zero.len())).map(|rows| rows.to_owned()))
+                .unwrap_or_default());
+        };
+        let embeds = self.embed(pipeline, screen, "denoising the negative prompt", |row| Row {
+            prompt: negative_prompt,
+            negative_prompt,
+            seed: self.seed + (self.len() + row) as u64,
+        });
+        embeds.map(Some)
+    }
+
+    fn embed<'a>(
+        &self,
+        pipeline: &Pipeline,
+        screen: &Screen,
+        message: &'static str,
+        row: impl Fn(usize) -> Row<'a>,
+    ) -> Result<Array2<f32>> {
+        let len = self.len();
+        let batches = len.div_ceil(self.batch_size);
+        let bar = screen.steps(batches.saturating_mul(self.settings.steps) as u64).with_message(message);
+        let mut parts = Vec::new();
+        for start in (0..len).step_by(self.batch_size) {
+            let end = len.min(start.saturating_add(self.batch_size));
+            let rows: Vec<Row> = (start..end).map(&row).collect();
+            parts.push(pipeline.embed(&rows, &self.settings, &mut || bar.inc(1))?);
+        }
+        bar.finish_and_clear();
+        let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+        Ok(concatenate(Axis(0), &views)?)
+    }
+}
+
+fn write(outputs: Outputs, image: &Array2<f32>, negative: Option<&Array2<f32>>) -> Result<()> {
+    let image = NamedArray { name: "image_embeds", values: image.view() };
+    let negative = negative.map(|values| NamedArray { name: "negative_image_embeds", values: values.view() });
+    let (destination, format) = outputs.image;
+    let in_the_same_file = negative.filter(|_| format.holds_several() && outputs.negative.is_none());
+    let arrays: Vec<NamedArray> = std::iter::once(image).chain(in_the_same_file).collect();
+    // The negative file first: when the main one is there, everything is.
+    if let (Some((destination, format)), Some(negative)) = (outputs.negative, negative) {
+        destination.write(|output| format.write(&[negative], output))?;
+    }
+    destination.write(|output| format.write(&arrays, output))
+}

@@ -1,0 +1,9 @@
+//! Diffusion: noise streams, schedulers (one file each), guidance, and the denoising loop.
+//!
+//! Nothing here knows of prompts, files or screens.
+
+pub mod guidance;
+pub mod noise;
+pub mod sampler;
+pub mod scheduler;
+pub mod unclip;

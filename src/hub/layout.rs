@@ -1,0 +1,106 @@
+//! The components of a prior pipeline in a folder as diffusers saves it.
+//!
+//! Pipelines that hold a prior name its parts differently: Kandinsky's prior pipelines say `text_encoder`, Karlo's
+//! `prior_scheduler`, Stable unCLIP's and Kandinsky's combined pipelines put `prior_` before everything, since there the
+//! plain names are the decoder's.
+
+use crate::bad_input;
+use crate::error::OrBadInput;
+use anyhow::Result;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// A component's possible names, the first one that is there counts, and the classes that are understood.
+struct Part {
+    what: &'static str,
+    names: [&'static str; 2],
+    classes: &'static [&'static str],
+}
+
+const PRIOR: Part = Part { what: "prior", names: ["prior_prior", "prior"], classes: &["PriorTransformer"] };
+const TEXT_ENCODER: Part = Part {
+    what: "text encoder",
+    names: ["prior_text_encoder", "text_encoder"],
+    classes: &["CLIPTextModelWithProjection"],
+};
+const TOKENIZER: Part = Part {
+    what: "tokenizer",
+    names: ["prior_tokenizer", "tokenizer"],
+    classes: &["CLIPTokenizer", "CLIPTokenizerFast"],
+};
+const SCHEDULER: Part =
+    Part { what: "scheduler", names: ["prior_scheduler", "scheduler"], classes: &["UnCLIPScheduler"] };
+const IMAGE_ENCODER: Part = Part {
+    what: "image encoder",
+    names: ["prior_image_encoder", "image_encoder"],
+    classes: &["CLIPVisionModelWithProjection"],
+};
+
+/// Where the components are.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The whole model's folder.
+    pub folder: PathBuf,
+    /// `PriorTransformer`: `config.json` and weights.
+    pub prior: PathBuf,
+    /// `CLIPTextModelWithProjection`: `config.json` and weights.
+    pub text_encoder: PathBuf,
+    /// `CLIPTokenizer`: its vocabulary and configuration.
+    pub tokenizer: PathBuf,
+    /// `UnCLIPScheduler`: `scheduler_config.json`.
+    pub scheduler: PathBuf,
+    /// `CLIPVisionModelWithProjection`, which not every model has.
+    pub image_encoder: Option<PathBuf>,
+}
+
+impl Layout {
+    /// Finds the components through `model_index.json` or, where there is none, by their folders.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] that names what is missing or of a class that is not understood.
+    pub fn find(folder: &Path) -> Result<Self> {
+        let index = read_index(folder)?;
+        let find = |part: &Part| find(folder, index.as_ref(), part);
+        let need = |part: &Part| {
+            find(part)?.ok_or_else(|| {
+                let (folder, [prefixed, plain]) = (folder.display(), part.names);
+                bad_input!("{folder} has no {}: a folder {plain}/ or {prefixed}/ must be in it", part.what)
+            })
+        };
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            prior: need(&PRIOR)?,
+            text_encoder: need(&TEXT_ENCODER)?,
+            tokenizer: need(&TOKENIZER)?,
+            scheduler: need(&SCHEDULER)?,
+            image_encoder: find(&IMAGE_ENCODER)?,
+        })
+    }
+}
+
+fn read_index(folder: &Path) -> Result<Option<Map<String, Value>>> {
+    let path = folder.join("model_index.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).or_bad_input(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).map(Some).or_bad_input(|| format!("{} is not a JSON object", path.display()))
+}
+
+fn find(folder: &Path, index: Option<&Map<String, Value>>, part: &Part) -> Result<Option<PathBuf>> {
+    let is_there = |name: &&&str| {
+        let listed = index.is_none_or(|index| class_of(index, name).is_some());
+        listed && folder.join(name).is_dir()
+    };
+    let Some(name) = part.names.iter().find(is_there) else { return Ok(None) };
+    if let Some(class) = index.and_then(|index| class_of(index, name)).filter(|class| !part.classes.contains(class)) {
+        let (index, known) = (folder.join("model_index.json"), part.classes.join(" or "));
+        return Err(bad_input!("{}: {name} is a {class}, which is not supported; only {known} is", index.display()));
+    }
+    Ok(Some(folder.join(name)))
+}
+
+/// The class that an index gives a component; an index may also list one as `[null, null]`, which means none.
+fn class_of<'a>(index: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    index.get(name)?.as_array()?.get(1)?.as_str()
+}

@@ -1,0 +1,21 @@
+//! Turns text into CLIP image embeddings with a diffusion prior: the first stage of unCLIP (arXiv 2204.06125), in
+//! numbers equal to those of diffusers' `PriorTransformer` pipelines.
+//!
+//! ```text
+//! prompts file ──► io::prompts ──► tokenizer ──► text_encoder ──► prior ◄─────────┐
+//!                                                                   │             │
+//! .npy/.npz ◄── io::format ◄── post-process (x · std + mean) ◄── scheduler.step ──┘
+//! ```
+//!
+//! [`pipeline`] tells the whole story on a page. [`cli`] is what a person types and sees; [`io`] reads prompts and
+//! writes embeddings; [`hub`] finds a model's files; [`tokenizer`], [`model`] and [`diffusion`] do the work and know of
+//! none of these.
+
+pub mod cli;
+pub mod diffusion;
+pub mod error;
+pub mod hub;
+pub mod io;
+pub mod model;
+pub mod pipeline;
+pub mod tokenizer;

@@ -1,0 +1,269 @@
+//! Checkpoints: safetensors files, whole or sharded by an index, memory-mapped, checked against what a model needs.
+
+use crate::bad_input;
+use crate::error::OrBadInput;
+use anyhow::Result;
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// Stems of weight files, as diffusers (first) and transformers write them.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+/// The tensors of one component, in one or several memory-mapped files.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// What messages call it: the folder or file that it was opened from.
+    origin: String,
+    files: Vec<Mmap>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// Where a tensor lies. The range is inside its file: safetensors checked it against the file's length.
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<i64>,
+    range: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens the weights in a component's folder: `diffusion_pytorch_model.safetensors`, `model.safetensors`, or one
+    /// of these sharded with an `….safetensors.index.json`.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if there are none, or a file is truncated, corrupt or at odds with its index.
+    pub fn open_folder(folder: &Path) -> Result<Self> {
+        for stem in STEMS {
+            let whole = folder.join(format!("{stem}.safetensors"));
+            if whole.is_file() {
+                return Self::open_files(folder, &[whole]);
+            }
+            let index = folder.join(format!("{stem}.safetensors.index.json"));
+            if index.is_file() {
+                return Self::open_sharded(folder, &index);
+            }
+        }
+        let expected = STEMS.map(|stem| format!("{stem}.safetensors")).join(" or ");
+        Err(bad_input!(
+            "{} holds no weights: {expected} (whole, or sharded with an index) must be there",
+            folder.display()
+        ))
+    }
+
+    /// Opens a list of files as one checkpoint; `origin` is what messages call it.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if a file is truncated or corrupt, or two hold a tensor of the same name.
+    pub fn open_files(origin: &Path, paths: &[PathBuf]) -> Result<Self> {
+        let mut checkpoint = Self { origin: origin.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
+        for path in paths {
+            checkpoint.add_file(path)?;
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read_to_string(index).or_bad_input(|| format!("cannot read {}", index.display()))?;
+        let Index { weight_map } = serde_json::from_str(&text).or_bad_input(|| {
+            format!("{} is not an index of shards: a JSON object with a weight_map is needed", index.display())
+        })?;
+        let shards: BTreeSet<&String> = weight_map.values().collect();
+        // An index names files beside it; anything else would let a downloaded model read where it should not.
+        let is_plain = |name: &str| Path::new(name).file_name().is_some_and(|file_name| file_name == name);
+        if let Some(shard) = shards.iter().find(|shard| !is_plain(shard)) {
+            return Err(bad_input!("{}: shard {shard:?} is not a plain file name", index.display()));
+        }
+        let paths: Vec<PathBuf> = shards.iter().map(|shard| folder.join(shard)).collect();
+        if let Some(missing) = paths.iter().find(|path| !path.is_file()) {
+            return Err(bad_input!("{} names {}, which is not there", index.display(), missing.display()));
+        }
+        let checkpoint = Self::open_files(folder, &paths)?;
+        let absent: Vec<&str> =
+            weight_map.keys().filter(|name| !checkpoint.tensors.contains_key(*name)).map(String::as_str).collect();
+        if !absent.is_empty() {
+            return Err(bad_input!("{} lists tensors that no shard holds: {}", index.display(), absent.join(", ")));
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let corrupt =
+            |error: String| bad_input!("{} is not a sound safetensors file ({error}); fetch it again", path.display());
+        let cannot_read = || format!("cannot read {}", path.display());
+        let file = File::open(path).or_bad_input(cannot_read)?;
+        if file.metadata().or_bad_input(cannot_read)?.len() == 0 {
+            return Err(corrupt("it is empty".into()));
+        }
+        // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile could end this one with
+        // a bus error, as with every memory-mapped reader; copying gigabytes first would be the alternative.
+        #[allow(unsafe_code)]
+        let mmap = unsafe { Mmap::map(&file) }.or_bad_input(cannot_read)?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&mmap).map_err(|error| corrupt(error.to_string()))?;
+        let start = header_len + size_of::<u64>();
+        let file_index = self.files.len();
+        for (name, info) in metadata.tensors() {
+            let shape = info.shape.iter().map(|&size| i64::try_from(size)).collect::<Result<_, _>>();
+            let shape = shape.map_err(|_| corrupt(format!("tensor {name} is too large")))?;
+            let (from, to) = info.data_offsets;
+            let entry = Entry { file: file_index, dtype: info.dtype, shape, range: start + from..start + to };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                return Err(bad_input!("{}: tensor {name} is in two shards", self.origin));
+            }
+        }
+        self.files.push(mmap);
+        Ok(())
+    }
+
+    /// Builds a module from the tensors whose names start with `prefix` (empty, or ending in a dot).
+    ///
+    /// `build` runs twice: once against names, shapes and types alone, so that everything that is wrong goes into one
+    /// message, and then to read.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] that names every missing, unexpected, wrongly shaped and wrongly typed tensor, and
+    /// the errors of `build`.
+    pub fn build<M>(
+        &self,
+        prefix: &str,
+        kind: Kind,
+        device: Device,
+        build: impl Fn(&Weights) -> Result<M>,
+    ) -> Result<M> {
+        let report = RefCell::new(Report::default());
+        let reading = Weights { checkpoint: self, prefix: prefix.into(), kind, device, check: None };
+        build(&Weights { check: Some(&report), ..reading.clone() })?;
+        self.judge(prefix, report.into_inner())?;
+        build(&reading)
+    }
+
+    fn judge(&self, prefix: &str, mut report: Report) -> Result<()> {
+        let unexpected = |name: &&String| {
+            // Old transformers saved these constants; they carry nothing.
+            name.starts_with(prefix) && !report.seen.contains(*name) && !name.ends_with("position_ids")
+        };
+        report.unexpected = self.tensors.keys().filter(unexpected).cloned().collect();
+        match report.line() {
+            Some(line) => Err(bad_input!("{} does not fit its configuration: {line}", self.origin)),
+            None => Ok(()),
+        }
+    }
+
+    /// The names of the tensors that hold a NaN or an infinity. Reads everything: meant for telling why a result is
+    /// not finite.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn non_finite_tensors(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for (name, entry) in &self.tensors {
+            let Some(kind) = float_kind(entry.dtype) else { continue };
+            let tensor = Tensor::f_from_data_size(self.bytes(entry), &entry.shape, kind)?;
+            if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                names.push(name.clone());
+            }
+        }
+        Ok(names)
+    }
+
+    /// What messages call this checkpoint.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.files[entry.file][entry.range.clone()]
+    }
+}
+
+/// What a checkpoint lacks or has too much of.
+#[derive(Debug, Default)]
+struct Report {
+    seen: BTreeSet<String>,
+    missing: Vec<String>,
+    unexpected: Vec<String>,
+    wrong: Vec<String>,
+}
+
+impl Report {
+    fn line(&self) -> Option<String> {
+        let groups = [("missing", &self.missing), ("unexpected", &self.unexpected), ("wrong", &self.wrong)];
+        let parts: Vec<String> = groups
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(what, names)| format!("{} {what} ({})", names.len(), names.join(", ")))
+            .collect();
+        (!parts.is_empty()).then(|| format!("tensors {}", parts.join("; ")))
+    }
+}
+
+/// A view of a checkpoint from one module: names are relative to the module's place.
+#[derive(Debug, Clone)]
+pub struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+    kind: Kind,
+    device: Device,
+    /// Set in the first of the two passes of [`Checkpoint::build`], which checks and does not read.
+    check: Option<&'a RefCell<Report>>,
+}
+
+impl Weights<'_> {
+    /// The view from the module `name` inside this one.
+    pub fn sub(&self, name: &str) -> Self {
+        Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
+    }
+
+    /// Reads the tensor `name`, which must have the given shape, in the kind and on the device of this view.
+    ///
+    /// # Errors
+    /// If memory runs out. What does not fit is an error of [`Checkpoint::build`].
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let name = format!("{}{name}", self.prefix);
+        if let Some(report) = self.check {
+            self.check_tensor(&mut report.borrow_mut(), name, shape);
+            return Ok(Tensor::new());
+        }
+        let entry = self.checkpoint.tensors.get(&name);
+        let entry = entry.ok_or_else(|| bad_input!("{}: tensor {name} is missing", self.checkpoint.origin))?;
+        let kind = float_kind(entry.dtype);
+        let kind = kind.ok_or_else(|| bad_input!("{}: tensor {name} has no float type", self.checkpoint.origin))?;
+        let tensor = Tensor::f_from_data_size(self.checkpoint.bytes(entry), shape, kind)?;
+        Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
+    }
+
+    fn check_tensor(&self, report: &mut Report, name: String, shape: &[i64]) {
+        match self.checkpoint.tensors.get(&name) {
+            None => report.missing.push(name.clone()),
+            Some(entry) if entry.shape != shape => {
+                report.wrong.push(format!("{name} is {:?} and should be {shape:?}", entry.shape));
+            }
+            Some(entry) if float_kind(entry.dtype).is_none() => {
+                report.wrong.push(format!("{name} has type {:?}, not F32, F16, BF16 or F64", entry.dtype));
+            }
+            Some(_) => {}
+        }
+        report.seen.insert(name);
+    }
+}
+
+fn float_kind(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::F32 => Some(Kind::Float),
+        Dtype::F16 => Some(Kind::Half),
+        Dtype::BF16 => Some(Kind::BFloat16),
+        Dtype::F64 => Some(Kind::Double),
+        _ => None,
+    }
+}

@@ -1,0 +1,139 @@
+//! Loads the components of a pipeline and checks that they fit each other.
+
+use super::{Pipeline, to_rows};
+use crate::bad_input;
+use crate::diffusion::unclip::UnclipConfig;
+use crate::hub::layout::Layout;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::config::{self, Config};
+use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
+use crate::model::prior::{PriorConfig, PriorTransformer};
+use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::tokenizer::Tokenizer;
+use anyhow::Result;
+use ndarray::Array1;
+use std::path::Path;
+use tch::{Device, Kind};
+
+/// Where and in which type the networks compute.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// The device that holds the weights.
+    pub device: Device,
+    /// The type of weights and activations. diffusers loads every checkpoint in float32 unless told otherwise.
+    pub kind: Kind,
+}
+
+impl Pipeline {
+    /// Loads a model from its folder. `on_component` hears the name of each component before it is loaded.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if a component is missing, broken, unsupported, or does not fit the others.
+    pub fn load(folder: &Path, options: LoadOptions, on_component: &mut dyn FnMut(&str)) -> Result<Self> {
+        let layout = Layout::find(folder)?;
+        // What is small comes first, so that what does not fit is found before gigabytes are read.
+        let scheduler: UnclipConfig = config::read(&layout.scheduler.join("scheduler_config.json"))?;
+        let prior_config: PriorConfig = config::read(&layout.prior.join("config.json"))?;
+        let text_config: TextEncoderConfig = config::read(&layout.text_encoder.join("config.json"))?;
+        on_component("tokenizer");
+        let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
+        check_fit(&layout, &tokenizer, &text_config, &prior_config, &scheduler)?;
+        on_component("text encoder");
+        let text_encoder = load_module(&layout.text_encoder, &text_config, options, TextEncoder::load)?;
+        on_component("prior");
+        let prior = load_module(&layout.prior, &prior_config, options, PriorTransformer::load)?;
+        Ok(Self { tokenizer, text_encoder, prior, scheduler, layout, options })
+    }
+
+    /// The image embedding of a black image, which decoders take as the negative embedding when there is no negative
+    /// prompt; `None` if the model comes without an image encoder.
+    ///
+    /// The image encoder is read for this alone and freed again.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn zero_embed(&self) -> Result<Option<Array1<f32>>> {
+        let Some(folder) = &self.layout.image_encoder else { return Ok(None) };
+        let config: ImageEncoderConfig = config::read(&folder.join("config.json"))?;
+        let encoder = load_module(folder, &config, self.options, ImageEncoder::load)?;
+        let embed = to_rows(&encoder.zero_embed()?)?;
+        Ok(Some(embed.row(0).to_owned()))
+    }
+
+    /// The folder that the model was loaded from.
+    pub fn folder(&self) -> &Path {
+        &self.layout.folder
+    }
+}
+
+fn load_module<C, M>(
+    folder: &Path,
+    config: &C,
+    options: LoadOptions,
+    load: impl Fn(&crate::model::checkpoint::Weights, &C) -> Result<M>,
+) -> Result<M>
+where
+    C: Config,
+{
+    let checkpoint = Checkpoint::open_folder(folder)?;
+    checkpoint.build("", options.kind, options.device, |weights| load(weights, config))
+}
+
+/// The tensors of the model that are not finite, by component.
+///
+/// # Errors
+/// If a checkpoint cannot be opened again.
+pub(super) fn non_finite_tensors(layout: &Layout) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for folder in [&layout.text_encoder, &layout.prior] {
+        let component = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let found = Checkpoint::open_folder(folder)?.non_finite_tensors()?;
+        names.extend(found.into_iter().map(|name| format!("{component}/{name}")));
+    }
+    Ok(names)
+}
+
+/// Checks the sizes at which components meet.
+fn check_fit(
+    layout: &Layout,
+    tokenizer: &Tokenizer,
+    text: &TextEncoderConfig,
+    prior: &PriorConfig,
+    scheduler: &UnclipConfig,
+) -> Result<()> {
+    let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
+    // The text states, the text embedding, the timestep, x_t and the query.
+    let sequence_len = tokenizer.max_length() as i64 + 4;
+    let equal = [
+        ("the tokenizer's model_max_length + 4", sequence_len, "the prior's positions", prior.positions()),
+        ("the text encoder's hidden_size", text.hidden_size, "the width of the prior's text states", state_dim),
+        (
+            "the text encoder's projection_dim",
+            text.projection_dim,
+            "the prior's embedding_proj_dim",
+            prior.embedding_proj_dim(),
+        ),
+        ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
+    ];
+    let folder = layout.folder.display();
+    if prior.added_emb_type.is_none() {
+        return Err(bad_input!(
+            "{folder}: the prior has no query token (added_emb_type is null), so it gives no CLIP embedding"
+        ));
+    }
+    if let Some((left, left_value, right, right_value)) = equal.into_iter().find(|(_, left, _, right)| left != right) {
+        return Err(bad_input!("{folder}: {left} ({left_value}) and {right} ({right_value}) must be equal"));
+    }
+    if tokenizer.max_length() as i64 > text.max_position_embeddings {
+        let (most, length) = (text.max_position_embeddings, tokenizer.max_length());
+        return Err(bad_input!(
+            "{folder}: the tokenizer gives {length} tokens and the text encoder takes at most {most}"
+        ));
+    }
+    if scheduler.variance_type == "learned_range" {
+        return Err(bad_input!(
+            "{folder}: the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance"
+        ));
+    }
+    Ok(())
+}

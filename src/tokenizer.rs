@@ -1,0 +1,127 @@
+//! CLIP's byte-level BPE, as transformers' `CLIPTokenizer` applies it.
+//!
+//! Source: transformers 5.23 `models/clip/tokenization_clip.py` and `tokenization_utils_tokenizers.py`. From any form of
+//! a saved tokenizer, transformers takes the vocabulary, the merges and the special tokens, and builds CLIP's own
+//! normalizer and pre-tokenizer around them; so does this.
+
+mod files;
+
+use crate::bad_input;
+use crate::error::OrBadInput;
+use anyhow::{Result, anyhow};
+use files::TokenizerFiles;
+use std::path::Path;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::roberta::RobertaProcessing;
+use tokenizers::{SplitDelimiterBehavior, Tokenizer as Backend};
+
+/// Marks the end of a word in the vocabulary.
+const END_OF_WORD: &str = "</w>";
+
+/// What a word is to CLIP (openai/CLIP `simple_tokenizer.py`).
+const WORD_PATTERN: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// Turns prompts into token ids.
+#[derive(Debug)]
+pub struct Tokenizer {
+    backend: Backend,
+    max_length: usize,
+    pad_id: i64,
+}
+
+/// A prompt as token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// Start, text, end and padding: exactly [`Tokenizer::max_length`] ids.
+    pub ids: Vec<i64>,
+    /// How many of the ids are not padding; the attention mask is that many ones, then zeros.
+    pub len: usize,
+    /// The part of the prompt that did not fit, if any, as its tokens read.
+    pub removed: Option<String>,
+}
+
+impl Tokenizer {
+    /// Reads a tokenizer's folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, with `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json` where they are there.
+    ///
+    /// `default_max_length` is used where the folder does not say `model_max_length`.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if files are missing, broken or of another kind of tokenizer.
+    pub fn open(folder: &Path, default_max_length: usize) -> Result<Self> {
+        let files = TokenizerFiles::read(folder)?;
+        let broken = || format!("{} does not hold a sound CLIP tokenizer", folder.display());
+        let mut backend = build_backend(&files).or_bad_input(broken)?;
+        backend.add_tokens(files.added_tokens()).map_err(|error| anyhow!(error)).or_bad_input(broken)?;
+        let id = |content: &str| {
+            let id = backend.token_to_id(content);
+            id.ok_or_else(|| bad_input!("{}: token {content:?} is not in the vocabulary", folder.display()))
+        };
+        let (bos, eos, pad) = (files.bos_token(), files.eos_token(), files.pad_token());
+        let (bos_id, eos_id, pad_id) = (id(bos)?, id(eos)?, id(pad)?);
+        let post_processor = RobertaProcessing::new((eos.into(), eos_id), (bos.into(), bos_id));
+        backend.with_post_processor(Some(post_processor.trim_offsets(false).add_prefix_space(false)));
+        let max_length = files.max_length().unwrap_or(default_max_length);
+        if max_length < 2 {
+            let folder = folder.display();
+            return Err(bad_input!("{folder}: model_max_length is {max_length}, start and end of text need 2"));
+        }
+        Ok(Self { backend, max_length, pad_id: i64::from(pad_id) })
+    }
+
+    /// The number of ids in every [`Encoding`].
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// Encodes a prompt, cut off at [`Tokenizer::max_length`] and padded to it.
+    ///
+    /// # Errors
+    /// If the backend fails, which it does for no text that is known.
+    pub fn encode(&self, prompt: &str) -> Result<Encoding> {
+        let encoding = self.backend.encode_fast(prompt, true).map_err(|error| anyhow!(error))?;
+        let all: &[u32] = encoding.get_ids();
+        let mut ids: Vec<i64> = all.iter().take(self.max_length).map(|&id| i64::from(id)).collect();
+        let len = ids.len();
+        let mut removed = None;
+        if let ([.., last], true) = (all, all.len() > self.max_length) {
+            // The end of text stays where the prompt is cut off.
+            ids[self.max_length - 1] = i64::from(*last);
+            removed = Some(self.decode(&all[self.max_length - 1..all.len() - 1])?);
+        }
+        ids.resize(self.max_length, self.pad_id);
+        Ok(Encoding { ids, len, removed })
+    }
+
+    /// Ids as text.
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.backend.decode(ids, false).map_err(|error| anyhow!(error))?;
+        Ok(text.replace(END_OF_WORD, " ").trim().to_string())
+    }
+}
+
+fn build_backend(files: &TokenizerFiles) -> Result<Backend> {
+    let bpe = BPE::builder()
+        .vocab_and_merges(files.vocab().clone(), files.merges().to_vec())
+        .continuing_subword_prefix(String::new())
+        .end_of_word_suffix(END_OF_WORD.into())
+        .unk_token(files.unk_token().into())
+        .fuse_unk(false)
+        .build()
+        .map_err(|error| anyhow!(error))?;
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(|error| anyhow!(error))?;
+    let pattern = SplitPattern::Regex(WORD_PATTERN.into());
+    let words = Split::new(pattern, SplitDelimiterBehavior::Removed, true).map_err(|error| anyhow!(error))?;
+    let bytes = ByteLevel::default().add_prefix_space(false);
+    let mut backend = Backend::new(bpe);
+    let normalizer = Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]);
+    backend.with_normalizer(Some(normalizer)).map_err(|error| anyhow!(error))?;
+    backend.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+    backend.with_decoder(Some(ByteLevel::default()));
+    Ok(backend)
+}
