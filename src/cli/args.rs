@@ -7,7 +7,7 @@ use tch::{Cuda, Device, Kind};
 
 /// Turns text into CLIP image embeddings with a diffusion prior.
 #[derive(Debug, Parser)]
-#[command(name = "prior-embed", version, max_term_width = 110)]
+#[command(name = "prior-embed", version, max_term_width = 110, args_override_self = true)]
 pub struct Args {
     /// A prompt; may be repeated
     #[arg(short, long, value_name = "TEXT")]
@@ -21,8 +21,8 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
 
-    /// Output format, if the file's extension does not tell
-    #[arg(long, value_name = "NAME")]
+    /// Output format, npy or npz, if the file's extension does not tell
+    #[arg(long, value_name = "NAME", hide_possible_values = true)]
     pub format: Option<Format>,
 
     /// The model: a folder in diffusers' layout
@@ -55,16 +55,16 @@ pub struct Args {
           value_parser = at_least_one("a number of samples"))]
     pub samples_per_prompt: usize,
 
-    /// Scheduler; `auto` is what the model ships
-    #[arg(long, value_name = "NAME", default_value = "auto")]
+    /// Scheduler: auto (what the model ships) or unclip
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub scheduler: SchedulerName,
 
     /// Where to compute: auto, cpu, cuda, cuda:I or mps
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub device: DeviceName,
 
-    /// Type to compute in; `auto` keeps diffusers' numbers
-    #[arg(long, value_name = "NAME", default_value = "auto")]
+    /// Type to compute in: f32, bf16, f16, or auto, which keeps diffusers' numbers
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub dtype: Dtype,
 
     /// Number of CPU threads; all cores if not given

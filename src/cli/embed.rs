@@ -75,9 +75,7 @@ pub fn run(args: Args, screen: &Screen) -> Result<()> {
 }
 
 fn load(args: &Args, screen: &Screen) -> Result<Pipeline> {
-    if let Some(threads) = args.threads {
-        tch::set_num_threads(threads as i32);
-    }
+    set_threads(args.threads);
     let options = LoadOptions { device: args.device.device()?, kind: args.dtype.kind() };
     let folder = hub::resolve(&args.model)?;
     let spinner = screen.spinner();
@@ -85,6 +83,16 @@ fn load(args: &Args, screen: &Screen) -> Result<Pipeline> {
         Pipeline::load(&folder, options, &mut |component| spinner.set_message(format!("loading {component}")));
     spinner.finish_and_clear();
     pipeline
+}
+
+/// More threads than cores wait for each other, and a great many cannot be started at all.
+fn set_threads(wanted: Option<usize>) {
+    let Some(wanted) = wanted else { return };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if wanted > cores {
+        log::warn!("--threads {wanted} is more than the {cores} cores of this machine; using {cores}");
+    }
+    tch::set_num_threads(wanted.min(cores) as i32);
 }
 
 impl Job {

@@ -16,6 +16,9 @@ use tch::{Device, Kind, Tensor};
 /// Stems of weight files, as diffusers (first) and transformers write them.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
+/// Infixes of the variants that the hub holds beside or in place of the plain files; the plain one comes first.
+const VARIANTS: [&str; 3] = ["", ".fp16", ".bf16"];
+
 /// The tensors of one component, in one or several memory-mapped files.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -35,27 +38,32 @@ struct Entry {
 }
 
 impl Checkpoint {
-    /// Opens the weights in a component's folder: `diffusion_pytorch_model.safetensors`, `model.safetensors`, or one
-    /// of these sharded with an `….safetensors.index.json`.
+    /// Opens the weights in a component's folder: `diffusion_pytorch_model.safetensors`, `model.safetensors`, one of
+    /// these sharded with an index, or, where no plain file is there, a variant such as `model.fp16.safetensors`.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if there are none, or a file is truncated, corrupt or at odds with its index.
     pub fn open_folder(folder: &Path) -> Result<Self> {
-        for stem in STEMS {
-            let whole = folder.join(format!("{stem}.safetensors"));
-            if whole.is_file() {
-                return Self::open_files(folder, &[whole]);
-            }
-            let index = folder.join(format!("{stem}.safetensors.index.json"));
-            if index.is_file() {
-                return Self::open_sharded(folder, &index);
+        for variant in VARIANTS {
+            for stem in STEMS {
+                let whole = folder.join(format!("{stem}{variant}.safetensors"));
+                if whole.is_file() {
+                    return Self::open_files(folder, &[whole]);
+                }
+                // Both libraries have put the variant at either end over the years.
+                let names = [
+                    format!("{stem}.safetensors.index{variant}.json"),
+                    format!("{stem}{variant}.safetensors.index.json"),
+                ];
+                if let Some(index) = names.iter().map(|name| folder.join(name)).find(|index| index.is_file()) {
+                    return Self::open_sharded(folder, &index);
+                }
             }
         }
         let expected = STEMS.map(|stem| format!("{stem}.safetensors")).join(" or ");
-        Err(bad_input!(
-            "{} holds no weights: {expected} (whole, or sharded with an index) must be there",
-            folder.display()
-        ))
+        let found = if has_pickles(folder) { "only pickles (.bin), which are not read" } else { "none" };
+        let folder = folder.display();
+        Err(bad_input!("{folder} must hold weights as {expected}, whole or sharded with an index; it has {found}"))
     }
 
     /// Opens a list of files as one checkpoint; `origin` is what messages call it.
@@ -256,6 +264,13 @@ impl Weights<'_> {
         }
         report.seen.insert(name);
     }
+}
+
+fn has_pickles(folder: &Path) -> bool {
+    let is_pickle = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|extension| extension == "bin"))
+    };
+    folder.read_dir().is_ok_and(|mut entries| entries.any(is_pickle))
 }
 
 fn float_kind(dtype: Dtype) -> Option<Kind> {

@@ -43,6 +43,10 @@ pub fn read<C: Config>(path: &Path) -> Result<C> {
 /// # Errors
 /// As [`read`].
 pub fn parse<C: Config>(text: &str, origin: &str) -> Result<C> {
+    // serde would take an array for the fields in their order.
+    if !text.trim_start().starts_with('{') {
+        return Err(bad_input!("{origin} is not a JSON object"));
+    }
     let mut unknown = Vec::new();
     let mut note_unknown = |path: serde_ignored::Path| unknown.push(path.to_string());
     let mut json = serde_json::Deserializer::from_str(text);

@@ -120,15 +120,15 @@ impl Config for PriorConfig {
             ("attention_head_dim", self.attention_head_dim),
             ("num_attention_heads * attention_head_dim", self.inner_dim()),
             ("embedding_dim", self.embedding_dim),
-            ("num_embeddings", self.num_embeddings),
             ("num_embeddings + additional_embeddings", self.positions()),
             ("time_embed_dim", self.time_embed_dim()),
             ("embedding_proj_dim", self.embedding_proj_dim()),
             ("clip_embed_dim", self.clip_embed_dim()),
         ])?;
         check_layers("num_layers", self.num_layers)?;
-        if self.additional_embeddings < 0 {
-            return Err(bad_input!("additional_embeddings is {}, it cannot be negative", self.additional_embeddings));
+        let counts = [("num_embeddings", self.num_embeddings), ("additional_embeddings", self.additional_embeddings)];
+        if let Some((key, count)) = counts.into_iter().find(|(_, count)| *count < 0) {
+            return Err(bad_input!("{key} is {count}, it cannot be negative"));
         }
         check_choice("norm_in_type", &self.norm_in_type, "layer")?;
         check_choice("embedding_proj_norm_type", &self.embedding_proj_norm_type, "layer")?;

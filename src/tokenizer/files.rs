@@ -208,13 +208,18 @@ impl TokenizerFiles {
             // This is the newest form and replaces the older ones.
             self.added = parse_decoder(decoder, &place("tokenizer_config.json"))?;
         } else {
-            if let Some(map) = read_json::<Map<String, Value>>(folder, "special_tokens_map.json")? {
-                self.read_roles(&map, true, &place("special_tokens_map.json"))?;
-            }
+            let mut map: Map<String, Value> = read_json(folder, "special_tokens_map.json")?.unwrap_or_default();
+            // transformers hears of this key too late to make the tokens in added_tokens.json special by it, and not at
+            // all if there are extra tokens by then.
+            let late: Map<String, Value> = map.remove_entry("additional_special_tokens").into_iter().collect();
+            self.read_roles(&map, true, &place("special_tokens_map.json"))?;
             let added: BTreeMap<String, u32> = read_json(folder, "added_tokens.json")?.unwrap_or_default();
             for (content, id) in added {
                 let special = self.roles.values().chain(&self.extra).any(|token| token.content() == content);
                 self.added.entry(id).or_insert_with(|| AddedToken::from(content, special));
+            }
+            if self.extra.is_empty() {
+                self.read_roles(&late, true, &place("special_tokens_map.json"))?;
             }
         }
         // A token with an id brings its own matching rules to its role.

@@ -1,0 +1,28 @@
+"""Writes tests/fixtures: the values that diffusers and transformers give, for the tests to compare with.
+
+Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the same machine gives the same bytes.
+"""
+
+import sys
+
+from fixtures import models, pipelines, scheduling, tokenizers
+from fixtures.common import set_up
+
+GROUPS = {
+    "models": models.write_all,
+    "schedulers": scheduling.write_all,
+    "pipelines": pipelines.write_all,
+    "tokenizers": tokenizers.write_all,
+}
+
+
+def main():
+    """Writes the groups named on the command line, or all."""
+    set_up()
+    for name in sys.argv[1:] or GROUPS:
+        print(f"{name} …", file=sys.stderr)
+        GROUPS[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+//! A temporary folder with a small model, and the binary run in it.
+
+use assert_cmd::Command;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use tempfile::TempDir;
+
+/// A small model with everything in it: `tests/fixtures/pipelines/kandinsky22`.
+pub fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22")
+}
+
+/// A folder to write in, and a copy of the model to break.
+pub struct Workplace {
+    pub folder: TempDir,
+}
+
+impl Workplace {
+    pub fn new() -> Self {
+        Self { folder: TempDir::new().unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A copy of the model, at `model` in the workplace.
+    pub fn copy_model(&self) -> PathBuf {
+        let target = self.path("model");
+        copy_folder(&model(), &target);
+        target
+    }
+
+    /// The binary, with the workplace as its current folder and no options yet.
+    pub fn bare(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prior-embed"));
+        command.current_dir(self.folder.path()).env_remove("RUST_BACKTRACE");
+        command
+    }
+
+    /// The binary with the small model and few steps.
+    pub fn command(&self) -> Command {
+        let mut command = self.bare();
+        command.arg("--model").arg(model()).args(["--steps", "3"]);
+        command
+    }
+
+    /// The names in the workplace, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let entries = self.folder.path().read_dir().unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Asserts that the run failed with `code`, one line that contains all of `words`, and no new file.
+pub fn assert_refused(workplace: &Workplace, command: &mut Command, code: i32, words: &[&str]) {
+    let before = workplace.names();
+    let output = command.output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert_eq!(message.lines().count(), 1, "not one line: {message}");
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not in: {message}");
+    }
+    assert!(output.stdout.is_empty(), "something is on standard output");
+    assert_eq!(workplace.names(), before, "files were left behind");
+}
+
+/// Asserts that the run succeeded, and gives what it printed on standard error.
+pub fn assert_done(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{message}");
+    message
+}

@@ -1,0 +1,8 @@
+//! Runs the real binary, as a user does.
+
+// In a test, a panic is how a failure is told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_input;
+mod common;
+mod output;

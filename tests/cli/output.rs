@@ -1,0 +1,142 @@
+//! What ends up in files and on standard output.
+
+use crate::common::{Workplace, assert_done, stderr};
+use ndarray::Array2;
+use ndarray_npy::{NpzReader, ReadNpyExt};
+use std::fs;
+use std::io::{Cursor, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command as Process, Stdio};
+
+fn read_npy(bytes: &[u8]) -> Array2<f32> {
+    Array2::read_npy(bytes).unwrap()
+}
+
+fn read_npz(bytes: Vec<u8>, name: &str) -> Array2<f32> {
+    NpzReader::new(Cursor::new(bytes)).unwrap().by_name(name).unwrap()
+}
+
+#[test]
+fn rows_are_prompts_times_samples() {
+    let place = Workplace::new();
+    let options = ["-p", "a red apple", "-p", "two cats", "--samples-per-prompt", "2", "--seed", "5"];
+    assert_done(place.command().args(options).args(["--out", "all.npy"]));
+    let all = read_npy(&fs::read(place.path("all.npy")).unwrap());
+    assert_eq!(all.nrows(), 4);
+    // The third row is the second prompt's first sample; alone, it has its seed.
+    assert_done(place.command().args(["-p", "two cats", "--seed", "7", "--out", "one.npy"]));
+    let one = read_npy(&fs::read(place.path("one.npy")).unwrap());
+    let largest = all.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    for (left, right) in all.row(2).iter().zip(one.row(0)) {
+        assert!((left - right).abs() < 1e-5 * largest);
+    }
+    assert_ne!(all.row(0), all.row(1), "samples of a prompt differ");
+}
+
+#[test]
+fn prompts_come_from_options_then_from_a_file_or_standard_input() {
+    let place = Workplace::new();
+    fs::write(place.path("captions.txt"), "\u{feff}two cats\r\n\r\na dog").unwrap();
+    assert_done(place.command().args(["-p", "a red apple", "-f", "captions.txt", "--out", "file.npy"]));
+    let file = fs::read(place.path("file.npy")).unwrap();
+    assert_eq!(read_npy(&file).nrows(), 3);
+    let mut command = place.command();
+    command.args(["-p", "a red apple", "-f", "-", "--out", "stdin.npy"]).write_stdin("two cats\na dog\n");
+    assert_done(&mut command);
+    assert_eq!(fs::read(place.path("stdin.npy")).unwrap(), file);
+}
+
+#[test]
+fn standard_output_carries_the_array_alone() {
+    let place = Workplace::new();
+    assert_done(place.command().args(["-p", "a red apple", "--out", "e.npy"]));
+    let output = place.command().args(["-p", "a red apple", "--out", "-"]).output().unwrap();
+    assert_eq!(output.stdout, fs::read(place.path("e.npy")).unwrap());
+    assert_eq!(stderr(&output), "", "no bars where standard error is no terminal");
+    let output = place.command().args(["-p", "a red apple", "--out", "-", "--format", "npz"]).output().unwrap();
+    assert_eq!(read_npz(output.stdout, "image_embeds").nrows(), 1);
+}
+
+#[test]
+fn npz_holds_both_embeddings() {
+    let place = Workplace::new();
+    let options = ["-p", "a red apple", "-p", "x", "-n", "blurry"];
+    assert_done(place.command().args(options).args(["--out", "e.npz"]));
+    assert_done(place.command().args(options).args(["--out", "e.npy", "--negative-out", "n.npy"]));
+    let npz = fs::read(place.path("e.npz")).unwrap();
+    assert_eq!(read_npz(npz.clone(), "image_embeds"), read_npy(&fs::read(place.path("e.npy")).unwrap()));
+    assert_eq!(read_npz(npz, "negative_image_embeds"), read_npy(&fs::read(place.path("n.npy")).unwrap()));
+    // The same file may be named twice, where one file holds both.
+    assert_done(place.command().args(options).args(["--out", "same.npz", "--negative-out", "same.npz"]));
+    assert_eq!(fs::read(place.path("same.npz")).unwrap(), fs::read(place.path("e.npz")).unwrap());
+}
+
+#[test]
+fn npz_without_a_way_to_negative_embeddings_holds_the_others() {
+    let place = Workplace::new();
+    fs::remove_dir_all(place.copy_model().join("image_encoder")).unwrap();
+    assert_done(place.bare().args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npz"]));
+    let npz = NpzReader::new(Cursor::new(fs::read(place.path("e.npz")).unwrap()));
+    assert_eq!(npz.unwrap().names().unwrap(), ["image_embeds"]);
+}
+
+#[test]
+fn a_black_image_is_the_negative_of_every_row() {
+    let place = Workplace::new();
+    assert_done(place.command().args(["-p", "a", "-p", "b", "--out", "e.npy", "--negative-out", "n.npy"]));
+    let negative = read_npy(&fs::read(place.path("n.npy")).unwrap());
+    assert_eq!(negative.nrows(), 2);
+    assert_eq!(negative.row(0), negative.row(1));
+}
+
+#[test]
+fn new_files_have_the_permissions_of_any_new_file() {
+    let place = Workplace::new();
+    fs::write(place.path("other"), "").unwrap();
+    assert_done(place.command().args(["-p", "x", "--out", "e.npy"]));
+    let mode = |name| fs::metadata(place.path(name)).unwrap().permissions().mode();
+    assert_eq!(mode("e.npy"), mode("other"));
+}
+
+#[test]
+fn a_link_is_followed() {
+    let place = Workplace::new();
+    fs::create_dir(place.path("elsewhere")).unwrap();
+    fs::write(place.path("elsewhere/e.npy"), "old").unwrap();
+    std::os::unix::fs::symlink("elsewhere/e.npy", place.path("link.npy")).unwrap();
+    assert_done(place.command().args(["-p", "x", "--out", "link.npy", "--overwrite"]));
+    assert!(fs::symlink_metadata(place.path("link.npy")).unwrap().is_symlink());
+    assert_eq!(read_npy(&fs::read(place.path("elsewhere/e.npy")).unwrap()).nrows(), 1);
+}
+
+#[test]
+fn a_reader_that_closes_early_is_a_quiet_end() {
+    let place = Workplace::new();
+    let mut child = Process::new(env!("CARGO_BIN_EXE_prior-embed"))
+        .arg("--model")
+        .arg(crate::common::model())
+        .args(["--steps", "2", "--samples-per-prompt", "4000", "--batch-size", "4000", "-p", "x", "--out", "-"])
+        .current_dir(place.folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut start = [0; 6];
+    child.stdout.take().unwrap().read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"\x93NUMPY");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let place = Workplace::new();
+    let help = place.bare().arg("--help").output().unwrap();
+    let text = String::from_utf8(help.stdout).unwrap();
+    for option in ["--prompt", "--out", "--model", "--negative-out", "--guidance-scale", "--samples-per-prompt"] {
+        assert!(text.contains(option), "{option} is not in the help");
+    }
+    assert!(help.status.success());
+    let version = place.bare().arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8(version.stdout).unwrap().trim(), concat!("prior-embed ", env!("CARGO_PKG_VERSION")));
+}

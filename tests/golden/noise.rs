@@ -1,0 +1,32 @@
+//! Seeded normals against `torch.Generator`.
+
+use crate::common::{Fixture, fixtures, relative_error};
+use prior_embed::diffusion::noise::{BatchNoise, RowNoise};
+use tch::{Device, Tensor};
+
+#[test]
+fn a_seed_gives_the_normals_of_a_python_generator() {
+    let fixture = Fixture::open(&fixtures().join("noise.safetensors"));
+    for name in fixture.names() {
+        let parts: Vec<&str> = name.split('.').collect();
+        let (seed, dim) = (parts[1].parse().unwrap(), parts[3].parse().unwrap());
+        let noise = RowNoise::draw(seed, dim, 2).unwrap();
+        let draws = Tensor::cat(&[&noise.latents, &noise.steps[0], &noise.steps[1]], 0);
+        let expected = fixture.tensor(name);
+        // Of long rows the file holds the first and the last 8 values.
+        let held = if expected.size()[1] == dim {
+            draws
+        } else {
+            Tensor::cat(&[draws.slice(1, 0, 8, 1), draws.slice(1, -8, dim, 1)], 1)
+        };
+        assert_eq!(&held, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_rows_noise_does_not_depend_on_its_batch() {
+    let batch = BatchNoise::draw(&[7, 0, 9], 24, 3, Device::Cpu).unwrap();
+    let alone = BatchNoise::draw(&[9], 24, 3, Device::Cpu).unwrap();
+    assert_eq!(relative_error(&batch.latents.narrow(0, 2, 1), &alone.latents), 0.0);
+    assert_eq!(relative_error(&batch.steps[2].narrow(0, 2, 1), &alone.steps[2]), 0.0);
+}

@@ -1,0 +1,122 @@
+//! Whole pipelines against diffusers, in every layout that a prior comes in.
+
+use crate::common::{Fixture, fixtures, relative_error};
+use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+#[derive(Deserialize)]
+struct Case {
+    prompts: Vec<String>,
+    negative_prompt: Option<String>,
+    steps: usize,
+    guidance_scale: f64,
+    seed: u64,
+    samples_per_prompt: usize,
+}
+
+const OPTIONS: LoadOptions = LoadOptions { device: Device::Cpu, kind: Kind::Float };
+
+fn embed(pipeline: &Pipeline, rows: &[Row], settings: &Settings) -> Tensor {
+    let embeds = pipeline.embed(rows, settings, &mut || {}).unwrap();
+    Tensor::from_slice(embeds.as_slice().unwrap()).reshape([rows.len() as i64, -1])
+}
+
+impl Case {
+    fn image_rows(&self) -> Vec<Row<'_>> {
+        let negative_prompt = self.negative_prompt.as_deref().unwrap_or_default();
+        let prompts = self.prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, self.samples_per_prompt));
+        prompts.zip(self.seed..).map(|(prompt, seed)| Row { prompt, negative_prompt, seed }).collect()
+    }
+
+    fn settings(&self) -> Settings {
+        Settings { steps: self.steps, guidance_scale: self.guidance_scale }
+    }
+
+    fn check(&self, pipeline: &Pipeline, expected: &Fixture, index: usize) {
+        let rows = self.image_rows();
+        let place = || format!("{} case {index}", expected.path.display());
+        if let Some(image_embeds) = expected.get(&format!("{index}.image_embeds")) {
+            let error = relative_error(&embed(pipeline, &rows, &self.settings()), image_embeds);
+            assert!(error < 1e-4, "{}: image_embeds off by {error:.1e}", place());
+        }
+        if let Some(negative) = expected.get(&format!("{index}.negative_image_embeds")) {
+            let actual = match &self.negative_prompt {
+                Some(prompt) => {
+                    let seeds = self.seed + rows.len() as u64..;
+                    let row = |seed| Row { prompt, negative_prompt: prompt, seed };
+                    let rows: Vec<Row> = seeds.take(rows.len()).map(row).collect();
+                    embed(pipeline, &rows, &self.settings())
+                }
+                None => {
+                    let zero = pipeline.zero_embed().unwrap().expect("the model has an image encoder");
+                    Tensor::from_slice(zero.as_slice().unwrap()).expand([rows.len() as i64, -1], false)
+                }
+            };
+            let error = relative_error(&actual, negative);
+            assert!(error < 1e-4, "{}: negative_image_embeds off by {error:.1e}", place());
+        }
+    }
+}
+
+#[test]
+fn every_layout_gives_the_embeddings_of_diffusers() {
+    let mut checked = 0;
+    for entry in fixtures().join("pipelines").read_dir().unwrap() {
+        let folder = entry.unwrap().path();
+        if folder.ends_with("pickle_weights") {
+            let error = Pipeline::load(&folder, OPTIONS, &mut |_| {}).unwrap_err();
+            assert!(error.to_string().contains("pickle"), "{error}");
+            continue;
+        }
+        let expected = Fixture::open(&folder.join("expected.safetensors"));
+        let cases: Vec<Case> = serde_json::from_str(expected.metadata("cases")).unwrap();
+        let pipeline = Pipeline::load(&folder, OPTIONS, &mut |_| {}).unwrap();
+        for (index, case) in cases.iter().enumerate() {
+            case.check(&pipeline, &expected, index);
+            checked += 1;
+        }
+    }
+    assert!(checked >= 20, "only {checked} cases");
+}
+
+fn kandinsky22() -> Pipeline {
+    Pipeline::load(&fixtures().join("pipelines/kandinsky22"), OPTIONS, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch_or_its_place() {
+    let pipeline = kandinsky22();
+    let settings = Settings { steps: 7, guidance_scale: 4.0 };
+    let prompts =
+        ["a red apple", "", "two cats", "a very long caption of a house by the sea", "a red apple", "x", "dog!"];
+    let rows: Vec<Row> = prompts
+        .iter()
+        .zip(40..)
+        .map(|(prompt, seed)| Row { prompt, negative_prompt: if seed % 2 == 0 { "" } else { "blurry" }, seed })
+        .collect();
+    let alone: Vec<Tensor> = rows.iter().map(|row| embed(&pipeline, &[*row], &settings)).collect();
+    let alone = Tensor::cat(&alone, 0);
+    for batch_size in [3, 7] {
+        let parts: Vec<Tensor> = rows.chunks(batch_size).map(|rows| embed(&pipeline, rows, &settings)).collect();
+        let error = relative_error(&Tensor::cat(&parts, 0), &alone);
+        assert!(error < 1e-5, "batches of {batch_size}: off by {error:.1e}");
+    }
+    let backwards: Vec<Row> = rows.iter().rev().copied().collect();
+    let error = relative_error(&embed(&pipeline, &backwards, &settings).flip([0]), &alone);
+    assert!(error < 1e-5, "backwards: off by {error:.1e}");
+}
+
+#[test]
+fn bfloat16_and_float16_come_near() {
+    let settings = Settings { steps: 10, guidance_scale: 4.0 };
+    let rows = [Row { prompt: "a red apple", negative_prompt: "", seed: 3 }];
+    let exact = embed(&kandinsky22(), &rows, &settings);
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let options = LoadOptions { device: Device::Cpu, kind };
+        let pipeline = Pipeline::load(&fixtures().join("pipelines/kandinsky22"), options, &mut |_| {}).unwrap();
+        let near = embed(&pipeline, &rows, &settings);
+        let cosine = Tensor::cosine_similarity(&near, &exact, 1, 1e-8).double_value(&[0]);
+        assert!(cosine > 0.99, "{kind:?}: cosine {cosine}");
+    }
+}

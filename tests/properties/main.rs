@@ -1,0 +1,90 @@
+//! What holds for any input: nothing panics, whatever the bytes, and encodings have their form.
+
+// In a test, a panic is how a failure is told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
+use prior_embed::model::checkpoint::Checkpoint;
+use prior_embed::model::config;
+use prior_embed::model::prior::{PriorConfig, PriorTransformer};
+use prior_embed::tokenizer::Tokenizer;
+use proptest::prelude::*;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use tch::{Device, Kind};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(|| Tokenizer::open(&fixtures().join("clip_tokenizer"), 77).unwrap())
+}
+
+/// A small checkpoint and its configuration, of which the tests break copies.
+fn checkpoint() -> &'static (Vec<u8>, PriorConfig) {
+    static CHECKPOINT: OnceLock<(Vec<u8>, PriorConfig)> = OnceLock::new();
+    CHECKPOINT.get_or_init(|| {
+        let folder = fixtures().join("pipelines/kandinsky22/prior");
+        let bytes = std::fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
+        (bytes, config::read(&folder.join("config.json")).unwrap())
+    })
+}
+
+fn load(bytes: &[u8]) -> anyhow::Result<PriorTransformer> {
+    let folder = tempfile::TempDir::new()?;
+    let path = folder.path().join("model.safetensors");
+    std::fs::write(&path, bytes)?;
+    let checkpoint_file = Checkpoint::open_files(folder.path(), &[path])?;
+    let config = &checkpoint().1;
+    checkpoint_file.build("", Kind::Float, Device::Cpu, |weights| PriorTransformer::load(weights, config))
+}
+
+proptest! {
+    #[test]
+    fn any_text_encodes_to_start_text_end_and_padding(text in any::<String>()) {
+        let encoding = tokenizer().encode(&text).unwrap();
+        prop_assert_eq!(encoding.ids.len(), 77);
+        prop_assert_eq!(encoding.ids[0], 49406);
+        prop_assert_eq!(encoding.ids[encoding.len - 1], 49407);
+        prop_assert!(encoding.ids[encoding.len..].iter().all(|&id| id == 49407));
+        prop_assert!(encoding.removed.is_none() || encoding.len == 77);
+    }
+
+    #[test]
+    fn a_checkpoint_with_a_flipped_header_loads_or_is_refused(flips in prop::collection::vec((0..4000_usize, any::<u8>()), 1..4)) {
+        let mut bytes = checkpoint().0.clone();
+        for (at, byte) in flips {
+            bytes[at] = byte;
+        }
+        let _ = load(&bytes);
+    }
+
+    #[test]
+    fn a_checkpoint_of_any_length_is_refused(cut in 0.0..0.999_f64) {
+        let bytes = &checkpoint().0;
+        let end = (bytes.len() as f64 * cut) as usize;
+        prop_assert!(load(&bytes[..end]).is_err());
+    }
+
+    #[test]
+    fn any_bytes_are_a_configuration_or_are_refused(bytes in any::<String>()) {
+        let _ = config::parse::<PriorConfig>(&bytes, "config.json");
+    }
+
+    #[test]
+    fn timesteps_fall_from_the_last_to_zero(train in 1..2000_i64, steps in 1..2000_usize) {
+        let config = UnclipConfig { num_train_timesteps: train, ..UnclipConfig::default() };
+        let mut scheduler = UnclipScheduler::new(&config).unwrap();
+        if scheduler.set_timesteps(steps).is_ok() {
+            let timesteps = scheduler.timesteps();
+            prop_assert_eq!(timesteps.len(), steps);
+            prop_assert_eq!(timesteps[0], train - 1);
+            prop_assert!(timesteps.windows(2).all(|pair| pair[0] > pair[1]));
+            prop_assert!(steps == 1 || timesteps[steps - 1] == 0);
+        } else {
+            prop_assert!(steps as i64 > train);
+        }
+    }
+}
