@@ -1,14 +1,36 @@
-//! Tells the linker where libtorch is, for good: the binary runs from anywhere without `LD_LIBRARY_PATH`.
+//! Builds the C++ kernels against libtorch, and tells the linker where libtorch is, for good: the binary runs from
+//! anywhere without `LD_LIBRARY_PATH`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+const KERNELS: &str = "src/model/kernels";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed={KERNELS}");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     // Set by torch-sys' build script; absent in its `doc-only` build.
-    let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") else { return };
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
-    if Path::new(&folder).join("libtorch_cuda.so").exists() {
+    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else { return };
+    build_kernels(&lib);
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    if lib.join("libtorch_cuda.so").exists() {
         // No symbol of it is used directly, so that the linker would leave it out, and libtorch would see no GPU.
         println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed,-ltorch_cuda,--pop-state");
     }
+}
+
+fn build_kernels(lib: &Path) {
+    let root = std::env::var_os("LIBTORCH_INCLUDE").map(PathBuf::from);
+    let root = root.or_else(|| lib.parent().map(Path::to_path_buf)).unwrap_or_default();
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .flag("-fopenmp-simd")
+        // What libtorch's headers warn of is not for us to mend.
+        .warnings(false)
+        .opt_level(3)
+        .files(["linear.cpp", "attention.cpp"].map(|file| Path::new(KERNELS).join(file)))
+        .compile("prior_embed_kernels");
 }

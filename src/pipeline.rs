@@ -4,22 +4,24 @@
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`, whose numbers these are.
 
 mod load;
+mod negative;
+mod text;
 
 pub use load::LoadOptions;
 
-use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::BatchNoise;
-use crate::diffusion::sampler::{Conditioning, sample};
+use crate::diffusion::sampler::{Condition, sample};
 use crate::diffusion::scheduler::Scheduler;
 use crate::diffusion::unclip::{UnclipConfig, UnclipScheduler};
 use crate::hub::layout::Layout;
-use crate::model::prior::PriorTransformer;
-use crate::model::text_encoder::TextEncoder;
-use crate::tokenizer::Tokenizer;
-use anyhow::{Result, anyhow};
+use crate::model::prior::{PriorConfig, PriorTransformer};
+use anyhow::{Context, Result, anyhow};
 use ndarray::Array2;
+use negative::NegativeCache;
+use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
+use text::TextStage;
 
 /// One row of the output. Nothing else than this and [`Settings`] decides its embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,105 +43,117 @@ pub struct Settings {
     pub guidance_scale: f64,
 }
 
-/// A loaded model.
+/// Hears how a run gets on.
+pub trait Observer {
+    /// A component is about to be loaded.
+    fn loading(&mut self, _component: &str) {}
+    /// A denoising step of a batch is done.
+    fn step_done(&mut self) {}
+}
+
+/// For those who do not want to hear.
+impl Observer for () {}
+
+/// Where the time of a run went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// Reading configurations, vocabulary and weights, and packing the weights.
+    pub load: Duration,
+    /// Tokenizing prompts and encoding them with CLIP.
+    pub text: Duration,
+    /// The prior: prefill and denoising.
+    pub prior: Duration,
+}
+
+/// A model. Its networks are loaded when they are first needed.
 #[derive(Debug)]
 pub struct Pipeline {
-    tokenizer: Tokenizer,
-    text_encoder: TextEncoder,
-    prior: PriorTransformer,
-    scheduler: UnclipConfig,
     layout: Layout,
     options: LoadOptions,
+    text: TextStage,
+    prior_config: PriorConfig,
+    prior: Option<PriorTransformer>,
+    scheduler: UnclipConfig,
+    negative: Option<NegativeCache>,
+    timings: Timings,
 }
 
 impl Pipeline {
-    /// The image embeddings of a batch of rows, `(rows, embedding_dim)`. `after_step` is called once a denoising step.
+    /// The image embeddings of a batch of rows, `(rows, embedding_dim)`.
+    ///
+    /// If no batch follows (`is_last`), the text encoder's memory is freed as soon as it is done.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the number of steps does not fit the model; an error if an embedding is not
-    /// finite, which names the weights that are not, or memory runs out.
-    pub fn embed(&self, rows: &[Row], settings: &Settings, after_step: &mut dyn FnMut()) -> Result<Array2<f32>> {
+    /// [`crate::error::BadInput`] if the number of steps does not fit the model, or a network's weights do not fit its
+    /// configuration; an error if an embedding is not finite, which names the weights that are not, or memory runs out.
+    pub fn embed(
+        &mut self,
+        rows: &[Row],
+        settings: &Settings,
+        is_last: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Array2<f32>> {
         let scheduler = self.scheduler(settings.steps)?;
-        let prompts: Vec<&str> = rows.iter().map(|row| row.prompt).collect();
-        let negative_prompts: Vec<&str> = rows.iter().map(|row| row.negative_prompt).collect();
-        let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
-
         let guidance = Guidance::new(settings.guidance_scale);
-        let conditional = self.encode(&prompts)?;
-        let unconditional = if guidance.is_on() { Some(self.encode(&negative_prompts)?) } else { None };
-        let embedding_dim = self.prior.config().embedding_dim;
-        let noise = BatchNoise::draw(&seeds, embedding_dim, scheduler.noisy_steps(), self.prior.device())?;
-        let conditionings = (&conditional, unconditional.as_ref());
-        let embeds = sample(&self.prior, &scheduler, guidance, conditionings, &noise, after_step)?;
+        let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
+        let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
 
+        // Text, and then the prior: with a single batch the two never share the memory.
+        self.load_text_encoder(observer)?;
+        let start = Instant::now();
+        let text = self.text.encode(&prompts)?;
+        let needs_negative = guidance.is_on() && !NegativeCache::serves(&self.negative, &negative_prompts, &scheduler);
+        let negative_text = if needs_negative { Some(self.text.encode(&negative_prompts)?) } else { None };
+        if is_last {
+            self.text.release();
+        }
+        self.timings.text += start.elapsed();
+        self.load_prior(observer)?;
+
+        let start = Instant::now();
+        let prior = self.prior.as_ref().context("the prior is not loaded")?;
+        if let Some(text) = negative_text {
+            self.negative = Some(NegativeCache::new(prior, &negative_prompts, &text, &scheduler)?);
+        }
+        let prefix = prior.prefill(&text.states, &text.lens, &text.embeds)?;
+        let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: None };
+        let negative = self.negative.as_ref().filter(|_| guidance.is_on());
+        let unconditional = negative.map(|negative| negative.condition(&negative_of_row));
+        let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
+        let noise = BatchNoise::draw(&seeds, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
+        let mut after_step = || observer.step_done();
+        let embeds = sample(prior, &scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         let embeds = to_rows(&embeds)?;
+        self.timings.prior += start.elapsed();
+
         match embeds.rows().into_iter().position(|row| row.iter().any(|value| !value.is_finite())) {
             Some(row) => Err(self.explain_non_finite(rows[row].prompt)),
             None => Ok(embeds),
         }
     }
 
-    /// A scheduler for the given number of steps.
+    /// Where the time went so far.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Checks that the model can do so many denoising steps.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the model cannot do that many.
+    /// [`crate::error::BadInput`] if it cannot.
+    pub fn check_steps(&self, steps: usize) -> Result<()> {
+        self.scheduler(steps).map(drop)
+    }
+
     fn scheduler(&self, steps: usize) -> Result<UnclipScheduler> {
         let mut scheduler = UnclipScheduler::new(&self.scheduler)?;
         scheduler.set_timesteps(steps)?;
         Ok(scheduler)
     }
 
-    /// Encodes the texts of a batch, each different one once.
-    fn encode(&self, texts: &[&str]) -> Result<Conditioning> {
-        let mut distinct: Vec<&str> = Vec::new();
-        let places = texts.iter().map(|text| match distinct.iter().position(|other| other == text) {
-            Some(place) => place as i64,
-            None => {
-                distinct.push(text);
-                distinct.len() as i64 - 1
-            }
-        });
-        let places = Tensor::f_from_slice(&places.collect::<Vec<i64>>())?.f_to_device(self.prior.device())?;
-        let (input_ids, text_mask) = self.tokenize(&distinct)?;
-        let output = self.text_encoder.forward(&input_ids)?;
-        let pick = |encoded: &Tensor| encoded.f_index_select(0, &places);
-        Ok(Conditioning {
-            text_embeds: pick(&output.text_embeds)?,
-            text_states: pick(&output.last_hidden_state)?,
-            text_mask: pick(&text_mask)?,
-        })
-    }
-
-    /// Token ids and attention mask, both `(texts, max_length)`.
-    fn tokenize(&self, texts: &[&str]) -> Result<(Tensor, Tensor)> {
-        let max_length = self.tokenizer.max_length();
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        for text in texts {
-            let encoding = self.tokenizer.encode(text)?;
-            if let Some(removed) = &encoding.removed {
-                let (text, removed) = (shorten(text), shorten(removed));
-                log::warn!("prompt {text:?} is longer than {max_length} tokens; this part was cut off: {removed:?}");
-            }
-            let vocab_size = self.text_encoder.vocab_size();
-            if let Some(id) = encoding.ids.iter().find(|&&id| id >= vocab_size) {
-                let text = shorten(text);
-                return Err(bad_input!(
-                    "prompt {text:?} has token {id}, and the text encoder knows {vocab_size} tokens"
-                ));
-            }
-            mask.extend((0..max_length).map(|place| i64::from(place < encoding.len)));
-            ids.extend(encoding.ids);
-        }
-        let tensor = |values: &[i64]| -> Result<Tensor> {
-            let shape = [texts.len() as i64, max_length as i64];
-            Ok(Tensor::f_from_slice(values)?.f_reshape(shape)?.f_to_device(self.prior.device())?)
-        };
-        Ok((tensor(&ids)?, tensor(&mask)?))
-    }
-
     fn explain_non_finite(&self, prompt: &str) -> anyhow::Error {
         let names = load::non_finite_tensors(&self.layout).unwrap_or_default();
-        let prompt = shorten(prompt);
+        let prompt = text::shorten(prompt);
         if names.is_empty() {
             return anyhow!("the embedding of {prompt:?} is not finite (NaN or infinity); try --dtype f32");
         }
@@ -150,6 +164,20 @@ impl Pipeline {
     }
 }
 
+/// The different texts in the order of their first occurrence, and which of them each is.
+fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<usize>) {
+    let mut places = std::collections::HashMap::new();
+    let mut different = Vec::new();
+    let of_each = texts.map(|text| {
+        *places.entry(text).or_insert_with(|| {
+            different.push(text);
+            different.len() - 1
+        })
+    });
+    let of_each = of_each.collect();
+    (different, of_each)
+}
+
 /// `(rows, dim)` float32 on any device to an array.
 fn to_rows(embeds: &Tensor) -> Result<Array2<f32>> {
     let (rows, dim) = embeds.size2()?;
@@ -157,13 +185,4 @@ fn to_rows(embeds: &Tensor) -> Result<Array2<f32>> {
     let len = values.len();
     embeds.f_to_kind(Kind::Float)?.f_to_device(tch::Device::Cpu)?.f_contiguous()?.f_copy_data(&mut values, len)?;
     Ok(Array2::from_shape_vec((rows as usize, dim as usize), values)?)
-}
-
-/// A text short enough for a message.
-fn shorten(text: &str) -> String {
-    const MOST: usize = 200;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}… ({} more characters)", &text[..end], text[end..].chars().count()),
-        None => text.to_string(),
-    }
 }

@@ -7,8 +7,9 @@ use crate::hub;
 use crate::io::destination::Destination;
 use crate::io::format::{Format, NamedArray};
 use crate::io::prompts;
-use crate::pipeline::{LoadOptions, Pipeline, Row, Settings};
+use crate::pipeline::{LoadOptions, Observer, Pipeline, Row, Settings};
 use anyhow::Result;
+use indicatif::ProgressBar;
 use ndarray::{Array2, Axis, concatenate};
 use std::path::{Path, PathBuf};
 
@@ -62,27 +63,22 @@ pub fn run(args: Args, screen: &Screen) -> Result<()> {
     let job = Job::new(&args)?;
     let outputs = Outputs::open(&args)?;
     let must_have_negative = args.negative_out.is_some();
-    let pipeline = load(&args, screen)?;
-    let image = job.image_embeds(&pipeline, screen)?;
-    let negative = if outputs.wants_negative() { job.negative_embeds(&pipeline, image.nrows(), screen)? } else { None };
-    if must_have_negative && negative.is_none() {
+    let mut pipeline = open(&args)?;
+    pipeline.check_steps(job.settings.steps)?;
+    if must_have_negative && job.negative_prompt.is_none() && !pipeline.has_zero_embed() {
         let folder = pipeline.folder().display();
         return Err(bad_input!(
             "--negative-out: {folder} has no image encoder to make them with; give a --negative-prompt"
         ));
     }
+    let (image, negative) = job.embed(&mut pipeline, outputs.wants_negative(), screen)?;
     write(outputs, &image, negative.as_ref())
 }
 
-fn load(args: &Args, screen: &Screen) -> Result<Pipeline> {
+fn open(args: &Args) -> Result<Pipeline> {
     set_threads(args.threads);
     let options = LoadOptions { device: args.device.device()?, kind: args.dtype.kind() };
-    let folder = hub::resolve(&args.model)?;
-    let spinner = screen.spinner();
-    let pipeline =
-        Pipeline::load(&folder, options, &mut |component| spinner.set_message(format!("loading {component}")));
-    spinner.finish_and_clear();
-    pipeline
+    Pipeline::open(&hub::resolve(&args.model)?, options)
 }
 
 /// More threads than cores wait for each other, and a great many cannot be started at all.
@@ -131,50 +127,76 @@ impl Job {
         self.prompts.len().saturating_mul(self.samples_per_prompt)
     }
 
-    fn image_embeds(&self, pipeline: &Pipeline, screen: &Screen) -> Result<Array2<f32>> {
-        self.embed(pipeline, screen, "denoising", |row| Row {
-            prompt: &self.prompts[row / self.samples_per_prompt],
-            negative_prompt: self.negative_prompt.as_deref().unwrap_or_default(),
-            seed: self.seed + row as u64,
-        })
+    /// The row of the output's index or, past the image rows, of the negative embeddings': those of the negative prompt,
+    /// one for each image row, with seeds that count on, as diffusers makes them.
+    fn row(&self, index: usize) -> Row<'_> {
+        let negative_prompt = self.negative_prompt.as_deref().unwrap_or_default();
+        let prompt = self.prompts.get(index / self.samples_per_prompt).map_or(negative_prompt, String::as_str);
+        Row { prompt, negative_prompt, seed: self.seed + index as u64 }
     }
 
-    /// The embeddings of the negative prompt, one a row as diffusers makes them, or else that of a black image, repeated;
-    /// `None` if the model cannot make one.
-    fn negative_embeds(&self, pipeline: &Pipeline, rows: usize, screen: &Screen) -> Result<Option<Array2<f32>>> {
-        let Some(negative_prompt) = &self.negative_prompt else {
-            let zero = pipeline.zero_embed()?;
-            return Ok(zero
-                .map(|zero| zero.broadcast((rows, zero.len())).map(|rows| rows.to_owned()))
-                .unwrap_or_default());
-        };
-        let embeds = self.embed(pipeline, screen, "denoising the negative prompt", |row| Row {
-            prompt: negative_prompt,
-            negative_prompt,
-            seed: self.seed + (self.len() + row) as u64,
-        });
-        embeds.map(Some)
-    }
-
-    fn embed<'a>(
+    /// The image embeddings and, if they are wanted and the model can make them, the negative ones.
+    fn embed(
         &self,
-        pipeline: &Pipeline,
+        pipeline: &mut Pipeline,
+        wants_negative: bool,
         screen: &Screen,
-        message: &'static str,
-        row: impl Fn(usize) -> Row<'a>,
-    ) -> Result<Array2<f32>> {
-        let len = self.len();
+    ) -> Result<(Array2<f32>, Option<Array2<f32>>)> {
+        let image_len = self.len();
+        let samples_negative = wants_negative && self.negative_prompt.is_some();
+        let len = if samples_negative { 2 * image_len } else { image_len };
         let batches = len.div_ceil(self.batch_size);
-        let bar = screen.steps(batches.saturating_mul(self.settings.steps) as u64).with_message(message);
+        let mut watch = Watch::new(screen, batches.saturating_mul(self.settings.steps));
         let mut parts = Vec::new();
         for start in (0..len).step_by(self.batch_size) {
             let end = len.min(start.saturating_add(self.batch_size));
-            let rows: Vec<Row> = (start..end).map(&row).collect();
-            parts.push(pipeline.embed(&rows, &self.settings, &mut || bar.inc(1))?);
+            let rows: Vec<Row> = (start..end).map(|index| self.row(index)).collect();
+            parts.push(pipeline.embed(&rows, &self.settings, end == len, &mut watch)?);
         }
-        bar.finish_and_clear();
+        watch.finish();
         let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
-        Ok(concatenate(Axis(0), &views)?)
+        let image = concatenate(Axis(0), &views)?;
+        if samples_negative {
+            let (image, negative) = image.view().split_at(Axis(0), image_len);
+            return Ok((image.to_owned(), Some(negative.to_owned())));
+        }
+        let zero = if wants_negative { pipeline.zero_embed()? } else { None };
+        let negative = zero.and_then(|zero| Some(zero.broadcast((image_len, zero.len()))?.to_owned()));
+        Ok((image, negative))
+    }
+}
+
+/// Shows what the pipeline is at: a spinner while it loads, a bar while it denoises.
+struct Watch {
+    screen: Screen,
+    spinner: Option<ProgressBar>,
+    bar: Option<ProgressBar>,
+    steps: usize,
+}
+
+impl Watch {
+    fn new(screen: &Screen, steps: usize) -> Self {
+        Self { screen: screen.clone(), spinner: None, bar: None, steps }
+    }
+
+    fn finish(&self) {
+        self.spinner.iter().chain(&self.bar).for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+impl Observer for Watch {
+    fn loading(&mut self, component: &str) {
+        let screen = &self.screen;
+        self.spinner.get_or_insert_with(|| screen.spinner()).set_message(format!("loading {component}"));
+    }
+
+    fn step_done(&mut self) {
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+        let screen = &self.screen;
+        let steps = self.steps as u64;
+        self.bar.get_or_insert_with(|| screen.steps(steps).with_message("denoising")).inc(1);
     }
 }
 

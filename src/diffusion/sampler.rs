@@ -3,35 +3,27 @@
 use super::guidance::Guidance;
 use super::noise::BatchNoise;
 use super::scheduler::Scheduler;
-use crate::model::prior::PriorTransformer;
+use crate::model::prior::{Branch, Prefix, PriorTransformer, TimestepCache};
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-/// What a batch of rows is conditioned on.
-#[derive(Debug)]
-pub struct Conditioning {
-    /// `(rows, embedding_proj_dim)`.
-    pub text_embeds: Tensor,
-    /// `(rows, num_embeddings, embedding_dim)`.
-    pub text_states: Tensor,
-    /// 1 for a text token, 0 for padding, `(rows, num_embeddings)`.
-    pub text_mask: Tensor,
+/// Timestep tokens that are run and cached at once. More do not run faster, and each takes memory in every block.
+pub const MAX_TIMESTEP_TOKENS: usize = 512;
+
+/// What the rows of a batch are conditioned on, in one branch of the guidance.
+#[derive(Debug, Clone, Copy)]
+pub struct Condition<'a> {
+    /// The prompts' caches.
+    pub prefix: &'a Prefix,
+    /// Each row's prompt, as an index into the prefix.
+    pub prompts: &'a [usize],
+    /// The caches of all timesteps, if they are there from before.
+    pub timesteps: Option<&'a TimestepCache>,
 }
 
-impl Conditioning {
-    /// These rows, then those of `other`.
-    fn followed_by(&self, other: &Self) -> Result<Self> {
-        Ok(Self {
-            text_embeds: Tensor::f_cat(&[&self.text_embeds, &other.text_embeds], 0)?,
-            text_states: Tensor::f_cat(&[&self.text_states, &other.text_states], 0)?,
-            text_mask: Tensor::f_cat(&[&self.text_mask, &other.text_mask], 0)?,
-        })
-    }
-}
-
-/// Denoises one batch of rows and gives their image embeddings, `(rows, clip_embed_dim)`, float32.
+/// Denoises a batch of rows and gives their image embeddings, `(rows, clip_embed_dim)`, float32.
 ///
-/// `conditionings` are the prompts' and, where guidance is on, what it leads away from. `after_step` is called once a
+/// `unconditional` is what guidance leads away from; it is looked at where guidance is on. `after_step` is called once a
 /// step.
 ///
 /// # Errors
@@ -40,46 +32,63 @@ pub fn sample(
     prior: &PriorTransformer,
     scheduler: &dyn Scheduler,
     guidance: Guidance,
-    conditionings: (&Conditioning, Option<&Conditioning>),
+    conditional: Condition,
+    unconditional: Option<Condition>,
     noise: &BatchNoise,
     after_step: &mut dyn FnMut(),
 ) -> Result<Tensor> {
-    let both;
-    let conditioning = match conditionings {
-        (conditional, Some(unconditional)) => {
-            both = unconditional.followed_by(conditional)?;
-            &both
-        }
-        (conditional, None) => conditional,
-    };
+    // The unconditional rows come first, as in diffusers.
+    let conditions: Vec<Condition> =
+        unconditional.filter(|_| guidance.is_on()).into_iter().chain([conditional]).collect();
+    let prompts: usize = conditions.iter().map(|condition| condition.prefix.len()).sum();
+    let chunk_len = (MAX_TIMESTEP_TOKENS / prompts).max(1);
     let mut latents = noise.latents.shallow_clone();
-    for (step, &timestep) in scheduler.timesteps().iter().enumerate() {
-        let predicted = predict(prior, guidance, conditioning, &latents, timestep)?;
-        latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
-        after_step();
+    for (chunk, timesteps) in scheduler.timesteps().chunks(chunk_len).enumerate() {
+        let first_step = chunk * chunk_len;
+        let caches = conditions.iter().map(|condition| Cache::of(prior, condition, timesteps, first_step));
+        let caches = caches.collect::<Result<Vec<Cache>>>()?;
+        for step in first_step..first_step + timesteps.len() {
+            let branches: Vec<Branch> =
+                conditions.iter().zip(&caches).map(|(condition, cache)| cache.branch(condition, step)).collect();
+            let input = Tensor::f_cat(&vec![&latents; branches.len()], 0)?.f_to_kind(prior.kind())?;
+            let predicted = guide(guidance, prior.step(&branches, &input)?.f_to_kind(Kind::Float)?)?;
+            latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
+            after_step();
+        }
     }
     Ok(prior.post_process_latents(&latents)?.f_to_kind(Kind::Float)?)
 }
 
-fn predict(
-    prior: &PriorTransformer,
-    guidance: Guidance,
-    conditioning: &Conditioning,
-    latents: &Tensor,
-    timestep: i64,
-) -> Result<Tensor> {
-    let input = if guidance.is_on() { Tensor::f_cat(&[latents, latents], 0)? } else { latents.shallow_clone() };
-    let output = prior.forward(
-        &input.f_to_kind(prior.kind())?,
-        &Tensor::f_from_slice(&[timestep])?.f_to_device(prior.device())?,
-        &conditioning.text_embeds,
-        Some(&conditioning.text_states),
-        Some(&conditioning.text_mask),
-    )?;
-    let predicted = output.predicted_image_embedding.f_to_kind(Kind::Float)?;
+/// The timesteps' cache that some steps of a condition use.
+enum Cache<'a> {
+    /// Of all steps, from before.
+    Whole(&'a TimestepCache),
+    /// Of the steps from this one on.
+    Chunk(TimestepCache, usize),
+}
+
+impl<'a> Cache<'a> {
+    fn of(prior: &PriorTransformer, condition: &Condition<'a>, timesteps: &[i64], first_step: usize) -> Result<Self> {
+        match condition.timesteps {
+            Some(whole) => Ok(Self::Whole(whole)),
+            None => Ok(Self::Chunk(prior.prefill_timesteps(condition.prefix, timesteps)?, first_step)),
+        }
+    }
+
+    fn branch<'b>(&'b self, condition: &Condition<'b>, step: usize) -> Branch<'b> {
+        let (timesteps, step) = match self {
+            Self::Whole(cache) => (*cache, step),
+            Self::Chunk(cache, first_step) => (cache, step - first_step),
+        };
+        Branch { prefix: condition.prefix, timesteps, step, prompts: condition.prompts }
+    }
+}
+
+/// Combines the two halves of a prediction where guidance is on.
+fn guide(guidance: Guidance, predicted: Tensor) -> Result<Tensor> {
     if !guidance.is_on() {
         return Ok(predicted);
     }
-    let rows = latents.size()[0];
+    let rows = predicted.size()[0] / 2;
     guidance.combine(&predicted.f_narrow(0, 0, rows)?, &predicted.f_narrow(0, rows, rows)?)
 }

@@ -4,7 +4,8 @@
 
 use super::checkpoint::Weights;
 use super::config::{check_layers, check_sizes};
-use super::layers::{Activation, LayerNorm, Linear, Mask, attention};
+use super::layers::attention::{Ranges, attend};
+use super::layers::{Activation, LayerNorm, Linear};
 use crate::bad_input;
 use anyhow::Result;
 use tch::Tensor;
@@ -74,12 +75,12 @@ impl Encoder {
         Ok(Self { layers: (0..config.num_hidden_layers).map(load).collect::<Result<_>>()? })
     }
 
-    /// `(batch, tokens, hidden_size)` to the same shape.
+    /// `(tokens, hidden_size)` to the same shape; `seen` are the tokens that each token attends to.
     ///
     /// # Errors
     /// If the shapes do not fit or memory runs out.
-    pub fn forward(&self, hidden_states: Tensor, mask: Mask) -> Result<Tensor> {
-        self.layers.iter().try_fold(hidden_states, |hidden_states, layer| layer.forward(&hidden_states, mask))
+    pub fn forward(&self, hidden_states: Tensor, seen: &Ranges) -> Result<Tensor> {
+        self.layers.iter().try_fold(hidden_states, |hidden_states, layer| layer.forward(&hidden_states, seen))
     }
 }
 
@@ -102,38 +103,40 @@ impl EncoderLayer {
         })
     }
 
-    fn forward(&self, hidden_states: &Tensor, mask: Mask) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.layer_norm1.forward(hidden_states)?, mask)?;
-        let hidden_states = hidden_states.f_add(&attended)?;
-        let fed = self.mlp.forward(&self.layer_norm2.forward(&hidden_states)?)?;
-        Ok(hidden_states.f_add(&fed)?)
+    fn forward(&self, hidden_states: &Tensor, seen: &Ranges) -> Result<Tensor> {
+        let normed = self.layer_norm1.forward(hidden_states)?;
+        let hidden_states = self.self_attn.forward(&normed, seen, hidden_states)?;
+        self.mlp.forward(&self.layer_norm2.forward(&hidden_states)?, &hidden_states)
     }
 }
 
 #[derive(Debug)]
 struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// `q_proj`, `k_proj` and `v_proj` in one product.
+    qkv_proj: Linear,
     out_proj: Linear,
+    width: i64,
     heads: i64,
 }
 
 impl Attention {
     fn load(weights: &Weights, config: &EncoderConfig) -> Result<Self> {
-        let projection = |name: &str| Linear::load(&weights.sub(name), config.hidden_size, config.hidden_size);
+        let width = config.hidden_size;
+        let parts = ["q_proj", "k_proj", "v_proj"].map(|name| weights.sub(name));
         Ok(Self {
-            q_proj: projection("q_proj")?,
-            k_proj: projection("k_proj")?,
-            v_proj: projection("v_proj")?,
-            out_proj: projection("out_proj")?,
+            qkv_proj: Linear::load_stacked(&parts, width, width)?,
+            out_proj: Linear::load(&weights.sub("out_proj"), width, width)?,
+            width,
             heads: config.num_attention_heads,
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: Mask) -> Result<Tensor> {
-        let (query, key, value) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
-        self.out_proj.forward(&attention(&query, &key, &value, self.heads, mask)?)
+    fn forward(&self, x: &Tensor, seen: &Ranges, residual: &Tensor) -> Result<Tensor> {
+        let projected = self.qkv_proj.forward(x)?;
+        let query = projected.f_narrow(1, 0, self.width)?;
+        let key_value = projected.f_narrow(1, self.width, 2 * self.width)?;
+        let attended = attend(&query, self.heads, &[seen.of(&key_value)])?;
+        self.out_proj.forward_add(&attended, residual)
     }
 }
 
@@ -153,7 +156,11 @@ impl Mlp {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let widened = match self.activation {
+            Activation::Gelu => self.fc1.forward_gelu(x)?,
+            activation => activation.forward(&self.fc1.forward(x)?)?,
+        };
+        self.fc2.forward_add(&widened, residual)
     }
 }

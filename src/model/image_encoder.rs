@@ -5,7 +5,8 @@
 use super::checkpoint::Weights;
 use super::clip::{Encoder, EncoderConfig};
 use super::config::{Config, check_sizes};
-use super::layers::{LayerNorm, Linear, Mask};
+use super::layers::attention::Ranges;
+use super::layers::{LayerNorm, Linear};
 use crate::bad_input;
 use anyhow::Result;
 use serde::Deserialize;
@@ -135,8 +136,11 @@ impl ImageEncoder {
     /// If the shapes do not fit or memory runs out.
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let hidden_states = self.pre_layrnorm.forward(&self.embed(pixel_values)?)?;
-        let hidden_states = self.encoder.forward(hidden_states, Mask::Full)?;
-        let pooled = self.post_layernorm.forward(&hidden_states.f_select(1, 0)?)?;
+        let (batch, tokens, width) = hidden_states.size3()?;
+        let seen = Ranges::full(&vec![tokens; batch as usize], hidden_states.device())?;
+        let hidden_states = self.encoder.forward(hidden_states.f_reshape([batch * tokens, width])?, &seen)?;
+        let class_states = hidden_states.f_reshape([batch, tokens, width])?.f_select(1, 0)?;
+        let pooled = self.post_layernorm.forward(&class_states)?;
         self.visual_projection.forward(&pooled)
     }
 

@@ -1,14 +1,28 @@
-//! The building blocks that the networks share. Kernels live behind [`Linear`]; the models do not know them.
+//! The building blocks that the networks share.
+//!
+//! Kernels live behind [`Linear`] and [`attention`]: the models do not know them.
+
+pub mod attention;
 
 use super::checkpoint::Weights;
+use super::kernels::{self, Epilogue};
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// `y = x Wᵀ + b` over the last dimension.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Tensor,
+    kernel: Kernel,
     bias: Option<Tensor>,
+}
+
+/// How the product is computed.
+#[derive(Debug)]
+enum Kernel {
+    /// libtorch's own, on any device: the weight `(outputs, inputs)`.
+    Plain(Tensor),
+    /// oneDNN's on the CPU: the weight in its own layout.
+    Packed(Tensor),
 }
 
 impl Linear {
@@ -17,8 +31,20 @@ impl Linear {
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, inputs: i64, outputs: i64) -> Result<Self> {
-        let bias = Some(weights.tensor("bias", &[outputs])?);
-        Ok(Self { weight: weights.tensor("weight", &[outputs, inputs])?, bias })
+        Self::load_stacked(&[weights.clone()], inputs, outputs)
+    }
+
+    /// Reads several layers of the same input as one, their outputs side by side.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub fn load_stacked(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
+        let read = |name: &str, shape: &[i64]| -> Result<Tensor> {
+            let tensors = parts.iter().map(|part| part.tensor(name, shape)).collect::<Result<Vec<_>>>()?;
+            stack(tensors)
+        };
+        let (weight, bias) = (read("weight", &[outputs, inputs])?, read("bias", &[outputs])?);
+        Ok(Self { kernel: Kernel::choose(weight)?, bias: Some(bias) })
     }
 
     /// Reads `weight` `(outputs, inputs)` alone.
@@ -26,7 +52,7 @@ impl Linear {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load_without_bias(weights: &Weights, inputs: i64, outputs: i64) -> Result<Self> {
-        Ok(Self { weight: weights.tensor("weight", &[outputs, inputs])?, bias: None })
+        Ok(Self { kernel: Kernel::choose(weights.tensor("weight", &[outputs, inputs])?)?, bias: None })
     }
 
     /// `(…, inputs)` to `(…, outputs)`.
@@ -34,7 +60,57 @@ impl Linear {
     /// # Errors
     /// If the shapes do not fit or memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+        self.run(x, Epilogue::None)
+    }
+
+    /// As [`Linear::forward`], then exact GELU.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, Epilogue::Gelu)
+    }
+
+    /// As [`Linear::forward`], plus `residual`, `(…, outputs)`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.run(x, Epilogue::Add(residual))
+    }
+
+    fn run(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+        match &self.kernel {
+            Kernel::Packed(weight) => kernels::packed_linear(x, weight, self.bias.as_ref(), epilogue),
+            Kernel::Plain(weight) => {
+                let y = x.f_linear(weight, self.bias.as_ref())?;
+                Ok(match epilogue {
+                    Epilogue::None => y,
+                    Epilogue::Gelu => y.f_gelu("none")?,
+                    Epilogue::Add(residual) => y.f_add(residual)?,
+                })
+            }
+        }
+    }
+}
+
+impl Kernel {
+    /// Packs what oneDNN has a fast kernel for.
+    fn choose(weight: Tensor) -> Result<Self> {
+        let packs = weight.defined()
+            && weight.device() == Device::Cpu
+            && matches!(weight.kind(), Kind::Float | Kind::BFloat16)
+            && kernels::has_packed_linear();
+        if packs { Ok(Self::Packed(kernels::pack_linear(&weight)?)) } else { Ok(Self::Plain(weight)) }
+    }
+}
+
+/// One after the other along the first dimension. There is nothing to stack while a checkpoint is only checked.
+fn stack(mut tensors: Vec<Tensor>) -> Result<Tensor> {
+    match tensors.len() {
+        1 => Ok(tensors.swap_remove(0)),
+        _ if tensors.iter().all(Tensor::defined) => Ok(Tensor::f_cat(&tensors, 0)?),
+        _ => Ok(Tensor::new()),
     }
 }
 
@@ -98,42 +174,4 @@ impl Activation {
             Self::Relu => x.f_relu()?,
         })
     }
-}
-
-/// What a token may attend to.
-#[derive(Debug, Clone, Copy)]
-pub enum Mask<'a> {
-    /// Every token sees every token.
-    Full,
-    /// A token sees itself and what comes before it.
-    Causal,
-    /// Added to the scores, broadcast to `(batch, heads, queries, keys)`.
-    Added(&'a Tensor),
-}
-
-/// Multi-head scaled dot-product attention.
-///
-/// `query` is `(batch, queries, heads · head_dim)`, `key` and `value` are `(batch, keys, heads · head_dim)`; the result
-/// has the shape of `query`. Scores are scaled by `1 / √head_dim`.
-///
-/// # Errors
-/// If the shapes do not fit or memory runs out.
-pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64, mask: Mask) -> Result<Tensor> {
-    let query = split_heads(query, heads)?;
-    let key = split_heads(key, heads)?;
-    let value = split_heads(value, heads)?;
-    let (added, causal) = match mask {
-        Mask::Full => (None, false),
-        Mask::Causal => (None, true),
-        Mask::Added(mask) => (Some(mask), false),
-    };
-    let scale: Option<f64> = None;
-    let output = Tensor::f_scaled_dot_product_attention(&query, &key, &value, added, 0.0, causal, scale, false)?;
-    Ok(output.f_transpose(1, 2)?.f_flatten(2, 3)?)
-}
-
-/// `(batch, tokens, heads · head_dim)` to `(batch, heads, tokens, head_dim)`.
-fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
-    let (batch, tokens, width) = x.size3()?;
-    Ok(x.f_reshape([batch, tokens, heads, width / heads])?.f_transpose(1, 2)?)
 }

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod clip;
 pub mod config;
 pub mod image_encoder;
+pub mod kernels;
 pub mod layers;
 pub mod prior;
 pub mod text_encoder;

@@ -2,148 +2,27 @@
 //!
 //! Source: diffusers 0.42 `models/transformers/prior_transformer.py`, `PriorTransformer`; section 2.2 of the unCLIP
 //! paper (arXiv 2204.06125). The sequence is `[text states | text embedding | timestep | x_t | learned query]`.
+//!
+//! [`PriorTransformer::forward`] runs all of it, as diffusers does. [`cache`] gives the same prediction with two new
+//! tokens a step.
+
+mod block;
+mod cache;
+mod config;
+mod timestep;
+
+pub use cache::{Branch, Prefix, TimestepCache};
+pub use config::PriorConfig;
 
 use super::checkpoint::Weights;
-use super::config::{Config, check_layers, check_sizes};
-use super::layers::{Activation, LayerNorm, Linear, Mask, attention};
-use crate::bad_input;
+use super::layers::{LayerNorm, Linear};
 use anyhow::{Result, bail};
-use serde::Deserialize;
+use block::TransformerBlock;
 use tch::{Device, Kind, Tensor};
+use timestep::{TimestepEmbedding, sinusoidal_embedding};
 
 /// What a masked score is lowered by: enough that its weight after softmax is exactly 0.
 const MASKED: f64 = -10000.0;
-
-/// `config.json` of a `PriorTransformer`; names and defaults as in diffusers.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-pub struct PriorConfig {
-    /// Number of attention heads.
-    pub num_attention_heads: i64,
-    /// Width of a head. Heads times head width is the width of the transformer, its inner dimension.
-    pub attention_head_dim: i64,
-    /// Number of transformer blocks.
-    pub num_layers: i64,
-    /// Width of `hidden_states` (the noisy image embedding) and of `encoder_hidden_states`.
-    pub embedding_dim: i64,
-    /// Number of text states.
-    pub num_embeddings: i64,
-    /// Number of tokens after the text states that have learned positions.
-    pub additional_embeddings: i64,
-    /// Unused at inference.
-    pub dropout: f64,
-    /// Activation between the two layers of the timestep's MLP: `silu`, `swish`, `mish`, `gelu` or `relu`.
-    pub time_embed_act_fn: String,
-    /// `layer` for a layer norm before the first block.
-    pub norm_in_type: Option<String>,
-    /// `layer` for a layer norm of `proj_embedding` before its projection.
-    pub embedding_proj_norm_type: Option<String>,
-    /// `linear` if text states are projected to the inner dimension.
-    pub encoder_hid_proj_type: Option<String>,
-    /// `prd` if a learned query ends the sequence and is what the prediction is read from.
-    pub added_emb_type: Option<String>,
-    /// Width inside the timestep's MLP; the inner dimension if not given.
-    pub time_embed_dim: Option<i64>,
-    /// Width of `proj_embedding`; `embedding_dim` if not given.
-    pub embedding_proj_dim: Option<i64>,
-    /// Width of the prediction; `embedding_dim` if not given.
-    pub clip_embed_dim: Option<i64>,
-}
-
-impl Default for PriorConfig {
-    fn default() -> Self {
-        Self {
-            num_attention_heads: 32,
-            attention_head_dim: 64,
-            num_layers: 20,
-            embedding_dim: 768,
-            num_embeddings: 77,
-            additional_embeddings: 4,
-            dropout: 0.0,
-            time_embed_act_fn: "silu".into(),
-            norm_in_type: None,
-            embedding_proj_norm_type: None,
-            encoder_hid_proj_type: Some("linear".into()),
-            added_emb_type: Some("prd".into()),
-            time_embed_dim: None,
-            embedding_proj_dim: None,
-            clip_embed_dim: None,
-        }
-    }
-}
-
-impl PriorConfig {
-    /// Width of the transformer.
-    pub fn inner_dim(&self) -> i64 {
-        self.num_attention_heads.saturating_mul(self.attention_head_dim)
-    }
-
-    /// Number of learned positions.
-    pub fn positions(&self) -> i64 {
-        self.num_embeddings.saturating_add(self.additional_embeddings)
-    }
-
-    /// Width of `proj_embedding`.
-    pub fn embedding_proj_dim(&self) -> i64 {
-        self.embedding_proj_dim.unwrap_or(self.embedding_dim)
-    }
-
-    /// Width of the prediction.
-    pub fn clip_embed_dim(&self) -> i64 {
-        self.clip_embed_dim.unwrap_or(self.embedding_dim)
-    }
-
-    fn time_embed_dim(&self) -> i64 {
-        self.time_embed_dim.unwrap_or(self.inner_dim())
-    }
-
-    fn time_embed_activation(&self) -> Result<Activation> {
-        Ok(match self.time_embed_act_fn.to_lowercase().as_str() {
-            "silu" | "swish" => Activation::Silu,
-            "mish" => Activation::Mish,
-            "gelu" => Activation::Gelu,
-            "relu" => Activation::Relu,
-            _ => {
-                let name = &self.time_embed_act_fn;
-                return Err(bad_input!("time_embed_act_fn {name:?} must be one of silu, swish, mish, gelu, relu"));
-            }
-        })
-    }
-}
-
-impl Config for PriorConfig {
-    const WARNS_OF_UNKNOWN_KEYS: bool = true;
-
-    fn validate(&self) -> Result<()> {
-        check_sizes(&[
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("num_attention_heads * attention_head_dim", self.inner_dim()),
-            ("embedding_dim", self.embedding_dim),
-            ("num_embeddings + additional_embeddings", self.positions()),
-            ("time_embed_dim", self.time_embed_dim()),
-            ("embedding_proj_dim", self.embedding_proj_dim()),
-            ("clip_embed_dim", self.clip_embed_dim()),
-        ])?;
-        check_layers("num_layers", self.num_layers)?;
-        let counts = [("num_embeddings", self.num_embeddings), ("additional_embeddings", self.additional_embeddings)];
-        if let Some((key, count)) = counts.into_iter().find(|(_, count)| *count < 0) {
-            return Err(bad_input!("{key} is {count}, it cannot be negative"));
-        }
-        check_choice("norm_in_type", &self.norm_in_type, "layer")?;
-        check_choice("embedding_proj_norm_type", &self.embedding_proj_norm_type, "layer")?;
-        check_choice("encoder_hid_proj_type", &self.encoder_hid_proj_type, "linear")?;
-        check_choice("added_emb_type", &self.added_emb_type, "prd")?;
-        self.time_embed_activation().map(drop)
-    }
-}
-
-fn check_choice(key: &str, value: &Option<String>, only: &str) -> Result<()> {
-    match value {
-        Some(value) if value != only => Err(bad_input!("{key} {value:?} must be {only:?} or null")),
-        _ => Ok(()),
-    }
-}
 
 /// What [`PriorTransformer::forward`] gives.
 #[derive(Debug)]
@@ -314,12 +193,15 @@ impl PriorTransformer {
         Ok(padding.f_reshape([batch, 1, 1, -1])?.f_add(&later)?)
     }
 
+    fn norm_in(&self, hidden_states: Tensor) -> Result<Tensor> {
+        match &self.norm_in {
+            Some(norm) => norm.forward(&hidden_states),
+            None => Ok(hidden_states),
+        }
+    }
+
     fn transform(&self, hidden_states: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let mask = mask.map_or(Mask::Full, Mask::Added);
-        let hidden_states = match &self.norm_in {
-            Some(norm) => norm.forward(&hidden_states)?,
-            None => hidden_states,
-        };
+        let hidden_states = self.norm_in(hidden_states)?;
         let mut blocks = self.transformer_blocks.iter();
         let hidden_states =
             blocks.try_fold(hidden_states, |hidden_states, block| block.forward(&hidden_states, mask))?;
@@ -335,114 +217,4 @@ fn when<T>(kind: &Option<String>, build: impl FnOnce() -> Result<T>) -> Result<O
 /// `(batch, width)` to one token a row, `(batch, 1, width)`; three dimensions stay.
 fn as_tokens(x: Tensor) -> Result<Tensor> {
     if x.dim() == 2 { Ok(x.f_unsqueeze(1)?) } else { Ok(x) }
-}
-
-/// The sinusoidal embedding of timesteps, `(timesteps)` to `(timesteps, dim)` in float32: cosines, then sines.
-///
-/// Source: diffusers `models/embeddings.py`, `get_timestep_embedding` with `flip_sin_to_cos` and no frequency shift.
-fn sinusoidal_embedding(timestep: &Tensor, dim: i64) -> Result<Tensor> {
-    const MAX_PERIOD: f64 = 10000.0;
-    let half = dim / 2;
-    let exponent = Tensor::f_arange(half, (Kind::Float, timestep.device()))?.f_mul_scalar(-MAX_PERIOD.ln())?;
-    let frequencies = exponent.f_div_scalar(half as f64)?.f_exp()?;
-    let angles = timestep.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&frequencies.f_unsqueeze(0)?)?;
-    let embedding = Tensor::f_cat(&[angles.f_cos()?, angles.f_sin()?], -1)?;
-    Ok(embedding.f_pad([0, dim % 2], "constant", 0.0)?)
-}
-
-/// The timestep's MLP, `(…, inner_dim)` to `(…, inner_dim)`.
-#[derive(Debug)]
-struct TimestepEmbedding {
-    linear_1: Linear,
-    act: Activation,
-    linear_2: Linear,
-}
-
-impl TimestepEmbedding {
-    fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
-        Ok(Self {
-            linear_1: Linear::load(&weights.sub("linear_1"), config.inner_dim(), config.time_embed_dim())?,
-            act: config.time_embed_activation()?,
-            linear_2: Linear::load(&weights.sub("linear_2"), config.time_embed_dim(), config.inner_dim())?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear_2.forward(&self.act.forward(&self.linear_1.forward(x)?)?)
-    }
-}
-
-/// Pre-norm self-attention and a GELU MLP. Source: diffusers `models/attention.py`, `BasicTransformerBlock`.
-#[derive(Debug)]
-struct TransformerBlock {
-    norm1: LayerNorm,
-    attn1: Attention,
-    norm3: LayerNorm,
-    ff: FeedForward,
-}
-
-impl TransformerBlock {
-    fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
-        let norm = |name: &str| LayerNorm::load(&weights.sub(name), config.inner_dim(), LayerNorm::DEFAULT_EPS);
-        Ok(Self {
-            norm1: norm("norm1")?,
-            attn1: Attention::load(&weights.sub("attn1"), config)?,
-            norm3: norm("norm3")?,
-            ff: FeedForward::load(&weights.sub("ff"), config.inner_dim())?,
-        })
-    }
-
-    fn forward(&self, hidden_states: &Tensor, mask: Mask) -> Result<Tensor> {
-        let attended = self.attn1.forward(&self.norm1.forward(hidden_states)?, mask)?;
-        let hidden_states = attended.f_add(hidden_states)?;
-        let fed = self.ff.forward(&self.norm3.forward(&hidden_states)?)?;
-        Ok(fed.f_add(&hidden_states)?)
-    }
-}
-
-#[derive(Debug)]
-struct Attention {
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    heads: i64,
-}
-
-impl Attention {
-    fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
-        let projection = |name: &str| Linear::load(&weights.sub(name), config.inner_dim(), config.inner_dim());
-        Ok(Self {
-            to_q: projection("to_q")?,
-            to_k: projection("to_k")?,
-            to_v: projection("to_v")?,
-            to_out: projection("to_out.0")?,
-            heads: config.num_attention_heads,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, mask: Mask) -> Result<Tensor> {
-        let (query, key, value) = (self.to_q.forward(x)?, self.to_k.forward(x)?, self.to_v.forward(x)?);
-        self.to_out.forward(&attention(&query, &key, &value, self.heads, mask)?)
-    }
-}
-
-/// `net.0` widens four times and applies GELU, `net.2` narrows.
-#[derive(Debug)]
-struct FeedForward {
-    net_0: Linear,
-    net_2: Linear,
-}
-
-impl FeedForward {
-    fn load(weights: &Weights, inner_dim: i64) -> Result<Self> {
-        Ok(Self {
-            net_0: Linear::load(&weights.sub("net.0.proj"), inner_dim, 4 * inner_dim)?,
-            net_2: Linear::load(&weights.sub("net.2"), 4 * inner_dim, inner_dim)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.net_2.forward(&Activation::Gelu.forward(&self.net_0.forward(x)?)?)
-    }
 }

@@ -5,10 +5,11 @@
 use super::checkpoint::Weights;
 use super::clip::{Encoder, EncoderConfig};
 use super::config::{Config, check_sizes};
-use super::layers::{LayerNorm, Linear, Mask};
+use super::layers::attention::{Ranges, sequences};
+use super::layers::{LayerNorm, Linear};
 use anyhow::Result;
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// `config.json` of a `CLIPTextModelWithProjection`; defaults as in transformers' `CLIPTextConfig`.
 #[derive(Debug, Clone, Deserialize)]
@@ -79,12 +80,12 @@ impl Config for TextEncoderConfig {
     }
 }
 
-/// What the text encoder gives.
+/// What the text encoder gives for several prompts, one after the other.
 #[derive(Debug)]
 pub struct TextEncoderOutput {
-    /// The projected state of the pooled token, `(batch, projection_dim)`.
+    /// The projected state of each prompt's pooled token, `(prompts, projection_dim)`.
     pub text_embeds: Tensor,
-    /// The states of all tokens after the final layer norm, `(batch, tokens, hidden_size)`.
+    /// The states of all tokens after the final layer norm, `(tokens of all prompts, hidden_size)`.
     pub last_hidden_state: Tensor,
 }
 
@@ -124,38 +125,50 @@ impl TextEncoder {
         self.token_embedding.size()[0]
     }
 
-    /// Encodes `input_ids` `(batch, tokens)`, int64, each below `vocab_size`, at most `max_position_embeddings` tokens.
+    /// Encodes prompts, each the ids of its start, text and end, and padding if there is any: ids below
+    /// [`TextEncoder::vocab_size`], at most `max_position_embeddings` a prompt.
     ///
-    /// There is no padding mask: the model is causal, and what pads a prompt comes after it.
+    /// There is no padding mask: the model is causal, and what pads a prompt comes after it. So nothing depends on the
+    /// padding, and leaving it out saves its work.
     ///
     /// # Errors
-    /// If an id or the length is out of range, or memory runs out.
-    pub fn forward(&self, input_ids: &Tensor) -> Result<TextEncoderOutput> {
-        let (_, tokens) = input_ids.size2()?;
-        let positions = self.position_embedding.f_narrow(0, 0, tokens)?;
-        let embeddings = Tensor::f_embedding(&self.token_embedding, input_ids, -1, false, false)?.f_add(&positions)?;
-        let hidden_states = self.encoder.forward(embeddings, Mask::Causal)?;
+    /// If an id or a length is out of range, or memory runs out.
+    pub fn forward(&self, prompts: &[&[i64]]) -> Result<TextEncoderOutput> {
+        let lens: Vec<i64> = prompts.iter().map(|ids| ids.len() as i64).collect();
+        let hidden_states = self.encoder.forward(self.embed(prompts)?, &Ranges::causal(&lens, self.device())?)?;
         let last_hidden_state = self.final_layer_norm.forward(&hidden_states)?;
-        let pooled = pick_tokens(&last_hidden_state, &self.pooled_positions(input_ids)?)?;
+        let starts = sequences(&lens).map(|(start, _)| start);
+        let pooled: Vec<i64> = starts.zip(prompts).map(|(start, ids)| start + self.pooled_position(ids)).collect();
+        let pooled = last_hidden_state.f_index_select(0, &self.tensor(&pooled)?)?;
         Ok(TextEncoderOutput { text_embeds: self.text_projection.forward(&pooled)?, last_hidden_state })
     }
 
-    /// The place of the end-of-text token in each row of `input_ids` `(batch, tokens)`, as `(batch)`.
-    ///
-    /// `argmax` gives the first of equal values: the first end-of-text token, also where it is the padding too, and
-    /// token 0 where there is none.
-    fn pooled_positions(&self, input_ids: &Tensor) -> Result<Tensor> {
-        let scores = match self.eos_token_id {
-            2 => input_ids.shallow_clone(),
-            eos_token_id => input_ids.f_eq(eos_token_id)?.f_to_kind(Kind::Int)?,
-        };
-        Ok(scores.f_argmax(-1, false)?)
+    /// How many of a padded prompt's ids have to run: those of the prompt itself, `len`, and what is pooled.
+    pub fn tokens_to_run(&self, ids: &[i64], len: usize) -> usize {
+        len.max(self.pooled_position(ids) as usize + 1)
     }
-}
 
-/// `(batch, tokens, width)` and `(batch)` to `(batch, width)`.
-fn pick_tokens(states: &Tensor, positions: &Tensor) -> Result<Tensor> {
-    let (batch, _, width) = states.size3()?;
-    let index = positions.f_reshape([batch, 1, 1])?.f_expand([batch, 1, width], false)?;
-    Ok(states.f_gather(1, &index, false)?.f_squeeze_dim(1)?)
+    /// One state a token, with its position: `(tokens of all prompts, hidden_size)`.
+    fn embed(&self, prompts: &[&[i64]]) -> Result<Tensor> {
+        let positions: Vec<i64> = prompts.iter().flat_map(|ids| 0..ids.len() as i64).collect();
+        let tokens = self.token_embedding.f_index_select(0, &self.tensor(&prompts.concat())?)?;
+        Ok(tokens.f_add(&self.position_embedding.f_index_select(0, &self.tensor(&positions)?)?)?)
+    }
+
+    /// The place of the end-of-text token: the first one, also where it is the padding too; 0 where there is none.
+    fn pooled_position(&self, ids: &[i64]) -> i64 {
+        let wanted = match self.eos_token_id {
+            2 => ids.iter().copied().max().unwrap_or_default(),
+            eos_token_id => eos_token_id,
+        };
+        ids.iter().position(|&id| id == wanted).unwrap_or(0) as i64
+    }
+
+    fn tensor(&self, values: &[i64]) -> Result<Tensor> {
+        Ok(Tensor::f_from_slice(values)?.f_to_device(self.device())?)
+    }
+
+    fn device(&self) -> Device {
+        self.token_embedding.device()
+    }
 }

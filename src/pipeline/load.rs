@@ -1,6 +1,7 @@
 //! Loads the components of a pipeline and checks that they fit each other.
 
-use super::{Pipeline, to_rows};
+use super::text::TextStage;
+use super::{Observer, Pipeline, Timings, to_rows};
 use crate::bad_input;
 use crate::diffusion::unclip::UnclipConfig;
 use crate::hub::layout::Layout;
@@ -13,6 +14,7 @@ use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use ndarray::Array1;
 use std::path::Path;
+use std::time::Instant;
 use tch::{Device, Kind};
 
 /// Where and in which type the networks compute.
@@ -25,24 +27,51 @@ pub struct LoadOptions {
 }
 
 impl Pipeline {
-    /// Loads a model from its folder. `on_component` hears the name of each component before it is loaded.
+    /// Opens the model in a folder: reads and checks all that is small, and no weights.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if a component is missing, broken, unsupported, or does not fit the others.
-    pub fn load(folder: &Path, options: LoadOptions, on_component: &mut dyn FnMut(&str)) -> Result<Self> {
+    pub fn open(folder: &Path, options: LoadOptions) -> Result<Self> {
+        let start = Instant::now();
         let layout = Layout::find(folder)?;
-        // What is small comes first, so that what does not fit is found before gigabytes are read.
         let scheduler: UnclipConfig = config::read(&layout.scheduler.join("scheduler_config.json"))?;
         let prior_config: PriorConfig = config::read(&layout.prior.join("config.json"))?;
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder.join("config.json"))?;
-        on_component("tokenizer");
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
         check_fit(&layout, &tokenizer, &text_config, &prior_config, &scheduler)?;
-        on_component("text encoder");
-        let text_encoder = load_module(&layout.text_encoder, &text_config, options, TextEncoder::load)?;
-        on_component("prior");
-        let prior = load_module(&layout.prior, &prior_config, options, PriorTransformer::load)?;
-        Ok(Self { tokenizer, text_encoder, prior, scheduler, layout, options })
+        let text = TextStage { tokenizer, config: text_config, encoder: None };
+        let timings = Timings { load: start.elapsed(), ..Timings::default() };
+        Ok(Self { layout, options, text, prior_config, prior: None, scheduler, negative: None, timings })
+    }
+
+    /// Loads the text encoder if it is not there.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if its weights are broken or do not fit its configuration.
+    pub(super) fn load_text_encoder(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.text.encoder.is_none() {
+            observer.loading("text encoder");
+            let start = Instant::now();
+            let (folder, config) = (&self.layout.text_encoder, &self.text.config);
+            self.text.encoder = Some(load_module(folder, config, self.options, TextEncoder::load)?);
+            self.timings.load += start.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Loads the prior if it is not there.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load_text_encoder`].
+    pub(super) fn load_prior(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.prior.is_none() {
+            observer.loading("prior");
+            let start = Instant::now();
+            let (folder, config) = (&self.layout.prior, &self.prior_config);
+            self.prior = Some(load_module(folder, config, self.options, PriorTransformer::load)?);
+            self.timings.load += start.elapsed();
+        }
+        Ok(())
     }
 
     /// The image embedding of a black image, which decoders take as the negative embedding when there is no negative
@@ -51,13 +80,18 @@ impl Pipeline {
     /// The image encoder is read for this alone and freed again.
     ///
     /// # Errors
-    /// As [`Pipeline::load`].
+    /// [`crate::error::BadInput`] if the image encoder is broken.
     pub fn zero_embed(&self) -> Result<Option<Array1<f32>>> {
         let Some(folder) = &self.layout.image_encoder else { return Ok(None) };
         let config: ImageEncoderConfig = config::read(&folder.join("config.json"))?;
         let encoder = load_module(folder, &config, self.options, ImageEncoder::load)?;
         let embed = to_rows(&encoder.zero_embed()?)?;
         Ok(Some(embed.row(0).to_owned()))
+    }
+
+    /// Whether [`Pipeline::zero_embed`] gives one.
+    pub fn has_zero_embed(&self) -> bool {
+        self.layout.image_encoder.is_some()
     }
 
     /// The folder that the model was loaded from.

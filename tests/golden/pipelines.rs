@@ -17,8 +17,12 @@ struct Case {
 
 const OPTIONS: LoadOptions = LoadOptions { device: Device::Cpu, kind: Kind::Float };
 
-fn embed(pipeline: &Pipeline, rows: &[Row], settings: &Settings) -> Tensor {
-    let embeds = pipeline.embed(rows, settings, &mut || {}).unwrap();
+fn open(name: &str, options: LoadOptions) -> Pipeline {
+    Pipeline::open(&fixtures().join("pipelines").join(name), options).unwrap()
+}
+
+fn embed(pipeline: &mut Pipeline, rows: &[Row], settings: &Settings) -> Tensor {
+    let embeds = pipeline.embed(rows, settings, false, &mut ()).unwrap();
     Tensor::from_slice(embeds.as_slice().unwrap()).reshape([rows.len() as i64, -1])
 }
 
@@ -33,7 +37,7 @@ impl Case {
         Settings { steps: self.steps, guidance_scale: self.guidance_scale }
     }
 
-    fn check(&self, pipeline: &Pipeline, expected: &Fixture, index: usize) {
+    fn check(&self, pipeline: &mut Pipeline, expected: &Fixture, index: usize) {
         let rows = self.image_rows();
         let place = || format!("{} case {index}", expected.path.display());
         if let Some(image_embeds) = expected.get(&format!("{index}.image_embeds")) {
@@ -65,15 +69,18 @@ fn every_layout_gives_the_embeddings_of_diffusers() {
     for entry in fixtures().join("pipelines").read_dir().unwrap() {
         let folder = entry.unwrap().path();
         if folder.ends_with("pickle_weights") {
-            let error = Pipeline::load(&folder, OPTIONS, &mut |_| {}).unwrap_err();
+            let rows = [Row { prompt: "x", negative_prompt: "", seed: 0 }];
+            let settings = Settings { steps: 2, guidance_scale: 1.0 };
+            let mut pipeline = Pipeline::open(&folder, OPTIONS).unwrap();
+            let error = pipeline.embed(&rows, &settings, true, &mut ()).unwrap_err();
             assert!(error.to_string().contains("pickle"), "{error}");
             continue;
         }
         let expected = Fixture::open(&folder.join("expected.safetensors"));
         let cases: Vec<Case> = serde_json::from_str(expected.metadata("cases")).unwrap();
-        let pipeline = Pipeline::load(&folder, OPTIONS, &mut |_| {}).unwrap();
+        let mut pipeline = Pipeline::open(&folder, OPTIONS).unwrap();
         for (index, case) in cases.iter().enumerate() {
-            case.check(&pipeline, &expected, index);
+            case.check(&mut pipeline, &expected, index);
             checked += 1;
         }
     }
@@ -81,12 +88,12 @@ fn every_layout_gives_the_embeddings_of_diffusers() {
 }
 
 fn kandinsky22() -> Pipeline {
-    Pipeline::load(&fixtures().join("pipelines/kandinsky22"), OPTIONS, &mut |_| {}).unwrap()
+    open("kandinsky22", OPTIONS)
 }
 
 #[test]
 fn a_row_does_not_depend_on_its_batch_or_its_place() {
-    let pipeline = kandinsky22();
+    let mut pipeline = kandinsky22();
     let settings = Settings { steps: 7, guidance_scale: 4.0 };
     let prompts =
         ["a red apple", "", "two cats", "a very long caption of a house by the sea", "a red apple", "x", "dog!"];
@@ -95,15 +102,15 @@ fn a_row_does_not_depend_on_its_batch_or_its_place() {
         .zip(40..)
         .map(|(prompt, seed)| Row { prompt, negative_prompt: if seed % 2 == 0 { "" } else { "blurry" }, seed })
         .collect();
-    let alone: Vec<Tensor> = rows.iter().map(|row| embed(&pipeline, &[*row], &settings)).collect();
+    let alone: Vec<Tensor> = rows.iter().map(|row| embed(&mut pipeline, &[*row], &settings)).collect();
     let alone = Tensor::cat(&alone, 0);
     for batch_size in [3, 7] {
-        let parts: Vec<Tensor> = rows.chunks(batch_size).map(|rows| embed(&pipeline, rows, &settings)).collect();
+        let parts: Vec<Tensor> = rows.chunks(batch_size).map(|rows| embed(&mut pipeline, rows, &settings)).collect();
         let error = relative_error(&Tensor::cat(&parts, 0), &alone);
         assert!(error < 1e-5, "batches of {batch_size}: off by {error:.1e}");
     }
     let backwards: Vec<Row> = rows.iter().rev().copied().collect();
-    let error = relative_error(&embed(&pipeline, &backwards, &settings).flip([0]), &alone);
+    let error = relative_error(&embed(&mut pipeline, &backwards, &settings).flip([0]), &alone);
     assert!(error < 1e-5, "backwards: off by {error:.1e}");
 }
 
@@ -111,11 +118,11 @@ fn a_row_does_not_depend_on_its_batch_or_its_place() {
 fn bfloat16_and_float16_come_near() {
     let settings = Settings { steps: 10, guidance_scale: 4.0 };
     let rows = [Row { prompt: "a red apple", negative_prompt: "", seed: 3 }];
-    let exact = embed(&kandinsky22(), &rows, &settings);
+    let exact = embed(&mut kandinsky22(), &rows, &settings);
     for kind in [Kind::BFloat16, Kind::Half] {
         let options = LoadOptions { device: Device::Cpu, kind };
-        let pipeline = Pipeline::load(&fixtures().join("pipelines/kandinsky22"), options, &mut |_| {}).unwrap();
-        let near = embed(&pipeline, &rows, &settings);
+        let mut pipeline = open("kandinsky22", options);
+        let near = embed(&mut pipeline, &rows, &settings);
         let cosine = Tensor::cosine_similarity(&near, &exact, 1, 1e-8).double_value(&[0]);
         assert!(cosine > 0.99, "{kind:?}: cosine {cosine}");
     }

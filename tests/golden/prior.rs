@@ -1,7 +1,8 @@
-//! The prior against diffusers, over every option of its configuration.
+//! The prior against diffusers, over every option of its configuration, whole and with its cache.
 
 use crate::common::{Fixture, files_in};
-use prior_embed::model::prior::{PriorConfig, PriorTransformer};
+use prior_embed::model::prior::{Branch, PriorConfig, PriorTransformer};
+use tch::{Device, Kind, Tensor};
 
 #[test]
 fn priors_match() {
@@ -24,5 +25,85 @@ fn priors_match() {
         fixture.assert_close("outputs.predicted_image_embedding", &predicted, 1e-5);
         let processed = prior.post_process_latents(&predicted).unwrap();
         fixture.assert_close("outputs.post_process_latents", &processed, 1e-5);
+    }
+}
+
+/// How many text states each row of a mask `(rows, num_embeddings)` shows; `None` if they are not the first ones.
+fn lens_of(mask: &Tensor) -> Option<Vec<i64>> {
+    let rows = Vec::<Vec<i64>>::try_from(mask.to_kind(Kind::Int64)).unwrap();
+    let is_prefix = |row: &Vec<i64>| row.windows(2).all(|pair| pair[0] >= pair[1]);
+    rows.iter().all(is_prefix).then(|| rows.iter().map(|row| row.iter().sum()).collect())
+}
+
+/// Each row's text states without padding, one row after the other.
+fn without_padding(states: &Tensor, lens: &[i64]) -> Tensor {
+    let parts: Vec<Tensor> = lens.iter().zip(0..).map(|(&len, row)| states.get(row).narrow(0, 0, len)).collect();
+    Tensor::cat(&parts, 0)
+}
+
+#[test]
+fn steps_on_the_cache_match() {
+    let mut checked = 0;
+    for path in files_in("prior") {
+        let fixture = Fixture::open(&path);
+        let config: PriorConfig = fixture.config();
+        let prior = fixture.build(|weights| PriorTransformer::load(weights, &config));
+        let inputs = ["hidden_states", "proj_embedding", "encoder_hidden_states", "attention_mask"];
+        let inputs = inputs.map(|name| fixture.get(&format!("inputs.{name}")));
+        let [Some(hidden_states), Some(embeds), Some(states), Some(mask)] = inputs else { continue };
+        let is_one_token = |tensor: &Tensor| tensor.dim() == 2;
+        let (Some(lens), true) = (lens_of(mask), is_one_token(hidden_states) && is_one_token(embeds)) else { continue };
+        if prior.check_cacheable().is_err() {
+            continue;
+        }
+        let prefix = prior.prefill(&without_padding(states, &lens), &lens, embeds).unwrap();
+        let timesteps = Vec::<i64>::try_from(fixture.tensor("inputs.timestep")).unwrap();
+        let cache = prior.prefill_timesteps(&prefix, &timesteps).unwrap();
+        // The rows are at different timesteps: each is a branch of its own.
+        let rows: Vec<usize> = (0..lens.len()).collect();
+        let branch = |row: usize| Branch {
+            prefix: &prefix,
+            timesteps: &cache,
+            step: row.min(timesteps.len() - 1),
+            prompts: std::slice::from_ref(&rows[row]),
+        };
+        let branches: Vec<Branch> = rows.iter().map(|&row| branch(row)).collect();
+        let predicted = prior.step(&branches, hidden_states).unwrap();
+        fixture.assert_close("outputs.predicted_image_embedding", &predicted, 1e-5);
+        checked += 1;
+    }
+    assert!(checked >= 8, "only {checked} configurations");
+}
+
+/// A property at random: any lengths, timesteps, order and repetition of prompts give what `forward` gives.
+#[test]
+fn steps_on_the_cache_match_forward_for_any_rows() {
+    let fixture =
+        Fixture::open(&files_in("prior").into_iter().find(|path| path.ends_with("kandinsky.safetensors")).unwrap());
+    let config: PriorConfig = fixture.config();
+    let prior = fixture.build(|weights| PriorTransformer::load(weights, &config));
+    let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
+    let lens = [1, 9, 2, 5, 9];
+    let (states, embeds) =
+        (random(&[5, config.num_embeddings, config.embedding_dim]), random(&[5, config.embedding_dim]));
+    let prefix = prior.prefill(&without_padding(&states, &lens), &lens, &embeds).unwrap();
+    let timesteps = [999, 500, 42, 0];
+    let cache = prior.prefill_timesteps(&prefix, &timesteps).unwrap();
+    let prompts = [3, 0, 0, 4, 1, 2, 3];
+    let hidden_states = random(&[7, config.embedding_dim]);
+    let index = Tensor::from_slice(&prompts.map(|prompt| prompt as i64));
+    let places = Tensor::arange(config.num_embeddings, (Kind::Int64, Device::Cpu)).unsqueeze(0);
+    let mask = places.less_tensor(&Tensor::from_slice(&lens).unsqueeze(1)).index_select(0, &index);
+    for (step, timestep) in timesteps.into_iter().enumerate() {
+        let branches = [
+            Branch { prefix: &prefix, timesteps: &cache, step, prompts: &prompts[..2] },
+            Branch { prefix: &prefix, timesteps: &cache, step, prompts: &prompts[2..] },
+        ];
+        let fast = prior.step(&branches, &hidden_states).unwrap();
+        let (embeds, states) = (embeds.index_select(0, &index), states.index_select(0, &index));
+        let timestep = Tensor::from_slice(&[timestep]);
+        let whole = prior.forward(&hidden_states, &timestep, &embeds, Some(&states), Some(&mask)).unwrap();
+        let error = crate::common::relative_error(&fast, &whole.predicted_image_embedding);
+        assert!(error < 1e-5, "timestep {timestep:?}: off by {error:.1e}");
     }
 }

@@ -1,0 +1,68 @@
+// Linear layers on weights that oneDNN has packed for its kernels, with what follows the product fused into it.
+
+#include "border.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/List.h>
+
+using prior_embed::guarded;
+using prior_embed::optional;
+using prior_embed::owned;
+
+namespace {
+
+using Scalars = c10::List<std::optional<at::Scalar>>;
+using Pack = at::Tensor(const at::Tensor&, std::optional<c10::SymInt>);
+using Unary = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view,
+                         Scalars, std::optional<std::string_view>);
+using Binary = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                          std::string_view);
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> operation(const char* name, const char* overload) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
+}
+
+}  // namespace
+
+extern "C" {
+
+void prior_embed_free(char* message) {
+    free(message);
+}
+
+// Whether this libtorch was built with oneDNN.
+bool prior_embed_has_packed_linear() {
+    auto& dispatcher = c10::Dispatcher::singleton();
+    return dispatcher.findSchema({"mkldnn::_reorder_linear_weight", ""}).has_value() &&
+           dispatcher.findSchema({"mkldnn::_linear_pointwise", ""}).has_value() &&
+           dispatcher.findSchema({"mkldnn::_linear_pointwise", "binary"}).has_value();
+}
+
+// Packs a weight (outputs, inputs), float32 or bfloat16.
+char* prior_embed_pack_linear(at::Tensor** out, const at::Tensor* weight) {
+    return guarded([&] {
+        static const auto pack = operation<Pack>("mkldnn::_reorder_linear_weight", "");
+        *out = owned(pack.call(*weight, std::nullopt));
+    });
+}
+
+// x W^T + b, then GELU if asked for.
+char* prior_embed_packed_linear(at::Tensor** out, const at::Tensor* x, const at::Tensor* weight,
+                                const at::Tensor* bias, bool gelu) {
+    return guarded([&] {
+        static const auto linear = operation<Unary>("mkldnn::_linear_pointwise", "");
+        *out = owned(linear.call(*x, *weight, optional(bias), gelu ? "gelu" : "none", Scalars(), "none"));
+    });
+}
+
+// x W^T + b + other.
+char* prior_embed_packed_linear_add(at::Tensor** out, const at::Tensor* x, const at::Tensor* other,
+                                    const at::Tensor* weight, const at::Tensor* bias) {
+    return guarded([&] {
+        static const auto linear = operation<Binary>("mkldnn::_linear_pointwise", "binary");
+        *out = owned(linear.call(*x, *other, *weight, optional(bias), "add"));
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,87 @@
+//! From prompts to what the prior is conditioned on.
+
+use crate::bad_input;
+use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::tokenizer::{Encoding, Tokenizer};
+use anyhow::{Context, Result};
+use tch::Tensor;
+
+/// The tokenizer, and the text encoder while it is loaded.
+#[derive(Debug)]
+pub(super) struct TextStage {
+    pub(super) tokenizer: Tokenizer,
+    pub(super) config: TextEncoderConfig,
+    pub(super) encoder: Option<TextEncoder>,
+}
+
+/// Several encoded prompts.
+#[derive(Debug)]
+pub(super) struct EncodedText {
+    /// The states of the prompts' tokens without padding, one prompt after the other, `(tokens, hidden_size)`.
+    pub(super) states: Tensor,
+    /// How many tokens each prompt has.
+    pub(super) lens: Vec<i64>,
+    /// `(prompts, projection_dim)`.
+    pub(super) embeds: Tensor,
+}
+
+impl TextStage {
+    /// Tokenizes and encodes prompts.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if a token is unknown to the encoder; an error if memory runs out.
+    pub(super) fn encode(&self, prompts: &[&str]) -> Result<EncodedText> {
+        let encoder = self.encoder.as_ref().context("the text encoder is not loaded")?;
+        let encodings = prompts.iter().map(|prompt| self.tokenize(prompt)).collect::<Result<Vec<_>>>()?;
+        let run: Vec<&[i64]> = encodings
+            .iter()
+            .map(|encoding| &encoding.ids[..encoder.tokens_to_run(&encoding.ids, encoding.len)])
+            .collect();
+        let output = encoder.forward(&run)?;
+        let lens: Vec<i64> = encodings.iter().map(|encoding| encoding.len as i64).collect();
+        let states = without_padding(output.last_hidden_state, &run, &lens)?;
+        Ok(EncodedText { states, lens, embeds: output.text_embeds })
+    }
+
+    /// Frees the text encoder.
+    pub(super) fn release(&mut self) {
+        self.encoder = None;
+    }
+
+    fn tokenize(&self, prompt: &str) -> Result<Encoding> {
+        let encoding = self.tokenizer.encode(prompt)?;
+        if let Some(removed) = &encoding.removed {
+            let (prompt, removed, most) = (shorten(prompt), shorten(removed), self.tokenizer.max_length());
+            log::warn!("prompt {prompt:?} is longer than {most} tokens; this part was cut off: {removed:?}");
+        }
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = encoding.ids.iter().find(|&&id| id >= vocab_size) {
+            let prompt = shorten(prompt);
+            return Err(bad_input!("prompt {prompt:?} has token {id}, and the text encoder knows {vocab_size} tokens"));
+        }
+        Ok(encoding)
+    }
+}
+
+/// Takes out the states of padding that had to run because it is what the encoder pools, which is rare.
+fn without_padding(states: Tensor, run: &[&[i64]], lens: &[i64]) -> Result<Tensor> {
+    if run.iter().zip(lens).all(|(ids, &len)| ids.len() as i64 == len) {
+        return Ok(states);
+    }
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(lens.len());
+    for (ids, &len) in run.iter().zip(lens) {
+        parts.push(states.f_narrow(0, start, len)?);
+        start += ids.len() as i64;
+    }
+    Ok(Tensor::f_cat(&parts, 0)?)
+}
+
+/// A text short enough for a message.
+pub(super) fn shorten(text: &str) -> String {
+    const MOST: usize = 200;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}… ({} more characters)", &text[..end], text[end..].chars().count()),
+        None => text.to_string(),
+    }
+}
