@@ -31,6 +31,6 @@ fn build_kernels(lib: &Path) {
         // What libtorch's headers warn of is not for us to mend.
         .warnings(false)
         .opt_level(3)
-        .files(["linear.cpp", "attention.cpp"].map(|file| Path::new(KERNELS).join(file)))
+        .files(["attention.cpp", "int8.cpp", "linear.cpp"].map(|file| Path::new(KERNELS).join(file)))
         .compile("prior_embed_kernels");
 }

@@ -11,6 +11,9 @@
 //! writes embeddings; [`hub`] finds a model's files; [`tokenizer`], [`model`] and [`diffusion`] do the work and know of
 //! none of these.
 
+// In a test, a panic is how a failure is told.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 pub mod cli;
 pub mod diffusion;
 pub mod error;

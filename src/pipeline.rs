@@ -4,6 +4,7 @@
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`, whose numbers these are.
 
 mod load;
+mod memory;
 mod negative;
 mod text;
 

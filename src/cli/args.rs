@@ -1,9 +1,10 @@
 //! The options, as clap parses them. [`super::embed`] turns them into what the library takes; nothing else looks here.
 
 use crate::io::format::Format;
+use crate::model::precision::Precision;
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
-use tch::{Cuda, Device, Kind};
+use tch::{Cuda, Device};
 
 /// Turns text into CLIP image embeddings with a diffusion prior.
 #[derive(Debug, Parser)]
@@ -63,7 +64,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub device: DeviceName,
 
-    /// Type to compute in: f32, bf16, f16, or auto, which keeps diffusers' numbers
+    /// Type to compute in: f32, bf16, f16, int8, or auto, which keeps diffusers' numbers
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub dtype: Dtype,
 
@@ -74,6 +75,10 @@ pub struct Args {
     /// Number of rows that are computed together
     #[arg(long, value_name = "N", default_value = "auto", allow_negative_numbers = true)]
     pub batch_size: BatchSize,
+
+    /// Where a report on time and memory goes, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
 
     /// Replace an output file that is there already
     #[arg(long)]
@@ -108,15 +113,34 @@ pub enum Dtype {
     Bf16,
     /// Float16.
     F16,
+    /// Int8 weights.
+    Int8,
 }
 
 impl Dtype {
-    /// libtorch's name.
-    pub fn kind(self) -> Kind {
-        match self {
-            Self::Auto | Self::F32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-            Self::F16 => Kind::Half,
+    /// What to compute in on `device`: float32, with a warning, in place of a 16-bit type that would be slower there.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if there is no way to compute in int8.
+    pub fn precision(self, device: Device) -> anyhow::Result<Precision> {
+        let wanted = match self {
+            Self::Auto | Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+            Self::F16 => Precision::F16,
+            Self::Int8 => Precision::Int8,
+        };
+        let name = wanted.name();
+        match wanted {
+            wanted if wanted.is_fast_on(device) => Ok(wanted),
+            Precision::Int8 => Err(crate::bad_input!(
+                "--dtype int8 needs a CPU with oneDNN (x86-64); use --device cpu, or another --dtype"
+            )),
+            _ => {
+                log::warn!(
+                    "--dtype {name} is slower than f32 on this processor, which has no instructions for it; using f32"
+                );
+                Ok(Precision::F32)
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::args::{Args, BatchSize};
 use super::progress::Screen;
+use super::stats::{self, Seconds, Stats, peak_rss_bytes};
 use crate::bad_input;
 use crate::hub;
 use crate::io::destination::Destination;
@@ -12,9 +13,7 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use ndarray::{Array2, Axis, concatenate};
 use std::path::{Path, PathBuf};
-
-/// Rows computed together when the user does not say: enough to share each reading of the weights.
-const DEFAULT_BATCH_SIZE: usize = 8;
+use std::time::Instant;
 
 /// The job that the options ask for.
 struct Job {
@@ -23,7 +22,8 @@ struct Job {
     samples_per_prompt: usize,
     seed: u64,
     settings: Settings,
-    batch_size: usize,
+    /// Rows computed together, if the user says.
+    batch_size: Option<usize>,
 }
 
 /// The files that the options ask for, all of them open.
@@ -31,6 +31,7 @@ struct Outputs {
     image: (Destination, Format),
     /// A file of its own for the negative embeddings.
     negative: Option<(Destination, Format)>,
+    stats: Option<Destination>,
 }
 
 impl Outputs {
@@ -46,7 +47,9 @@ impl Outputs {
                 "--out and --negative-out are the same .npy file; give two names, or one .npz file"
             ));
         }
-        Ok(Self { image, negative: own_file.map(|path: &PathBuf| open(path)).transpose()? })
+        let negative = own_file.map(|path: &PathBuf| open(path)).transpose()?;
+        let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
+        Ok(Self { image, negative, stats })
     }
 
     /// Whether the negative embeddings are wanted, and whether they have to be there.
@@ -55,29 +58,57 @@ impl Outputs {
     }
 }
 
-/// Runs the job.
+/// Runs the job; `start` is when the process began.
 ///
 /// # Errors
 /// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
-pub fn run(args: Args, screen: &Screen) -> Result<()> {
-    let job = Job::new(&args)?;
-    let outputs = Outputs::open(&args)?;
-    let must_have_negative = args.negative_out.is_some();
-    let mut pipeline = open(&args)?;
+pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<()> {
+    let job = Job::new(args)?;
+    let mut outputs = Outputs::open(args)?;
+    let stats = outputs.stats.take();
+    let wants_negative = outputs.wants_negative();
+    let mut pipeline = open(args)?;
     pipeline.check_steps(job.settings.steps)?;
-    if must_have_negative && job.negative_prompt.is_none() && !pipeline.has_zero_embed() {
+    if args.negative_out.is_some() && job.negative_prompt.is_none() && !pipeline.has_zero_embed() {
         let folder = pipeline.folder().display();
         return Err(bad_input!(
             "--negative-out: {folder} has no image encoder to make them with; give a --negative-prompt"
         ));
     }
-    let (image, negative) = job.embed(&mut pipeline, outputs.wants_negative(), screen)?;
-    write(outputs, &image, negative.as_ref())
+    let batch_size = pipeline.plan_batch(job.rows_to_sample(wants_negative), job.batch_size)?;
+    let (image, negative) = job.embed(&mut pipeline, wants_negative, batch_size, screen)?;
+    let write_start = Instant::now();
+    write(outputs, &image, negative.as_ref())?;
+    let write = write_start.elapsed();
+    if let Some(destination) = stats {
+        let seconds = Seconds::new(pipeline.timings(), write, start.elapsed());
+        let settings = settings(args, &pipeline, batch_size);
+        Stats { rows: image.nrows(), seconds, peak_rss_bytes: peak_rss_bytes(), settings }.write(destination)?;
+    }
+    Ok(())
+}
+
+fn settings(args: &Args, pipeline: &Pipeline, batch_size: usize) -> stats::Settings {
+    let LoadOptions { device, precision } = pipeline.options();
+    stats::Settings {
+        model: args.model.clone(),
+        steps: args.steps,
+        guidance_scale: args.guidance_scale,
+        seed: args.seed,
+        samples_per_prompt: args.samples_per_prompt,
+        negative_prompt: args.negative_prompt.clone(),
+        scheduler: "unclip",
+        device: format!("{device:?}").to_lowercase(),
+        dtype: precision.name(),
+        threads: tch::get_num_threads(),
+        batch_size,
+    }
 }
 
 fn open(args: &Args) -> Result<Pipeline> {
     set_threads(args.threads);
-    let options = LoadOptions { device: args.device.device()?, kind: args.dtype.kind() };
+    let device = args.device.device()?;
+    let options = LoadOptions { device, precision: args.dtype.precision(device)? };
     Pipeline::open(&hub::resolve(&args.model)?, options)
 }
 
@@ -107,8 +138,8 @@ impl Job {
             seed: args.seed,
             settings: Settings { steps: args.steps, guidance_scale: args.guidance_scale },
             batch_size: match args.batch_size {
-                BatchSize::Auto => DEFAULT_BATCH_SIZE,
-                BatchSize::Rows(rows) => rows,
+                BatchSize::Auto => None,
+                BatchSize::Rows(rows) => Some(rows),
             },
         };
         // Negative rows count on from the image rows.
@@ -127,6 +158,11 @@ impl Job {
         self.prompts.len().saturating_mul(self.samples_per_prompt)
     }
 
+    /// Number of rows to denoise: the image embeddings and, for a negative prompt, as many more.
+    fn rows_to_sample(&self, wants_negative: bool) -> usize {
+        if wants_negative && self.negative_prompt.is_some() { self.len().saturating_mul(2) } else { self.len() }
+    }
+
     /// The row of the output's index or, past the image rows, of the negative embeddings': those of the negative prompt,
     /// one for each image row, with seeds that count on, as diffusers makes them.
     fn row(&self, index: usize) -> Row<'_> {
@@ -140,23 +176,23 @@ impl Job {
         &self,
         pipeline: &mut Pipeline,
         wants_negative: bool,
+        batch_size: usize,
         screen: &Screen,
     ) -> Result<(Array2<f32>, Option<Array2<f32>>)> {
         let image_len = self.len();
-        let samples_negative = wants_negative && self.negative_prompt.is_some();
-        let len = if samples_negative { 2 * image_len } else { image_len };
-        let batches = len.div_ceil(self.batch_size);
+        let len = self.rows_to_sample(wants_negative);
+        let batches = len.div_ceil(batch_size);
         let mut watch = Watch::new(screen, batches.saturating_mul(self.settings.steps));
         let mut parts = Vec::new();
-        for start in (0..len).step_by(self.batch_size) {
-            let end = len.min(start.saturating_add(self.batch_size));
+        for start in (0..len).step_by(batch_size) {
+            let end = len.min(start.saturating_add(batch_size));
             let rows: Vec<Row> = (start..end).map(|index| self.row(index)).collect();
             parts.push(pipeline.embed(&rows, &self.settings, end == len, &mut watch)?);
         }
         watch.finish();
         let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
         let image = concatenate(Axis(0), &views)?;
-        if samples_negative {
+        if len > image_len {
             let (image, negative) = image.view().split_at(Axis(0), image_len);
             return Ok((image.to_owned(), Some(negative.to_owned())));
         }

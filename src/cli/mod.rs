@@ -3,6 +3,7 @@
 mod args;
 mod embed;
 mod progress;
+mod stats;
 
 use crate::error;
 use args::Args;
@@ -11,16 +12,18 @@ use clap::error::ErrorKind;
 use progress::Screen;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Runs the program with the arguments of its process and gives its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let start = Instant::now();
     let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
         Err(error) => return refuse(&error),
     };
     let (quiet, verbose) = (args.quiet, args.verbose);
     let screen = Screen::new(quiet, verbose);
-    match embed::run(args, &screen) {
+    match embed::run(&args, &screen, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             screen.error(&error::one_line(&error, verbose));

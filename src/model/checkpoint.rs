@@ -1,8 +1,14 @@
 //! Checkpoints: safetensors files, whole or sharded by an index, memory-mapped, checked against what a model needs.
 
+mod borrowed;
+
+pub(super) use borrowed::StackedWeight;
+
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::model::precision::Precision;
 use anyhow::Result;
+use borrowed::Borrowed;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -145,12 +151,12 @@ impl Checkpoint {
     pub fn build<M>(
         &self,
         prefix: &str,
-        kind: Kind,
+        precision: Precision,
         device: Device,
         build: impl Fn(&Weights) -> Result<M>,
     ) -> Result<M> {
         let report = RefCell::new(Report::default());
-        let reading = Weights { checkpoint: self, prefix: prefix.into(), kind, device, check: None };
+        let reading = Weights { checkpoint: self, prefix: prefix.into(), precision, device, check: None };
         build(&Weights { check: Some(&report), ..reading.clone() })?;
         self.judge(prefix, report.into_inner())?;
         build(&reading)
@@ -183,6 +189,11 @@ impl Checkpoint {
             }
         }
         Ok(names)
+    }
+
+    /// Number of weights, whatever they are for.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.shape.iter().product::<i64>() as u64).sum()
     }
 
     /// What messages call this checkpoint.
@@ -221,34 +232,57 @@ impl Report {
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     prefix: String,
-    kind: Kind,
+    precision: Precision,
     device: Device,
     /// Set in the first of the two passes of [`Checkpoint::build`], which checks and does not read.
     check: Option<&'a RefCell<Report>>,
 }
 
-impl Weights<'_> {
+impl<'a> Weights<'a> {
     /// The view from the module `name` inside this one.
     pub fn sub(&self, name: &str) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    /// Reads the tensor `name`, which must have the given shape, in the kind and on the device of this view.
+    /// The same view without quantization, for weights that are small and matter.
+    pub fn exact(&self) -> Self {
+        Self { precision: self.precision.exact(), ..self.clone() }
+    }
+
+    /// What the module computes in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Where the module computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Reads the tensor `name`, which must have the given shape, in the type and on the device of this view.
+    ///
+    /// While a checkpoint is only checked, this and everything made from it is an undefined tensor.
     ///
     /// # Errors
     /// If memory runs out. What does not fit is an error of [`Checkpoint::build`].
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        match self.borrow(name, shape)? {
+            Some(borrowed) => borrowed.to_owned(self.precision.kind(), self.device),
+            None => Ok(Tensor::new()),
+        }
+    }
+
+    /// The tensor `name` where it lies in its file; `None` while the checkpoint is only checked.
+    fn borrow(&self, name: &str, shape: &[i64]) -> Result<Option<Borrowed<'a>>> {
         let name = format!("{}{name}", self.prefix);
         if let Some(report) = self.check {
             self.check_tensor(&mut report.borrow_mut(), name, shape);
-            return Ok(Tensor::new());
+            return Ok(None);
         }
-        let entry = self.checkpoint.tensors.get(&name);
-        let entry = entry.ok_or_else(|| bad_input!("{}: tensor {name} is missing", self.checkpoint.origin))?;
-        let kind = float_kind(entry.dtype);
-        let kind = kind.ok_or_else(|| bad_input!("{}: tensor {name} has no float type", self.checkpoint.origin))?;
-        let tensor = Tensor::f_from_data_size(self.checkpoint.bytes(entry), shape, kind)?;
-        Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
+        let checkpoint = self.checkpoint;
+        let entry = checkpoint.tensors.get(&name);
+        let entry = entry.ok_or_else(|| bad_input!("{}: tensor {name} is missing", checkpoint.origin))?;
+        Borrowed::new(checkpoint, entry).map(Some)
     }
 
     fn check_tensor(&self, report: &mut Report, name: String, shape: &[i64]) {

@@ -33,6 +33,23 @@ unsafe extern "C" {
         weight: *const C_tensor,
         bias: *const C_tensor,
     ) -> Failure;
+    fn prior_embed_pack_int8(
+        out: *mut *mut C_tensor,
+        scales: *mut *mut C_tensor,
+        scaled_sums: *mut *mut C_tensor,
+        weight: *const C_tensor,
+    ) -> Failure;
+    fn prior_embed_int8_linear(
+        out: *mut *mut C_tensor,
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        scales: *const C_tensor,
+        scaled_sums: *const C_tensor,
+        bias: *const C_tensor,
+        other: *const C_tensor,
+        gelu: bool,
+        levels: i64,
+    ) -> Failure;
     fn prior_embed_attend(
         out: *mut *mut C_tensor,
         query: *const C_tensor,
@@ -97,6 +114,53 @@ pub fn packed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epilogu
     })
 }
 
+/// A weight in int8.
+#[derive(Debug)]
+pub struct Int8Weight {
+    packed: Tensor,
+    /// A scale a channel, `(outputs)`.
+    scales: Tensor,
+    /// Each channel's quantized weights summed, times its scale: what a zero point of the input is multiplied with.
+    scaled_sums: Tensor,
+    /// The input is quantized to 0..=levels.
+    levels: i64,
+}
+
+impl Int8Weight {
+    /// Quantizes a weight `(outputs, inputs)` of any float type on the CPU, a scale a channel, and packs it.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn pack(weight: &Tensor) -> Result<Self> {
+        let (mut scales, mut scaled_sums) = (null_mut(), null_mut());
+        // SAFETY: the pointer is a live tensor's, and the two others are filled in like the first.
+        let packed = take(|out| unsafe { prior_embed_pack_int8(out, &mut scales, &mut scaled_sums, weight.as_ptr()) })?;
+        // SAFETY: after success both are new tensors that nobody else owns.
+        let (scales, scaled_sums) = unsafe { (Tensor::from_ptr(scales), Tensor::from_ptr(scaled_sums)) };
+        // Older processors add two products of 8 bits in 16 bits and saturate; one bit less always fits.
+        let levels = if super::precision::cpu_has_exact_int8() { 255 } else { 127 };
+        Ok(Self { packed, scales, scaled_sums, levels })
+    }
+
+    /// `x Wᵀ + b` and the epilogue, `(…, inputs)` to `(…, outputs)`, float32. Each row of `x` gets a scale of its own.
+    ///
+    /// # Errors
+    /// If shapes or types do not fit.
+    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>, epilogue: Epilogue) -> Result<Tensor> {
+        let (gelu, other) = match epilogue {
+            Epilogue::None => (false, null()),
+            Epilogue::Gelu => (true, null()),
+            Epilogue::Add(other) => (false, other.as_ptr()),
+        };
+        let bias = bias.map_or(null(), Tensor::as_ptr);
+        // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
+        take(|out| unsafe {
+            let (weight, scales, sums) = (self.packed.as_ptr(), self.scales.as_ptr(), self.scaled_sums.as_ptr());
+            prior_embed_int8_linear(out, x.as_ptr(), weight, scales, sums, bias, other, gelu, self.levels)
+        })
+    }
+}
+
 /// Softmax attention of each token of `query` `(tokens, heads · head_dim)` over its rows of all segments, on the CPU.
 ///
 /// # Errors
@@ -128,4 +192,108 @@ fn take(call: impl FnOnce(*mut *mut C_tensor) -> Failure) -> Result<Tensor> {
         message
     };
     Err(anyhow!("libtorch: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn random(size: &[i64]) -> Tensor {
+        Tensor::randn(size, (Kind::Float, Device::Cpu))
+    }
+
+    /// The largest difference, relative to the largest expected value.
+    fn error(actual: &Tensor, expected: &Tensor) -> f64 {
+        assert_eq!(actual.size(), expected.size());
+        ((actual - expected).abs().max() / expected.abs().max()).double_value(&[])
+    }
+
+    /// Runs `linear` with each epilogue and compares with libtorch's own layer.
+    fn check(
+        linear: impl Fn(&Tensor, Option<&Tensor>, Epilogue) -> Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        tolerance: f64,
+    ) {
+        let outputs = weight.size()[0];
+        let bias = random(&[outputs]);
+        let mut shape = x.size();
+        *shape.last_mut().unwrap() = outputs;
+        let other = random(&shape);
+        let plain = x.linear(weight, Some(&bias));
+        let cases = [
+            (linear(x, None, Epilogue::None), x.linear(weight, None::<&Tensor>)),
+            (linear(x, Some(&bias), Epilogue::None), plain.shallow_clone()),
+            (linear(x, Some(&bias), Epilogue::Gelu), plain.gelu("none")),
+            (linear(x, Some(&bias), Epilogue::Add(&other)), plain + &other),
+        ];
+        for (number, (actual, expected)) in cases.iter().enumerate() {
+            let error = error(actual, expected);
+            assert!(error < tolerance, "{:?} case {number}: off by {error:.1e}", weight.size());
+        }
+    }
+
+    const SHAPES: [(&[i64], i64); 5] =
+        [(&[1, 1], 1), (&[3, 5], 7), (&[2, 3, 64], 48), (&[130, 96], 33), (&[4, 256], 1024)];
+
+    #[test]
+    fn packed_layers_are_libtorchs() {
+        for (shape, outputs) in SHAPES {
+            let x = random(shape);
+            let weight = random(&[outputs, shape[shape.len() - 1]]);
+            let packed = pack_linear(&weight).unwrap();
+            check(|x, bias, epilogue| packed_linear(x, &packed, bias, epilogue).unwrap(), &x, &weight, 1e-5);
+        }
+    }
+
+    #[test]
+    fn int8_layers_come_near() {
+        for (shape, outputs) in SHAPES {
+            let x = random(shape);
+            let weight = random(&[outputs, shape[shape.len() - 1]]);
+            let packed = Int8Weight::pack(&weight).unwrap();
+            check(|x, bias, epilogue| packed.linear(x, bias, epilogue).unwrap(), &x, &weight, 0.03);
+        }
+    }
+
+    #[test]
+    fn an_int8_row_does_not_depend_on_those_beside_it() {
+        let packed = Int8Weight::pack(&random(&[40, 64])).unwrap();
+        let x = random(&[9, 64]);
+        // A neighbour of another magnitude would spoil a scale that they shared.
+        let _ = x.get(3).g_mul_scalar_(1e4);
+        let together = packed.linear(&x, None, Epilogue::Gelu).unwrap();
+        for row in 0..9 {
+            let alone = packed.linear(&x.narrow(0, row, 1), None, Epilogue::Gelu).unwrap();
+            assert!(error(&alone, &together.narrow(0, row, 1)) < 1e-6, "row {row}");
+        }
+    }
+
+    #[test]
+    fn int8_keeps_zeros_and_tells_of_nan() {
+        let weight = random(&[8, 16]);
+        let packed = Int8Weight::pack(&weight).unwrap();
+        let zeros = Tensor::zeros([2, 16], (Kind::Float, Device::Cpu));
+        assert_eq!(packed.linear(&zeros, None, Epilogue::None).unwrap().abs().max().double_value(&[]), 0.0);
+        let _ = zeros.get(1).get(3).fill_(f64::NAN);
+        let output = packed.linear(&zeros, None, Epilogue::None).unwrap();
+        assert_eq!(output.get(0).isnan().any().int64_value(&[]), 0);
+        assert_eq!(output.get(1).isnan().all().int64_value(&[]), 1);
+        let _ = weight.get(2).get(0).fill_(f64::NAN);
+        let output = Int8Weight::pack(&weight).unwrap().linear(&random(&[1, 16]), None, Epilogue::None).unwrap();
+        let nan: Vec<i64> = (0..8).filter(|&column| output.double_value(&[0, column]).is_nan()).collect();
+        assert_eq!(nan, [2]);
+    }
+
+    #[test]
+    fn wrong_arguments_are_errors() {
+        let weight = random(&[4, 6]);
+        let (packed, int8) = (pack_linear(&weight).unwrap(), Int8Weight::pack(&weight).unwrap());
+        let wrong = random(&[2, 5]);
+        assert!(packed_linear(&wrong, &packed, None, Epilogue::None).is_err());
+        assert!(int8.linear(&wrong, None, Epilogue::None).is_err());
+        assert!(int8.linear(&random(&[2, 6]), None, Epilogue::Add(&wrong)).is_err());
+        assert!(pack_linear(&random(&[3])).is_err());
+    }
 }

@@ -4,10 +4,11 @@
 
 pub mod attention;
 
-use super::checkpoint::Weights;
-use super::kernels::{self, Epilogue};
+use super::checkpoint::{StackedWeight, Weights};
+use super::kernels::{self, Epilogue, Int8Weight};
+use super::precision::Precision;
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// `y = x Wᵀ + b` over the last dimension.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ enum Kernel {
     Plain(Tensor),
     /// oneDNN's on the CPU: the weight in its own layout.
     Packed(Tensor),
+    /// oneDNN's on the CPU, in int8.
+    Int8(Int8Weight),
 }
 
 impl Linear {
@@ -31,7 +34,7 @@ impl Linear {
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, inputs: i64, outputs: i64) -> Result<Self> {
-        Self::load_stacked(&[weights.clone()], inputs, outputs)
+        Self::load_stacked(std::slice::from_ref(weights), inputs, outputs)
     }
 
     /// Reads several layers of the same input as one, their outputs side by side.
@@ -39,12 +42,11 @@ impl Linear {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load_stacked(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
-        let read = |name: &str, shape: &[i64]| -> Result<Tensor> {
-            let tensors = parts.iter().map(|part| part.tensor(name, shape)).collect::<Result<Vec<_>>>()?;
-            stack(tensors)
-        };
-        let (weight, bias) = (read("weight", &[outputs, inputs])?, read("bias", &[outputs])?);
-        Ok(Self { kernel: Kernel::choose(weight)?, bias: Some(bias) })
+        let biases = parts.iter().map(|part| part.tensor("bias", &[outputs])).collect::<Result<Vec<_>>>()?;
+        let kernel = Kernel::load(parts, inputs, outputs)?;
+        // While a checkpoint is only checked there is nothing to stack.
+        let bias = if biases.iter().all(Tensor::defined) { Tensor::f_cat(&biases, 0)? } else { Tensor::new() };
+        Ok(Self { kernel, bias: Some(bias) })
     }
 
     /// Reads `weight` `(outputs, inputs)` alone.
@@ -52,7 +54,7 @@ impl Linear {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load_without_bias(weights: &Weights, inputs: i64, outputs: i64) -> Result<Self> {
-        Ok(Self { kernel: Kernel::choose(weights.tensor("weight", &[outputs, inputs])?)?, bias: None })
+        Ok(Self { kernel: Kernel::load(std::slice::from_ref(weights), inputs, outputs)?, bias: None })
     }
 
     /// `(…, inputs)` to `(…, outputs)`.
@@ -82,6 +84,7 @@ impl Linear {
     fn run(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
         match &self.kernel {
             Kernel::Packed(weight) => kernels::packed_linear(x, weight, self.bias.as_ref(), epilogue),
+            Kernel::Int8(weight) => weight.linear(x, self.bias.as_ref(), epilogue),
             Kernel::Plain(weight) => {
                 let y = x.f_linear(weight, self.bias.as_ref())?;
                 Ok(match epilogue {
@@ -95,22 +98,19 @@ impl Linear {
 }
 
 impl Kernel {
-    /// Packs what oneDNN has a fast kernel for.
-    fn choose(weight: Tensor) -> Result<Self> {
-        let packs = weight.defined()
-            && weight.device() == Device::Cpu
-            && matches!(weight.kind(), Kind::Float | Kind::BFloat16)
-            && kernels::has_packed_linear();
-        if packs { Ok(Self::Packed(kernels::pack_linear(&weight)?)) } else { Ok(Self::Plain(weight)) }
-    }
-}
-
-/// One after the other along the first dimension. There is nothing to stack while a checkpoint is only checked.
-fn stack(mut tensors: Vec<Tensor>) -> Result<Tensor> {
-    match tensors.len() {
-        1 => Ok(tensors.swap_remove(0)),
-        _ if tensors.iter().all(Tensor::defined) => Ok(Tensor::f_cat(&tensors, 0)?),
-        _ => Ok(Tensor::new()),
+    /// Reads the stacked weights of `parts` and packs them where oneDNN has a fast kernel.
+    fn load(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
+        let precision = parts.first().map_or(Precision::F32, Weights::precision);
+        let packs = parts.iter().all(|part| part.device() == Device::Cpu) && kernels::has_packed_linear();
+        let shape = [outputs, inputs];
+        let Some(weight) = StackedWeight::borrow(parts, &shape)? else { return Ok(Self::Plain(Tensor::new())) };
+        match precision {
+            Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor())?)),
+            Precision::F32 | Precision::Bf16 if packs => {
+                Ok(Self::Packed(kernels::pack_linear(&weight.tensor().f_to_kind(precision.kind())?)?))
+            }
+            _ => weight.to_owned(precision.kind(), parts.first().map_or(Device::Cpu, Weights::device)).map(Self::Plain),
+        }
     }
 }
 

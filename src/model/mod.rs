@@ -8,5 +8,6 @@ pub mod config;
 pub mod image_encoder;
 pub mod kernels;
 pub mod layers;
+pub mod precision;
 pub mod prior;
 pub mod text_encoder;

@@ -57,13 +57,13 @@ impl PriorTransformer {
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
         let inner_dim = config.inner_dim();
-        let linear = |name: &str, inputs, outputs| Linear::load(&weights.sub(name), inputs, outputs);
+        let linear = |name: &str, inputs, outputs| Linear::load(&weights.exact().sub(name), inputs, outputs);
         let norm = |name: &str, size| LayerNorm::load(&weights.sub(name), size, LayerNorm::DEFAULT_EPS);
         let embedding_proj_dim = config.embedding_proj_dim();
         let blocks = weights.sub("transformer_blocks");
         let block = |layer: i64| TransformerBlock::load(&blocks.sub(&layer.to_string()), config);
         Ok(Self {
-            time_embedding: TimestepEmbedding::load(&weights.sub("time_embedding"), config)?,
+            time_embedding: TimestepEmbedding::load(&weights.exact().sub("time_embedding"), config)?,
             proj_in: linear("proj_in", config.embedding_dim, inner_dim)?,
             embedding_proj_norm: when(&config.embedding_proj_norm_type, || {
                 norm("embedding_proj_norm", embedding_proj_dim)

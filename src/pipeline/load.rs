@@ -8,6 +8,7 @@ use crate::hub::layout::Layout;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{self, Config};
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
+use crate::model::precision::Precision;
 use crate::model::prior::{PriorConfig, PriorTransformer};
 use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::Tokenizer;
@@ -15,15 +16,22 @@ use anyhow::Result;
 use ndarray::Array1;
 use std::path::Path;
 use std::time::Instant;
-use tch::{Device, Kind};
+use tch::Device;
 
 /// Where and in which type the networks compute.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
     /// The device that holds the weights.
     pub device: Device,
-    /// The type of weights and activations. diffusers loads every checkpoint in float32 unless told otherwise.
-    pub kind: Kind,
+    /// What the prior computes in. diffusers loads every checkpoint in float32 unless told otherwise. The CLIP encoders are
+    /// never quantized.
+    pub precision: Precision,
+}
+
+impl LoadOptions {
+    fn exact(self) -> Self {
+        Self { precision: self.precision.exact(), ..self }
+    }
 }
 
 impl Pipeline {
@@ -53,7 +61,7 @@ impl Pipeline {
             observer.loading("text encoder");
             let start = Instant::now();
             let (folder, config) = (&self.layout.text_encoder, &self.text.config);
-            self.text.encoder = Some(load_module(folder, config, self.options, TextEncoder::load)?);
+            self.text.encoder = Some(load_module(folder, config, self.options.exact(), TextEncoder::load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
@@ -84,7 +92,7 @@ impl Pipeline {
     pub fn zero_embed(&self) -> Result<Option<Array1<f32>>> {
         let Some(folder) = &self.layout.image_encoder else { return Ok(None) };
         let config: ImageEncoderConfig = config::read(&folder.join("config.json"))?;
-        let encoder = load_module(folder, &config, self.options, ImageEncoder::load)?;
+        let encoder = load_module(folder, &config, self.options.exact(), ImageEncoder::load)?;
         let embed = to_rows(&encoder.zero_embed()?)?;
         Ok(Some(embed.row(0).to_owned()))
     }
@@ -92,6 +100,11 @@ impl Pipeline {
     /// Whether [`Pipeline::zero_embed`] gives one.
     pub fn has_zero_embed(&self) -> bool {
         self.layout.image_encoder.is_some()
+    }
+
+    /// Where and in what the networks compute.
+    pub fn options(&self) -> LoadOptions {
+        self.options
     }
 
     /// The folder that the model was loaded from.
@@ -110,7 +123,7 @@ where
     C: Config,
 {
     let checkpoint = Checkpoint::open_folder(folder)?;
-    checkpoint.build("", options.kind, options.device, |weights| load(weights, config))
+    checkpoint.build("", options.precision, options.device, |weights| load(weights, config))
 }
 
 /// The tensors of the model that are not finite, by component.

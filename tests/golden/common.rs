@@ -3,6 +3,7 @@
 use anyhow::Result;
 use prior_embed::model::checkpoint::{Checkpoint, Weights};
 use prior_embed::model::config::{self, Config};
+use prior_embed::model::precision::Precision;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -64,7 +65,7 @@ impl Fixture {
     /// Builds the module whose weights the file holds.
     pub fn build<M>(&self, load: impl Fn(&Weights) -> Result<M>) -> M {
         let checkpoint = Checkpoint::open_files(&self.path, std::slice::from_ref(&self.path)).unwrap();
-        checkpoint.build("weights.", Kind::Float, Device::Cpu, load).unwrap()
+        checkpoint.build("weights.", Precision::F32, Device::Cpu, load).unwrap()
     }
 
     /// Asserts that `actual` is what the reference gave as `name`.

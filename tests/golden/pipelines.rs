@@ -1,9 +1,10 @@
 //! Whole pipelines against diffusers, in every layout that a prior comes in.
 
 use crate::common::{Fixture, fixtures, relative_error};
+use prior_embed::model::precision::Precision;
 use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 #[derive(Deserialize)]
 struct Case {
@@ -15,7 +16,7 @@ struct Case {
     samples_per_prompt: usize,
 }
 
-const OPTIONS: LoadOptions = LoadOptions { device: Device::Cpu, kind: Kind::Float };
+const OPTIONS: LoadOptions = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
 
 fn open(name: &str, options: LoadOptions) -> Pipeline {
     Pipeline::open(&fixtures().join("pipelines").join(name), options).unwrap()
@@ -115,15 +116,14 @@ fn a_row_does_not_depend_on_its_batch_or_its_place() {
 }
 
 #[test]
-fn bfloat16_and_float16_come_near() {
+fn lower_precisions_come_near() {
     let settings = Settings { steps: 10, guidance_scale: 4.0 };
     let rows = [Row { prompt: "a red apple", negative_prompt: "", seed: 3 }];
     let exact = embed(&mut kandinsky22(), &rows, &settings);
-    for kind in [Kind::BFloat16, Kind::Half] {
-        let options = LoadOptions { device: Device::Cpu, kind };
-        let mut pipeline = open("kandinsky22", options);
-        let near = embed(&mut pipeline, &rows, &settings);
+    for precision in [Precision::Bf16, Precision::F16, Precision::Int8] {
+        let options = LoadOptions { device: Device::Cpu, precision };
+        let near = embed(&mut open("kandinsky22", options), &rows, &settings);
         let cosine = Tensor::cosine_similarity(&near, &exact, 1, 1e-8).double_value(&[0]);
-        assert!(cosine > 0.99, "{kind:?}: cosine {cosine}");
+        assert!(cosine > 0.99, "{precision:?}: cosine {cosine}");
     }
 }

@@ -6,12 +6,13 @@
 use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
 use prior_embed::model::checkpoint::Checkpoint;
 use prior_embed::model::config;
+use prior_embed::model::precision::Precision;
 use prior_embed::model::prior::{PriorConfig, PriorTransformer};
 use prior_embed::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use tch::{Device, Kind};
+use tch::Device;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -38,7 +39,7 @@ fn load(bytes: &[u8]) -> anyhow::Result<PriorTransformer> {
     std::fs::write(&path, bytes)?;
     let checkpoint_file = Checkpoint::open_files(folder.path(), &[path])?;
     let config = &checkpoint().1;
-    checkpoint_file.build("", Kind::Float, Device::Cpu, |weights| PriorTransformer::load(weights, config))
+    checkpoint_file.build("", Precision::F32, Device::Cpu, |weights| PriorTransformer::load(weights, config))
 }
 
 proptest! {

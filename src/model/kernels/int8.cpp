@@ -1,0 +1,178 @@
+// Linear layers with int8 weights, a scale a channel, and uint8 inputs, a scale and a zero point a row, which are found
+// while running. Rows are quantized one by one, so that a row does not depend on those beside it.
+
+#include "border.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/List.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+
+using prior_embed::guarded;
+using prior_embed::owned;
+
+namespace {
+
+using Scalars = c10::List<std::optional<at::Scalar>>;
+using Prepack = at::Tensor(at::Tensor, std::optional<c10::List<int64_t>>);
+using Multiply = at::Tensor(at::Tensor, double, int64_t, at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>,
+                            double, int64_t, std::optional<at::ScalarType>, std::string_view, Scalars,
+                            std::string_view);
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> operation(const char* name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Quantizes one channel; gives its scale and the sum of its quantized weights. A NaN makes the scale NaN.
+PRIOR_EMBED_WIDEST void quantize_channel(const float* weight, int64_t size, int8_t* quantized, float* scale,
+                                         float* sum) {
+    float largest = 0, poison = 0;
+    for (int64_t i = 0; i < size; ++i) {
+        largest = std::max(largest, std::abs(weight[i]));
+        poison += weight[i] * 0;
+    }
+    const float factor = largest > 0 ? 127 / largest : 0;
+    int32_t total = 0;
+    for (int64_t i = 0; i < size; ++i) {
+        const float value = std::nearbyint(weight[i] * factor);
+        quantized[i] = static_cast<int8_t>(static_cast<int32_t>(value));
+        total += quantized[i];
+    }
+    *scale = largest / 127 + poison;
+    *sum = static_cast<float>(total);
+}
+
+// Quantizes one row to 0..levels; x = scale * (quantized - zero_point). A NaN makes the scale NaN.
+PRIOR_EMBED_WIDEST void quantize_row(const float* x, int64_t size, float levels, uint8_t* quantized, float* scale,
+                                     float* zero_point) {
+    float lowest = 0, highest = 0, poison = 0;
+#pragma omp simd reduction(min : lowest) reduction(max : highest) reduction(+ : poison)
+    for (int64_t i = 0; i < size; ++i) {
+        lowest = std::min(lowest, x[i]);
+        highest = std::max(highest, x[i]);
+        poison += x[i] * 0;
+    }
+    const float range = highest - lowest;
+    const float factor = range > 0 ? levels / range : 0;
+    const float zero = std::nearbyint(-lowest * factor);
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+        const float value = std::nearbyint(x[i] * factor) + zero;
+        quantized[i] = static_cast<uint8_t>(static_cast<int32_t>(std::min(std::max(value, 0.f), levels)));
+    }
+    *scale = range / levels + poison;
+    *zero_point = zero;
+}
+
+// From products of quantized numbers, already times the channels' scales, to the layer's output.
+PRIOR_EMBED_WIDEST void finish_row(float* y, int64_t size, float scale, float zero_point, const float* scaled_sums,
+                                   const float* bias, const float* other) {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+        y[i] = scale * (y[i] - zero_point * scaled_sums[i]);
+    }
+    if (bias != nullptr) {
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+            y[i] += bias[i];
+        }
+    }
+    if (other != nullptr) {
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+            y[i] += other[i];
+        }
+    }
+}
+
+// Rows worth a thread.
+int64_t grain_of(int64_t size) {
+    return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, size));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Quantizes and packs a weight (outputs, inputs); also gives the channels' scales and, times these, their sums.
+char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** scaled_sums, const at::Tensor* weight) {
+    return guarded([&] {
+        static const auto prepack = operation<Prepack>("onednn::qlinear_prepack");
+        const at::Tensor source = weight->to(at::kFloat).contiguous();
+        const int64_t outputs = source.size(0), inputs = source.size(1);
+        at::Tensor quantized = at::empty({outputs, inputs}, source.options().dtype(at::kChar));
+        at::Tensor scale = at::empty({outputs}, source.options());
+        at::Tensor sum = at::empty({outputs}, source.options());
+        const float* from = source.const_data_ptr<float>();
+        int8_t* to = quantized.mutable_data_ptr<int8_t>();
+        float *scale_to = scale.mutable_data_ptr<float>(), *sum_to = sum.mutable_data_ptr<float>();
+        at::parallel_for(0, outputs, grain_of(inputs), [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                quantize_channel(from + row * inputs, inputs, to + row * inputs, scale_to + row, sum_to + row);
+            }
+        });
+        *out = owned(prepack.call(quantized, std::nullopt));
+        *scaled_sums = owned(sum.mul(scale));
+        *scales = owned(std::move(scale));
+    });
+}
+
+// x W^T + b, then GELU or plus `other`, float32; inputs are quantized to 0..levels.
+char* prior_embed_int8_linear(at::Tensor** out, const at::Tensor* x, const at::Tensor* weight, const at::Tensor* scales,
+                              const at::Tensor* scaled_sums, const at::Tensor* bias, const at::Tensor* other, bool gelu,
+                              int64_t levels) {
+    return guarded([&] {
+        static const auto multiply = operation<Multiply>("onednn::qlinear_pointwise");
+        TORCH_CHECK(x->scalar_type() == at::kFloat && x->dim() >= 1, "int8 linear: float32 input is needed");
+        const int64_t inputs = x->size(-1), outputs = scales->numel();
+        const at::Tensor source = x->reshape({-1, inputs}).contiguous();
+        const int64_t rows = source.size(0);
+        at::Tensor quantized = at::empty({rows, inputs}, source.options().dtype(at::kByte));
+        at::Tensor row_scale = at::empty({rows}, source.options());
+        at::Tensor zero_point = at::empty({rows}, source.options());
+        const float* from = source.const_data_ptr<float>();
+        uint8_t* to = quantized.mutable_data_ptr<uint8_t>();
+        float *scale_to = row_scale.mutable_data_ptr<float>(), *zero_to = zero_point.mutable_data_ptr<float>();
+        at::parallel_for(0, rows, grain_of(inputs), [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                quantize_row(from + row * inputs, inputs, static_cast<float>(levels), to + row * inputs, scale_to + row,
+                             zero_to + row);
+            }
+        });
+
+        const at::Tensor no_zero_points = at::zeros({outputs}, scales->options().dtype(at::kInt));
+        at::Tensor y = multiply.call(quantized, 1.0, 0, *weight, *scales, no_zero_points, std::nullopt, 1.0, 0,
+                                     at::kFloat, "none", Scalars(), "");
+        TORCH_CHECK(y.is_contiguous() && y.size(0) == rows && y.size(1) == outputs, "int8 linear: wrong output");
+
+        at::Tensor residual;
+        if (other != nullptr) {
+            TORCH_CHECK(other->scalar_type() == at::kFloat && other->numel() == y.numel(), "int8 linear: wrong residual");
+            residual = other->contiguous();
+        }
+        float* output = y.mutable_data_ptr<float>();
+        const float* sums = scaled_sums->const_data_ptr<float>();
+        const float* bias_from = bias == nullptr ? nullptr : bias->const_data_ptr<float>();
+        const float* other_from = other == nullptr ? nullptr : residual.const_data_ptr<float>();
+        at::parallel_for(0, rows, grain_of(outputs), [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                finish_row(output + row * outputs, outputs, scale_to[row], zero_to[row], sums, bias_from,
+                           other_from == nullptr ? nullptr : other_from + row * outputs);
+            }
+        });
+        if (gelu) {
+            at::gelu_(y);
+        }
+        auto shape = x->sizes().vec();
+        shape.back() = outputs;
+        *out = owned(y.view(shape));
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,93 @@
+//! How much memory a run needs, and so how many rows are computed together.
+
+use super::Pipeline;
+use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
+use crate::hub::layout::Layout;
+use crate::model::checkpoint::Checkpoint;
+use anyhow::{Result, anyhow};
+use std::path::Path;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use tch::Device;
+
+/// Rows that are computed together at most: with two tokens a row in each of two branches, more rows make the products
+/// of a step no faster.
+const MOST_ROWS: usize = 64;
+
+/// What libtorch, the tokenizer and the activations of a batch take beside weights and caches.
+const BASE_BYTES: u64 = 512 << 20;
+
+impl Pipeline {
+    /// How many rows to compute together, of `rows` in all: `wanted`, or as many as memory allows up to where more are no
+    /// gain.
+    ///
+    /// # Errors
+    /// If not even that fits into the memory that is free: needed and free are named, and what to do.
+    pub fn plan_batch(&self, rows: usize, wanted: Option<usize>) -> Result<usize> {
+        let most = rows.clamp(1, MOST_ROWS);
+        let Some(free) = self.free_bytes() else { return Ok(wanted.unwrap_or(most)) };
+        let needed = |batch: usize| -> Result<u64> {
+            let caches = self.token_bytes().saturating_mul(self.cached_tokens(batch.min(rows)));
+            Ok(self.weight_bytes(batch >= rows)?.saturating_add(caches).saturating_add(BASE_BYTES))
+        };
+        let batch = match wanted {
+            Some(batch) => batch,
+            None => self.largest_that_fits(most, free, &needed)?,
+        };
+        let needed = needed(batch)?;
+        if needed <= free {
+            return Ok(batch);
+        }
+        let (needed, free) = (in_gigabytes(needed), in_gigabytes(free));
+        let way_out =
+            if batch > 1 { "a smaller --batch-size, or --dtype bf16 or int8" } else { "--dtype bf16 or int8" };
+        Err(anyhow!("not enough memory: {needed} GB are needed and {free} GB are free; try {way_out}"))
+    }
+
+    /// Halves the batch until its caches fit.
+    fn largest_that_fits(&self, most: usize, free: u64, needed: &dyn Fn(usize) -> Result<u64>) -> Result<usize> {
+        let mut batch = most;
+        while batch > 1 && needed(batch)? > free {
+            batch = batch.div_ceil(2);
+        }
+        Ok(batch)
+    }
+
+    /// Bytes of the networks that are in memory together. With a single batch the text encoder is gone by the time that
+    /// the prior is read.
+    fn weight_bytes(&self, single_batch: bool) -> Result<u64> {
+        let Layout { prior, text_encoder, .. } = &self.layout;
+        let parameters = |folder: &Path| -> Result<u64> { Ok(Checkpoint::open_folder(folder)?.parameters()) };
+        let precision = self.options.precision;
+        let prior = parameters(prior)?.saturating_mul(precision.bytes());
+        let text = parameters(text_encoder)?.saturating_mul(precision.exact().bytes());
+        Ok(if single_batch { prior.max(text) } else { prior.saturating_add(text) })
+    }
+
+    /// Bytes of one token's keys and values in all blocks.
+    fn token_bytes(&self) -> u64 {
+        let config = &self.prior_config;
+        (2 * config.num_layers * config.inner_dim()) as u64 * self.options.precision.exact().bytes()
+    }
+
+    /// Most tokens that are cached for a batch: each row's own long prompt, and its timesteps.
+    fn cached_tokens(&self, batch: usize) -> u64 {
+        let prompt = self.prior_config.num_embeddings as u64 + 1;
+        (batch as u64).saturating_mul(prompt).saturating_add(2 * MAX_TIMESTEP_TOKENS as u64)
+    }
+
+    /// Free memory in bytes, of the machine or of the container that the process may be in; `None` if the networks do not
+    /// run there, or nobody knows.
+    fn free_bytes(&self) -> Option<u64> {
+        if self.options.device != Device::Cpu {
+            return None;
+        }
+        let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+        let system = System::new_with_specifics(memory);
+        let free = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory).min(system.available_memory());
+        (free > 0).then_some(free)
+    }
+}
+
+fn in_gigabytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1e9)
+}
