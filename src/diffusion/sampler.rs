@@ -50,7 +50,7 @@ pub fn sample(
         for step in first_step..first_step + timesteps.len() {
             let branches: Vec<Branch> =
                 conditions.iter().zip(&caches).map(|(condition, cache)| cache.branch(condition, step)).collect();
-            let input = Tensor::f_cat(&vec![&latents; branches.len()], 0)?.f_to_kind(prior.kind())?;
+            let input = Tensor::f_cat(&vec![&latents; branches.len()], 0)?;
             let predicted = guide(guidance, prior.step(&branches, &input)?.f_to_kind(Kind::Float)?)?;
             latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
             after_step();

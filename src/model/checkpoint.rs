@@ -259,15 +259,27 @@ impl<'a> Weights<'a> {
         self.device
     }
 
-    /// Reads the tensor `name`, which must have the given shape, in the type and on the device of this view.
+    /// Reads the tensor `name`, which must have the given shape, in float32 on the device of this view.
     ///
     /// While a checkpoint is only checked, this and everything made from it is an undefined tensor.
     ///
     /// # Errors
     /// If memory runs out. What does not fit is an error of [`Checkpoint::build`].
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.tensor_of_kind(name, shape, Kind::Float)
+    }
+
+    /// As [`Weights::tensor`], in the type of this view's matrices.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn matrix(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.tensor_of_kind(name, shape, self.precision.kind())
+    }
+
+    fn tensor_of_kind(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
         match self.borrow(name, shape)? {
-            Some(borrowed) => borrowed.to_owned(self.precision.kind(), self.device),
+            Some(borrowed) => borrowed.to_owned(kind, self.device),
             None => Ok(Tensor::new()),
         }
     }

@@ -8,13 +8,15 @@ use super::checkpoint::{StackedWeight, Weights};
 use super::kernels::{self, Epilogue, Int8Weight};
 use super::precision::Precision;
 use anyhow::Result;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// `y = x Wᵀ + b` over the last dimension.
+/// `y = x Wᵀ + b` over the last dimension, in the type of its [`Precision`].
 #[derive(Debug)]
 pub struct Linear {
     kernel: Kernel,
     bias: Option<Tensor>,
+    /// What the product takes and gives.
+    kind: Kind,
 }
 
 /// How the product is computed.
@@ -42,11 +44,11 @@ impl Linear {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load_stacked(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
-        let biases = parts.iter().map(|part| part.tensor("bias", &[outputs])).collect::<Result<Vec<_>>>()?;
+        let biases = parts.iter().map(|part| part.matrix("bias", &[outputs])).collect::<Result<Vec<_>>>()?;
         let kernel = Kernel::load(parts, inputs, outputs)?;
         // While a checkpoint is only checked there is nothing to stack.
         let bias = if biases.iter().all(Tensor::defined) { Tensor::f_cat(&biases, 0)? } else { Tensor::new() };
-        Ok(Self { kernel, bias: Some(bias) })
+        Ok(Self { kernel, bias: Some(bias), kind: kind_of(parts) })
     }
 
     /// Reads `weight` `(outputs, inputs)` alone.
@@ -54,10 +56,11 @@ impl Linear {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load_without_bias(weights: &Weights, inputs: i64, outputs: i64) -> Result<Self> {
-        Ok(Self { kernel: Kernel::load(std::slice::from_ref(weights), inputs, outputs)?, bias: None })
+        let parts = std::slice::from_ref(weights);
+        Ok(Self { kernel: Kernel::load(parts, inputs, outputs)?, bias: None, kind: kind_of(parts) })
     }
 
-    /// `(…, inputs)` to `(…, outputs)`.
+    /// `(…, inputs)` to `(…, outputs)`, from any float type to that of the precision.
     ///
     /// # Errors
     /// If the shapes do not fit or memory runs out.
@@ -73,15 +76,19 @@ impl Linear {
         self.run(x, Epilogue::Gelu)
     }
 
-    /// As [`Linear::forward`], plus `residual`, `(…, outputs)`.
+    /// As [`Linear::forward`], plus `residual`, `(…, outputs)` in float32, which is also what it gives.
     ///
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.run(x, Epilogue::Add(residual))
+        match self.kind {
+            Kind::Float => self.run(x, Epilogue::Add(residual)),
+            _ => Ok(residual.f_add(&self.forward(x)?)?),
+        }
     }
 
     fn run(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+        let x = &x.f_to_kind(self.kind)?;
         match &self.kernel {
             Kernel::Packed(weight) => kernels::packed_linear(x, weight, self.bias.as_ref(), epilogue),
             Kernel::Int8(weight) => weight.linear(x, self.bias.as_ref(), epilogue),
@@ -95,6 +102,10 @@ impl Linear {
             }
         }
     }
+}
+
+fn kind_of(parts: &[Weights]) -> Kind {
+    parts.first().map_or(Kind::Float, |part| part.precision().kind())
 }
 
 impl Kernel {
@@ -114,7 +125,7 @@ impl Kernel {
     }
 }
 
-/// Layer normalization over the last dimension.
+/// Layer normalization over the last dimension, in float32.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: Tensor,

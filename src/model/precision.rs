@@ -7,9 +7,9 @@ use tch::{Device, Kind};
 pub enum Precision {
     /// Float32: diffusers' numbers.
     F32,
-    /// Bfloat16 weights and activations.
+    /// Products in bfloat16.
     Bf16,
-    /// Float16 weights and activations.
+    /// Products in float16.
     F16,
     /// The large weights in int8 with a scale a channel, their inputs in uint8 with a scale a token, all else in float32.
     /// For the CPU alone.
@@ -17,7 +17,10 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The type of activations, and of weights that are not quantized.
+    /// The type that matrices are kept in, and the inputs and outputs of their products, unless they are quantized.
+    ///
+    /// What runs from layer to layer beside the products, and is added to in each, is float32 always: rounding it every
+    /// time would cost more precision than all the rest, and it is small.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 | Self::Int8 => Kind::Float,

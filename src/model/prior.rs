@@ -138,11 +138,6 @@ impl PriorTransformer {
         Ok(prior_latents.f_mul(&self.clip_std)?.f_add(&self.clip_mean)?)
     }
 
-    /// The type that the weights are kept and computed in.
-    pub fn kind(&self) -> Kind {
-        self.clip_mean.kind()
-    }
-
     /// Where the weights are.
     pub fn device(&self) -> Device {
         self.clip_mean.device()
@@ -166,7 +161,7 @@ impl PriorTransformer {
     /// `(timesteps)` to `(timesteps, inner_dim)`.
     fn embed_timestep(&self, timestep: &Tensor) -> Result<Tensor> {
         let projected = sinusoidal_embedding(timestep, self.config.inner_dim())?;
-        self.time_embedding.forward(&projected.f_to_device(self.device())?.f_to_kind(self.kind())?)
+        self.time_embedding.forward(&projected.f_to_device(self.device())?)
     }
 
     /// Adds positions to the sequence `(batch, tokens, inner_dim)`.
@@ -186,9 +181,9 @@ impl PriorTransformer {
     /// What is added to the scores, `(batch, 1, tokens, tokens)`: padding is out of sight, and so is what comes later.
     fn added_mask(&self, attention_mask: &Tensor, tokens: i64) -> Result<Tensor> {
         let (batch, _) = attention_mask.size2()?;
-        let options = (self.kind(), self.device());
+        let options = (Kind::Float, self.device());
         let later = Tensor::f_full([tokens, tokens], MASKED, options)?.f_triu(1)?;
-        let padding = attention_mask.f_to_kind(self.kind())?.f_neg()?.f_add_scalar(1.0)?.f_mul_scalar(MASKED)?;
+        let padding = attention_mask.f_to_kind(Kind::Float)?.f_neg()?.f_add_scalar(1.0)?.f_mul_scalar(MASKED)?;
         let padding = padding.f_pad([0, self.config.additional_embeddings], "constant", 0.0)?;
         Ok(padding.f_reshape([batch, 1, 1, -1])?.f_add(&later)?)
     }

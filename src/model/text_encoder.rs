@@ -111,7 +111,7 @@ impl TextEncoder {
         let width = config.hidden_size;
         let position_shape = [config.max_position_embeddings, width];
         Ok(Self {
-            token_embedding: embeddings.sub("token_embedding").tensor("weight", &[config.vocab_size, width])?,
+            token_embedding: embeddings.sub("token_embedding").matrix("weight", &[config.vocab_size, width])?,
             position_embedding: embeddings.sub("position_embedding").tensor("weight", &position_shape)?,
             encoder: Encoder::load(&model.sub("encoder"), &config.encoder())?,
             final_layer_norm: LayerNorm::load(&model.sub("final_layer_norm"), width, config.layer_norm_eps)?,

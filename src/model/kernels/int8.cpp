@@ -29,20 +29,30 @@ c10::TypedOperatorHandle<Signature> operation(const char* name) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// To the nearest whole number, halves to even, for numbers of less than 22 bits: adding a number whose last bit is worth
+// 1 rounds, on every vector unit.
+PRIOR_EMBED_INLINE float round_small(float value) {
+    constexpr float shift = 12582912.f;
+    return (value + shift) - shift;
+}
+
 // Quantizes one channel; gives its scale and the sum of its quantized weights. A NaN makes the scale NaN.
 PRIOR_EMBED_WIDEST void quantize_channel(const float* weight, int64_t size, int8_t* quantized, float* scale,
                                          float* sum) {
     float largest = 0, poison = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : poison)
     for (int64_t i = 0; i < size; ++i) {
-        largest = std::max(largest, std::abs(weight[i]));
+        const float magnitude = weight[i] < 0 ? -weight[i] : weight[i];
+        largest = magnitude > largest ? magnitude : largest;
         poison += weight[i] * 0;
     }
     const float factor = largest > 0 ? 127 / largest : 0;
     int32_t total = 0;
+#pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < size; ++i) {
-        const float value = std::nearbyint(weight[i] * factor);
-        quantized[i] = static_cast<int8_t>(static_cast<int32_t>(value));
-        total += quantized[i];
+        const int32_t value = static_cast<int32_t>(round_small(weight[i] * factor));
+        quantized[i] = static_cast<int8_t>(value);
+        total += value;
     }
     *scale = largest / 127 + poison;
     *sum = static_cast<float>(total);
@@ -54,17 +64,19 @@ PRIOR_EMBED_WIDEST void quantize_row(const float* x, int64_t size, float levels,
     float lowest = 0, highest = 0, poison = 0;
 #pragma omp simd reduction(min : lowest) reduction(max : highest) reduction(+ : poison)
     for (int64_t i = 0; i < size; ++i) {
-        lowest = std::min(lowest, x[i]);
-        highest = std::max(highest, x[i]);
+        lowest = x[i] < lowest ? x[i] : lowest;
+        highest = x[i] > highest ? x[i] : highest;
         poison += x[i] * 0;
     }
     const float range = highest - lowest;
     const float factor = range > 0 ? levels / range : 0;
-    const float zero = std::nearbyint(-lowest * factor);
+    const float zero = round_small(-lowest * factor);
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
-        const float value = std::nearbyint(x[i] * factor) + zero;
-        quantized[i] = static_cast<uint8_t>(static_cast<int32_t>(std::min(std::max(value, 0.f), levels)));
+        const float value = round_small(x[i] * factor) + zero;
+        const float not_below = value > 0 ? value : 0;
+        const float inside = not_below < levels ? not_below : levels;
+        quantized[i] = static_cast<uint8_t>(static_cast<int32_t>(inside));
     }
     *scale = range / levels + poison;
     *zero_point = zero;

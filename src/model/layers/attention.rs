@@ -7,7 +7,8 @@ use tch::{Device, Kind, Tensor};
 /// Multi-head attention over whole sequences.
 ///
 /// `query`, `key` and `value` are `(batch, tokens, heads · head_dim)`; the result has the shape of `query`. Scores are
-/// scaled by `1 / √head_dim`, and `mask` is added to them, broadcast to `(batch, heads, tokens, tokens)`.
+/// scaled by `1 / √head_dim`, and `mask` is added to them, broadcast to `(batch, heads, tokens, tokens)`; a boolean mask says
+/// what is seen.
 ///
 /// # Errors
 /// If the shapes do not fit or memory runs out.
@@ -15,8 +16,12 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64, mask:
     let query = split_heads(query, heads)?;
     let key = split_heads(key, heads)?;
     let value = split_heads(value, heads)?;
+    let mask = match mask {
+        Some(mask) if mask.is_floating_point() => Some(mask.f_to_kind(query.kind())?),
+        mask => mask.map(Tensor::shallow_clone),
+    };
     let scale: Option<f64> = None;
-    let output = Tensor::f_scaled_dot_product_attention(&query, &key, &value, mask, 0.0, false, scale, false)?;
+    let output = Tensor::f_scaled_dot_product_attention(&query, &key, &value, mask.as_ref(), 0.0, false, scale, false)?;
     Ok(output.f_transpose(1, 2)?.f_flatten(2, 3)?)
 }
 
