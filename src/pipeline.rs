@@ -12,7 +12,7 @@ pub use load::LoadOptions;
 
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::BatchNoise;
-use crate::diffusion::sampler::{Condition, sample};
+use crate::diffusion::sampler::{Condition, chunk_len, sample};
 use crate::diffusion::scheduler::Scheduler;
 use crate::diffusion::unclip::{UnclipConfig, UnclipScheduler};
 use crate::hub::layout::Layout;
@@ -99,12 +99,14 @@ impl Pipeline {
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
 
+        let needs_negative =
+            guidance.is_on() && !NegativeCache::serves(&self.negative, &negative_prompts, scheduler.timesteps());
+        let new_negative: &[&str] = if needs_negative { &negative_prompts } else { &[] };
+
         // Text, and then the prior: with a single batch the two never share the memory.
         self.load_text_encoder(observer)?;
         let start = Instant::now();
-        let text = self.text.encode(&prompts)?;
-        let needs_negative = guidance.is_on() && !NegativeCache::serves(&self.negative, &negative_prompts, &scheduler);
-        let negative_text = if needs_negative { Some(self.text.encode(&negative_prompts)?) } else { None };
+        let text = self.text.encode(&[&prompts, new_negative].concat())?;
         if is_last {
             self.text.release();
         }
@@ -113,11 +115,20 @@ impl Pipeline {
 
         let start = Instant::now();
         let prior = self.prior.as_ref().context("the prior is not loaded")?;
-        if let Some(text) = negative_text {
-            self.negative = Some(NegativeCache::new(prior, &negative_prompts, &text, &scheduler)?);
+        let first_timesteps = |prompts: usize| &scheduler.timesteps()[..chunk_len(prompts).min(settings.steps)];
+        let timesteps: Vec<&[i64]> = std::iter::repeat_n(first_timesteps(prompts.len()), prompts.len())
+            .chain(std::iter::repeat_n(first_timesteps(new_negative.len()), new_negative.len()))
+            .collect();
+        let (prefix, timestep_cache) = prior.prefill(&text, &timesteps)?;
+        if needs_negative {
+            self.negative = Some(NegativeCache {
+                prompts: negative_prompts.iter().map(|prompt| prompt.to_string()).collect(),
+                timesteps: scheduler.timesteps().to_vec(),
+                prefix: prefix.tail(prompts.len())?,
+                timestep_cache: timestep_cache.tail(prompts.len())?,
+            });
         }
-        let prefix = prior.prefill(&text.states, &text.lens, &text.embeds)?;
-        let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: None };
+        let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: &timestep_cache };
         let negative = self.negative.as_ref().filter(|_| guidance.is_on());
         let unconditional = negative.map(|negative| negative.condition(&negative_of_row));
         let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();

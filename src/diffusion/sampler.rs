@@ -10,6 +10,11 @@ use tch::{Kind, Tensor};
 /// Timestep tokens that are run and cached at once. More do not run faster, and each takes memory in every block.
 pub const MAX_TIMESTEP_TOKENS: usize = 512;
 
+/// For how many steps the timestep tokens of so many prompts are cached at once.
+pub fn chunk_len(prompts: usize) -> usize {
+    (MAX_TIMESTEP_TOKENS / prompts.max(1)).max(1)
+}
+
 /// What the rows of a batch are conditioned on, in one branch of the guidance.
 #[derive(Debug, Clone, Copy)]
 pub struct Condition<'a> {
@@ -17,8 +22,8 @@ pub struct Condition<'a> {
     pub prefix: &'a Prefix,
     /// Each row's prompt, as an index into the prefix.
     pub prompts: &'a [usize],
-    /// The caches of all timesteps, if they are there from before.
-    pub timesteps: Option<&'a TimestepCache>,
+    /// The caches of the first timesteps; those of further ones are made as they come.
+    pub timesteps: &'a TimestepCache,
 }
 
 /// Denoises a batch of rows and gives their image embeddings, `(rows, clip_embed_dim)`, float32.
@@ -40,47 +45,54 @@ pub fn sample(
     // The unconditional rows come first, as in diffusers.
     let conditions: Vec<Condition> =
         unconditional.filter(|_| guidance.is_on()).into_iter().chain([conditional]).collect();
-    let prompts: usize = conditions.iter().map(|condition| condition.prefix.len()).sum();
-    let chunk_len = (MAX_TIMESTEP_TOKENS / prompts).max(1);
+    let mut windows: Vec<Window> = conditions.iter().map(|&condition| Window::new(condition)).collect();
     let mut latents = noise.latents.shallow_clone();
-    for (chunk, timesteps) in scheduler.timesteps().chunks(chunk_len).enumerate() {
-        let first_step = chunk * chunk_len;
-        let caches = conditions.iter().map(|condition| Cache::of(prior, condition, timesteps, first_step));
-        let caches = caches.collect::<Result<Vec<Cache>>>()?;
-        for step in first_step..first_step + timesteps.len() {
-            let branches: Vec<Branch> =
-                conditions.iter().zip(&caches).map(|(condition, cache)| cache.branch(condition, step)).collect();
-            let input = Tensor::f_cat(&vec![&latents; branches.len()], 0)?;
-            let predicted = guide(guidance, prior.step(&branches, &input)?.f_to_kind(Kind::Float)?)?;
-            latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
-            after_step();
+    for step in 0..scheduler.timesteps().len() {
+        for window in &mut windows {
+            window.move_to(step, prior, scheduler.timesteps())?;
         }
+        let branches: Vec<Branch> = windows.iter().map(|window| window.branch(step)).collect();
+        let input = Tensor::f_cat(&vec![&latents; branches.len()], 0)?;
+        let predicted = guide(guidance, prior.step(&branches, &input)?.f_to_kind(Kind::Float)?)?;
+        latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
+        after_step();
     }
     Ok(prior.post_process_latents(&latents)?.f_to_kind(Kind::Float)?)
 }
 
-/// The timesteps' cache that some steps of a condition use.
-enum Cache<'a> {
-    /// Of all steps, from before.
-    Whole(&'a TimestepCache),
-    /// Of the steps from this one on.
-    Chunk(TimestepCache, usize),
+/// The part of a condition's timesteps that is cached.
+struct Window<'a> {
+    condition: Condition<'a>,
+    /// Once the first timesteps are done: the cache of those from a step on.
+    moved: Option<(usize, TimestepCache)>,
 }
 
-impl<'a> Cache<'a> {
-    fn of(prior: &PriorTransformer, condition: &Condition<'a>, timesteps: &[i64], first_step: usize) -> Result<Self> {
-        match condition.timesteps {
-            Some(whole) => Ok(Self::Whole(whole)),
-            None => Ok(Self::Chunk(prior.prefill_timesteps(condition.prefix, timesteps)?, first_step)),
-        }
+impl<'a> Window<'a> {
+    fn new(condition: Condition<'a>) -> Self {
+        Self { condition, moved: None }
     }
 
-    fn branch<'b>(&'b self, condition: &Condition<'b>, step: usize) -> Branch<'b> {
-        let (timesteps, step) = match self {
-            Self::Whole(cache) => (*cache, step),
-            Self::Chunk(cache, first_step) => (cache, step - first_step),
-        };
-        Branch { prefix: condition.prefix, timesteps, step, prompts: condition.prompts }
+    fn cache(&self) -> (usize, &TimestepCache) {
+        self.moved.as_ref().map_or((0, self.condition.timesteps), |(first, cache)| (*first, cache))
+    }
+
+    /// Makes sure that the timestep of `step` is cached.
+    fn move_to(&mut self, step: usize, prior: &PriorTransformer, timesteps: &[i64]) -> Result<()> {
+        let (first, cache) = self.cache();
+        if step < first + cache.steps() {
+            return Ok(());
+        }
+        // The old cache goes before the new one comes.
+        self.moved = None;
+        let end = timesteps.len().min(step + chunk_len(self.condition.prefix.len()));
+        self.moved = Some((step, prior.prefill_timesteps(self.condition.prefix, &timesteps[step..end])?));
+        Ok(())
+    }
+
+    fn branch(&self, step: usize) -> Branch<'_> {
+        let (first, timesteps) = self.cache();
+        let Condition { prefix, prompts, .. } = self.condition;
+        Branch { prefix, timesteps, step: step - first, prompts }
     }
 }
 

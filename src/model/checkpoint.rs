@@ -244,9 +244,9 @@ impl<'a> Weights<'a> {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    /// The same view without quantization, for weights that are small and matter.
+    /// The same view in float32, for matrices that are small and matter.
     pub fn exact(&self) -> Self {
-        Self { precision: self.precision.exact(), ..self.clone() }
+        Self { precision: Precision::F32, ..self.clone() }
     }
 
     /// What the module computes in.

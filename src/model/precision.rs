@@ -48,8 +48,8 @@ impl Precision {
         }
     }
 
-    /// The same without quantization, for weights that are small and matter.
-    pub fn exact(self) -> Self {
+    /// The same without quantization, for the networks that encode text and images.
+    pub fn unquantized(self) -> Self {
         if self == Self::Int8 { Self::F32 } else { self }
     }
 

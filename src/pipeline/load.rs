@@ -29,8 +29,8 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    fn exact(self) -> Self {
-        Self { precision: self.precision.exact(), ..self }
+    fn unquantized(self) -> Self {
+        Self { precision: self.precision.unquantized(), ..self }
     }
 }
 
@@ -61,7 +61,7 @@ impl Pipeline {
             observer.loading("text encoder");
             let start = Instant::now();
             let (folder, config) = (&self.layout.text_encoder, &self.text.config);
-            self.text.encoder = Some(load_module(folder, config, self.options.exact(), TextEncoder::load)?);
+            self.text.encoder = Some(load_module(folder, config, self.options.unquantized(), TextEncoder::load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
@@ -92,7 +92,7 @@ impl Pipeline {
     pub fn zero_embed(&self) -> Result<Option<Array1<f32>>> {
         let Some(folder) = &self.layout.image_encoder else { return Ok(None) };
         let config: ImageEncoderConfig = config::read(&folder.join("config.json"))?;
-        let encoder = load_module(folder, &config, self.options.exact(), ImageEncoder::load)?;
+        let encoder = load_module(folder, &config, self.options.unquantized(), ImageEncoder::load)?;
         let embed = to_rows(&encoder.zero_embed()?)?;
         Ok(Some(embed.row(0).to_owned()))
     }

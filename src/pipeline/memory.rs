@@ -59,14 +59,14 @@ impl Pipeline {
         let parameters = |folder: &Path| -> Result<u64> { Ok(Checkpoint::open_folder(folder)?.parameters()) };
         let precision = self.options.precision;
         let prior = parameters(prior)?.saturating_mul(precision.bytes());
-        let text = parameters(text_encoder)?.saturating_mul(precision.exact().bytes());
+        let text = parameters(text_encoder)?.saturating_mul(precision.unquantized().bytes());
         Ok(if single_batch { prior.max(text) } else { prior.saturating_add(text) })
     }
 
     /// Bytes of one token's keys and values in all blocks.
     fn token_bytes(&self) -> u64 {
         let config = &self.prior_config;
-        (2 * config.num_layers * config.inner_dim()) as u64 * self.options.precision.exact().bytes()
+        (2 * config.num_layers * config.inner_dim()) as u64 * self.options.precision.unquantized().bytes()
     }
 
     /// Most tokens that are cached for a batch: each row's own long prompt, and its timesteps.

@@ -1,6 +1,7 @@
 //! From prompts to what the prior is conditioned on.
 
 use crate::bad_input;
+use crate::model::prior::TextCondition;
 use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::{Encoding, Tokenizer};
 use anyhow::{Context, Result};
@@ -14,23 +15,12 @@ pub(super) struct TextStage {
     pub(super) encoder: Option<TextEncoder>,
 }
 
-/// Several encoded prompts.
-#[derive(Debug)]
-pub(super) struct EncodedText {
-    /// The states of the prompts' tokens without padding, one prompt after the other, `(tokens, hidden_size)`.
-    pub(super) states: Tensor,
-    /// How many tokens each prompt has.
-    pub(super) lens: Vec<i64>,
-    /// `(prompts, projection_dim)`.
-    pub(super) embeds: Tensor,
-}
-
 impl TextStage {
     /// Tokenizes and encodes prompts.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if a token is unknown to the encoder; an error if memory runs out.
-    pub(super) fn encode(&self, prompts: &[&str]) -> Result<EncodedText> {
+    pub(super) fn encode(&self, prompts: &[&str]) -> Result<TextCondition> {
         let encoder = self.encoder.as_ref().context("the text encoder is not loaded")?;
         let encodings = prompts.iter().map(|prompt| self.tokenize(prompt)).collect::<Result<Vec<_>>>()?;
         let run: Vec<&[i64]> = encodings
@@ -40,7 +30,7 @@ impl TextStage {
         let output = encoder.forward(&run)?;
         let lens: Vec<i64> = encodings.iter().map(|encoding| encoding.len as i64).collect();
         let states = without_padding(output.last_hidden_state, &run, &lens)?;
-        Ok(EncodedText { states, lens, embeds: output.text_embeds })
+        Ok(TextCondition { states, lens, embeds: output.text_embeds })
     }
 
     /// Frees the text encoder.

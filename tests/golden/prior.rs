@@ -1,7 +1,7 @@
 //! The prior against diffusers, over every option of its configuration, whole and with its cache.
 
 use crate::common::{Fixture, files_in};
-use prior_embed::model::prior::{Branch, PriorConfig, PriorTransformer};
+use prior_embed::model::prior::{Branch, PriorConfig, PriorTransformer, TextCondition};
 use tch::{Device, Kind, Tensor};
 
 #[test]
@@ -56,9 +56,10 @@ fn steps_on_the_cache_match() {
         if prior.check_cacheable().is_err() {
             continue;
         }
-        let prefix = prior.prefill(&without_padding(states, &lens), &lens, embeds).unwrap();
         let timesteps = Vec::<i64>::try_from(fixture.tensor("inputs.timestep")).unwrap();
-        let cache = prior.prefill_timesteps(&prefix, &timesteps).unwrap();
+        let embeds = embeds.shallow_clone();
+        let text = TextCondition { states: without_padding(states, &lens), lens: lens.clone(), embeds };
+        let (prefix, cache) = prior.prefill(&text, &vec![timesteps.as_slice(); lens.len()]).unwrap();
         // The rows are at different timesteps: each is a branch of its own.
         let rows: Vec<usize> = (0..lens.len()).collect();
         let branch = |row: usize| Branch {
@@ -86,9 +87,13 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
     let lens = [1, 9, 2, 5, 9];
     let (states, embeds) =
         (random(&[5, config.num_embeddings, config.embedding_dim]), random(&[5, config.embedding_dim]));
-    let prefix = prior.prefill(&without_padding(&states, &lens), &lens, &embeds).unwrap();
     let timesteps = [999, 500, 42, 0];
-    let cache = prior.prefill_timesteps(&prefix, &timesteps).unwrap();
+    let text =
+        TextCondition { states: without_padding(&states, &lens), lens: lens.to_vec(), embeds: embeds.shallow_clone() };
+    // The timesteps of all prompts come with the prefix or after it, or some of some prompts with it.
+    let (prefix, with_prefix) = prior.prefill(&text, &[timesteps.as_slice(); 5]).unwrap();
+    let after_prefix = prior.prefill_timesteps(&prefix, &timesteps).unwrap();
+    let (tail, tail_cache) = (prefix.tail(3).unwrap(), with_prefix.tail(3).unwrap());
     let prompts = [3, 0, 0, 4, 1, 2, 3];
     let hidden_states = random(&[7, config.embedding_dim]);
     let index = Tensor::from_slice(&prompts.map(|prompt| prompt as i64));
@@ -96,8 +101,10 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
     let mask = places.less_tensor(&Tensor::from_slice(&lens).unsqueeze(1)).index_select(0, &index);
     for (step, timestep) in timesteps.into_iter().enumerate() {
         let branches = [
-            Branch { prefix: &prefix, timesteps: &cache, step, prompts: &prompts[..2] },
-            Branch { prefix: &prefix, timesteps: &cache, step, prompts: &prompts[2..] },
+            Branch { prefix: &prefix, timesteps: &with_prefix, step, prompts: &prompts[..3] },
+            // Prompt 4, as the second of the last two.
+            Branch { prefix: &tail, timesteps: &tail_cache, step, prompts: &[1] },
+            Branch { prefix: &prefix, timesteps: &after_prefix, step, prompts: &prompts[4..] },
         ];
         let fast = prior.step(&branches, &hidden_states).unwrap();
         let (embeds, states) = (embeds.index_select(0, &index), states.index_select(0, &index));

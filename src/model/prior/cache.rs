@@ -25,6 +25,17 @@ const ADDITIONAL_TOKENS: i64 = 4;
 /// Keys and values of one kind of token in each block, `(tokens, 2 · inner_dim)`.
 type KeyValues = Vec<Tensor>;
 
+/// What several prompts give the prior: the states of their tokens without padding, and their embeddings.
+#[derive(Debug)]
+pub struct TextCondition {
+    /// One prompt after the other, `(tokens of all prompts, embedding_dim)`.
+    pub states: Tensor,
+    /// How many tokens each prompt has, at most `num_embeddings`.
+    pub lens: Vec<i64>,
+    /// `(prompts, embedding_proj_dim)`.
+    pub embeds: Tensor,
+}
+
 /// The cache of the text states and the text embeddings of several prompts.
 #[derive(Debug)]
 pub struct Prefix {
@@ -33,12 +44,12 @@ pub struct Prefix {
     prompts: Vec<(i64, i64)>,
 }
 
-/// The cache of some timesteps' tokens for each prompt of a [`Prefix`].
+/// The cache of the tokens of some timesteps for each prompt of a [`Prefix`].
 #[derive(Debug)]
 pub struct TimestepCache {
-    /// Prompt by prompt, all timesteps of one after the other.
     key_values: KeyValues,
-    timesteps: i64,
+    /// Start and end of each prompt's tokens, one a timestep.
+    prompts: Vec<(i64, i64)>,
 }
 
 /// Rows of one step that share a cache.
@@ -73,8 +84,7 @@ impl StepRanges {
                 let of_row = |row| prompt(row).map_or((0, 0), range);
                 Ranges::new((0..rows).map(of_row).flat_map(|pair| std::iter::repeat_n(pair, tokens_per_row)), device)
             };
-            let steps = branch.timesteps.timesteps;
-            let at = |prompt: usize| prompt as i64 * steps + branch.step as i64;
+            let at = |prompt: usize| branch.timesteps.prompts[prompt].0 + branch.step as i64;
             ranges.push([
                 pairs(&|prompt| branch.prefix.prompts[prompt])?,
                 pairs(&|prompt| (at(prompt), at(prompt) + 1))?,
@@ -105,6 +115,47 @@ impl Prefix {
     pub fn len(&self) -> usize {
         self.prompts.len()
     }
+
+    /// A copy of the last prompts, from `first` on.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn tail(&self, first: usize) -> Result<Self> {
+        let (key_values, prompts) = tail(&self.key_values, &self.prompts, first)?;
+        Ok(Self { key_values, prompts })
+    }
+}
+
+impl TimestepCache {
+    /// For how many timesteps it has the tokens of every prompt.
+    pub fn steps(&self) -> usize {
+        self.prompts.iter().map(|(start, end)| (end - start) as usize).min().unwrap_or(0)
+    }
+
+    /// A copy of the last prompts, from `first` on.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn tail(&self, first: usize) -> Result<Self> {
+        let (key_values, prompts) = tail(&self.key_values, &self.prompts, first)?;
+        Ok(Self { key_values, prompts })
+    }
+}
+
+/// A copy of the rows of the prompts from `first` on.
+fn tail(key_values: &KeyValues, prompts: &[(i64, i64)], first: usize) -> Result<(KeyValues, Vec<(i64, i64)>)> {
+    let offset = prompts.get(first).map_or(0, |(start, _)| *start);
+    let copy = |rows: &Tensor| -> Result<Tensor> { copy_rows(rows, (offset, rows.size()[0])) };
+    let shifted = prompts.iter().skip(first).map(|(start, end)| (start - offset, end - offset));
+    Ok((key_values.iter().map(copy).collect::<Result<_>>()?, shifted.collect()))
+}
+
+/// Rows without what lies between them, which are their queries, in memory of their own.
+fn copy_rows(rows: &Tensor, (start, end): (i64, i64)) -> Result<Tensor> {
+    let view = rows.f_narrow(0, start, end - start)?;
+    let mut copy = Tensor::f_empty(view.size(), (view.kind(), view.device()))?;
+    copy.f_copy_(&view)?;
+    Ok(copy)
 }
 
 impl PriorTransformer {
@@ -119,48 +170,52 @@ impl PriorTransformer {
         Ok(())
     }
 
-    /// Runs the tokens that depend on the prompt alone.
+    /// Runs the tokens that depend on the prompt alone, and for each prompt those of its first timesteps, all in one pass.
     ///
-    /// - `text_states`: the states of each prompt's tokens without padding, one prompt after the other,
-    ///   `(tokens of all prompts, embedding_dim)`;
-    /// - `lens`: how many tokens each prompt has, at most `num_embeddings`;
-    /// - `text_embeds`: `(prompts, embedding_proj_dim)`.
+    /// `timesteps` has a list for each prompt.
     ///
     /// # Errors
     /// If the shapes do not fit, the prior cannot be cached, or memory runs out.
-    pub fn prefill(&self, text_states: &Tensor, lens: &[i64], text_embeds: &Tensor) -> Result<Prefix> {
+    pub fn prefill(&self, text: &TextCondition, timesteps: &[&[i64]]) -> Result<(Prefix, TimestepCache)> {
         self.check_cacheable()?;
-        let states = self.project_text_states(Some(text_states))?.context("no text states")?;
-        let embeds = self.project_text_embedding(text_embeds)?.f_add(&self.position(0)?)?;
-        let text_positions = self.positional_embedding.f_select(0, 0)?;
-        let mut tokens = Vec::with_capacity(2 * lens.len());
-        for (prompt, (start, end)) in sequences(lens).enumerate() {
-            let len = end - start;
-            tokens.push(states.f_narrow(0, start, len)?.f_add(&text_positions.f_narrow(0, 0, len)?)?);
-            tokens.push(embeds.f_narrow(0, prompt as i64, 1)?);
-        }
-        let hidden_states = self.norm_in(Tensor::f_cat(&tokens, 0)?)?;
-        let lens: Vec<i64> = lens.iter().map(|len| len + 1).collect();
-        let seen = Ranges::causal(&lens, self.device())?;
-        let key_values = self.run_prefix(hidden_states, |_| (None, &seen))?;
-        Ok(Prefix { key_values, prompts: sequences(&lens).collect() })
+        ensure!(timesteps.len() == text.lens.len(), "one list of timesteps a prompt is needed");
+        let text_tokens = self.text_tokens(text)?;
+        let text_len = text_tokens.size()[0];
+        let hidden_states =
+            self.norm_in(Tensor::f_cat(&[text_tokens, self.timestep_tokens(&timesteps.concat())?], 0)?)?;
+
+        let prompts: Vec<(i64, i64)> = sequences(&text.lens.iter().map(|len| len + 1).collect::<Vec<_>>()).collect();
+        let of_timesteps = sequences(&timesteps.iter().map(|list| list.len() as i64).collect::<Vec<_>>()).collect();
+        // A text token sees what comes before it; a timestep's sees its prompt, and both see themselves.
+        let causal = prompts.iter().flat_map(|&(start, end)| (start..end).map(move |token| (start, token)));
+        let whole = prompts.iter().zip(timesteps).flat_map(|(&prompt, list)| std::iter::repeat_n(prompt, list.len()));
+        let before = Ranges::new(causal.chain(whole), self.device())?;
+        let (mut of_text, mut of_steps) = (Vec::new(), Vec::new());
+        self.run_for_cache(hidden_states, &before, None, &mut |rows| {
+            of_text.push(copy_rows(rows, (0, text_len))?);
+            of_steps.push(copy_rows(rows, (text_len, rows.size()[0]))?);
+            Ok(())
+        })?;
+        let prefix = Prefix { key_values: of_text, prompts };
+        Ok((prefix, TimestepCache { key_values: of_steps, prompts: of_timesteps }))
     }
 
-    /// Runs the tokens of several timesteps for each prompt: each sees its prompt and itself.
+    /// Runs the tokens of further timesteps for each prompt: each sees its prompt and itself.
     ///
     /// # Errors
     /// If memory runs out.
     pub fn prefill_timesteps(&self, prefix: &Prefix, timesteps: &[i64]) -> Result<TimestepCache> {
-        let (prompts, steps) = (prefix.prompts.len() as i64, timesteps.len() as i64);
-        let timestep = Tensor::f_from_slice(timesteps)?.f_to_device(self.device())?;
-        let tokens = self.norm_in(self.embed_timestep(&timestep)?.f_add(&self.position(1)?)?)?;
-        let hidden_states = tokens.f_repeat([prompts, 1])?;
+        let tokens = self.norm_in(self.timestep_tokens(timesteps)?)?;
+        let hidden_states = tokens.f_repeat([prefix.len() as i64, 1])?;
         let before = prefix.prompts.iter().flat_map(|&prompt| std::iter::repeat_n(prompt, timesteps.len()));
         let before = Ranges::new(before, self.device())?;
-        let itself = Ranges::new((0..prompts * steps).map(|token| (token, token + 1)), self.device())?;
-        let seen = |block: usize| (Some(before.of(&prefix.key_values[block])), &itself);
-        let key_values = self.run_prefix(hidden_states, seen)?;
-        Ok(TimestepCache { key_values, timesteps: steps })
+        let mut key_values = Vec::new();
+        self.run_for_cache(hidden_states, &before, Some(prefix), &mut |rows| {
+            key_values.push(copy_rows(rows, (0, rows.size()[0]))?);
+            Ok(())
+        })?;
+        let prompts = sequences(&vec![timesteps.len() as i64; prefix.len()]).collect();
+        Ok(TimestepCache { key_values, prompts })
     }
 
     /// Predicts image embeddings, `(rows, clip_embed_dim)`, from noisy ones, `(rows, embedding_dim)`: the rows of the
@@ -186,25 +241,47 @@ impl PriorTransformer {
         self.proj_to_clip_embeddings.forward(&self.norm_out.forward(&hidden_states)?)
     }
 
-    /// Runs tokens through all blocks for their keys and values. `seen` says what they see in the block of a number:
-    /// rows of a cache, and which of each other.
-    fn run_prefix<'a>(
+    /// Runs tokens through all blocks for their keys and values, which `keep` gets from block after block.
+    ///
+    /// A token sees itself and what `before` says: rows of `prefix` or, without one, of the tokens themselves.
+    fn run_for_cache(
         &self,
         mut hidden_states: Tensor,
-        seen: impl Fn(usize) -> (Option<Segment<'a>>, &'a Ranges),
-    ) -> Result<KeyValues> {
-        let mut key_values = Vec::with_capacity(self.transformer_blocks.len());
+        before: &Ranges,
+        prefix: Option<&Prefix>,
+        keep: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let itself = Ranges::new((0..hidden_states.size()[0]).map(|token| (token, token + 1)), self.device())?;
         for (number, block) in self.transformer_blocks.iter().enumerate() {
             let Projected { query, key_value } = block.project(&hidden_states)?;
             if number + 1 < self.transformer_blocks.len() {
-                let (cached, own) = seen(number);
-                let segments: Vec<Segment> = cached.into_iter().chain([own.of(&key_value)]).collect();
-                hidden_states = block.finish(&block.attend(&query, &segments)?, &hidden_states)?;
+                let rows_before = prefix.map_or(&key_value, |prefix| &prefix.key_values[number]);
+                let attended = block.attend(&query, &[before.of(rows_before), itself.of(&key_value)])?;
+                hidden_states = block.finish(&attended, &hidden_states)?;
             }
-            // A copy, to let go of the query beside it.
-            key_values.push(key_value.f_contiguous()?);
+            keep(&key_value)?;
         }
-        Ok(key_values)
+        Ok(())
+    }
+
+    /// The tokens of each prompt's text and of its embedding, with their positions.
+    fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
+        let states = self.project_text_states(Some(&text.states))?.context("no text states")?;
+        let embeds = self.project_text_embedding(&text.embeds)?.f_add(&self.position(0)?)?;
+        let positions = self.positional_embedding.f_select(0, 0)?;
+        let mut tokens = Vec::with_capacity(2 * text.lens.len());
+        for (prompt, (start, end)) in sequences(&text.lens).enumerate() {
+            let len = end - start;
+            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions.f_narrow(0, 0, len)?)?);
+            tokens.push(embeds.f_narrow(0, prompt as i64, 1)?);
+        }
+        Ok(Tensor::f_cat(&tokens, 0)?)
+    }
+
+    /// The tokens of timesteps, with their position.
+    fn timestep_tokens(&self, timesteps: &[i64]) -> Result<Tensor> {
+        let timesteps = Tensor::f_from_slice(timesteps)?.f_to_device(self.device())?;
+        Ok(self.embed_timestep(&timesteps)?.f_add(&self.position(1)?)?)
     }
 
     /// `x_t` and the query of each row, one after the other: `(2 · rows, inner_dim)`.
