@@ -23,6 +23,8 @@ class Measured:
 
     wall_seconds: float
     peak_rss_bytes: int
+    # Cores that everything else took meanwhile, other virtual machines included; None where the system does not say.
+    other_cores: float | None
 
 
 def child_environment():
@@ -33,10 +35,19 @@ def child_environment():
     return environment
 
 
+def busy_seconds():
+    """Processor seconds that this machine has not been idle since it started, or None."""
+    try:
+        user, nice, system, _, _, *rest = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    except (OSError, ValueError, IndexError):
+        return None
+    return sum(map(int, [user, nice, system, *rest])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(name, command):
     """Runs a command to its end; `name` is what an error calls it."""
     with tempfile.TemporaryFile() as errors:
-        start = time.perf_counter()
+        busy, start = busy_seconds(), time.perf_counter()
         try:
             child = subprocess.Popen(
                 [str(part) for part in command],
@@ -49,12 +60,13 @@ def measure(name, command):
             raise BenchError(f"{name} does not start: {error.strerror}: {command[0]}") from error
         status, usage = wait(child)
         wall = time.perf_counter() - start
+        others = None if busy is None else busy_seconds() - busy - usage.ru_utime - usage.ru_stime
         if status:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines()
             raise BenchError(f"{name} ended with {status}: " + " | ".join(said[-3:]))
     unit = 1 if sys.platform == "darwin" else 1024
-    return Measured(wall, usage.ru_maxrss * unit)
+    return Measured(wall, usage.ru_maxrss * unit, None if others is None else max(others, 0.0) / wall)
 
 
 def wait(child):

@@ -3,6 +3,7 @@
 The job says what to run and where the embeddings and the report go. The clock starts before the libraries' import.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -91,7 +92,7 @@ def main():
         "prior": ends[-1] - entered,
         "total": ended - STARTED,
     }
-    steps = [end - start for start, end in zip([entered, *ends], ends)]
+    steps = [end - start for start, end in itertools.pairwise([entered, *ends])]
     report = {"rows": len(embeds), "seconds": seconds, "steps": steps, "versions": versions()}
     with open(job["report"], "w", encoding="utf-8") as file:
         json.dump(report, file)

@@ -127,19 +127,18 @@ pub struct Int8Weight {
 }
 
 impl Int8Weight {
-    /// Quantizes a weight `(outputs, inputs)` of any float type on the CPU, a scale a channel, and packs it.
+    /// Quantizes a weight `(outputs, inputs)` of any float type on the CPU, a scale a channel, and packs it. Inputs will be
+    /// quantized to `0..=levels`, 255 at most.
     ///
     /// # Errors
     /// If memory runs out.
-    pub fn pack(weight: &Tensor) -> Result<Self> {
+    pub fn pack(weight: &Tensor, levels: u8) -> Result<Self> {
         let (mut scales, mut scaled_sums) = (null_mut(), null_mut());
         // SAFETY: the pointer is a live tensor's, and the two others are filled in like the first.
         let packed = take(|out| unsafe { prior_embed_pack_int8(out, &mut scales, &mut scaled_sums, weight.as_ptr()) })?;
         // SAFETY: after success both are new tensors that nobody else owns.
         let (scales, scaled_sums) = unsafe { (Tensor::from_ptr(scales), Tensor::from_ptr(scaled_sums)) };
-        // Older processors add two products of 8 bits in 16 bits and saturate; one bit less always fits.
-        let levels = if super::precision::cpu_has_exact_int8() { 255 } else { 127 };
-        Ok(Self { packed, scales, scaled_sums, levels })
+        Ok(Self { packed, scales, scaled_sums, levels: i64::from(levels) })
     }
 
     /// `x Wᵀ + b` and the epilogue, `(…, inputs)` to `(…, outputs)`, float32. Each row of `x` gets a scale of its own.
@@ -252,14 +251,16 @@ mod tests {
         for (shape, outputs) in SHAPES {
             let x = random(shape);
             let weight = random(&[outputs, shape[shape.len() - 1]]);
-            let packed = Int8Weight::pack(&weight).unwrap();
-            check(|x, bias, epilogue| packed.linear(x, bias, epilogue).unwrap(), &x, &weight, 0.03);
+            for (levels, tolerance) in [(255, 0.03), (127, 0.05)] {
+                let packed = Int8Weight::pack(&weight, levels).unwrap();
+                check(|x, bias, epilogue| packed.linear(x, bias, epilogue).unwrap(), &x, &weight, tolerance);
+            }
         }
     }
 
     #[test]
     fn an_int8_row_does_not_depend_on_those_beside_it() {
-        let packed = Int8Weight::pack(&random(&[40, 64])).unwrap();
+        let packed = Int8Weight::pack(&random(&[40, 64]), 255).unwrap();
         let x = random(&[9, 64]);
         // A neighbour of another magnitude would spoil a scale that they shared.
         let _ = x.get(3).g_mul_scalar_(1e4);
@@ -273,7 +274,7 @@ mod tests {
     #[test]
     fn int8_keeps_zeros_and_tells_of_nan() {
         let weight = random(&[8, 16]);
-        let packed = Int8Weight::pack(&weight).unwrap();
+        let packed = Int8Weight::pack(&weight, 255).unwrap();
         let zeros = Tensor::zeros([2, 16], (Kind::Float, Device::Cpu));
         assert_eq!(packed.linear(&zeros, None, Epilogue::None).unwrap().abs().max().double_value(&[]), 0.0);
         let _ = zeros.get(1).get(3).fill_(f64::NAN);
@@ -281,7 +282,7 @@ mod tests {
         assert_eq!(output.get(0).isnan().any().int64_value(&[]), 0);
         assert_eq!(output.get(1).isnan().all().int64_value(&[]), 1);
         let _ = weight.get(2).get(0).fill_(f64::NAN);
-        let output = Int8Weight::pack(&weight).unwrap().linear(&random(&[1, 16]), None, Epilogue::None).unwrap();
+        let output = Int8Weight::pack(&weight, 255).unwrap().linear(&random(&[1, 16]), None, Epilogue::None).unwrap();
         let nan: Vec<i64> = (0..8).filter(|&column| output.double_value(&[0, column]).is_nan()).collect();
         assert_eq!(nan, [2]);
     }
@@ -289,7 +290,7 @@ mod tests {
     #[test]
     fn wrong_arguments_are_errors() {
         let weight = random(&[4, 6]);
-        let (packed, int8) = (pack_linear(&weight).unwrap(), Int8Weight::pack(&weight).unwrap());
+        let (packed, int8) = (pack_linear(&weight).unwrap(), Int8Weight::pack(&weight, 255).unwrap());
         let wrong = random(&[2, 5]);
         assert!(packed_linear(&wrong, &packed, None, Epilogue::None).is_err());
         assert!(int8.linear(&wrong, None, Epilogue::None).is_err());

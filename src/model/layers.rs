@@ -6,7 +6,7 @@ pub mod attention;
 
 use super::checkpoint::{StackedWeight, Weights};
 use super::kernels::{self, Epilogue, Int8Weight};
-use super::precision::Precision;
+use super::precision::{Precision, int8_levels};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
@@ -116,7 +116,7 @@ impl Kernel {
         let shape = [outputs, inputs];
         let Some(weight) = StackedWeight::borrow(parts, &shape)? else { return Ok(Self::Plain(Tensor::new())) };
         match precision {
-            Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor())?)),
+            Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor(), int8_levels())?)),
             Precision::F32 | Precision::Bf16 if packs => {
                 Ok(Self::Packed(kernels::pack_linear(&weight.tensor().f_to_kind(precision.kind())?)?))
             }

@@ -80,15 +80,15 @@ fn cpu_has_bfloat16() -> bool {
     false
 }
 
-/// Whether the processor multiplies uint8 by int8 without saturating in between (VNNI).
-#[cfg(target_arch = "x86_64")]
-pub(super) fn cpu_has_exact_int8() -> bool {
-    std::is_x86_feature_detected!("avx512vnni") && may_use("AVX512_CORE_VNNI")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn cpu_has_exact_int8() -> bool {
-    false
+/// The largest number that inputs of int8 products are quantized to.
+///
+/// Processors without VNNI add two products of 8 bits in 16 bits and saturate; one bit less always fits.
+pub(super) fn int8_levels() -> u8 {
+    #[cfg(target_arch = "x86_64")]
+    let is_exact = std::is_x86_feature_detected!("avx512vnni") && may_use("AVX512_CORE_VNNI");
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_exact = false;
+    if is_exact { 255 } else { 127 }
 }
 
 /// Whether oneDNN's own environment variable leaves it an instruction set, or a later one.
