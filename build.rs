@@ -22,7 +22,15 @@ fn main() {
 fn build_kernels(lib: &Path) {
     let root = std::env::var_os("LIBTORCH_INCLUDE").map(PathBuf::from);
     let root = root.or_else(|| lib.parent().map(Path::to_path_buf)).unwrap_or_default();
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    // For scripts/check-memory.
+    println!("cargo:rerun-if-env-changed=PRIOR_EMBED_SANITIZE");
+    if std::env::var_os("PRIOR_EMBED_SANITIZE").is_some() {
+        build.flag("-fsanitize=address,undefined").flag("-fno-sanitize-recover=undefined").flag("-g");
+        println!("cargo:rustc-link-arg=-lasan");
+        println!("cargo:rustc-link-arg=-lubsan");
+    }
+    build
         .cpp(true)
         .std("c++17")
         .include(root.join("include"))

@@ -50,7 +50,9 @@ PRIOR_EMBED_WIDEST void quantize_channel(const float* weight, int64_t size, int8
     int32_t total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < size; ++i) {
-        const int32_t value = static_cast<int32_t>(round_small(weight[i] * factor));
+        const float rounded = round_small(weight[i] * factor);
+        // Not a NaN, which no integer can hold.
+        const int32_t value = static_cast<int32_t>(rounded > -127 ? rounded : -127);
         quantized[i] = static_cast<int8_t>(value);
         total += value;
     }
