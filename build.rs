@@ -35,10 +35,11 @@ fn build_kernels(lib: &Path) {
         .std("c++17")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .flag("-fopenmp-simd")
+        // Without it, at::parallel_for runs on one thread. Apple's compiler knows only the part for vectors.
+        .flag(if cfg!(target_os = "macos") { "-fopenmp-simd" } else { "-fopenmp" })
         // What libtorch's headers warn of is not for us to mend.
         .warnings(false)
         .opt_level(3)
-        .files(["attention.cpp", "int8.cpp", "linear.cpp"].map(|file| Path::new(KERNELS).join(file)))
+        .files(["attention.cpp", "bfloat16.cpp", "int8.cpp", "linear.cpp"].map(|file| Path::new(KERNELS).join(file)))
         .compile("prior_embed_kernels");
 }

@@ -6,6 +6,7 @@ mod progress;
 mod stats;
 
 use crate::error;
+use crate::model::kernels::prefer_huge_pages;
 use args::Args;
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -17,6 +18,7 @@ use std::time::Instant;
 /// Runs the program with the arguments of its process and gives its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let start = Instant::now();
+    prefer_huge_pages();
     let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
         Err(error) => return refuse(&error),

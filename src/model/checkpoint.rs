@@ -148,15 +148,9 @@ impl Checkpoint {
     /// # Errors
     /// [`crate::error::BadInput`] that names every missing, unexpected, wrongly shaped and wrongly typed tensor, and
     /// the errors of `build`.
-    pub fn build<M>(
-        &self,
-        prefix: &str,
-        precision: Precision,
-        device: Device,
-        build: impl Fn(&Weights) -> Result<M>,
-    ) -> Result<M> {
+    pub fn build<M>(&self, prefix: &str, placement: Placement, build: impl Fn(&Weights) -> Result<M>) -> Result<M> {
         let report = RefCell::new(Report::default());
-        let reading = Weights { checkpoint: self, prefix: prefix.into(), precision, device, check: None };
+        let reading = Weights { checkpoint: self, prefix: prefix.into(), placement, check: None };
         build(&Weights { check: Some(&report), ..reading.clone() })?;
         self.judge(prefix, report.into_inner())?;
         build(&reading)
@@ -227,13 +221,23 @@ impl Report {
     }
 }
 
+/// Where and how a module is going to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The device that holds the weights.
+    pub device: Device,
+    /// What products are computed in.
+    pub precision: Precision,
+    /// Whether products will mostly be with few rows, for which there are kernels of their own.
+    pub few_rows: bool,
+}
+
 /// A view of a checkpoint from one module: names are relative to the module's place.
 #[derive(Debug, Clone)]
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     prefix: String,
-    precision: Precision,
-    device: Device,
+    placement: Placement,
     /// Set in the first of the two passes of [`Checkpoint::build`], which checks and does not read.
     check: Option<&'a RefCell<Report>>,
 }
@@ -246,17 +250,23 @@ impl<'a> Weights<'a> {
 
     /// The same view in float32, for matrices that are small and matter.
     pub fn exact(&self) -> Self {
-        Self { precision: Precision::F32, ..self.clone() }
+        let placement = Placement { precision: Precision::F32, ..self.placement };
+        Self { placement, ..self.clone() }
     }
 
     /// What the module computes in.
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.placement.precision
     }
 
     /// Where the module computes.
     pub fn device(&self) -> Device {
-        self.device
+        self.placement.device
+    }
+
+    /// Whether products will mostly be with few rows.
+    pub fn few_rows(&self) -> bool {
+        self.placement.few_rows
     }
 
     /// Reads the tensor `name`, which must have the given shape, in float32 on the device of this view.
@@ -274,12 +284,12 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn matrix(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        self.tensor_of_kind(name, shape, self.precision.kind())
+        self.tensor_of_kind(name, shape, self.precision().kind())
     }
 
     fn tensor_of_kind(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
         match self.borrow(name, shape)? {
-            Some(borrowed) => borrowed.to_owned(kind, self.device),
+            Some(borrowed) => borrowed.to_owned(kind, self.device()),
             None => Ok(Tensor::new()),
         }
     }

@@ -33,6 +33,18 @@ unsafe extern "C" {
         weight: *const C_tensor,
         bias: *const C_tensor,
     ) -> Failure;
+    fn prior_embed_prefer_huge_pages();
+    fn prior_embed_has_bfloat16() -> bool;
+    fn prior_embed_pack_bfloat16(out: *mut *mut C_tensor, weight: *const C_tensor) -> Failure;
+    fn prior_embed_bfloat16_linear(
+        out: *mut *mut C_tensor,
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        outputs: i64,
+        bias: *const C_tensor,
+        other: *const C_tensor,
+        gelu: bool,
+    ) -> Failure;
     fn prior_embed_pack_int8(
         out: *mut *mut C_tensor,
         scales: *mut *mut C_tensor,
@@ -70,6 +82,17 @@ pub enum Epilogue<'a> {
     Gelu,
     /// A residual of the output's shape is added.
     Add(&'a Tensor),
+}
+
+impl Epilogue<'_> {
+    /// Whether there is a GELU, and what is added or null.
+    fn pointers(self) -> (bool, *const C_tensor) {
+        match self {
+            Self::None => (false, null()),
+            Self::Gelu => (true, null()),
+            Self::Add(other) => (false, other.as_ptr()),
+        }
+    }
 }
 
 /// Rows of keys and values, `(rows, 2 · heads · head_dim)`, and for each token the range of rows that it sees.
@@ -114,6 +137,52 @@ pub fn packed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epilogu
     })
 }
 
+/// Asks libtorch for memory in huge pages, in which a model is loaded and read faster. To be called before libtorch
+/// allocates anything.
+pub fn prefer_huge_pages() {
+    // SAFETY: takes and gives no pointers. It sets an environment variable, which nobody reads meanwhile: the program has
+    // one thread at that time.
+    unsafe { prior_embed_prefer_huge_pages() }
+}
+
+/// Whether the processor has what [`Bfloat16Weight`] needs: AVX-512 with bfloat16.
+pub fn has_bfloat16() -> bool {
+    // SAFETY: takes and gives no pointers.
+    unsafe { prior_embed_has_bfloat16() }
+}
+
+/// A weight in bfloat16, in the order in which products with few rows read it.
+#[derive(Debug)]
+pub struct Bfloat16Weight {
+    packed: Tensor,
+    outputs: i64,
+}
+
+impl Bfloat16Weight {
+    /// Packs a weight `(outputs, inputs)` of any float type on the CPU; `inputs` is even.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn pack(weight: &Tensor) -> Result<Self> {
+        // SAFETY: the pointer is a live tensor's.
+        let packed = take(|out| unsafe { prior_embed_pack_bfloat16(out, weight.as_ptr()) })?;
+        Ok(Self { packed, outputs: weight.size2()?.0 })
+    }
+
+    /// `x Wᵀ + b` and the epilogue, `(…, inputs)` of any float type to `(…, outputs)`, float32 like `bias`.
+    ///
+    /// # Errors
+    /// If shapes or types do not fit, or [`has_bfloat16`] does not hold.
+    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>, epilogue: Epilogue) -> Result<Tensor> {
+        let (gelu, other) = epilogue.pointers();
+        let bias = bias.map_or(null(), Tensor::as_ptr);
+        // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
+        take(|out| unsafe {
+            prior_embed_bfloat16_linear(out, x.as_ptr(), self.packed.as_ptr(), self.outputs, bias, other, gelu)
+        })
+    }
+}
+
 /// A weight in int8.
 #[derive(Debug)]
 pub struct Int8Weight {
@@ -146,11 +215,7 @@ impl Int8Weight {
     /// # Errors
     /// If shapes or types do not fit.
     pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>, epilogue: Epilogue) -> Result<Tensor> {
-        let (gelu, other) = match epilogue {
-            Epilogue::None => (false, null()),
-            Epilogue::Gelu => (true, null()),
-            Epilogue::Add(other) => (false, other.as_ptr()),
-        };
+        let (gelu, other) = epilogue.pointers();
         let bias = bias.map_or(null(), Tensor::as_ptr);
         // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
         take(|out| unsafe {
@@ -255,6 +320,19 @@ mod tests {
                 let packed = Int8Weight::pack(&weight, levels).unwrap();
                 check(|x, bias, epilogue| packed.linear(x, bias, epilogue).unwrap(), &x, &weight, tolerance);
             }
+        }
+    }
+
+    #[test]
+    fn bfloat16_layers_come_near() {
+        for (shape, outputs) in
+            SHAPES.into_iter().filter(|(shape, _)| has_bfloat16() && shape[shape.len() - 1] % 2 == 0)
+        {
+            // Numbers that bfloat16 holds, so that the products alone are compared.
+            let x = random(shape).to_kind(Kind::BFloat16).to_kind(Kind::Float);
+            let weight = random(&[outputs, shape[shape.len() - 1]]).to_kind(Kind::BFloat16).to_kind(Kind::Float);
+            let packed = Bfloat16Weight::pack(&weight).unwrap();
+            check(|x, bias, epilogue| packed.linear(x, bias, epilogue).unwrap(), &x, &weight, 1e-5);
         }
     }
 

@@ -5,7 +5,7 @@
 pub mod attention;
 
 use super::checkpoint::{StackedWeight, Weights};
-use super::kernels::{self, Epilogue, Int8Weight};
+use super::kernels::{self, Bfloat16Weight, Epilogue, Int8Weight};
 use super::precision::{Precision, int8_levels};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
@@ -26,6 +26,8 @@ enum Kernel {
     Plain(Tensor),
     /// oneDNN's on the CPU: the weight in its own layout.
     Packed(Tensor),
+    /// For few rows in bfloat16 on the CPU.
+    Bfloat16(Bfloat16Weight),
     /// oneDNN's on the CPU, in int8.
     Int8(Int8Weight),
 }
@@ -48,7 +50,7 @@ impl Linear {
         let kernel = Kernel::load(parts, inputs, outputs)?;
         // While a checkpoint is only checked there is nothing to stack.
         let bias = if biases.iter().all(Tensor::defined) { Tensor::f_cat(&biases, 0)? } else { Tensor::new() };
-        Ok(Self { kernel, bias: Some(bias), kind: kind_of(parts) })
+        Self::new(kernel, Some(bias), parts)
     }
 
     /// Reads `weight` `(outputs, inputs)` alone.
@@ -57,7 +59,17 @@ impl Linear {
     /// As [`Linear::load`].
     pub fn load_without_bias(weights: &Weights, inputs: i64, outputs: i64) -> Result<Self> {
         let parts = std::slice::from_ref(weights);
-        Ok(Self { kernel: Kernel::load(parts, inputs, outputs)?, bias: None, kind: kind_of(parts) })
+        Self::new(Kernel::load(parts, inputs, outputs)?, None, parts)
+    }
+
+    fn new(kernel: Kernel, bias: Option<Tensor>, parts: &[Weights]) -> Result<Self> {
+        let kind = parts.first().map_or(Kind::Float, |part| part.precision().kind());
+        // This kernel adds in float32.
+        let bias = match (&kernel, bias) {
+            (Kernel::Bfloat16(_), Some(bias)) => Some(bias.f_to_kind(Kind::Float)?),
+            (_, bias) => bias,
+        };
+        Ok(Self { kernel, bias, kind })
     }
 
     /// `(…, inputs)` to `(…, outputs)`, from any float type to that of the precision.
@@ -81,19 +93,24 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        match self.kind {
-            Kind::Float => self.run(x, Epilogue::Add(residual)),
+        match (self.kind, &self.kernel) {
+            (Kind::Float, _) | (_, Kernel::Bfloat16(_)) => self.run(x, Epilogue::Add(residual)),
             _ => Ok(residual.f_add(&self.forward(x)?)?),
         }
     }
 
     fn run(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+        let bias = self.bias.as_ref();
         let x = &x.f_to_kind(self.kind)?;
         match &self.kernel {
-            Kernel::Packed(weight) => kernels::packed_linear(x, weight, self.bias.as_ref(), epilogue),
-            Kernel::Int8(weight) => weight.linear(x, self.bias.as_ref(), epilogue),
+            Kernel::Bfloat16(weight) => match epilogue {
+                Epilogue::Add(_) => weight.linear(x, bias, epilogue),
+                _ => Ok(weight.linear(x, bias, epilogue)?.f_to_kind(self.kind)?),
+            },
+            Kernel::Packed(weight) => kernels::packed_linear(x, weight, bias, epilogue),
+            Kernel::Int8(weight) => weight.linear(x, bias, epilogue),
             Kernel::Plain(weight) => {
-                let y = x.f_linear(weight, self.bias.as_ref())?;
+                let y = x.f_linear(weight, bias)?;
                 Ok(match epilogue {
                     Epilogue::None => y,
                     Epilogue::Gelu => y.f_gelu("none")?,
@@ -104,18 +121,18 @@ impl Linear {
     }
 }
 
-fn kind_of(parts: &[Weights]) -> Kind {
-    parts.first().map_or(Kind::Float, |part| part.precision().kind())
-}
-
 impl Kernel {
     /// Reads the stacked weights of `parts` and packs them where oneDNN has a fast kernel.
     fn load(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
         let precision = parts.first().map_or(Precision::F32, Weights::precision);
         let packs = parts.iter().all(|part| part.device() == Device::Cpu) && kernels::has_packed_linear();
+        let few_rows = parts.first().is_some_and(Weights::few_rows);
         let shape = [outputs, inputs];
         let Some(weight) = StackedWeight::borrow(parts, &shape)? else { return Ok(Self::Plain(Tensor::new())) };
         match precision {
+            Precision::Bf16 if packs && few_rows && inputs % 2 == 0 && kernels::has_bfloat16() => {
+                Ok(Self::Bfloat16(Bfloat16Weight::pack(weight.tensor())?))
+            }
             Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor(), int8_levels())?)),
             Precision::F32 | Precision::Bf16 if packs => {
                 Ok(Self::Packed(kernels::pack_linear(&weight.tensor().f_to_kind(precision.kind())?)?))

@@ -5,7 +5,7 @@ use super::{Observer, Pipeline, Timings, to_rows};
 use crate::bad_input;
 use crate::diffusion::unclip::UnclipConfig;
 use crate::hub::layout::Layout;
-use crate::model::checkpoint::Checkpoint;
+use crate::model::checkpoint::{Checkpoint, Placement, Weights};
 use crate::model::config::{self, Config};
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
 use crate::model::precision::Precision;
@@ -29,10 +29,14 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    fn unquantized(self) -> Self {
-        Self { precision: self.precision.unquantized(), ..self }
+    fn encoder_placement(self) -> Placement {
+        Placement { device: self.device, precision: self.precision.unquantized(), few_rows: false }
     }
 }
+
+/// Rows at which a step's products are still so small that the kernels for few rows are the faster ones: with guidance, a
+/// row has two tokens in each of two branches.
+const FEW_ROWS: usize = 2;
 
 impl Pipeline {
     /// Opens the model in a folder: reads and checks all that is small, and no weights.
@@ -61,22 +65,24 @@ impl Pipeline {
             observer.loading("text encoder");
             let start = Instant::now();
             let (folder, config) = (&self.layout.text_encoder, &self.text.config);
-            self.text.encoder = Some(load_module(folder, config, self.options.unquantized(), TextEncoder::load)?);
+            self.text.encoder = Some(load_module(folder, config, self.options.encoder_placement(), TextEncoder::load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
     }
 
-    /// Loads the prior if it is not there.
+    /// Loads the prior if it is not there, for batches of so many rows.
     ///
     /// # Errors
     /// As [`Pipeline::load_text_encoder`].
-    pub(super) fn load_prior(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub(super) fn load_prior(&mut self, rows: usize, observer: &mut dyn Observer) -> Result<()> {
         if self.prior.is_none() {
             observer.loading("prior");
             let start = Instant::now();
             let (folder, config) = (&self.layout.prior, &self.prior_config);
-            self.prior = Some(load_module(folder, config, self.options, PriorTransformer::load)?);
+            let LoadOptions { device, precision } = self.options;
+            let placement = Placement { device, precision, few_rows: rows <= FEW_ROWS };
+            self.prior = Some(load_module(folder, config, placement, PriorTransformer::load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
@@ -92,7 +98,7 @@ impl Pipeline {
     pub fn zero_embed(&self) -> Result<Option<Array1<f32>>> {
         let Some(folder) = &self.layout.image_encoder else { return Ok(None) };
         let config: ImageEncoderConfig = config::read(&folder.join("config.json"))?;
-        let encoder = load_module(folder, &config, self.options.unquantized(), ImageEncoder::load)?;
+        let encoder = load_module(folder, &config, self.options.encoder_placement(), ImageEncoder::load)?;
         let embed = to_rows(&encoder.zero_embed()?)?;
         Ok(Some(embed.row(0).to_owned()))
     }
@@ -116,14 +122,14 @@ impl Pipeline {
 fn load_module<C, M>(
     folder: &Path,
     config: &C,
-    options: LoadOptions,
-    load: impl Fn(&crate::model::checkpoint::Weights, &C) -> Result<M>,
+    placement: Placement,
+    load: impl Fn(&Weights, &C) -> Result<M>,
 ) -> Result<M>
 where
     C: Config,
 {
     let checkpoint = Checkpoint::open_folder(folder)?;
-    checkpoint.build("", options.precision, options.device, |weights| load(weights, config))
+    checkpoint.build("", placement, |weights| load(weights, config))
 }
 
 /// The tensors of the model that are not finite, by component.

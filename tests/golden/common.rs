@@ -1,12 +1,14 @@
 //! Opens the files in `tests/fixtures` and compares tensors.
 
 use anyhow::Result;
-use prior_embed::model::checkpoint::{Checkpoint, Weights};
+use prior_embed::model::checkpoint::{Checkpoint, Placement, Weights};
 use prior_embed::model::config::{self, Config};
 use prior_embed::model::precision::Precision;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
+
+const PLACEMENT: Placement = Placement { device: Device::Cpu, precision: Precision::F32, few_rows: false };
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -65,7 +67,7 @@ impl Fixture {
     /// Builds the module whose weights the file holds.
     pub fn build<M>(&self, load: impl Fn(&Weights) -> Result<M>) -> M {
         let checkpoint = Checkpoint::open_files(&self.path, std::slice::from_ref(&self.path)).unwrap();
-        checkpoint.build("weights.", Precision::F32, Device::Cpu, load).unwrap()
+        checkpoint.build("weights.", PLACEMENT, load).unwrap()
     }
 
     /// Asserts that `actual` is what the reference gave as `name`.

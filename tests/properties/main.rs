@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
-use prior_embed::model::checkpoint::Checkpoint;
+use prior_embed::model::checkpoint::{Checkpoint, Placement};
 use prior_embed::model::config;
 use prior_embed::model::precision::Precision;
 use prior_embed::model::prior::{PriorConfig, PriorTransformer};
@@ -13,6 +13,8 @@ use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tch::Device;
+
+const PLACEMENT: Placement = Placement { device: Device::Cpu, precision: Precision::F32, few_rows: false };
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -39,7 +41,7 @@ fn load(bytes: &[u8]) -> anyhow::Result<PriorTransformer> {
     std::fs::write(&path, bytes)?;
     let checkpoint_file = Checkpoint::open_files(folder.path(), &[path])?;
     let config = &checkpoint().1;
-    checkpoint_file.build("", Precision::F32, Device::Cpu, |weights| PriorTransformer::load(weights, config))
+    checkpoint_file.build("", PLACEMENT, |weights| PriorTransformer::load(weights, config))
 }
 
 proptest! {
