@@ -111,7 +111,7 @@ impl Pipeline {
             self.text.release();
         }
         self.timings.text += start.elapsed();
-        self.load_prior(rows.len(), observer)?;
+        self.load_prior(observer)?;
 
         let start = Instant::now();
         let prior = self.prior.as_ref().context("the prior is not loaded")?;

@@ -228,8 +228,6 @@ pub struct Placement {
     pub device: Device,
     /// What products are computed in.
     pub precision: Precision,
-    /// Whether products will mostly be with few rows, for which there are kernels of their own.
-    pub few_rows: bool,
 }
 
 /// A view of a checkpoint from one module: names are relative to the module's place.
@@ -262,11 +260,6 @@ impl<'a> Weights<'a> {
     /// Where the module computes.
     pub fn device(&self) -> Device {
         self.placement.device
-    }
-
-    /// Whether products will mostly be with few rows.
-    pub fn few_rows(&self) -> bool {
-        self.placement.few_rows
     }
 
     /// Reads the tensor `name`, which must have the given shape, in float32 on the device of this view.

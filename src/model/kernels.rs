@@ -151,7 +151,8 @@ pub fn has_bfloat16() -> bool {
     unsafe { prior_embed_has_bfloat16() }
 }
 
-/// A weight in bfloat16, in the order in which products with few rows read it.
+/// A weight in bfloat16, in the order in which it is read. A row of a product does not depend on the rows beside it, to the
+/// last bit.
 #[derive(Debug)]
 pub struct Bfloat16Weight {
     packed: Tensor,
@@ -333,6 +334,20 @@ mod tests {
             let weight = random(&[outputs, shape[shape.len() - 1]]).to_kind(Kind::BFloat16).to_kind(Kind::Float);
             let packed = Bfloat16Weight::pack(&weight).unwrap();
             check(|x, bias, epilogue| packed.linear(x, bias, epilogue).unwrap(), &x, &weight, 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_bfloat16_row_does_not_depend_on_those_beside_it() {
+        if !has_bfloat16() {
+            return;
+        }
+        let packed = Bfloat16Weight::pack(&random(&[130, 4096])).unwrap();
+        let x = random(&[27, 4096]);
+        let together = packed.linear(&x, None, Epilogue::None).unwrap();
+        for (start, rows) in [(0, 1), (5, 1), (26, 1), (3, 2), (1, 7), (10, 17)] {
+            let some = packed.linear(&x.narrow(0, start, rows), None, Epilogue::None).unwrap();
+            assert_eq!(some, together.narrow(0, start, rows));
         }
     }
 

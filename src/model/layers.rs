@@ -26,7 +26,7 @@ enum Kernel {
     Plain(Tensor),
     /// oneDNN's on the CPU: the weight in its own layout.
     Packed(Tensor),
-    /// For few rows in bfloat16 on the CPU.
+    /// For bfloat16 on CPUs that have it.
     Bfloat16(Bfloat16Weight),
     /// oneDNN's on the CPU, in int8.
     Int8(Int8Weight),
@@ -126,11 +126,10 @@ impl Kernel {
     fn load(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
         let precision = parts.first().map_or(Precision::F32, Weights::precision);
         let packs = parts.iter().all(|part| part.device() == Device::Cpu) && kernels::has_packed_linear();
-        let few_rows = parts.first().is_some_and(Weights::few_rows);
         let shape = [outputs, inputs];
         let Some(weight) = StackedWeight::borrow(parts, &shape)? else { return Ok(Self::Plain(Tensor::new())) };
         match precision {
-            Precision::Bf16 if packs && few_rows && inputs % 2 == 0 && kernels::has_bfloat16() => {
+            Precision::Bf16 if packs && inputs % 2 == 0 && kernels::has_bfloat16() => {
                 Ok(Self::Bfloat16(Bfloat16Weight::pack(weight.tensor())?))
             }
             Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor(), int8_levels())?)),

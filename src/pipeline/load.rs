@@ -30,13 +30,9 @@ pub struct LoadOptions {
 
 impl LoadOptions {
     fn encoder_placement(self) -> Placement {
-        Placement { device: self.device, precision: self.precision.unquantized(), few_rows: false }
+        Placement { device: self.device, precision: self.precision.unquantized() }
     }
 }
-
-/// Rows at which a step's products are still so small that the kernels for few rows are the faster ones: with guidance, a
-/// row has two tokens in each of two branches.
-const FEW_ROWS: usize = 2;
 
 impl Pipeline {
     /// Opens the model in a folder: reads and checks all that is small, and no weights.
@@ -71,17 +67,17 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Loads the prior if it is not there, for batches of so many rows.
+    /// Loads the prior if it is not there.
     ///
     /// # Errors
     /// As [`Pipeline::load_text_encoder`].
-    pub(super) fn load_prior(&mut self, rows: usize, observer: &mut dyn Observer) -> Result<()> {
+    pub(super) fn load_prior(&mut self, observer: &mut dyn Observer) -> Result<()> {
         if self.prior.is_none() {
             observer.loading("prior");
             let start = Instant::now();
             let (folder, config) = (&self.layout.prior, &self.prior_config);
             let LoadOptions { device, precision } = self.options;
-            let placement = Placement { device, precision, few_rows: rows <= FEW_ROWS };
+            let placement = Placement { device, precision };
             self.prior = Some(load_module(folder, config, placement, PriorTransformer::load)?);
             self.timings.load += start.elapsed();
         }

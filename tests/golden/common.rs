@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-const PLACEMENT: Placement = Placement { device: Device::Cpu, precision: Precision::F32, few_rows: false };
+const PLACEMENT: Placement = Placement { device: Device::Cpu, precision: Precision::F32 };
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tch::Device;
 
-const PLACEMENT: Placement = Placement { device: Device::Cpu, precision: Precision::F32, few_rows: false };
+const PLACEMENT: Placement = Placement { device: Device::Cpu, precision: Precision::F32 };
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")

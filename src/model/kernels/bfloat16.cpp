@@ -1,5 +1,6 @@
-// Linear layers in bfloat16 for few rows, where time goes into reading the weights. They lie in the order in which they
-// are read: panels of 64 outputs, and in a panel, for each pair of inputs, the pairs of weights of all 64.
+// Linear layers in bfloat16. Weights lie in the order in which they are read: panels of 64 outputs, and in a panel, for
+// each pair of inputs, the pairs of weights of all 64. With few rows this reads as fast as memory gives; with many it is
+// as fast as oneDNN. And the sums of a row are always added up in the same order, whatever rows are beside it.
 
 #include "border.h"
 
