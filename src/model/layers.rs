@@ -133,7 +133,7 @@ impl Kernel {
                 Ok(Self::Bfloat16(Bfloat16Weight::pack(weight.tensor())?))
             }
             Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor(), int8_levels())?)),
-            Precision::F32 | Precision::Bf16 if packs => {
+            Precision::F32 | Precision::Bf16 if packs && precision.is_fast_on(Device::Cpu) => {
                 Ok(Self::Packed(kernels::pack_linear(&weight.tensor().f_to_kind(precision.kind())?)?))
             }
             _ => weight.to_owned(precision.kind(), parts.first().map_or(Device::Cpu, Weights::device)).map(Self::Plain),
