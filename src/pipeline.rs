@@ -20,6 +20,7 @@ use crate::model::prior::{PriorConfig, PriorTransformer};
 use anyhow::{Context, Result, anyhow};
 use ndarray::Array2;
 use negative::NegativeCache;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 use text::TextStage;
@@ -129,8 +130,7 @@ impl Pipeline {
             });
         }
         let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: &timestep_cache };
-        let negative = self.negative.as_ref().filter(|_| guidance.is_on());
-        let unconditional = negative.map(|negative| negative.condition(&negative_of_row));
+        let unconditional = self.negative.as_ref().map(|negative| negative.condition(&negative_of_row));
         let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
         let noise = BatchNoise::draw(&seeds, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
         let mut after_step = || observer.step_done();
@@ -139,7 +139,10 @@ impl Pipeline {
         self.timings.prior += start.elapsed();
 
         match embeds.rows().into_iter().position(|row| row.iter().any(|value| !value.is_finite())) {
-            Some(row) => Err(self.explain_non_finite(rows[row].prompt)),
+            Some(row) => {
+                let what = format!("the embedding of {:?}", text::shorten(rows[row].prompt));
+                Err(self.explain_non_finite(&what, &[&self.layout.text_encoder, &self.layout.prior]))
+            }
             None => Ok(embeds),
         }
     }
@@ -163,16 +166,14 @@ impl Pipeline {
         Ok(scheduler)
     }
 
-    fn explain_non_finite(&self, prompt: &str) -> anyhow::Error {
-        let names = load::non_finite_tensors(&self.layout).unwrap_or_default();
-        let prompt = text::shorten(prompt);
+    /// Why `what` has a NaN or an infinity, as far as the weights of `components` tell.
+    fn explain_non_finite(&self, what: &str, components: &[&Path]) -> anyhow::Error {
+        let names = load::non_finite_tensors(components).unwrap_or_default();
         if names.is_empty() {
-            return anyhow!("the embedding of {prompt:?} is not finite (NaN or infinity); try --dtype f32");
+            return anyhow!("{what} is not finite (NaN or infinity); try --dtype f32");
         }
         let (folder, names) = (self.layout.folder.display(), names.join(", "));
-        anyhow!(
-            "the embedding of {prompt:?} is not finite: {folder} has NaN or infinity in {names}; fetch the model again"
-        )
+        anyhow!("{what} is not finite: {folder} has NaN or infinity in {names}; fetch the model again")
     }
 }
 

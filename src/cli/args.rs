@@ -182,10 +182,12 @@ impl DeviceName {
             Self::Named(Device::Mps) if !tch::utils::has_mps() => Err(crate::bad_input!(
                 "--device mps: this machine or this build of libtorch has none; use --device cpu"
             )),
-            Self::Named(Device::Cuda(index)) if index as i64 >= Cuda::device_count() => Err(crate::bad_input!(
-                "--device cuda:{index}: {} such devices are here, counted from 0; use --device cpu, or a CUDA build of libtorch",
-                Cuda::device_count()
-            )),
+            Self::Named(Device::Cuda(index)) if index >= Cuda::device_count().max(0) as usize => {
+                Err(crate::bad_input!(
+                    "--device cuda:{index}: {} such devices are here, counted from 0; use --device cpu, or a CUDA build of libtorch",
+                    Cuda::device_count()
+                ))
+            }
             Self::Named(device) => Ok(device),
         }
     }

@@ -42,14 +42,30 @@ impl Outputs {
         };
         let image = open(&args.out)?;
         let own_file = args.negative_out.as_ref().filter(|path| !(image.1.holds_several() && **path == args.out));
-        if own_file == Some(&args.out) {
-            return Err(bad_input!(
-                "--out and --negative-out are the same .npy file; give two names, or one .npz file"
-            ));
-        }
         let negative = own_file.map(|path: &PathBuf| open(path)).transpose()?;
         let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
-        Ok(Self { image, negative, stats })
+        let outputs = Self { image, negative, stats };
+        outputs.check_distinct()?;
+        Ok(outputs)
+    }
+
+    /// Refuses two outputs in one place, of which the last would be left.
+    fn check_distinct(&self) -> Result<()> {
+        let named = [
+            ("--out", Some(&self.image.0)),
+            ("--negative-out", self.negative.as_ref().map(|(destination, _)| destination)),
+            ("--stats", self.stats.as_ref()),
+        ];
+        for (place, (name, output)) in named.iter().enumerate() {
+            let Some(output) = output else { continue };
+            let same = named[..place].iter().find(|(_, other)| other.is_some_and(|other| other.is_same_as(output)));
+            if let Some((other, _)) = same {
+                return Err(bad_input!(
+                    "{other} and {name} are the same file; give two names, or one .npz for all arrays"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the negative embeddings are wanted, and whether they have to be there.
@@ -75,7 +91,8 @@ pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<()> {
             "--negative-out: {folder} has no image encoder to make them with; give a --negative-prompt"
         ));
     }
-    let batch_size = pipeline.plan_batch(job.rows_to_sample(wants_negative), job.batch_size)?;
+    let needs_zero_embed = wants_negative && job.negative_prompt.is_none();
+    let batch_size = pipeline.plan_batch(job.rows_to_sample(wants_negative), job.batch_size, needs_zero_embed)?;
     let (image, negative) = job.embed(&mut pipeline, wants_negative, batch_size, screen)?;
     let write_start = Instant::now();
     write(outputs, &image, negative.as_ref())?;

@@ -59,6 +59,15 @@ impl Destination {
         Ok(Self { name, kind })
     }
 
+    /// Whether both lead to the same place, where the second would replace the first.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::Stdout, Kind::Stdout) => true,
+            (Kind::Replacing { target, .. }, Kind::Replacing { target: other, .. }) => whole(target) == whole(other),
+            _ => false,
+        }
+    }
+
     /// Writes the output and, for a file, puts it into its place. A reader that closed a pipe early is no error.
     ///
     /// # Errors
@@ -85,6 +94,12 @@ impl Destination {
             }
         }
     }
+}
+
+/// A path of a file that may not be there yet, without links and dots.
+fn whole(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(std::fs::canonicalize(folder).ok()?.join(path.file_name()?))
 }
 
 fn create_part(target: &Path, name: &str) -> Result<NamedTempFile> {

@@ -31,7 +31,8 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
 fn read_text(input: impl Read, name: &str) -> Result<Vec<String>> {
     let mut prompts = Vec::new();
     for (index, line) in BufReader::new(input).split(b'\n').enumerate() {
-        let line = line.or_bad_input(|| format!("cannot read {name}"))?;
+        let line =
+            line.or_bad_input(|| format!("cannot read {name:?}; a text file with one prompt a line is needed"))?;
         let line = if index == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let prompt = std::str::from_utf8(line)

@@ -87,15 +87,23 @@ impl Pipeline {
     /// The image embedding of a black image, which decoders take as the negative embedding when there is no negative
     /// prompt; `None` if the model comes without an image encoder.
     ///
-    /// The image encoder is read for this alone and freed again.
+    /// The image encoder is read for this alone, and the other networks make room for it: where they are needed again, they
+    /// are loaded again.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the image encoder is broken.
-    pub fn zero_embed(&self) -> Result<Option<Array1<f32>>> {
+    /// [`crate::error::BadInput`] if the image encoder is broken; an error if the embedding is not finite.
+    pub fn zero_embed(&mut self) -> Result<Option<Array1<f32>>> {
         let Some(folder) = &self.layout.image_encoder else { return Ok(None) };
+        self.text.release();
+        (self.prior, self.negative) = (None, None);
+        let start = Instant::now();
         let config: ImageEncoderConfig = config::read(&folder.join("config.json"))?;
         let encoder = load_module(folder, &config, self.options.encoder_placement(), ImageEncoder::load)?;
+        self.timings.load += start.elapsed();
         let embed = to_rows(&encoder.zero_embed()?)?;
+        if embed.iter().any(|value| !value.is_finite()) {
+            return Err(self.explain_non_finite("the embedding of a black image", &[folder]));
+        }
         Ok(Some(embed.row(0).to_owned()))
     }
 
@@ -128,13 +136,13 @@ where
     checkpoint.build("", placement, |weights| load(weights, config))
 }
 
-/// The tensors of the model that are not finite, by component.
+/// The tensors in components' folders that are not finite.
 ///
 /// # Errors
 /// If a checkpoint cannot be opened again.
-pub(super) fn non_finite_tensors(layout: &Layout) -> Result<Vec<String>> {
+pub(super) fn non_finite_tensors(components: &[&Path]) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for folder in [&layout.text_encoder, &layout.prior] {
+    for folder in components {
         let component = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let found = Checkpoint::open_folder(folder)?.non_finite_tensors()?;
         names.extend(found.into_iter().map(|name| format!("{component}/{name}")));

@@ -2,8 +2,8 @@
 
 use super::Pipeline;
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
-use crate::hub::layout::Layout;
 use crate::model::checkpoint::Checkpoint;
+use crate::model::precision::Precision;
 use anyhow::{Result, anyhow};
 use std::path::Path;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
@@ -18,22 +18,25 @@ const BASE_BYTES: u64 = 512 << 20;
 
 impl Pipeline {
     /// How many rows to compute together, of `rows` in all: `wanted`, or as many as memory allows up to where more are no
-    /// gain.
+    /// gain. `zero_embed` says that [`Pipeline::zero_embed`] will be asked for afterwards.
     ///
     /// # Errors
     /// If not even that fits into the memory that is free: needed and free are named, and what to do.
-    pub fn plan_batch(&self, rows: usize, wanted: Option<usize>) -> Result<usize> {
+    pub fn plan_batch(&self, rows: usize, wanted: Option<usize>, zero_embed: bool) -> Result<usize> {
         let most = rows.clamp(1, MOST_ROWS);
         let Some(free) = self.free_bytes() else { return Ok(wanted.unwrap_or(most)) };
-        let needed = |batch: usize| -> Result<u64> {
+        let prior = weight_bytes(&self.layout.prior, self.options.precision)?;
+        let encoder_bytes = |folder: &Path| weight_bytes(folder, self.options.precision.unquantized());
+        let text = encoder_bytes(&self.layout.text_encoder)?;
+        let image = self.layout.image_encoder.as_deref().filter(|_| zero_embed).map_or(Ok(0), encoder_bytes)?;
+        let needed = |batch: usize| {
             let caches = self.token_bytes().saturating_mul(self.cached_tokens(batch.min(rows)));
-            Ok(self.weight_bytes(batch >= rows)?.saturating_add(caches).saturating_add(BASE_BYTES))
+            // With a single batch the text encoder is gone by the time that the prior is read.
+            let together = if batch >= rows { prior.max(text) } else { prior.saturating_add(text) };
+            together.saturating_add(caches).max(image).saturating_add(BASE_BYTES)
         };
-        let batch = match wanted {
-            Some(batch) => batch,
-            None => self.largest_that_fits(most, free, &needed)?,
-        };
-        let needed = needed(batch)?;
+        let batch = wanted.unwrap_or_else(|| largest_that_fits(most, free, &needed));
+        let needed = needed(batch);
         if needed <= free {
             return Ok(batch);
         }
@@ -41,26 +44,6 @@ impl Pipeline {
         let way_out =
             if batch > 1 { "a smaller --batch-size, or --dtype bf16 or int8" } else { "--dtype bf16 or int8" };
         Err(anyhow!("not enough memory: {needed} GB are needed and {free} GB are free; try {way_out}"))
-    }
-
-    /// Halves the batch until its caches fit.
-    fn largest_that_fits(&self, most: usize, free: u64, needed: &dyn Fn(usize) -> Result<u64>) -> Result<usize> {
-        let mut batch = most;
-        while batch > 1 && needed(batch)? > free {
-            batch = batch.div_ceil(2);
-        }
-        Ok(batch)
-    }
-
-    /// Bytes of the networks that are in memory together. With a single batch the text encoder is gone by the time that
-    /// the prior is read.
-    fn weight_bytes(&self, single_batch: bool) -> Result<u64> {
-        let Layout { prior, text_encoder, .. } = &self.layout;
-        let parameters = |folder: &Path| -> Result<u64> { Ok(Checkpoint::open_folder(folder)?.parameters()) };
-        let precision = self.options.precision;
-        let prior = parameters(prior)?.saturating_mul(precision.bytes());
-        let text = parameters(text_encoder)?.saturating_mul(precision.unquantized().bytes());
-        Ok(if single_batch { prior.max(text) } else { prior.saturating_add(text) })
     }
 
     /// Bytes of one token's keys and values in all blocks.
@@ -86,6 +69,20 @@ impl Pipeline {
         let free = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory).min(system.available_memory());
         (free > 0).then_some(free)
     }
+}
+
+/// Bytes of a component's weights in memory.
+fn weight_bytes(folder: &Path, precision: Precision) -> Result<u64> {
+    Ok(Checkpoint::open_folder(folder)?.parameters().saturating_mul(precision.bytes()))
+}
+
+/// Halves the batch until it fits.
+fn largest_that_fits(most: usize, free: u64, needed: &dyn Fn(usize) -> u64) -> usize {
+    let mut batch = most;
+    while batch > 1 && needed(batch) > free {
+        batch = batch.div_ceil(2);
+    }
+    batch
 }
 
 fn in_gigabytes(bytes: u64) -> String {

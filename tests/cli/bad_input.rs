@@ -30,6 +30,11 @@ fn wrong_usage_is_one_line() {
         (&["-p", "x", "--out", "e.npy", "--threads", "0"], "--threads"),
         (&["-p", "x", "--out", "e.npy", "--device", "tpu"], "--device"),
         (&["-p", "x", "--out", "e.npy", "--device", "cuda:99"], "cuda:99"),
+        (&["-p", "x", "--out", "e.npy", "--device", "cuda:18446744073709551615"], "cuda:18446744073709551615"),
+        (&["-p", "x", "--out", "e.npy", "--stats", "./e.npy", "--overwrite"], "--stats"),
+        (&["-p", "x", "--out", "-", "--stats", "-"], "--stats"),
+        (&["-p", "x", "--out", "e.npy", "--stats", "none/s.json"], "none/s.json"),
+        (&["-f", "/", "--out", "e.npy"], "\"/\""),
         (&["-p", "x", "--out", "e.npy", "--dtype", "f64"], "--dtype"),
         (&["-p", "x", "--out", "e.npy", "--scheduler", "euler"], "--scheduler"),
         (&["-p", "x", "--out", "e.npy", "--format", "csv"], "--format"),
@@ -284,17 +289,28 @@ fn every_tensor_that_does_not_fit_is_named() {
     assert_model_refused(&place, 2, &names);
 }
 
+/// Puts a NaN into the first place of a tensor.
+fn poison(path: &Path, tensor: &str) {
+    let mut bytes = fs::read(path).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let at = 8 + header_len + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn weights_that_are_not_finite_are_found() {
     let place = Workplace::new();
-    let path = place.copy_model().join(WEIGHTS);
-    let mut bytes = fs::read(&path).unwrap();
-    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
-    let at = 8 + header_len + header["norm_out.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    fs::write(&path, bytes).unwrap();
+    poison(&place.copy_model().join(WEIGHTS), "norm_out.weight");
     assert_model_refused(&place, 1, &["model", "NaN", "prior/norm_out.weight"]);
+
+    let place = Workplace::new();
+    let tensor = "vision_model.post_layernorm.weight";
+    poison(&place.copy_model().join("image_encoder/model.safetensors"), tensor);
+    let mut command = place.bare();
+    command.args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npz"]);
+    assert_refused(&place, &mut command, 1, &["model", "black image", tensor]);
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn contiguous_strides(shape: &[i64]) -> Vec<i64> {
 
 /// The `weight`s of several layers, one after the other along the first dimension, in their file's type.
 pub(in crate::model) struct StackedWeight<'a> {
-    /// Lends its memory to `stacked` where there is one part.
+    /// One part is the tensor itself; several are what `stacked` was made of.
     parts: Vec<Borrowed<'a>>,
     stacked: Option<Tensor>,
 }
