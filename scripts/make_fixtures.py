@@ -5,7 +5,7 @@ Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the
 
 import sys
 
-from fixtures import models, pipelines, scheduling, tokenizers
+from fixtures import builtin, models, pipelines, scheduling, tokenizers
 from fixtures.common import set_up
 
 GROUPS = {
@@ -13,6 +13,7 @@ GROUPS = {
     "schedulers": scheduling.write_all,
     "pipelines": pipelines.write_all,
     "tokenizers": tokenizers.write_all,
+    "builtin": builtin.write_all,
 }
 
 

@@ -1,0 +1,141 @@
+"""Endless batches of captions and pictures. Batch i is the same in every run: it depends on the seed and i alone."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from . import scenes
+from .drawing import COLORS, Sprites
+from .scenes import LAYOUTS, Scene
+from .sources import STYLES, TONES, load_emoji, read_pictures
+from .wordings import STYLES as STYLE_WORDS
+from .wordings import TONES as TONE_WORDS
+from .wordings import choose, train_caption
+
+LAYOUT_INDEX = {layout: at for at, layout in enumerate(LAYOUTS)}
+COLOR_INDEX = {name: at for at, name in enumerate(COLORS)}
+
+
+@dataclass
+class World:
+    """Everything that captions and pictures are made of."""
+
+    emoji: list = field(default_factory=load_emoji)
+
+    def __post_init__(self):
+        self.pictures = read_pictures(self.emoji)
+        self.sprites = Sprites(self.pictures)
+        self.by_code = {one.code: one for one in self.emoji}
+        self.index = {one.code: at for at, one in enumerate(self.emoji)}
+        self.things = scenes.scene_things(self.emoji)
+        self.scene_names = {one.code: scenes.scene_names(one) for one in self.things}
+
+    def scene_caption(self, scene, rng, **options):
+        """A caption for a scene."""
+        return scenes.caption(scene, self.scene_names, rng, **options)
+
+
+@dataclass
+class Sample:
+    """A captioned picture, and what it shows."""
+
+    text: str
+    picture: np.ndarray
+    labels: dict
+
+
+def labels(world, scene, style, tone=None):
+    """What a picture shows, as class numbers: things in reading order, layout, background, style, tone."""
+    things = [world.index[code] for code in scene.things] + [len(world.emoji)] * (3 - len(scene.things))
+    return {
+        "thing0": things[0], "thing1": things[1], "thing2": things[2],
+        "layout": LAYOUT_INDEX[scene.layout()], "background": COLOR_INDEX[scene.background],
+        "style": STYLES.index(style), "tone": 0 if tone is None else 1 + TONES.index(tone),
+    }  # fmt: skip
+
+
+def classes(world):
+    """How many classes each label has."""
+    count = len(world.emoji) + 1
+    return {"thing0": count, "thing1": count, "thing2": count, "layout": len(LAYOUTS), "background": len(COLORS),
+            "style": len(STYLES), "tone": 1 + len(TONES)}  # fmt: skip
+
+
+def single(world, emoji, rng):
+    """A single emoji in any skin tone and style, on a background that the caption mostly tells."""
+    style, tone = choose(rng, STYLES), None
+    if rng.random() < 0.45:
+        tone = choose(rng, TONES)
+        tone = tone if world.sprites.has(emoji.code, style, tone) else None
+    background = "white" if rng.random() < 0.6 else choose(rng, list(COLORS))
+    text = train_caption(emoji, rng)
+    if tone and rng.random() < 0.75:
+        text = f"{text} {choose(rng, TONE_WORDS).format(tone)}"
+    if background != "white" and rng.random() < 0.85:
+        text = choose(rng, scenes.BACKGROUNDS).format(text, background).replace(" a orange", " an orange")
+    if rng.random() < 0.2:
+        text = f"{text}, {choose(rng, STYLE_WORDS[style])}"
+    size, reach = (56, 2) if rng.random() < 0.7 else (choose(rng, (48, 60)), 2)
+    place = [32 + rng.uniform(-reach, reach) for _ in range(2)]
+    picture = world.sprites.draw(scenes.color(background), [(emoji.code, tone, size, *place)], style)
+    return Sample(text, picture, labels(world, Scene("single", (emoji.code,), background=background), style, tone))
+
+
+def scene_group(world, size, rng):
+    """A scene and others that are easily taken for it, all of the training split."""
+    first = scenes.random_scene(world.things, rng)
+    others = (one for one in scenes.variants(first, world.things, rng, 3 * size) if not one.is_held_out())
+    group = [first, *others][:size]
+    exact = rng.random() < 0.5
+    for scene in group:
+        style = choose(rng, STYLES)
+        text = world.scene_caption(scene, rng, style=style, exact=exact)
+        yield Sample(text, scenes.draw(scene, world.sprites, style, rng), labels(world, scene, style))
+
+
+class Batches(IterableDataset):
+    """Batches as tensors, from batch `first` on."""
+
+    def __init__(self, world, tokenizer, seed, first, last, singles, groups, group_size):
+        self.world, self.tokenizer, self.seed = world, tokenizer, seed
+        self.first, self.last = first, last
+        self.singles, self.groups, self.group_size = singles, groups, group_size
+
+    def __iter__(self):
+        torch.set_num_threads(1)
+        for at in range(self.first, self.last):
+            yield self.batch(np.random.default_rng((self.seed, at)))
+
+    def batch(self, rng):
+        """Different emoji alone, and groups of scenes that are alike."""
+        chosen = rng.choice(len(self.world.emoji), self.singles, replace=False)
+        samples = [single(self.world, self.world.emoji[at], rng) for at in chosen]
+        for _ in range(self.groups):
+            samples.extend(scene_group(self.world, self.group_size, rng))
+        return collate(samples, self.tokenizer)
+
+
+def collate(samples, tokenizer):
+    """Samples as one batch of tensors, by the length of their captions: `texts` has the short ones first, so that they
+    need no padding for the sake of a few long ones."""
+    ids = tokenizer([sample.text for sample in samples], truncation=True)["input_ids"]
+    order = sorted(range(len(samples)), key=lambda at: len(ids[at]))
+    samples = [samples[at] for at in order]
+    cut = len(samples) * 7 // 8
+    texts = [encode(tokenizer, [sample.text for sample in part]) for part in (samples[:cut], samples[cut:])]
+    pictures = torch.from_numpy(np.stack([sample.picture for sample in samples])).permute(0, 3, 1, 2).contiguous()
+    known = {key: torch.tensor([sample.labels[key] for sample in samples]) for key in samples[0].labels}
+    return {"pictures": pictures, "texts": texts, "labels": known}
+
+
+def encode(tokenizer, texts):
+    """Token ids and mask, as long as the longest."""
+    found = tokenizer(texts, truncation=True, padding="longest", return_tensors="pt")
+    return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+
+
+def normalize(pictures):
+    """uint8 pixels to what the image encoder takes: from -1 to 1."""
+    return pictures.float() / 127.5 - 1

@@ -1,0 +1,56 @@
+"""A small decoder: an embedding to a picture of 64 x 64 pixels, 8 x 8 patches at a time."""
+
+import torch
+from torch import nn
+
+from .clip import EMBEDDING_DIM
+from .drawing import CANVAS
+
+PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH = 8, 256, 4, 4, 32
+PATCHES = (CANVAS // PATCH) ** 2
+
+
+class Block(nn.Module):
+    """A transformer block, norms first."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, hidden):
+        """`(batch, patches, width)` to the same."""
+        batch, patches, _ = hidden.shape
+        query, key, value = self.qkv(self.norm1(hidden)).view(batch, patches, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5
+        mixed = scores.softmax(-1).to(value.dtype) @ value
+        hidden = hidden + self.out(mixed.transpose(1, 2).reshape(batch, patches, WIDTH))
+        return hidden + self.down(nn.functional.gelu(self.up(self.norm2(hidden)), approximate="tanh"))
+
+
+class Decoder(nn.Module):
+    """`scripts/decode.py` has the same in numpy."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(EMBEDDING_DIM), requires_grad=False)
+        self.std = nn.Parameter(torch.ones(EMBEDDING_DIM), requires_grad=False)
+        self.seed = nn.Linear(EMBEDDING_DIM, PATCHES * SEED_WIDTH)
+        self.widen = nn.Linear(SEED_WIDTH, WIDTH)
+        self.whole = nn.Linear(EMBEDDING_DIM, WIDTH)
+        self.positions = nn.Parameter(0.02 * torch.randn(PATCHES, WIDTH))
+        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.pixels = nn.Linear(WIDTH, 3 * PATCH * PATCH)
+
+    def forward(self, embeds):
+        """`(batch, 192)` to `(batch, 3, 64, 64)`, from -1 to 1."""
+        embeds = (embeds - self.mean) / self.std
+        seeds = self.seed(embeds).view(-1, PATCHES, SEED_WIDTH)
+        hidden = self.widen(seeds) + self.whole(embeds)[:, None] + self.positions
+        for block in self.blocks:
+            hidden = block(hidden)
+        side = CANVAS // PATCH
+        patches = self.pixels(self.norm(hidden)).view(-1, side, side, 3, PATCH, PATCH)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, CANVAS, CANVAS)

@@ -1,0 +1,105 @@
+"""Writes what was trained to assets/: the model in diffusers' layout, the decoder, the index of emoji."""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import KandinskyV22PriorPipeline
+from safetensors.torch import save_file
+from transformers import CLIPImageProcessorPil
+
+from .batches import World, normalize
+from .decoder import Decoder
+from .drawing import CANVAS
+from .sources import STYLES, cache
+from .train_prior import load_towers, make_prior, make_scheduler
+from .vocabulary import CLIPTokenizer
+
+ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
+# Of what transformers and diffusers write beside the model, the parts that only this machine knows.
+PRIVATE = {"_name_or_path"}
+
+
+def trained(name, model):
+    """The model with a run's weights."""
+    model.load_state_dict(torch.load(cache() / "run" / name / "checkpoint.pt")["model"])
+    return model.eval()
+
+
+def write_pipeline(towers, tokenizer, prior, folder):
+    """The pipeline as diffusers saves it, in float16."""
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": CANVAS}, crop_size={"height": CANVAS, "width": CANVAS},
+        image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    )  # fmt: skip
+    pipeline = KandinskyV22PriorPipeline(
+        prior=prior.half(), image_encoder=towers.image.half(), text_encoder=towers.text.half(), tokenizer=tokenizer,
+        scheduler=make_scheduler(), image_processor=processor,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = Path(scratch) / "emoji"
+        pipeline.save_pretrained(saved)
+        for path in saved.rglob("*.json"):
+            tidy(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(saved, folder)
+
+
+def tidy(path):
+    """Leaves out of a configuration what only this machine knows."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in content.items() if key not in PRIVATE}
+    if path.name == "tokenizer.json":
+        path.write_text(json.dumps(kept, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    elif kept != content:
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def embed_pictures(image_tower, pictures):
+    """Image embeddings of uint8 pictures, `(count, dim)`."""
+    pixels = normalize(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
+    return torch.cat([image_tower(pixel_values=part).image_embeds for part in pixels.split(256)])
+
+
+def write_index(world, image_tower, folder):
+    """The image embeddings of every emoji in every style, and what they are called."""
+    folder.mkdir(parents=True, exist_ok=True)
+    embeds = {}
+    for style in STYLES:
+        pictures = [world.sprites.draw((255.0,) * 3, [(one.code, None, 56, 32, 32)], style) for one in world.emoji]
+        embeds[style] = embed_pictures(image_tower, pictures).half()
+    save_file(embeds, folder / "index.safetensors")
+    names = [{"code": one.code, "name": one.name, "group": one.group} for one in world.emoji]
+    lines = ",\n".join(json.dumps(name, ensure_ascii=False) for name in names)
+    (folder / "emoji.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def main():
+    """Exports."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    options = parser.parse_args()
+    world = World()
+    tokenizer = CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    towers = load_towers(world, tokenizer)
+    prior = trained("prior", make_prior())
+    write_pipeline(towers, tokenizer, prior, options.assets / "emoji")
+    # From here on the image encoder is what was written: rounded to float16, computing in float32.
+    image = towers.image.float()
+    with torch.no_grad():
+        zero = image(pixel_values=torch.zeros(1, 3, CANVAS, CANVAS)).image_embeds
+    save_file({"image_embeds": zero}, options.assets / "emoji" / "zero_image_embed.safetensors")
+    write_index(world, image, options.assets / "index")
+    decoder = trained("decoder", Decoder()).half()
+    (options.assets / "decoder").mkdir(parents=True, exist_ok=True)
+    save_file(decoder.state_dict(), options.assets / "decoder" / "decoder.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Composed scenes: one to three things with counts, sizes, places and a background; their captions and pictures."""
+
+from dataclasses import dataclass, replace
+
+from .drawing import COLORS, color
+from .english import counted, with_article
+from .split import scene_is_held_out
+from .wordings import STYLES, choose
+
+# Where a thing alone can be: centre x, centre y.
+CORNERS = {
+    "top left": (16, 16), "top right": (48, 16), "bottom left": (16, 48), "bottom right": (48, 48),
+    "top": (32, 15), "bottom": (32, 49), "left": (15, 32), "right": (49, 32), "center": (32, 32),
+}  # fmt: skip
+# Where `count` copies of one thing are, and at which size.
+COUNTS = {
+    2: (30, ((16, 32), (48, 32))), 3: (28, ((32, 17), (16, 47), (48, 47))),
+    4: (28, ((17, 17), (47, 17), (17, 47), (47, 47))),
+}  # fmt: skip
+PAIR_SIZES = {"same": (30, 30), "big-small": (38, 20), "small-big": (20, 38)}
+ROW = ((11, 32), (32, 32), (53, 32))
+COLUMN = ((32, 11), (32, 32), (32, 53))
+TRIANGLE = ((32, 17), (16, 47), (48, 47))
+FORMS = ("single", "small", "large", "at", "count", "beside", "above", "groups", "row", "column", "triangle")
+WEIGHTS = (0.08, 0.05, 0.04, 0.13, 0.13, 0.2, 0.16, 0.07, 0.05, 0.05, 0.04)
+
+TEMPLATES = {
+    "single": ("{0}",),
+    "small": ("a small {n0}", "a tiny {n0}", "a little {n0} in the middle", "a small {n0} in the center"),
+    "large": ("a big {n0}", "a large {n0}", "a huge {n0}", "a very big {n0}"),
+    "at": (
+        "{0} in the {p}", "a small {n0} in the {p}", "{0} at the {p}", "in the {p}, {0}", "there is {0} in the {p}",
+        "{0}, {p}",
+    ),
+    "count": ("{c0}", "{c0}", "there are {c0}", "a picture of {c0}", "{c0} together", "an image of {c0}"),
+    "beside": (
+        "{0} to the left of {1}", "{1} to the right of {0}", "{0} on the left and {1} on the right",
+        "{1} on the right and {0} on the left", "{0} left of {1}", "{1} right of {0}", "on the left {0}, on the right {1}",
+        "{0} with {1} to its right", "{1} with {0} to its left", "from left to right: {0} and {1}",
+    ),
+    "above": (
+        "{0} above {1}", "{1} below {0}", "{0} on top of {1}", "{1} under {0}", "{0} over {1}", "{1} beneath {0}",
+        "{0} at the top and {1} at the bottom", "{1} at the bottom and {0} at the top", "from top to bottom: {0} and {1}",
+    ),
+    "groups": (
+        "{c0} above {c1}", "{c1} below {c0}", "{c0} on top of {c1}", "{c1} under {c0}",
+        "{c0} at the top and {c1} at the bottom",
+    ),
+    "row": (
+        "{0}, {1} and {2} in a row", "from left to right: {0}, {1} and {2}", "a row of {0}, {1} and {2}",
+        "{1} between {0} on the left and {2} on the right", "{0} on the left, {1} in the middle, {2} on the right",
+    ),
+    "column": (
+        "{0}, {1} and {2} in a column", "from top to bottom: {0}, {1} and {2}", "a column of {0}, {1} and {2}",
+        "{1} between {0} above and {2} below", "{0} at the top, {1} in the middle, {2} at the bottom",
+    ),
+    "triangle": (
+        "{0} above {1} and {2}", "{1} and {2} below {0}", "{0} at the top, {1} at the bottom left, {2} at the bottom right",
+        "{0} on top of {1} and {2}",
+    ),
+}  # fmt: skip
+# Only for evaluation.
+HELD_OUT_TEMPLATES = {
+    "single": ("a scene with {0}",),
+    "small": ("a {n0} that is small",),
+    "large": ("a {n0} that is big",),
+    "at": ("you see {0} in the {p}", "{0} placed in the {p}"),
+    "count": ("we see {c0}", "exactly {c0}"),
+    "beside": ("{0} is left of {1}", "the left one is {0}, the right one is {1}"),
+    "above": ("{0} is above {1}", "{0} sits on top of {1}"),
+    "groups": ("{c0} are above {c1}",),
+    "row": ("side by side: {0}, then {1}, then {2}",),
+    "column": ("stacked: {0}, then {1}, then {2}",),
+    "triangle": ("a triangle of {0} above {1} and {2}",),
+}
+# Of two things next to each other, whichever is on the left.
+UNORDERED = ("{0} and {1}", "{0} next to {1}", "{0} beside {1}", "{0} with {1}", "{0} together with {1}")
+BACKGROUNDS = (
+    "{} on a {} background", "{} on {}", "{} against a {} background", "{}, {} background", "{} with a {} background",
+    "{}. the background is {}", "{} in front of a {} background",
+)  # fmt: skip
+ADJECTIVES = {38: ("big", "large"), 20: ("small", "tiny", "little"), 30: ("",)}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows. Things are in reading order: left to right, top to bottom."""
+
+    form: str
+    things: tuple
+    """Codes of emoji."""
+    detail: str = ""
+    """The place of `at`, the sizes of `beside` and `above`."""
+    counts: tuple = ()
+    """Of `count` and `groups`."""
+    background: str = "white"
+
+    def layout(self):
+        """Everything but the things and the background, as one name."""
+        return " ".join(filter(None, [self.form, self.detail, *map(str, self.counts)]))
+
+    def places(self):
+        """For every thing, where in the layout it is."""
+        return tuple(f"{self.layout()} {at}" for at in range(len(self.things)))
+
+    def is_held_out(self):
+        """Whether training never shows it. A thing alone in the middle is always shown."""
+        return self.form not in ("single", "small", "large") and scene_is_held_out(self.things, self.places())
+
+    def objects(self, rng):
+        """What to draw: `(code, tone, size, x, y)`, moved a little at random."""
+        reach = 2 if self.form in ("single", "large") else 1
+        shifted = lambda at: at + rng.uniform(-reach, reach)
+        return [(code, None, size, shifted(x), shifted(y)) for code, size, x, y in self.arrangement()]
+
+    def arrangement(self):
+        """`(code, size, x, y)` of everything in its exact place."""
+        things, counts = self.things, self.counts
+        match self.form:
+            case "single" | "small" | "large":
+                return [(things[0], {"single": 56, "small": 24, "large": 60}[self.form], 32, 32)]
+            case "at":
+                return [(things[0], 24, *CORNERS[self.detail])]
+            case "count":
+                size, places = COUNTS[counts[0]]
+                return [(things[0], size, x, y) for x, y in places]
+            case "beside":
+                return [(code, size, x, 32) for code, size, x in zip(things, PAIR_SIZES[self.detail], pair(self.detail))]
+            case "above":
+                return [(code, size, 32, y) for code, size, y in zip(things, PAIR_SIZES[self.detail], pair(self.detail))]
+            case "groups":
+                across = {1: (32,), 2: (16, 48)}
+                return [(code, 28, x, y) for code, n, y in zip(things, counts, (17, 47)) for x in across[n]]
+            case "row":
+                return [(code, 20, *place) for code, place in zip(things, ROW)]
+            case "column":
+                return [(code, 20, *place) for code, place in zip(things, COLUMN)]
+            case "triangle":
+                return [(code, 28, *place) for code, place in zip(things, TRIANGLE)]
+
+
+def pair(detail):
+    """Where the centres of two things are, so that they fill the canvas."""
+    return {"same": (16, 48), "big-small": (20, 52), "small-big": (12, 44)}[detail]
+
+
+LAYOUTS = sorted(
+    {form for form in FORMS if form not in ("at", "count", "beside", "above", "groups")}
+    | {f"at {place}" for place in CORNERS}
+    | {f"count {count}" for count in COUNTS}
+    | {f"{form} {detail}" for form in ("beside", "above") for detail in PAIR_SIZES}
+    | {"groups 1 2", "groups 2 1", "groups 2 2"}
+)
+
+
+def scene_things(emoji):
+    """The emoji that scenes are made of: things with short names, not people, flags or signs."""
+    groups = ("smileys", "nature", "food", "places", "activities", "objects")
+    plain = [one for one in emoji if one.group in groups or one.subgroup == "heart"]
+    return [one for one in plain if scene_names(one) and one.subgroup not in ("time", "hotel")]
+
+
+def scene_names(one):
+    """Names of one or two words, the ones that scenes use."""
+    return [name for name in one.names if len(name.split()) <= 2 and len(name) <= 20 and ":" not in name]
+
+
+def random_scene(things, rng, *, held_out=False):
+    """A scene of training or, with `held_out`, one that training never sees."""
+    while True:
+        scene = any_scene(things, rng)
+        if scene.is_held_out() == held_out:
+            return scene
+
+
+def any_scene(things, rng):
+    """A scene of either split."""
+    form = FORMS[int(rng.choice(len(FORMS), p=WEIGHTS))]
+    needed = {"beside": 2, "above": 2, "groups": 2, "row": 3, "column": 3, "triangle": 3}.get(form, 1)
+    codes = tuple(things[at].code for at in rng.choice(len(things), needed, replace=False))
+    return Scene(form, codes, *details(form, rng), background=background(rng))
+
+
+def details(form, rng):
+    """Random `(detail, counts)` that fit the form."""
+    match form:
+        case "at":
+            return choose(rng, list(CORNERS)), ()
+        case "beside" | "above":
+            return choose(rng, ("same", "same", "big-small", "small-big")), ()
+        case "count":
+            return "", (choose(rng, list(COUNTS)),)
+        case "groups":
+            return "", choose(rng, ((1, 2), (2, 1), (2, 2)))
+    return "", ()
+
+
+def background(rng):
+    """White as often as not."""
+    return "white" if rng.random() < 0.4 else choose(rng, list(COLORS))
+
+
+def variants(scene, things, rng, count):
+    """Other scenes that are easily taken for this one: the same things in another arrangement, size, number or colour,
+    or one thing exchanged."""
+    found = {}
+    while len(found) < count:
+        other = changed(scene, things, rng)
+        if other != scene and not same_meaning(other, scene):
+            found[other] = None
+    return list(found)
+
+
+def changed(scene, things, rng):
+    """One or two random changes."""
+    for _ in range(1 + (rng.random() < 0.3)):
+        kind = rng.random()
+        if kind < 0.35 and len(scene.things) > 1:
+            scene = replace(scene, things=tuple(scene.things[at] for at in rng.permutation(len(scene.things))))
+        elif kind < 0.6:
+            scene = replace(scene, background=choose(rng, list(COLORS)))
+        elif kind < 0.8:
+            same_number = [form for form in FORMS if number(form) == len(scene.things)]
+            form = choose(rng, same_number)
+            detail, counts = details(form, rng)
+            scene = replace(scene, form=form, detail=detail, counts=counts)
+        else:
+            at, new = int(rng.integers(len(scene.things))), choose(rng, things).code
+            if new not in scene.things:
+                scene = replace(scene, things=(*scene.things[:at], new, *scene.things[at + 1 :]))
+    return scene
+
+
+def number(form):
+    """How many kinds of things a form has."""
+    return {"beside": 2, "above": 2, "groups": 2, "row": 3, "column": 3, "triangle": 3}.get(form, 1)
+
+
+def same_meaning(one, other):
+    """Whether two scenes look so alike that a caption need not tell them apart."""
+    close = {frozenset(("small", "at center")), frozenset(("single", "large"))}
+    layouts = frozenset((one.layout(), other.layout()))
+    return one.things == other.things and one.background == other.background and (len(layouts) == 1 or layouts in close)
+
+
+def caption(scene, names, rng, *, style=None, templates=TEMPLATES, exact=False):
+    """A caption. `names` maps codes to lists of names; `exact` says all that there is to say."""
+    chosen = [choose(rng, names[code]) if rng.random() < 0.4 else names[code][0] for code in scene.things]
+    sizes = PAIR_SIZES.get(scene.detail, (30, 30)) if scene.form in ("beside", "above") else (30,) * len(chosen)
+    nouns = [f"{choose(rng, ADJECTIVES[size])} {name}".strip() for size, name in zip(sizes, chosen)]
+    if scene.form == "beside" and not exact and rng.random() < 0.12:
+        text = choose(rng, UNORDERED).format(*(with_article(nouns[at]) for at in rng.permutation(2)))
+    else:
+        text = choose(rng, templates[scene.form]).format(
+            *map(with_article, nouns),
+            n0=nouns[0],
+            p=place_words(scene.detail, rng),
+            **{f"c{at}": counted(noun, count) for at, (noun, count) in enumerate(zip(nouns, scene.counts))},
+        )
+    if exact or rng.random() < (0.25 if scene.background == "white" else 0.9):
+        text = choose(rng, BACKGROUNDS).format(text, scene.background).replace(" a orange", " an orange")
+    if style and rng.random() < 0.15:
+        text = f"{text}, {choose(rng, STYLES[style])}"
+    return text
+
+
+def place_words(place, rng):
+    """`top left` as a person says it."""
+    if place == "center":
+        return choose(rng, ("center", "middle"))
+    return f"{place} corner" if " " in place and rng.random() < 0.7 else place
+
+
+def draw(scene, sprites, style, rng):
+    """`(64, 64, 3)` uint8."""
+    return sprites.draw(color(scene.background), scene.objects(rng), style)

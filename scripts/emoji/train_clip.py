@@ -1,0 +1,73 @@
+"""Trains the small CLIP: `scripts/emoji-train` runs this first. It resumes where it was stopped."""
+
+import argparse
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from . import vocabulary
+from .batches import Batches, World, classes, encode, normalize, scene_group, single
+from .clip import MAX_LENGTH, MERGES, Towers
+from .sources import STYLES, cache
+from .training import Run, optimizer
+from .wordings import held_out_wordings
+
+SINGLES, GROUPS, GROUP_SIZE = 192, 64, 4
+
+
+def make_tokenizer(world, folder, seed):
+    """Learns the byte pairs from as many captions as training sees in some hundred batches."""
+    if not (folder / "tokenizer.json").is_file():
+        rng = np.random.default_rng((seed, 2**40))
+        texts = [single(world, one, rng).text for one in world.emoji for _ in range(12)]
+        texts += [sample.text for _ in range(4000) for sample in scene_group(world, 2, rng)]
+        vocabulary.save(vocabulary.learn(texts, MERGES), MAX_LENGTH, folder)
+    return vocabulary.CLIPTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def retrieval(world, towers, tokenizer):
+    """Of held-out names, the share whose emoji is first, by the two towers alone: to watch the training by."""
+    towers.eval()
+    pictures = [world.sprites.draw((255.0,) * 3, [(one.code, None, 56, 32, 32)], STYLES[0]) for one in world.emoji]
+    pixels = normalize(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
+    rng = np.random.default_rng(0)
+    wordings = [w for one in world.emoji[::4] for w in held_out_wordings(one, world.emoji, rng) if w.kind in ("template", "keywords")]
+    with torch.autocast("cpu", torch.bfloat16):
+        images = torch.cat([towers.image(pixel_values=part).image_embeds for part in pixels.split(500)]).float()
+        texts = towers.text(**encode(tokenizer, [w.text for w in wordings])).text_embeds.float()
+    scores = torch.nn.functional.normalize(texts, dim=-1) @ torch.nn.functional.normalize(images, dim=-1).T
+    best = scores.topk(5).indices
+    right = best == torch.tensor([world.index[w.code] for w in wordings])[:, None]
+    towers.train()
+    found = {}
+    for kind in ("template", "keywords"):
+        of_kind = right[torch.tensor([w.kind == kind for w in wordings])]
+        found |= {f"{kind}_top1": of_kind[:, 0].float().mean().item(), f"{kind}_top5": of_kind.any(1).float().mean().item()}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def main():
+    """Trains."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    world = World()
+    tokenizer = make_tokenizer(world, cache() / "run" / "tokenizer", options.seed)
+    towers = Towers(tokenizer, classes(world))
+    run = Run(cache() / "run" / "clip", towers, optimizer(towers, 0.05), options.steps, options.rate)
+    batches = Batches(world, tokenizer, options.seed, run.step, options.steps, SINGLES, GROUPS, GROUP_SIZE)
+    for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, parts = towers(normalize(batch["pictures"]), batch["texts"], batch["labels"])
+        run.backward(loss, parts)
+        if run.step % 500 == 0 or run.step == options.steps:
+            run.write(**retrieval(world, towers, tokenizer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What all training runs share: a schedule, checkpoints to resume from, a log."""
+
+import json
+import math
+import os
+import time
+
+import torch
+
+
+def rate(step, steps, peak, warmup=200):
+    """Linear warm-up, then a cosine down to a hundredth."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def optimizer(model, weight_decay):
+    """AdamW; vectors and embeddings do not decay."""
+    decays = lambda name, weight: weight.ndim > 1 and "embedding" not in name
+    groups = [
+        {"params": [w for n, w in model.named_parameters() if decays(n, w)], "weight_decay": weight_decay},
+        {"params": [w for n, w in model.named_parameters() if not decays(n, w)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+
+
+class Run:
+    """A training run in a folder: it resumes from its last checkpoint."""
+
+    def __init__(self, folder, model, optimizer, steps, peak):
+        self.folder, self.model, self.optimizer, self.steps, self.peak = folder, model, optimizer, steps, peak
+        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = folder / "checkpoint.pt"
+        self.step = 0
+        if self.checkpoint.is_file():
+            saved = torch.load(self.checkpoint)
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.step = saved["step"]
+        self.log = open(folder / "log.jsonl", "a", encoding="utf-8")
+        self.sums, self.since, self.last_save = {}, time.time(), time.time()
+
+    def backward(self, loss, parts, every=50):
+        """One optimizer step, with what goes along."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.step, self.steps, self.peak)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        if self.step % every == 0:
+            means = {name: round(value / every, 4) for name, value in self.sums.items()}
+            self.write(**means, seconds_per_step=round((time.time() - self.since) / every, 3))
+            self.sums, self.since = {}, time.time()
+        if self.step == self.steps or time.time() - self.last_save > 120:
+            self.save()
+
+    def write(self, **values):
+        """A line in the log and on the screen."""
+        line = json.dumps({"step": self.step, **values})
+        print(line, flush=True)
+        print(line, file=self.log, flush=True)
+
+    def save(self):
+        """Writes a checkpoint beside the old one and puts it in its place."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        torch.save(state, self.checkpoint.with_suffix(".new"))
+        os.replace(self.checkpoint.with_suffix(".new"), self.checkpoint)
+        self.last_save = time.time()
