@@ -17,7 +17,7 @@ import torch
 
 from benchmark.report import table
 from emoji.batches import World
-from emoji.evaluation import Encoders, cosine, diversity, emoji_task, rank_emoji, rank_scenes, scene_task
+from emoji.evaluation import Encoders, check_split, cosine, diversity, emoji_task, rank_emoji, rank_scenes, scene_task
 
 SCRIPTS = Path(__file__).resolve().parent
 BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
@@ -160,6 +160,7 @@ def main():
     encoders = Encoders(options.encoders)
     world = World()
     emoji = emoji_task(world, encoders, options.seed)
+    check_split(world, emoji, options.seed)
     scenes = scene_task(world, encoders, options.scenes, options.seed)
     figures = {}
     for name, task, report, show in (

@@ -14,6 +14,9 @@ from .wordings import STYLES as STYLE_WORDS
 from .wordings import TONES as TONE_WORDS
 from .wordings import choose, train_caption
 
+CAPTIONS = 2
+"""Captions a picture: a caption costs a fraction of what a picture does."""
+NEIGHBORS = 8
 LAYOUT_INDEX = {layout: at for at, layout in enumerate(LAYOUTS)}
 COLOR_INDEX = {name: at for at, name in enumerate(COLORS)}
 
@@ -39,9 +42,9 @@ class World:
 
 @dataclass
 class Sample:
-    """A captioned picture, and what it shows."""
+    """A picture with some captions, and what it shows."""
 
-    text: str
+    texts: list
     picture: np.ndarray
     labels: dict
 
@@ -64,23 +67,29 @@ def classes(world):
 
 
 def single(world, emoji, rng):
-    """A single emoji in any skin tone and style, on a background that the caption mostly tells."""
+    """A single emoji in any skin tone and style, on a background that captions mostly tell."""
     style, tone = choose(rng, STYLES), None
     if rng.random() < 0.45:
         tone = choose(rng, TONES)
         tone = tone if world.sprites.has(emoji.code, style, tone) else None
     background = "white" if rng.random() < 0.6 else choose(rng, list(COLORS))
+    texts = [single_caption(emoji, style, tone, background, rng) for _ in range(CAPTIONS)]
+    size = 56 if rng.random() < 0.7 else choose(rng, (48, 60))
+    place = [32 + rng.uniform(-2, 2) for _ in range(2)]
+    picture = world.sprites.draw(scenes.color(background), [(emoji.code, tone, size, *place)], style)
+    return Sample(texts, picture, labels(world, Scene("single", (emoji.code,), background=background), style, tone))
+
+
+def single_caption(emoji, style, tone, background, rng):
+    """A caption that tells what is special about the picture, mostly."""
     text = train_caption(emoji, rng)
     if tone and rng.random() < 0.75:
         text = f"{text} {choose(rng, TONE_WORDS).format(tone)}"
     if background != "white" and rng.random() < 0.85:
-        text = choose(rng, scenes.BACKGROUNDS).format(text, background).replace(" a orange", " an orange")
+        text = scenes.with_background(text, background, rng)
     if rng.random() < 0.2:
         text = f"{text}, {choose(rng, STYLE_WORDS[style])}"
-    size, reach = (56, 2) if rng.random() < 0.7 else (choose(rng, (48, 60)), 2)
-    place = [32 + rng.uniform(-reach, reach) for _ in range(2)]
-    picture = world.sprites.draw(scenes.color(background), [(emoji.code, tone, size, *place)], style)
-    return Sample(text, picture, labels(world, Scene("single", (emoji.code,), background=background), style, tone))
+    return text
 
 
 def scene_group(world, size, rng):
@@ -91,8 +100,8 @@ def scene_group(world, size, rng):
     exact = rng.random() < 0.5
     for scene in group:
         style = choose(rng, STYLES)
-        text = world.scene_caption(scene, rng, style=style, exact=exact)
-        yield Sample(text, scenes.draw(scene, world.sprites, style, rng), labels(world, scene, style))
+        texts = [world.scene_caption(scene, rng, style=style, exact=exact) for _ in range(CAPTIONS)]
+        yield Sample(texts, scenes.draw(scene, world.sprites, style, rng), labels(world, scene, style))
 
 
 class Batches(IterableDataset):
@@ -109,8 +118,10 @@ class Batches(IterableDataset):
             yield self.batch(np.random.default_rng((self.seed, at)))
 
     def batch(self, rng):
-        """Different emoji alone, and groups of scenes that are alike."""
-        chosen = rng.choice(len(self.world.emoji), self.singles, replace=False)
+        """Different emoji alone, in groups of neighbours in Unicode's order, which are alike, and groups of scenes."""
+        count = len(self.world.emoji)
+        blocks = rng.choice(count // NEIGHBORS, self.singles // NEIGHBORS, replace=False)
+        chosen = (rng.integers(count) + NEIGHBORS * blocks[:, None] + np.arange(NEIGHBORS)).ravel() % count
         samples = [single(self.world, self.world.emoji[at], rng) for at in chosen]
         for _ in range(self.groups):
             samples.extend(scene_group(self.world, self.group_size, rng))
@@ -118,16 +129,23 @@ class Batches(IterableDataset):
 
 
 def collate(samples, tokenizer):
-    """Samples as one batch of tensors, by the length of their captions: `texts` has the short ones first, so that they
-    need no padding for the sake of a few long ones."""
-    ids = tokenizer([sample.text for sample in samples], truncation=True)["input_ids"]
-    order = sorted(range(len(samples)), key=lambda at: len(ids[at]))
-    samples = [samples[at] for at in order]
-    cut = len(samples) * 7 // 8
-    texts = [encode(tokenizer, [sample.text for sample in part]) for part in (samples[:cut], samples[cut:])]
+    """Samples as one batch of tensors; `captions` has as many sets of texts as a picture has captions."""
     pictures = torch.from_numpy(np.stack([sample.picture for sample in samples])).permute(0, 3, 1, 2).contiguous()
     known = {key: torch.tensor([sample.labels[key] for sample in samples]) for key in samples[0].labels}
-    return {"pictures": pictures, "texts": texts, "labels": known}
+    sets = zip(*(sample.texts for sample in samples))
+    return {"pictures": pictures, "captions": [by_length(tokenizer, texts) for texts in sets], "labels": known}
+
+
+def by_length(tokenizer, texts):
+    """Texts in parts, the short ones first, so that they need no padding for the sake of a few long ones; `place` says
+    where each text has gone."""
+    ids = tokenizer(list(texts), truncation=True)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda at: len(ids[at]))
+    cuts = [0, len(order) // 2, len(order) * 7 // 8, len(order)]
+    parts = [encode(tokenizer, [texts[at] for at in order[start:end]]) for start, end in zip(cuts, cuts[1:])]
+    place = torch.empty(len(order), dtype=torch.long)
+    place[torch.tensor(order)] = torch.arange(len(order))
+    return {"parts": parts, "place": place}
 
 
 def encode(tokenizer, texts):

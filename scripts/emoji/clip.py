@@ -12,6 +12,11 @@ from .drawing import CANVAS
 MAX_LENGTH = 48
 EMBEDDING_DIM = 192
 MERGES = 2400
+SCALE = 100.0
+"""What cosines are multiplied with: the steepest that CLIP's own training comes to. The steeper, the less have the two
+kinds of embeddings to point the same way to be told apart, and the more of a picture is the image's embedding free to
+keep, which is what a prior is for."""
+WEIGHTS = {"contrastive": 1.0, "image_heads": 0.4, "text_heads": 0.2, "thumbnail": 2.0}
 
 
 def text_tower(tokenizer):
@@ -59,32 +64,33 @@ class Towers(nn.Module):
         self.thumbnail = nn.Sequential(
             nn.Linear(EMBEDDING_DIM, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 3 * 32 * 32)
         )
-        # CLIP starts at 14. The steeper, the less the two kinds of embeddings have to point the same way to be told
-        # apart, and the more of a picture the image's embedding is free to keep.
-        self.logit_scale = nn.Parameter(torch.tensor(60.0).log())
 
-    def forward(self, pixels, texts, labels):
-        """`(loss, parts)`: CLIP's symmetric contrastive loss, and those of the heads."""
+    def embed_texts(self, captions):
+        """Text embeddings of one set of captions, in the order of the pictures."""
+        return torch.cat([self.text(**part).text_embeds for part in captions["parts"]])[captions["place"]]
+
+    def forward(self, pixels, captions, labels):
+        """`(loss, parts)`: CLIP's symmetric contrastive loss for each set of captions, and the losses of the heads."""
         image = self.image(pixel_values=pixels).image_embeds
-        text = torch.cat([self.text(**part).text_embeds for part in texts])
-        scale = self.logit_scale.clamp(max=torch.tensor(100.0).log()).exp()
-        directions = nn.functional.normalize(image.float(), dim=-1), nn.functional.normalize(text.float(), dim=-1)
-        logits = scale * directions[1] @ directions[0].T
-        target = torch.arange(len(logits))
-        contrastive = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
-        small = nn.functional.avg_pool2d(pixels, 2)
-        parts = {
-            "contrastive": contrastive,
-            "image_heads": self.image_heads(image, labels),
-            "text_heads": self.text_heads(text, labels),
-            "thumbnail": nn.functional.mse_loss(self.thumbnail(image).view_as(small).float(), small),
-        }
+        texts = [self.embed_texts(texts) for texts in captions]
+        target = torch.arange(len(image))
+        parts, small = {}, nn.functional.avg_pool2d(pixels, 2)
+        direction = lambda embeds: nn.functional.normalize(embeds.float(), dim=-1)
+        logits = [SCALE * direction(text) @ direction(image).T for text in texts]
+        entropy = nn.functional.cross_entropy
+        parts["contrastive"] = mean((entropy(scores, target) + entropy(scores.T, target)) / 2 for scores in logits)
+        parts["image_heads"] = self.image_heads(image, labels)
+        parts["text_heads"] = mean(self.text_heads(text, labels) for text in texts)
+        parts["thumbnail"] = nn.functional.mse_loss(self.thumbnail(image).view_as(small).float(), small)
+        loss = sum(weight * parts[name] for name, weight in WEIGHTS.items())
         with torch.no_grad():
-            measures = {
-                "accuracy": (logits.argmax(1) == target).float().mean(),
-                "cosine": (directions[0] * directions[1]).sum(1).mean(),
-                "norm": image.float().norm(dim=1).mean(),
-                "scale": scale,
-            }
-        loss = contrastive + 0.4 * parts["image_heads"] + 0.2 * parts["text_heads"] + 2 * parts["thumbnail"]
-        return loss, {name: value.detach() for name, value in {**parts, **measures}.items()}
+            parts["accuracy"] = mean((scores.argmax(1) == target).float().mean() for scores in logits)
+            parts["cosine"] = mean(scores.diagonal().mean() / SCALE for scores in logits)
+            parts["norm"] = image.float().norm(dim=1).mean()
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def mean(values):
+    """Of a few tensors."""
+    values = list(values)
+    return sum(values) / len(values)

@@ -9,7 +9,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionM
 from . import scenes
 from .batches import World, encode, normalize
 from .sources import STYLES
-from .wordings import choose, held_out_wordings
+from .wordings import choose, held_out_wordings, plain, train_caption
 
 CANDIDATES = 100
 NAMING = ("template", "order", "keywords")
@@ -89,6 +89,19 @@ def emoji_task(world: World, encoders, seed):
         [wording.text for wording in wordings], np.array([wording.kind for wording in wordings]), answer,
         candidates[style, answer], candidates, torch.tensor([numbers[look] for look in looks]),
     )  # fmt: skip
+
+
+def check_split(world: World, task, seed, captions=12, drawn=4000):
+    """Draws captions and scenes as training does, and fails if one of them is held out."""
+    rng = np.random.default_rng((seed, 3))
+    held_out = {(int(at), plain(text)) for at, text in zip(task.answer, task.texts)}
+    for at, one in enumerate(world.emoji):
+        for _ in range(captions):
+            text = train_caption(one, rng)
+            assert (at, plain(text)) not in held_out, f"{text!r} is held out for {one.name}"
+    for _ in range(drawn):
+        scene = scenes.random_scene(world.things, rng)
+        assert not scene.is_held_out(), scene
 
 
 def rank_emoji(task, embeds):

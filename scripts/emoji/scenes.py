@@ -258,10 +258,15 @@ def caption(scene, names, rng, *, style=None, templates=TEMPLATES, exact=False):
             **{f"c{at}": counted(noun, count) for at, (noun, count) in enumerate(zip(nouns, scene.counts))},
         )
     if exact or rng.random() < (0.25 if scene.background == "white" else 0.9):
-        text = choose(rng, BACKGROUNDS).format(text, scene.background).replace(" a orange", " an orange")
+        text = with_background(text, scene.background, rng)
     if style and rng.random() < 0.15:
         text = f"{text}, {choose(rng, STYLES[style])}"
     return text
+
+
+def with_background(text, background, rng):
+    """A caption with what is behind it all."""
+    return choose(rng, BACKGROUNDS).format(text, background).replace(" a orange", " an orange")
 
 
 def place_words(place, rng):

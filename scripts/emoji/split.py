@@ -14,9 +14,9 @@ def wording_is_held_out(emoji, words):
     return share("wording", emoji.code, *sorted(words)) < 0.2
 
 
-def order_is_held_out(emoji, text):
-    """Whether a name's words in this order are kept from training."""
-    return share("order", emoji.code, text) < 0.3
+def order_is_held_out(emoji, words):
+    """Whether a name's words in this order, whatever stands between them, are kept from training."""
+    return share("order", emoji.code, words) < 0.3
 
 
 def unseen_keyword(emoji):

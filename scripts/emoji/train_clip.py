@@ -20,8 +20,8 @@ def make_tokenizer(world, folder, seed):
     """Learns the byte pairs from as many captions as training sees in some hundred batches."""
     if not (folder / "tokenizer.json").is_file():
         rng = np.random.default_rng((seed, 2**40))
-        texts = [single(world, one, rng).text for one in world.emoji for _ in range(12)]
-        texts += [sample.text for _ in range(4000) for sample in scene_group(world, 2, rng)]
+        texts = [text for one in world.emoji for _ in range(8) for text in single(world, one, rng).texts]
+        texts += [text for _ in range(3000) for sample in scene_group(world, 2, rng) for text in sample.texts]
         vocabulary.save(vocabulary.learn(texts, MERGES), MAX_LENGTH, folder)
     return vocabulary.CLIPTokenizer.from_pretrained(folder)
 
@@ -63,7 +63,7 @@ def main():
     batches = Batches(world, tokenizer, options.seed, run.step, options.steps, SINGLES, GROUPS, GROUP_SIZE)
     for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4):
         with torch.autocast("cpu", torch.bfloat16):
-            loss, parts = towers(normalize(batch["pictures"]), batch["texts"], batch["labels"])
+            loss, parts = towers(normalize(batch["pictures"]), batch["captions"], batch["labels"])
         run.backward(loss, parts)
         if run.step % 500 == 0 or run.step == options.steps:
             run.write(**retrieval(world, towers, tokenizer))

@@ -21,7 +21,7 @@ from .training import Run, optimizer
 from .vocabulary import CLIPTokenizer
 
 SINGLES, GROUPS, GROUP_SIZE = 128, 64, 2
-PROBLEMS = 8
+PROBLEMS = 6
 """Denoising problems a caption."""
 DROPPED = 0.1
 """The share of captions that are emptied, for guidance."""
@@ -92,23 +92,32 @@ def load_towers(world, tokenizer):
 
 @torch.no_grad()
 def embed(towers, batch, empty, rng):
-    """What the prior learns from: image embeddings, text embeddings, text states, mask; some captions emptied."""
+    """What the prior learns from, each picture once with every caption: image embeddings, text embeddings, text states,
+    mask; some captions emptied."""
     with torch.autocast("cpu", torch.bfloat16):
         images = towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.float()
-    longest = max(part["input_ids"].shape[1] for part in batch["texts"])
+    found = [embed_texts(towers, captions, empty, rng) for captions in batch["captions"]]
+    longest = max(mask.shape[1] for _, _, mask in found)
+    widen = lambda tensor: nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]))
+    embeds, states, masks = zip(*found)
+    return images.repeat(len(found), 1), torch.cat(embeds), torch.cat([*map(widen, states)]), torch.cat([*map(widen, masks)])
+
+
+def embed_texts(towers, captions, empty, rng):
+    """Text embeddings, states and mask of one set of captions."""
+    longest = max(part["input_ids"].shape[1] for part in captions["parts"])
     embeds, states, masks = [], [], []
-    for part in batch["texts"]:
-        dropped = torch.from_numpy(rng.random(len(part["input_ids"])) < DROPPED)
+    for part in captions["parts"]:
         ids, mask = part["input_ids"].clone(), part["attention_mask"].clone()
-        ids[dropped] = nn.functional.pad(empty["input_ids"], (0, ids.shape[1] - empty["input_ids"].shape[1]))
-        mask[dropped] = nn.functional.pad(empty["attention_mask"], (0, mask.shape[1] - empty["attention_mask"].shape[1]))
+        dropped = torch.from_numpy(rng.random(len(ids)) < DROPPED)
+        for tensor, of_empty in ((ids, empty["input_ids"]), (mask, empty["attention_mask"])):
+            tensor[dropped] = nn.functional.pad(of_empty, (0, tensor.shape[1] - of_empty.shape[1]))
         with torch.autocast("cpu", torch.bfloat16):
             output = towers.text(input_ids=ids, attention_mask=mask)
-        pad = longest - ids.shape[1]
         embeds.append(output.text_embeds.float())
-        states.append(nn.functional.pad(output.last_hidden_state.float(), (0, 0, 0, pad)))
-        masks.append(nn.functional.pad(mask, (0, pad)))
-    return images, torch.cat(embeds), torch.cat(states), torch.cat(masks).float()
+        states.append(nn.functional.pad(output.last_hidden_state.float(), (0, 0, 0, longest - ids.shape[1])))
+        masks.append(nn.functional.pad(mask, (0, longest - ids.shape[1])).float())
+    return tuple(torch.cat(parts)[captions["place"]] for parts in (embeds, states, masks))
 
 
 @torch.no_grad()

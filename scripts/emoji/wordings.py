@@ -1,6 +1,7 @@
 """Captions of single emoji: names, keywords and paraphrases in many templates, and the ones kept for evaluation."""
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 from .english import with_article
@@ -48,12 +49,37 @@ def fill(template, name):
 
 
 def orders(name):
-    """Other orders of a name's words: `apple, red`, `apple that is red`."""
+    """Another order of a name's words: `apple, red`."""
     *before, last = name.split(" ")
     if not before or len(before) > 3 or "," in name:
         return []
     rest = " ".join(before)
-    return [f"{last} {rest}", f"{last}, {rest}", f"{rest}, {last}", f"{last} - {rest}", f"{last} ({rest})"]
+    return [f"{last} {rest}", f"{last}, {rest}", f"{last} - {rest}", f"{last} ({rest})"]
+
+
+def plain(text):
+    """A text's words alone, as it is compared."""
+    return " ".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())
+
+
+@cache
+def sets_of_words(texts):
+    """The words of each text, in alphabetical order."""
+    return {tuple(sorted(plain(text).split())) for text in texts}
+
+
+def is_a_name(emoji, text):
+    """Whether a text's words are those of a name in some order: then it is no set of keywords, but an order."""
+    return tuple(sorted(plain(text).split())) in sets_of_words(tuple(emoji.names))
+
+
+def is_held_out(emoji, text):
+    """Whether training may not use this text for this emoji: an order of a name's words, or a set of keywords."""
+    if plain(text) in map(plain, (*emoji.names, *emoji.keywords, *emoji.broader)):
+        return False
+    if is_a_name(emoji, text):
+        return order_is_held_out(emoji, plain(text))
+    return wording_is_held_out(emoji, [word for word in plain(text).split() if word != "and"])
 
 
 def known_keywords(emoji):
@@ -73,7 +99,7 @@ def train_caption(emoji, rng):
     if kind < 0.62:
         return fill(choose(rng, TEMPLATES), pick_name(emoji, rng))
     if kind < 0.70:
-        others = [text for text in orders(pick_name(emoji, rng)) if not order_is_held_out(emoji, text)]
+        others = [text for text in orders(pick_name(emoji, rng)) if not is_held_out(emoji, text)]
         return choose(rng, others) if others else fill(choose(rng, TEMPLATES), emoji.name)
     return keyword_caption(emoji, rng)
 
@@ -85,14 +111,13 @@ def keyword_caption(emoji, rng):
     count = min(len(known), int(rng.choice([1, 2, 3, 4, 12], p=[0.2, 0.3, 0.25, 0.15, 0.1])))
     for _ in range(8):
         words = [known[at] for at in rng.permutation(len(known))[:count]]
-        if count in (1, len(known)) or not wording_is_held_out(emoji, words):
-            break
-    else:
-        return fill(choose(rng, TEMPLATES), emoji.name)
-    joined = choose(rng, (", ", " ", " ", " and ")).join(words)
-    if rng.random() < 0.35:
-        return f"{pick_name(emoji, rng)}{choose(rng, (', ', ': ', ' '))}{joined}"
-    return choose(rng, KEYWORD_TEMPLATES).format(w=joined)
+        with_name = rng.random() < 0.35
+        text = choose(rng, (", ", " ", " ", " and ")).join(words)
+        if with_name:
+            text = f"{pick_name(emoji, rng)}{choose(rng, (', ', ': ', ' '))}{text}"
+        if not is_held_out(emoji, text):
+            return text if with_name else choose(rng, KEYWORD_TEMPLATES).format(w=text)
+    return fill(choose(rng, TEMPLATES), emoji.name)
 
 
 def held_out_wordings(emoji, everything, rng):
@@ -101,11 +126,12 @@ def held_out_wordings(emoji, everything, rng):
     add = lambda kind, text: found.append(Wording(emoji.code, text, kind))
     for template in rng.permutation(len(HELD_OUT_TEMPLATES))[:2]:
         add("template", fill(HELD_OUT_TEMPLATES[template], pick_name(emoji, rng)))
-    others = [text for name in emoji.names for text in orders(name) if order_is_held_out(emoji, text)]
+    others = [text for name in emoji.names for text in orders(name) if is_held_out(emoji, text)]
     if others:
         add("order", choose(rng, others))
     known = known_keywords(emoji)
-    sets = [words for n in (2, 3) for words in combinations(known, n) if len(known) > n and wording_is_held_out(emoji, words)]
+    sets = [words for n in (2, 3) for words in combinations(known, n)]
+    sets = [words for words in sets if is_held_out(emoji, " ".join(words)) and not is_a_name(emoji, " ".join(words))]
     for at in rng.permutation(len(sets))[:2]:
         words = [str(word) for word in rng.permutation(sets[at])]
         is_vague = any(other is not emoji and covers(other, words) for other in everything)
