@@ -16,7 +16,7 @@ SCALE = 100.0
 """What cosines are multiplied with: the steepest that CLIP's own training comes to. The steeper, the less have the two
 kinds of embeddings to point the same way to be told apart, and the more of a picture is the image's embedding free to
 keep, which is what a prior is for."""
-WEIGHTS = {"contrastive": 1.0, "image_heads": 0.4, "text_heads": 0.2, "thumbnail": 2.0}
+WEIGHTS = {"contrastive": 1.0, "image_heads": 0.4, "text_heads": 0.4, "thumbnail": 1.0}
 
 
 def text_tower(tokenizer):

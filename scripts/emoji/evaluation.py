@@ -131,15 +131,17 @@ class SceneTask:
 
 
 def scene_task(world: World, encoders, count, seed):
-    """Held-out scenes, half of them captioned in templates that training never used."""
+    """Held-out scenes in captions that say everything, half of them in templates that training never used. All of a
+    scene's candidates are in its style."""
     rng = np.random.default_rng((seed, 2))
     texts, pictures = [], []
     for at in range(count):
-        scene = scenes.random_scene(world.things, rng, held_out=True)
+        scene, style = scenes.random_scene(world.things, rng, held_out=True), choose(rng, STYLES)
         templates = scenes.TEMPLATES if at % 2 == 0 else scenes.HELD_OUT_TEMPLATES
-        texts.append(world.scene_caption(scene, rng, templates=templates, exact=True))
+        told = {"templates": templates, "exact": True, "style": style, "tells_style": 1.0}
+        texts.append(world.scene_caption(scene, rng, **told))
         for one in (scene, *scenes.variants(scene, world.things, rng, CANDIDATES - 1)):
-            pictures.append(scenes.draw(one, world.sprites, choose(rng, STYLES), rng))
+            pictures.append(scenes.draw(one, world.sprites, style, rng))
     candidates = encoders.pictures(pictures).view(count, CANDIDATES, -1)
     return SceneTask(texts, torch.arange(count) % 2 == 0, candidates[:, 0], candidates)
 

@@ -243,8 +243,9 @@ def same_meaning(one, other):
     return one.things == other.things and one.background == other.background and (len(layouts) == 1 or layouts in close)
 
 
-def caption(scene, names, rng, *, style=None, templates=TEMPLATES, exact=False):
-    """A caption. `names` maps codes to lists of names; `exact` says all that there is to say."""
+def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=TEMPLATES, exact=False):
+    """A caption. `names` maps codes to lists of names; `exact` leaves nothing out, but the style is told only by a share
+    of the captions."""
     chosen = [choose(rng, names[code]) if rng.random() < 0.4 else names[code][0] for code in scene.things]
     sizes = PAIR_SIZES.get(scene.detail, (30, 30)) if scene.form in ("beside", "above") else (30,) * len(chosen)
     nouns = [f"{choose(rng, ADJECTIVES[size])} {name}".strip() for size, name in zip(sizes, chosen)]
@@ -259,7 +260,7 @@ def caption(scene, names, rng, *, style=None, templates=TEMPLATES, exact=False):
         )
     if exact or rng.random() < (0.25 if scene.background == "white" else 0.9):
         text = with_background(text, scene.background, rng)
-    if style and rng.random() < 0.15:
+    if style and rng.random() < tells_style:
         text = f"{text}, {choose(rng, STYLES[style])}"
     return text
 

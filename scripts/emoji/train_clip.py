@@ -13,7 +13,7 @@ from .sources import STYLES, cache
 from .training import Run, optimizer
 from .wordings import held_out_wordings
 
-SINGLES, GROUPS, GROUP_SIZE = 192, 64, 4
+SINGLES, GROUPS, GROUP_SIZE = 192, 32, 8
 
 
 def make_tokenizer(world, folder, seed):
