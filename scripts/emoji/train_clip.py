@@ -1,4 +1,4 @@
-"""Trains the small CLIP: `scripts/emoji-train` runs this first. It resumes where it was stopped."""
+"""Trains the small CLIP: `scripts/train-emoji` runs this first. It resumes where it was stopped."""
 
 import argparse
 
@@ -51,7 +51,7 @@ def retrieval(world, towers, tokenizer):
 def main():
     """Trains."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
