@@ -5,7 +5,8 @@ import json
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+from fixtures.tokenizers import BOS, EOS, byte_symbols
+
 # How CLIP cuts text into words.
 WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
@@ -20,22 +21,15 @@ def learn(texts, size):
     ])
     # The trainer counts the bytes and the bytes that end a word among its tokens.
     trainer = trainers.BpeTrainer(
-        vocab_size=512 + size, initial_alphabet=alphabet(), end_of_word_suffix="</w>", show_progress=False
+        vocab_size=512 + size, initial_alphabet=byte_symbols(), end_of_word_suffix="</w>", show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def alphabet():
-    """The printable stand-ins for the 256 bytes, in CLIP's order."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return [chr(byte) for byte in plain] + [chr(256 + at) for at in range(len(rest))]
-
-
 def save(merges, max_length, folder):
     """Writes the tokenizer in CLIP's order of ids: bytes, bytes that end a word, merges, start and end."""
-    symbols = alphabet()
+    symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *dict.fromkeys("".join(pair) for pair in merges), BOS, EOS]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length, pad_token="!")
