@@ -38,6 +38,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, NamedTuple, NoReturn
 
+from cache_folder import cache_folder
+
 VERSION = "2.13.0"
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARKER = "# Written by scripts/libtorch.py, which replaces it when libtorch moves."
@@ -120,12 +122,6 @@ def from_environment(folder: str) -> str:
         raise Problem(f"LIBTORCH={folder} holds no include/ and lib/libtorch_cpu.so; "
                       "correct or unset it", status=2)
     return folder if path.is_absolute() else str(path.absolute())
-
-
-def cache_root() -> Path:
-    own = os.environ.get("PRIOR_EMBED_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prior-embed"
-    return root.expanduser().absolute()
 
 
 def write_manifest(folder: Path) -> None:
@@ -321,7 +317,7 @@ def install(build: Build, folder: Path, cuda: bool) -> None:
 
 def cached(cuda: bool) -> Path:
     """The folder of libtorch in the cache, which is filled or repaired first if need be."""
-    build, root = this_build(), cache_root()
+    build, root = this_build(), cache_folder()
     if cuda and platform.system() != "Linux":
         raise Problem("--cuda is for Linux", status=2)
     folder = root / f"libtorch-{VERSION}-{'cuda' if cuda else 'cpu'}"
@@ -381,7 +377,7 @@ def main(arguments: list[str]) -> int:
         say(str(problem))
         return problem.status
     except OSError as error:
-        say(f"{error.strerror or error}: {error.filename or cache_root()}; "
+        say(f"{error.strerror or error}: {error.filename or cache_folder()}; "
             "PRIOR_EMBED_CACHE can name another cache folder")
     return 1
 

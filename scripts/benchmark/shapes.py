@@ -1,9 +1,9 @@
 """The shapes of the models that are timed, and where their folders with random weights lie."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
+
+from cache_folder import cache_folder
 
 from .children import BenchError, run_module
 
@@ -39,12 +39,6 @@ SHAPES = {
     # For seconds instead of minutes: shows that the scripts work and says nothing about speed.
     "tiny": Shape(4, 32, 2, 64, 2, 4, 256, "quick_gelu", 2, END, 10.0, 3),
 }
-
-
-def cache_folder():
-    """Where the project keeps what it fetches and makes."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PRIOR_EMBED_CACHE") or base / "prior-embed")
 
 
 def recipe(name):

@@ -15,6 +15,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from cache_folder import cache_folder
+
 from .problem import FAILED, Problem
 
 SCRIPTS = Path(__file__).resolve().parent.parent
@@ -32,7 +34,7 @@ def enter(script, arguments, with_diffusers=False):
     lacking = missing(with_diffusers)
     if not lacking:
         return
-    folder = cache_root() / ("reference" if with_diffusers else "decode")
+    folder = cache_folder() / ("reference" if with_diffusers else "decode")
     damaged = entered == str(folder)
     if entered == f"repaired {folder}" or (with_diffusers and damaged):
         reason = f"the libraries in {folder} do not work ({lacking}); delete that folder and run this again"
@@ -60,13 +62,6 @@ def missing(with_diffusers):
             if importlib.util.find_spec(name) is None:
                 return f"No module named '{name}'"
     return ""
-
-
-def cache_root():
-    """The project's cache, the same for all its scripts."""
-    own = os.environ.get("PRIOR_EMBED_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prior-embed"
-    return root.expanduser().absolute()
 
 
 def say(message):

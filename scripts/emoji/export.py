@@ -12,12 +12,11 @@ from diffusers import KandinskyV22PriorPipeline
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil
 
-from .batches import World, normalize
+from .batches import normalize
 from .decoder import Decoder
 from .drawing import CANVAS
 from .sources import STYLES, cache
-from .train_prior import load_towers, make_prior, make_scheduler
-from .vocabulary import CLIPTokenizer
+from .train_prior import load_clip, make_prior, make_scheduler
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 # Of what transformers and diffusers write beside the model, the parts that only this machine knows.
@@ -45,8 +44,8 @@ def write_pipeline(towers, tokenizer, prior, folder):
         pipeline.save_pretrained(saved)
         for path in saved.rglob("*.json"):
             tidy(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(saved, folder)
+        # The model card stays.
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
 
 
 def tidy(path):
@@ -84,10 +83,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, default=ASSETS)
     options = parser.parse_args()
-    world = World()
-    tokenizer = CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
+    world, tokenizer, towers = load_clip()
     tokenizer.init_kwargs.pop("local_files_only", None)
-    towers = load_towers(world, tokenizer)
     prior = trained("prior", make_prior())
     write_pipeline(towers, tokenizer, prior, options.assets / "emoji")
     # From here on the image encoder is what was written: rounded to float16, computing in float32.
@@ -99,6 +96,9 @@ def main():
     decoder = trained("decoder", Decoder()).half()
     (options.assets / "decoder").mkdir(parents=True, exist_ok=True)
     save_file(decoder.state_dict(), options.assets / "decoder" / "decoder.safetensors")
+    for path in options.assets.rglob("*.safetensors"):
+        # Written as private files.
+        path.chmod(0o644)
 
 
 if __name__ == "__main__":

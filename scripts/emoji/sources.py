@@ -4,17 +4,17 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
 import subprocess
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from cache_folder import cache_folder
 
 from .wordnet import WordNet
 
@@ -55,8 +55,7 @@ NOUN_FILES = {
 
 def cache():
     """Where downloads and training runs lie, as for the other scripts."""
-    root = os.environ.get("PRIOR_EMBED_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prior-embed"
-    return Path(root).expanduser() / "emoji"
+    return cache_folder() / "emoji"
 
 
 def fetch(name):

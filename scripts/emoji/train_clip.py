@@ -1,16 +1,13 @@
 """Trains the small CLIP: `scripts/train-emoji` runs this first. It resumes where it was stopped."""
 
-import argparse
-
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from . import vocabulary
-from .batches import Batches, World, classes, encode, normalize, scene_group, single
+from .batches import World, classes, encode, normalize, scene_group, single
 from .clip import MAX_LENGTH, MERGES, Towers
 from .sources import STYLES, cache
-from .training import Run, optimizer
+from .training import Run, arguments, load_batches, optimizer
 from .wordings import held_out_wordings
 
 SINGLES, GROUPS, GROUP_SIZE = 192, 32, 8
@@ -50,18 +47,12 @@ def retrieval(world, towers, tokenizer):
 
 def main():
     """Trains."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
+    options = arguments(__doc__, 2400)
     world = World()
     tokenizer = make_tokenizer(world, cache() / "run" / "tokenizer", options.seed)
     towers = Towers(tokenizer, classes(world))
     run = Run(cache() / "run" / "clip", towers, optimizer(towers, 0.05), options.steps, options.rate)
-    batches = Batches(world, tokenizer, options.seed, run.step, options.steps, SINGLES, GROUPS, GROUP_SIZE)
-    for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4):
+    for batch in load_batches(world, tokenizer, options.seed, run, SINGLES, GROUPS, GROUP_SIZE):
         with torch.autocast("cpu", torch.bfloat16):
             loss, parts = towers(normalize(batch["pictures"]), batch["captions"], batch["labels"])
         run.backward(loss, parts)

@@ -1,16 +1,12 @@
 """Trains the decoder on pictures and their embeddings. It resumes where it was stopped."""
 
-import argparse
-
 import torch
-from torch.utils.data import DataLoader
 
-from .batches import Batches, World, normalize
+from .batches import normalize
 from .decoder import Decoder
 from .sources import cache
-from .train_prior import load_towers, statistics
-from .training import Run, optimizer
-from .vocabulary import CLIPTokenizer
+from .train_prior import load_clip, statistics
+from .training import Run, arguments, load_batches, optimizer
 
 SINGLES, GROUPS, GROUP_SIZE = 288, 80, 2
 NOISE = 0.15
@@ -24,23 +20,15 @@ def edges(pictures):
 
 def main():
     """Trains."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    world = World()
-    tokenizer = CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
-    towers = load_towers(world, tokenizer)
+    options = arguments(__doc__, 900)
+    world, tokenizer, towers = load_clip()
     decoder = Decoder()
     run = Run(cache() / "run" / "decoder", decoder, optimizer(decoder, 0.0), options.steps, options.rate)
     if run.step == 0:
         mean, std = statistics(towers, world, tokenizer, options.seed)
         decoder.mean.data, decoder.std.data = mean[0], std[0]
         torch.set_num_threads(2)
-    batches = Batches(world, tokenizer, options.seed + 3, run.step, options.steps, SINGLES, GROUPS, GROUP_SIZE)
-    for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4):
+    for batch in load_batches(world, tokenizer, options.seed + 3, run, SINGLES, GROUPS, GROUP_SIZE):
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
         pictures = normalize(batch["pictures"])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -5,19 +5,16 @@ denoising problems at once: each has a timestep, noisy embedding and query of it
 but not those of the other problems. diffusers' forward on each alone gives the same.
 """
 
-import argparse
-
 import numpy as np
 import torch
 from diffusers import PriorTransformer, UnCLIPScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
-from torch.utils.data import DataLoader
 
 from .batches import Batches, World, classes, encode, normalize
 from .clip import EMBEDDING_DIM, MAX_LENGTH, Towers
 from .sources import cache
-from .training import Run, optimizer
+from .training import Run, arguments, load_batches, optimizer
 from .vocabulary import CLIPTokenizer
 
 SINGLES, GROUPS, GROUP_SIZE = 128, 64, 2
@@ -83,11 +80,12 @@ class Denoiser(nn.Module):
         return (1 - allowed[None] * valid[:, None]) * BLOCKED
 
 
-def load_towers(world, tokenizer):
-    """The trained CLIP, frozen."""
+def load_clip():
+    """`(world, tokenizer, towers)` of the trained CLIP, frozen."""
+    world, tokenizer = World(), CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
     towers = Towers(tokenizer, classes(world))
     towers.load_state_dict(torch.load(cache() / "run" / "clip" / "checkpoint.pt")["model"])
-    return towers.eval().requires_grad_(False)
+    return world, tokenizer, towers.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -131,15 +129,8 @@ def statistics(towers, world, tokenizer, seed):
 
 def main():
     """Trains."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    world = World()
-    tokenizer = CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
-    towers = load_towers(world, tokenizer)
+    options = arguments(__doc__, 1800)
+    world, tokenizer, towers = load_clip()
     prior, scheduler = make_prior(), make_scheduler()
     run = Run(cache() / "run" / "prior", prior, optimizer(prior, 0.02), options.steps, options.rate)
     if run.step == 0:
@@ -148,8 +139,7 @@ def main():
     prior.clip_mean.requires_grad_(False), prior.clip_std.requires_grad_(False)
     denoiser = Denoiser(prior)
     empty = encode(tokenizer, [""])
-    batches = Batches(world, tokenizer, options.seed + 2, run.step, options.steps, SINGLES, GROUPS, GROUP_SIZE)
-    for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4):
+    for batch in load_batches(world, tokenizer, options.seed + 2, run, SINGLES, GROUPS, GROUP_SIZE):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
         images, embeds, states, mask = embed(towers, batch, empty, rng)

@@ -1,11 +1,32 @@
 """What all training runs share: a schedule, checkpoints to resume from, a log."""
 
+import argparse
 import json
 import math
 import os
 import time
 
 import torch
+from torch.utils.data import DataLoader
+
+from .batches import Batches
+
+
+def arguments(description, steps):
+    """The command line that all training scripts have; seeds torch."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    return options
+
+
+def load_batches(world, tokenizer, seed, run, *sizes):
+    """The batches that are left of a run, made by a process of their own while the model trains."""
+    batches = Batches(world, tokenizer, seed, run.step, run.steps, *sizes)
+    return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4)
 
 
 def rate(step, steps, peak, warmup=200):
@@ -39,7 +60,8 @@ class Run:
             optimizer.load_state_dict(saved["optimizer"])
             self.step = saved["step"]
         self.log = open(folder / "log.jsonl", "a", encoding="utf-8")
-        self.sums, self.since, self.last_save = {}, time.time(), time.time()
+        self.sums, self.summed = {}, 0
+        self.since = self.last_save = time.time()
 
     def backward(self, loss, parts, every=50):
         """One optimizer step, with what goes along."""
@@ -52,10 +74,12 @@ class Run:
         self.step += 1
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.summed += 1
         if self.step % every == 0:
-            means = {name: round(value / every, 4) for name, value in self.sums.items()}
-            self.write(**means, seconds_per_step=round((time.time() - self.since) / every, 3))
-            self.sums, self.since = {}, time.time()
+            # Fewer than `every` after the run was resumed.
+            means = {name: round(value / self.summed, 4) for name, value in self.sums.items()}
+            self.write(**means, seconds_per_step=round((time.time() - self.since) / self.summed, 3))
+            self.sums, self.summed, self.since = {}, 0, time.time()
         if self.step == self.steps or time.time() - self.last_save > 120:
             self.save()
 

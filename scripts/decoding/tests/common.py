@@ -47,7 +47,7 @@ def make_project(root):
     scripts, assets = root / "scripts", root / "assets"
     without_tests = shutil.ignore_patterns("tests", "__pycache__")
     shutil.copytree(SCRIPTS / "decoding", scripts / "decoding", ignore=without_tests)
-    for name in ("decode.py", "requirements.txt"):
+    for name in ("cache_folder.py", "decode.py", "requirements.txt"):
         shutil.copy(SCRIPTS / name, scripts / name)
     for name in ("decoder", "index"):
         (assets / name).mkdir(parents=True)
