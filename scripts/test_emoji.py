@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Tests of what trains the built-in model: scripts/reference-python scripts/test_emoji.py. They need no data."""
+
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.dont_write_bytecode = True
+import torch  # noqa: E402
+
+from decoding import builtin  # noqa: E402
+from emoji import scenes, wordings  # noqa: E402
+from emoji.clip import EMBEDDING_DIM, MAX_LENGTH  # noqa: E402
+from emoji.decoder import Decoder  # noqa: E402
+from emoji.train_prior import Denoiser, make_prior  # noqa: E402
+
+
+class DenoiserTest(unittest.TestCase):
+    def test_several_problems_of_a_caption_equal_diffusers_on_each_alone(self):
+        torch.manual_seed(0)
+        prior, problems = make_prior(), 4
+        for weight in prior.parameters():
+            torch.nn.init.normal_(weight, std=0.08)
+        mask = torch.zeros(3, MAX_LENGTH)
+        for row, length in enumerate((5, 9, 12)):
+            mask[row, :length] = 1
+        states, embeds = torch.randn(3, MAX_LENGTH, EMBEDDING_DIM), torch.randn(3, EMBEDDING_DIM)
+        noisy, timesteps = torch.randn(3, problems, EMBEDDING_DIM), torch.randint(1000, (3, problems))
+        with torch.no_grad():
+            alone = [
+                prior(noisy[:, at], timesteps[:, at], proj_embedding=embeds, encoder_hidden_states=states, attention_mask=mask)
+                for at in range(problems)
+            ]
+            together = Denoiser(prior)(noisy, timesteps, embeds, states[:, :12], mask[:, :12])
+        expected = torch.stack([output.predicted_image_embedding for output in alone], 1)
+        self.assertLess((together - expected).abs().max(), 1e-5 * expected.abs().max())
+
+
+class TemplatesTest(unittest.TestCase):
+    def test_templates_of_the_evaluation_are_none_of_training(self):
+        self.assertFalse(set(wordings.TEMPLATES) & set(wordings.HELD_OUT_TEMPLATES))
+        for form in scenes.FORMS:
+            self.assertTrue(scenes.HELD_OUT_TEMPLATES[form])
+            self.assertFalse(set(scenes.TEMPLATES[form]) & set(scenes.HELD_OUT_TEMPLATES[form]))
+
+
+class DecoderTest(unittest.TestCase):
+    def test_decode_py_draws_what_the_trained_network_draws(self):
+        torch.manual_seed(0)
+        decoder, embeds = Decoder(), torch.randn(3, EMBEDDING_DIM)
+        with torch.no_grad():
+            expected = decoder(embeds)
+        weights = {name: weight.numpy() for name, weight in decoder.state_dict().items()}
+        drawn = torch.from_numpy(builtin.Decoder(weights).forward(embeds.numpy()))
+        self.assertLess((drawn - expected).abs().max(), 1e-4)
+
+
+if __name__ == "__main__":
+    unittest.main()
