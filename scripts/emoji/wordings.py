@@ -8,18 +8,39 @@ from .english import with_article
 from .split import order_is_held_out, unseen_keyword, wording_is_held_out
 
 # {a} is a name with its article, {n} the bare name.
-TEMPLATES = (
-    "{a}", "{a}", "{a}", "{n}", "{n}", "the {n}", "{n} emoji", "an emoji of {a}", "the {n} emoji", "emoji: {n}",
-    "a picture of {a}", "an image of {a}", "a drawing of {a}", "a photo of {a}", "an icon of {a}", "{n} icon",
-    "a cartoon of {a}", "a cartoon {n}", "this is {a}", "just {a}", "{a}, nothing else", "a small picture showing {a}",
-    "illustration of {a}", "{n} clip art", "draw {a}", "a nice picture of {a}", "{a} on its own", "there is {a}",
-    "please show me {a}", "i want {a}", "a symbol for {n}", "it shows {a}", "picture: {n}", "a close-up of {a}",
+PLAIN_TEMPLATES = ("{a}", "{n}", "the {n}")
+BARE_TEMPLATES = (
+    "{n} emoji", "the {n} emoji", "emoji: {n}", "{n} icon", "a cartoon {n}", "{n} clip art", "a symbol for {n}",
+    "picture: {n}", "{n} symbol", "{n} sign", "{n} picture", "the emoji called {n}", "emoji {n}", "icon: {n}", "{n} image",
+    "a {n} pictogram", "{n} graphic", "the word {n} as a picture", "what {n} looks like", "{n} drawing", "one {n}",
+)  # fmt: skip
+# A caption is often one of these, some {a}, and some words more. The more of them, the less does it matter which.
+MEDIA = (
+    "picture", "image", "drawing", "photo", "icon", "cartoon", "pictogram", "print", "doodle", "logo", "graphic", "portrait",
+    "rendering", "poster", "stamp", "badge", "card", "decal", "glyph", "figure", "snapshot", "view", "close-up", "miniature",
+    "mural", "collage", "watercolor", "engraving", "tattoo", "mosaic", "silhouette", "model", "replica", "design",
+    "thumbnail", "banner", "scribble", "depiction", "wallpaper", "cutout", "magnet", "postcard", "screenshot", "emoji",
+)  # fmt: skip
+ADJECTIVES = (
+    "nice", "cute", "colorful", "flat", "clean", "plain", "beautiful", "modern", "detailed", "minimal", "bright", "lovely",
+    "digital", "funny", "quick", "fine",
+)  # fmt: skip
+LINKS = ("of", "of", "of", "with", "showing", "that has", "depicting", "for")
+LEADS = (
+    "draw", "please draw", "show", "please show me", "show me", "i want", "i would like", "i need", "can you show", "can i see",
+    "let us see", "make", "make me", "find", "find me", "look at", "you see", "we have", "there is", "this is", "that is",
+    "it is", "it shows", "this shows", "the picture shows", "what you see is", "imagine", "think of", "here is", "here you have",
+    "just", "only", "nothing but", "simply", "one can see", "i drew", "she wants", "they like", "this must be", "surely",
+)  # fmt: skip
+TAILS = (
+    ", nothing else", "on its own", "alone", "in the picture", ", please", "in this image", "as an emoji", "as an icon",
+    "in color", "to look at", "for you", "and that is all", "for my page", "once more", ", drawn well",
 )  # fmt: skip
 HELD_OUT_TEMPLATES = (
     "an illustration that shows {a}", "a sketch of {a}", "could you draw {a} for me", "a sticker of {a}",
     "here we see {a}", "a simple image with {a} in it", "give me {a}", "clip art of {a}", "a painting of {a}",
 )  # fmt: skip
-KEYWORD_TEMPLATES = ("{w}", "{w}", "{w}", "something about {w}", "{w} emoji", "a picture of {w}", "an emoji for {w}", "{w} icon")
+KEYWORD_TEMPLATES = ("something about {w}", "{w} emoji", "an emoji for {w}", "{w} icon", "tags: {w}", "it is about {w}", "#{w}")
 STYLES = {
     "google": ("in google style", "google style", "in noto style", "in the style of noto emoji", "by google"),
     "twitter": ("in twitter style", "twitter style", "twemoji style", "in the style of twemoji", "by twitter"),
@@ -41,6 +62,28 @@ class Wording:
 def choose(rng, options):
     """One of them."""
     return options[int(rng.integers(len(options)))]
+
+
+def lead(rng):
+    """Words that a caption may begin with before it comes to what there is to see."""
+    if rng.random() < 0.45:
+        return choose(rng, LEADS)
+    medium = choose(rng, MEDIA)
+    if rng.random() < 0.3:
+        medium = f"{choose(rng, ADJECTIVES)} {medium}"
+    return f"{with_article(medium)} {choose(rng, LINKS)}"
+
+
+def template(rng):
+    """A template for a name."""
+    kind = rng.random()
+    if kind < 0.4:
+        return choose(rng, PLAIN_TEMPLATES)
+    if kind < 0.55:
+        return choose(rng, BARE_TEMPLATES)
+    words = f"{lead(rng)} {{a}}" if rng.random() < 0.85 else "{a}"
+    tail = choose(rng, TAILS) if rng.random() < 0.25 else ""
+    return f"{words}{tail}" if tail.startswith(",") else f"{words} {tail}".strip()
 
 
 def fill(template, name):
@@ -96,11 +139,11 @@ def pick_name(emoji, rng):
 def train_caption(emoji, rng):
     """A random caption of a single emoji for training."""
     kind = rng.random()
+    if kind < 0.56:
+        return fill(template(rng), pick_name(emoji, rng))
     if kind < 0.62:
-        return fill(choose(rng, TEMPLATES), pick_name(emoji, rng))
-    if kind < 0.70:
         others = [text for text in orders(pick_name(emoji, rng)) if not is_held_out(emoji, text)]
-        return choose(rng, others) if others else fill(choose(rng, TEMPLATES), emoji.name)
+        return choose(rng, others) if others else fill(template(rng), emoji.name)
     return keyword_caption(emoji, rng)
 
 
@@ -116,8 +159,10 @@ def keyword_caption(emoji, rng):
         if with_name:
             text = f"{pick_name(emoji, rng)}{choose(rng, (', ', ': ', ' '))}{text}"
         if not is_held_out(emoji, text):
-            return text if with_name else choose(rng, KEYWORD_TEMPLATES).format(w=text)
-    return fill(choose(rng, TEMPLATES), emoji.name)
+            if with_name or rng.random() < 0.5:
+                return text
+            return f"{lead(rng)} {text}" if rng.random() < 0.4 else choose(rng, KEYWORD_TEMPLATES).format(w=text)
+    return fill(template(rng), emoji.name)
 
 
 def held_out_wordings(emoji, everything, rng):
