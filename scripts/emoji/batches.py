@@ -17,6 +17,8 @@ from .wordings import choose, train_caption
 CAPTIONS = 2
 """Captions a picture: a caption costs a fraction of what a picture does."""
 NEIGHBORS = 8
+TRAINED_CHANGES = (0.25, 0.15, 0.2)
+"""As `scenes.CHANGES`: more often another thing, which is the hardest to see."""
 LAYOUT_INDEX = {layout: at for at, layout in enumerate(LAYOUTS)}
 COLOR_INDEX = {name: at for at, name in enumerate(COLORS)}
 
@@ -95,7 +97,8 @@ def single_caption(emoji, style, tone, background, rng):
 def scene_group(world, size, rng):
     """A scene and others that are easily taken for it, all of the training split."""
     first = scenes.random_scene(world.things, rng)
-    others = (one for one in scenes.variants(first, world.things, rng, 3 * size) if not one.is_held_out())
+    variants = scenes.variants(first, world.things, rng, 2 * size, TRAINED_CHANGES)
+    others = (one for one in variants if not one.is_held_out())
     group = [first, *others][:size]
     exact = rng.random() < 0.5
     for scene in group:

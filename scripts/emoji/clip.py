@@ -12,10 +12,9 @@ from .drawing import CANVAS
 MAX_LENGTH = 48
 EMBEDDING_DIM = 192
 MERGES = 2400
-SCALE = 100.0
-"""What cosines are multiplied with: the steepest that CLIP's own training comes to. The steeper, the less have the two
-kinds of embeddings to point the same way to be told apart, and the more of a picture is the image's embedding free to
-keep, which is what a prior is for."""
+SCALE = 50.0
+"""What cosines are multiplied with. The smaller, the farther apart have embeddings to be to be told apart, and the more
+may a prior err; the larger, the more of a picture is an image's embedding free to keep, which is what a prior is for."""
 WEIGHTS = {"contrastive": 1.0, "image_heads": 0.4, "text_heads": 0.4, "thumbnail": 1.0}
 
 

@@ -1,6 +1,7 @@
 """Composed scenes: one to three things with counts, sizes, places and a background; their captions and pictures."""
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from .drawing import COLORS, color
 from .english import counted, with_article
@@ -227,26 +228,31 @@ def background(rng):
     return "white" if rng.random() < 0.4 else choose(rng, list(COLORS))
 
 
-def variants(scene, things, rng, count):
+# How often a variant differs in what: the order of the things, the background, the arrangement; else in one thing.
+CHANGES = (0.35, 0.25, 0.2)
+
+
+def variants(scene, things, rng, count, changes=CHANGES):
     """Other scenes that are easily taken for this one: the same things in another arrangement, size, number or colour,
     or one thing exchanged."""
     found = {}
     while len(found) < count:
-        other = changed(scene, things, rng)
+        other = changed(scene, things, rng, changes)
         if other != scene and not same_meaning(other, scene):
             found[other] = None
     return list(found)
 
 
-def changed(scene, things, rng):
+def changed(scene, things, rng, changes):
     """One or two random changes."""
+    order, background, arrangement = accumulate(changes)
     for _ in range(1 + (rng.random() < 0.3)):
         kind = rng.random()
-        if kind < 0.35 and len(scene.things) > 1:
+        if kind < order and len(scene.things) > 1:
             scene = replace(scene, things=tuple(scene.things[at] for at in rng.permutation(len(scene.things))))
-        elif kind < 0.6:
+        elif kind < background:
             scene = replace(scene, background=choose(rng, list(COLORS)))
-        elif kind < 0.8:
+        elif kind < arrangement:
             same_number = [form for form in FORMS if number(form) == len(scene.things)]
             form = choose(rng, same_number)
             detail, counts = details(form, rng)

@@ -10,7 +10,7 @@ from .sources import STYLES, cache
 from .training import Run, arguments, load_batches, optimizer
 from .wordings import held_out_wordings
 
-SINGLES, GROUPS, GROUP_SIZE = 192, 32, 8
+SINGLES, GROUPS, GROUP_SIZE = 192, 16, 16
 
 
 def make_tokenizer(world, folder, seed):
@@ -47,7 +47,7 @@ def retrieval(world, towers, tokenizer):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 2400)
+    options = arguments(__doc__, 4800)
     world = World()
     tokenizer = make_tokenizer(world, cache() / "run" / "tokenizer", options.seed)
     towers = Towers(tokenizer, classes(world))
