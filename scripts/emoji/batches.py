@@ -116,7 +116,6 @@ class Batches(IterableDataset):
         self.singles, self.groups, self.group_size = singles, groups, group_size
 
     def __iter__(self):
-        torch.set_num_threads(1)
         for at in range(self.first, self.last):
             yield self.batch(np.random.default_rng((self.seed, at)))
 

@@ -5,7 +5,7 @@ import torch
 
 from . import vocabulary
 from .batches import World, classes, encode, normalize, scene_group, single
-from .clip import MAX_LENGTH, MERGES, Towers
+from .clip import MAX_LENGTH, MERGES, Towers, some_embeds, turn
 from .sources import STYLES, cache
 from .training import Run, arguments, load_batches, optimizer
 from .wordings import held_out_wordings
@@ -58,6 +58,8 @@ def main():
         run.backward(loss, parts)
         if run.step % 500 == 0 or run.step == options.steps:
             run.write(**retrieval(world, towers, tokenizer))
+    turn(towers.eval(), some_embeds(world, towers, tokenizer))
+    torch.save(towers.state_dict(), cache() / "run" / "clip" / "turned.pt")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import torch
 
 from .batches import normalize
+from .clip import some_embeds
 from .decoder import Decoder
 from .sources import cache
 from .train_prior import load_clip, statistics
@@ -25,9 +26,8 @@ def main():
     decoder = Decoder()
     run = Run(cache() / "run" / "decoder", decoder, optimizer(decoder, 0.0), options.steps, options.rate)
     if run.step == 0:
-        mean, std = statistics(towers, world, tokenizer, options.seed)
+        mean, std = statistics(some_embeds(world, towers, tokenizer))
         decoder.mean.data, decoder.std.data = mean[0], std[0]
-        torch.set_num_threads(2)
     for batch in load_batches(world, tokenizer, options.seed + 3, run, SINGLES, GROUPS, GROUP_SIZE):
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
         pictures = normalize(batch["pictures"])

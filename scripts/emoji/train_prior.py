@@ -11,8 +11,8 @@ from diffusers import PriorTransformer, UnCLIPScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from .batches import Batches, World, classes, encode, normalize
-from .clip import EMBEDDING_DIM, MAX_LENGTH, Towers
+from .batches import World, classes, encode, normalize
+from .clip import EMBEDDING_DIM, MAX_LENGTH, Towers, some_embeds
 from .sources import cache
 from .training import Run, arguments, load_batches, optimizer
 from .vocabulary import CLIPTokenizer
@@ -84,7 +84,7 @@ def load_clip():
     """`(world, tokenizer, towers)` of the trained CLIP, frozen."""
     world, tokenizer = World(), CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
     towers = Towers(tokenizer, classes(world))
-    towers.load_state_dict(torch.load(cache() / "run" / "clip" / "checkpoint.pt")["model"])
+    towers.load_state_dict(torch.load(cache() / "run" / "clip" / "turned.pt"))
     return world, tokenizer, towers.eval().requires_grad_(False)
 
 
@@ -118,12 +118,8 @@ def embed_texts(towers, captions, empty, rng):
     return tuple(torch.cat(parts)[captions["place"]] for parts in (embeds, states, masks))
 
 
-@torch.no_grad()
-def statistics(towers, world, tokenizer, seed):
-    """Mean and standard deviation of image embeddings, which the prior's scale is set by."""
-    batches = Batches(world, tokenizer, seed + 1, 0, 16, SINGLES, GROUPS, GROUP_SIZE)
-    images = [towers.image(pixel_values=normalize(batch["pictures"])).image_embeds for batch in batches]
-    images = torch.cat(images)
+def statistics(images):
+    """Mean and standard deviation of image embeddings, `(1, dim)`: the prior's scale."""
     return images.mean(0, keepdim=True), images.std(0, keepdim=True)
 
 
@@ -134,8 +130,7 @@ def main():
     prior, scheduler = make_prior(), make_scheduler()
     run = Run(cache() / "run" / "prior", prior, optimizer(prior, 0.02), options.steps, options.rate)
     if run.step == 0:
-        prior.clip_mean.data, prior.clip_std.data = statistics(towers, world, tokenizer, options.seed)
-        torch.set_num_threads(2)
+        prior.clip_mean.data, prior.clip_std.data = statistics(some_embeds(world, towers, tokenizer))
     prior.clip_mean.requires_grad_(False), prior.clip_std.requires_grad_(False)
     denoiser = Denoiser(prior)
     empty = encode(tokenizer, [""])
