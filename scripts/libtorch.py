@@ -34,11 +34,10 @@ import sys
 import tempfile
 import time
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-from cache_folder import cache_folder
+from cache_folder import cache_folder, exclusive
 
 VERSION = "2.13.0"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -140,20 +139,6 @@ def intact(folder: Path) -> bool:
         return bool(entries) and all(os.stat(prefix + path).st_size == int(size) for size, path in entries)
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """Hold the cache's lock; the system drops it when a process dies, however that happens."""
-    import fcntl  # not on Windows, which this_build() has turned away
-
-    with open(root / "libtorch.lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another run is preparing libtorch; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def run_pip(arguments: list[str], scratch: Path) -> None:
@@ -323,7 +308,7 @@ def cached(cuda: bool) -> Path:
     folder = root / f"libtorch-{VERSION}-{'cuda' if cuda else 'cpu'}"
     if not intact(folder):
         root.mkdir(parents=True, exist_ok=True)
-        with exclusive(root):
+        with exclusive(root / "libtorch.lock", lambda: say("another run is preparing libtorch; waiting for it")):
             if not intact(folder):
                 if folder.exists():
                     say(f"{folder} is damaged; making it again")

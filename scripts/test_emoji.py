@@ -4,6 +4,7 @@
 import sys
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
@@ -15,6 +16,7 @@ from emoji import scenes, wordings  # noqa: E402
 from emoji.clip import EMBEDDING_DIM, MAX_LENGTH  # noqa: E402
 from emoji.decoder import Decoder  # noqa: E402
 from emoji.train_prior import Denoiser, make_prior  # noqa: E402
+from emoji.trained_clip import turn  # noqa: E402
 
 
 class DenoiserTest(unittest.TestCase):
@@ -38,10 +40,26 @@ class DenoiserTest(unittest.TestCase):
         self.assertLess((together - expected).abs().max(), 1e-5 * expected.abs().max())
 
 
+class TurnTest(unittest.TestCase):
+    def test_cosines_stay_and_the_numbers_are_uncorrelated(self):
+        torch.manual_seed(0)
+        image, text = torch.nn.Linear(20, 8, bias=False), torch.nn.Linear(20, 8, bias=False)
+        towers = SimpleNamespace(
+            image=SimpleNamespace(visual_projection=image), text=SimpleNamespace(text_projection=text)
+        )
+        pictures, captions = torch.randn(500, 20) @ torch.randn(20, 20) + 1, torch.randn(500, 20)
+        cosines = lambda: torch.cosine_similarity(image(pictures), text(captions)).detach()
+        before = cosines()
+        turn(towers, image(pictures).detach())
+        self.assertLess((cosines() - before).abs().max(), 1e-5)
+        correlations = torch.corrcoef(image(pictures).detach().T)
+        self.assertLess((correlations - torch.eye(8)).abs().max(), 1e-3)
+
+
 class TemplatesTest(unittest.TestCase):
     def test_templates_of_the_evaluation_are_none_of_training(self):
         rng = np.random.default_rng(0)
-        self.assertFalse({wordings.template(rng) for _ in range(20000)} & set(wordings.HELD_OUT_TEMPLATES))
+        self.assertFalse({wordings.random_template(rng) for _ in range(20000)} & set(wordings.HELD_OUT_TEMPLATES))
         for form in scenes.FORMS:
             self.assertTrue(scenes.HELD_OUT_TEMPLATES[form])
             self.assertFalse(set(scenes.TEMPLATES[form]) & set(scenes.HELD_OUT_TEMPLATES[form]))

@@ -4,7 +4,7 @@ That is the one it was started with, or else one of two virtual environments in 
 own, or the one of `scripts/reference-python` for diffusers' decoders. The script is started again in there by exec, so
 it keeps standard input, of which nothing has been read.
 
-Only the standard library is imported here: this runs before anything else is there.
+Only the standard library and what needs no other is imported here: this runs before anything else is there.
 """
 
 import importlib
@@ -12,10 +12,9 @@ import importlib.util
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
-from cache_folder import cache_folder
+from cache_folder import cache_folder, exclusive
 
 from .problem import FAILED, Problem
 
@@ -95,7 +94,8 @@ def own_python(folder, damage):
     requirements = pins()
     folder.parent.mkdir(parents=True, exist_ok=True)
     before = state(folder)
-    with exclusive(folder.with_name("decode.lock")):
+    waiting = "another run is installing what this needs; waiting for it"
+    with exclusive(folder.with_name("decode.lock"), lambda: say(waiting)):
         # Who held the lock before may have done the work.
         if (damage and state(folder) == before) or not is_complete(folder, requirements):
             install(folder, requirements, damage)
@@ -176,17 +176,3 @@ def explain(lines):
     if any("from versions: none" in line for line in lines):
         text += " (is the package index reachable?)"
     return text
-
-
-@contextmanager
-def exclusive(path):
-    """Holds a lock file; the system drops the lock when a process dies, however that happens."""
-    import fcntl  # not on Windows, where the scripts do not run anyway
-
-    with open(path, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another run is installing what this needs; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

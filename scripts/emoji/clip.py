@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from .batches import Batches, normalize
 from .drawing import CANVAS
 
 MAX_LENGTH = 48
@@ -94,22 +93,3 @@ def mean(values):
     """Of a few tensors."""
     values = list(values)
     return sum(values) / len(values)
-
-
-@torch.no_grad()
-def some_embeds(world, towers, tokenizer):
-    """Image embeddings of some thousand pictures, always the same."""
-    batches = Batches(world, tokenizer, 1, 0, 16, 128, 64, 2)
-    return torch.cat([towers.image(pixel_values=normalize(batch["pictures"])).image_embeds for batch in batches])
-
-
-@torch.no_grad()
-def turn(towers, images):
-    """Turns both towers' embeddings so that the numbers of an image embedding are uncorrelated. All cosines stay. The
-    prior's scale has a factor for each number: after the turn it evens out all directions, also those that vary little,
-    by which like things are told apart."""
-    axes = torch.linalg.eigh(torch.cov(images.double().T)).eigenvectors.T.flip(0)
-    # Which way an axis points is free: always the same way.
-    axes *= axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    for projection in (towers.image.visual_projection, towers.text.text_projection):
-        projection.weight.copy_(axes @ projection.weight.double())

@@ -137,8 +137,8 @@ def scene_task(world: World, encoders, count, seed):
     texts, pictures = [], []
     for at in range(count):
         scene, style = scenes.random_scene(world.things, rng, held_out=True), choose(rng, STYLES)
-        templates = scenes.TEMPLATES if at % 2 == 0 else scenes.HELD_OUT_TEMPLATES
-        told = {"templates": templates, "exact": True, "style": style, "tells_style": 1.0}
+        held_out = {"templates": scenes.HELD_OUT_TEMPLATES, "leads": 0.0} if at % 2 else {}
+        told = {**held_out, "exact": True, "style": style, "tells_style": 1.0}
         texts.append(world.scene_caption(scene, rng, **told))
         for one in (scene, *scenes.variants(scene, world.things, rng, CANDIDATES - 1)):
             pictures.append(scenes.draw(one, world.sprites, style, rng))

@@ -16,7 +16,8 @@ from .batches import normalize
 from .decoder import Decoder
 from .drawing import CANVAS
 from .sources import STYLES, cache
-from .train_prior import load_clip, make_prior, make_scheduler
+from .train_prior import make_prior, make_scheduler
+from .trained_clip import load_clip
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 # Of what transformers and diffusers write beside the model, the parts that only this machine knows.

@@ -245,14 +245,14 @@ def variants(scene, things, rng, count, changes=CHANGES):
 
 def changed(scene, things, rng, changes):
     """One or two random changes."""
-    order, background, arrangement = accumulate(changes)
+    of_order, of_background, of_arrangement = accumulate(changes)
     for _ in range(1 + (rng.random() < 0.3)):
         kind = rng.random()
-        if kind < order and len(scene.things) > 1:
+        if kind < of_order and len(scene.things) > 1:
             scene = replace(scene, things=tuple(scene.things[at] for at in rng.permutation(len(scene.things))))
-        elif kind < background:
+        elif kind < of_background:
             scene = replace(scene, background=choose(rng, list(COLORS)))
-        elif kind < arrangement:
+        elif kind < of_arrangement:
             same_number = [form for form in FORMS if number(form) == len(scene.things)]
             form = choose(rng, same_number)
             detail, counts = details(form, rng)
@@ -276,9 +276,9 @@ def same_meaning(one, other):
     return one.things == other.things and one.background == other.background and (len(layouts) == 1 or layouts in close)
 
 
-def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=TEMPLATES, exact=False):
+def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=TEMPLATES, leads=0.3, exact=False):
     """A caption. `names` maps codes to lists of names; `exact` leaves nothing out, but the style is told only by a share
-    of the captions."""
+    of the captions. Of those that can, a share has words before it: a picture of."""
     chosen = [choose(rng, names[code]) if rng.random() < 0.4 else names[code][0] for code in scene.things]
     sizes = PAIR_SIZES.get(scene.detail, (30, 30)) if scene.form in ("beside", "above") else (30,) * len(chosen)
     nouns = [f"{choose(rng, ADJECTIVES[size])} {name}".strip() for size, name in zip(sizes, chosen)]
@@ -291,7 +291,7 @@ def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=TEMPLAT
             p=place_words(scene.detail, rng),
             **{f"c{at}": counted(noun, count) for at, (noun, count) in enumerate(zip(nouns, scene.counts))},
         )
-    if templates is TEMPLATES and text.startswith(BEGINNINGS) and rng.random() < 0.3:
+    if text.startswith(BEGINNINGS) and rng.random() < leads:
         text = f"{lead(rng)} {text}"
     if exact or rng.random() < (0.25 if scene.background == "white" else 0.9):
         text = with_background(text, scene.background, rng)

@@ -5,8 +5,9 @@ import torch
 
 from . import vocabulary
 from .batches import World, classes, encode, normalize, scene_group, single
-from .clip import MAX_LENGTH, MERGES, Towers, some_embeds, turn
+from .clip import MAX_LENGTH, MERGES, Towers
 from .sources import STYLES, cache
+from .trained_clip import some_embeds, turn, turned
 from .training import Run, arguments, load_batches, optimizer
 from .wordings import held_out_wordings
 
@@ -59,7 +60,7 @@ def main():
         if run.step % 500 == 0 or run.step == options.steps:
             run.write(**retrieval(world, towers, tokenizer))
     turn(towers.eval(), some_embeds(world, towers, tokenizer))
-    torch.save(towers.state_dict(), cache() / "run" / "clip" / "turned.pt")
+    torch.save(towers.state_dict(), turned())
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 import torch
 
 from .batches import normalize
-from .clip import some_embeds
 from .decoder import Decoder
 from .sources import cache
-from .train_prior import load_clip, statistics
+from .trained_clip import load_clip, some_embeds, statistics
 from .training import Run, arguments, load_batches, optimizer
 
 SINGLES, GROUPS, GROUP_SIZE = 288, 80, 2

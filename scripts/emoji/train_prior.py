@@ -11,11 +11,11 @@ from diffusers import PriorTransformer, UnCLIPScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from .batches import World, classes, encode, normalize
-from .clip import EMBEDDING_DIM, MAX_LENGTH, Towers, some_embeds
+from .batches import encode, normalize
+from .clip import EMBEDDING_DIM, MAX_LENGTH
 from .sources import cache
+from .trained_clip import load_clip, some_embeds, statistics
 from .training import Run, arguments, load_batches, optimizer
-from .vocabulary import CLIPTokenizer
 
 SINGLES, GROUPS, GROUP_SIZE = 128, 64, 2
 PROBLEMS = 6
@@ -80,14 +80,6 @@ class Denoiser(nn.Module):
         return (1 - allowed[None] * valid[:, None]) * BLOCKED
 
 
-def load_clip():
-    """`(world, tokenizer, towers)` of the trained CLIP, frozen."""
-    world, tokenizer = World(), CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
-    towers = Towers(tokenizer, classes(world))
-    towers.load_state_dict(torch.load(cache() / "run" / "clip" / "turned.pt"))
-    return world, tokenizer, towers.eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def embed(towers, batch, empty, rng):
     """What the prior learns from, each picture once with every caption: image embeddings, text embeddings, text states,
@@ -116,11 +108,6 @@ def embed_texts(towers, captions, empty, rng):
         states.append(nn.functional.pad(output.last_hidden_state.float(), (0, 0, 0, longest - ids.shape[1])))
         masks.append(nn.functional.pad(mask, (0, longest - ids.shape[1])).float())
     return tuple(torch.cat(parts)[captions["place"]] for parts in (embeds, states, masks))
-
-
-def statistics(images):
-    """Mean and standard deviation of image embeddings, `(1, dim)`: the prior's scale."""
-    return images.mean(0, keepdim=True), images.std(0, keepdim=True)
 
 
 def main():

@@ -74,7 +74,7 @@ def lead(rng):
     return f"{with_article(medium)} {choose(rng, LINKS)}"
 
 
-def template(rng):
+def random_template(rng):
     """A template for a name."""
     kind = rng.random()
     if kind < 0.4:
@@ -140,10 +140,10 @@ def train_caption(emoji, rng):
     """A random caption of a single emoji for training."""
     kind = rng.random()
     if kind < 0.56:
-        return fill(template(rng), pick_name(emoji, rng))
+        return fill(random_template(rng), pick_name(emoji, rng))
     if kind < 0.62:
         others = [text for text in orders(pick_name(emoji, rng)) if not is_held_out(emoji, text)]
-        return choose(rng, others) if others else fill(template(rng), emoji.name)
+        return choose(rng, others) if others else fill(random_template(rng), emoji.name)
     return keyword_caption(emoji, rng)
 
 
@@ -162,15 +162,15 @@ def keyword_caption(emoji, rng):
             if with_name or rng.random() < 0.5:
                 return text
             return f"{lead(rng)} {text}" if rng.random() < 0.4 else choose(rng, KEYWORD_TEMPLATES).format(w=text)
-    return fill(template(rng), emoji.name)
+    return fill(random_template(rng), emoji.name)
 
 
 def held_out_wordings(emoji, everything, rng):
     """Texts for evaluation: two names in new templates, one new order, two new sets of keywords, one new keyword."""
     found = []
     add = lambda kind, text: found.append(Wording(emoji.code, text, kind))
-    for template in rng.permutation(len(HELD_OUT_TEMPLATES))[:2]:
-        add("template", fill(HELD_OUT_TEMPLATES[template], pick_name(emoji, rng)))
+    for at in rng.permutation(len(HELD_OUT_TEMPLATES))[:2]:
+        add("template", fill(HELD_OUT_TEMPLATES[at], pick_name(emoji, rng)))
     others = [text for name in emoji.names for text in orders(name) if is_held_out(emoji, text)]
     if others:
         add("order", choose(rng, others))
