@@ -82,37 +82,43 @@ class Denoiser(nn.Module):
 
 @torch.no_grad()
 def embed(towers, batch, empty, rng):
-    """What the prior learns from, each picture once with every caption: image embeddings, text embeddings, text states,
-    mask; some captions emptied."""
+    """What the prior learns from, each picture with every caption and captions of about one length together: image
+    embeddings, text embeddings, text states, mask; some captions emptied."""
     with torch.autocast("cpu", torch.bfloat16):
         images = towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.float()
-    found = [embed_texts(towers, captions, empty, rng) for captions in batch["captions"]]
-    longest = max(mask.shape[1] for _, _, mask in found)
-    widen = lambda tensor: nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]))
-    embeds, states, masks = zip(*found)
-    return images.repeat(len(found), 1), torch.cat(embeds), torch.cat([*map(widen, states)]), torch.cat([*map(widen, masks)])
+    for captions in batch["captions"]:
+        order = captions["place"].argsort()
+        for part, pictures in zip(captions["parts"], order.split([len(part["input_ids"]) for part in captions["parts"]])):
+            yield images[pictures], *embed_texts(towers, part, empty, rng)
 
 
-def embed_texts(towers, captions, empty, rng):
-    """Text embeddings, states and mask of one set of captions."""
-    longest = max(part["input_ids"].shape[1] for part in captions["parts"])
-    embeds, states, masks = [], [], []
-    for part in captions["parts"]:
-        ids, mask = part["input_ids"].clone(), part["attention_mask"].clone()
-        dropped = torch.from_numpy(rng.random(len(ids)) < DROPPED)
-        for tensor, of_empty in ((ids, empty["input_ids"]), (mask, empty["attention_mask"])):
-            tensor[dropped] = nn.functional.pad(of_empty, (0, tensor.shape[1] - of_empty.shape[1]))
-        with torch.autocast("cpu", torch.bfloat16):
-            output = towers.text(input_ids=ids, attention_mask=mask)
-        embeds.append(output.text_embeds.float())
-        states.append(nn.functional.pad(output.last_hidden_state.float(), (0, 0, 0, longest - ids.shape[1])))
-        masks.append(nn.functional.pad(mask, (0, longest - ids.shape[1])).float())
-    return tuple(torch.cat(parts)[captions["place"]] for parts in (embeds, states, masks))
+def embed_texts(towers, part, empty, rng):
+    """Text embeddings, states and mask."""
+    ids, mask = part["input_ids"].clone(), part["attention_mask"].clone()
+    dropped = torch.from_numpy(rng.random(len(ids)) < DROPPED)
+    for tensor, of_empty in ((ids, empty["input_ids"]), (mask, empty["attention_mask"])):
+        tensor[dropped] = nn.functional.pad(of_empty, (0, tensor.shape[1] - of_empty.shape[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = towers.text(input_ids=ids, attention_mask=mask)
+    return output.text_embeds.float(), output.last_hidden_state.float(), mask.float()
+
+
+def errors(denoiser, scheduler, part, generator):
+    """The squared error and the timestep of every denoising problem of some captions, `(captions, problems)`."""
+    prior = denoiser.prior
+    images, embeds, states, mask = part
+    clean = ((images - prior.clip_mean) / prior.clip_std)[:, None].expand(-1, PROBLEMS, -1)
+    noise = torch.randn(clean.shape, generator=generator)
+    timesteps = torch.randint(1000, clean.shape[:2], generator=generator)
+    noisy = scheduler.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = denoiser(noisy, timesteps, embeds, states, mask)
+    return (predicted.float() - clean).square().mean(2), timesteps
 
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 1800)
+    options = arguments(__doc__, 3200, rate=2e-3)
     world, tokenizer, towers = load_clip()
     prior, scheduler = make_prior(), make_scheduler()
     run = Run(cache() / "run" / "prior", prior, optimizer(prior, 0.02), options.steps, options.rate)
@@ -124,17 +130,10 @@ def main():
     for batch in load_batches(world, tokenizer, options.seed + 2, run, SINGLES, GROUPS, GROUP_SIZE):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
-        images, embeds, states, mask = embed(towers, batch, empty, rng)
-        clean = ((images - prior.clip_mean) / prior.clip_std)[:, None].expand(-1, PROBLEMS, -1)
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(1000, clean.shape[:2], generator=generator)
-        noisy = scheduler.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = denoiser(noisy, timesteps, embeds, states, mask)
-        error = (predicted.float() - clean).square().mean(2)
-        parts = {f"loss_{name}": error[(timesteps >= low) & (timesteps < low + 250)].mean()
-                 for name, low in (("0", 0), ("250", 250), ("500", 500), ("750", 750))}  # fmt: skip
-        run.backward(error.mean(), {"loss": error.mean().detach(), **{k: v.detach() for k, v in parts.items()}})
+        found = [errors(denoiser, scheduler, part, generator) for part in embed(towers, batch, empty, rng)]
+        error, timesteps = (torch.cat(parts) for parts in zip(*found))
+        parts = {f"loss_{low}": error[(timesteps >= low) & (timesteps < low + 250)].mean() for low in range(0, 1000, 250)}
+        run.backward(error.mean(), {name: value.detach() for name, value in {"loss": error.mean(), **parts}.items()})
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def some_embeds(world, towers, tokenizer):
 @torch.no_grad()
 def turn(towers, images):
     """Turns both towers' embeddings so that the numbers of an image embedding are uncorrelated. All cosines stay. The
-    prior's scale has a factor for each number: after the turn it evens out all directions, also those that vary little,
-    by which like things are told apart."""
+    prior's scale has a factor for each number: after the turn it can raise the directions that vary little, by which like
+    things are told apart."""
     axes = torch.linalg.eigh(torch.cov(images.double().T)).eigenvectors.T.flip(0)
     # Which way an axis points is free: always the same way.
     axes *= axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
@@ -41,5 +41,8 @@ def turn(towers, images):
 
 
 def statistics(images):
-    """Mean and standard deviation of image embeddings, `(1, dim)`: the prior's scale."""
-    return images.mean(0, keepdim=True), images.std(0, keepdim=True)
+    """The prior's scale, from image embeddings: their mean, and the geometric mean of each number's standard deviation
+    and the average one, `(1, dim)`. Divided by it, what varies little counts for more than in a cosine and for less than
+    what varies much: in full measure it would be mostly noise to learn."""
+    deviation = images.std(0, keepdim=True)
+    return images.mean(0, keepdim=True), (deviation * deviation.mean()).sqrt()

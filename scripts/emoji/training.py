@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from .batches import Batches
 
 
-def arguments(description, steps):
+def arguments(description, steps, rate=1e-3):
     """The command line that all training scripts have; seeds torch."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
+    parser.add_argument("--rate", type=float, default=rate, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
