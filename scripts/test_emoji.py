@@ -13,9 +13,9 @@ import torch  # noqa: E402
 
 from decoding import builtin  # noqa: E402
 from emoji import scenes, wordings  # noqa: E402
-from emoji.clip import EMBEDDING_DIM, MAX_LENGTH  # noqa: E402
+from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, Heads  # noqa: E402
 from emoji.decoder import Decoder  # noqa: E402
-from emoji.train_prior import Denoiser, make_prior  # noqa: E402
+from emoji.train_prior import DATA_SCALE, Denoiser, make_prior, to_data_scale  # noqa: E402
 from emoji.trained_clip import turn  # noqa: E402
 
 
@@ -40,18 +40,38 @@ class DenoiserTest(unittest.TestCase):
         self.assertLess((together - expected).abs().max(), 1e-5 * expected.abs().max())
 
 
+class DataScaleTest(unittest.TestCase):
+    def test_the_embedding_stays_and_the_prediction_is_of_the_scale_of_the_data(self):
+        torch.manual_seed(0)
+        prior, tensors = make_prior(), [torch.randn(2, EMBEDDING_DIM) for _ in range(2)]
+        torch.nn.init.normal_(prior.clip_std), torch.nn.init.normal_(prior.clip_mean)
+        states = torch.randn(2, MAX_LENGTH, EMBEDDING_DIM)
+        predict = lambda: prior(tensors[0], 500, tensors[1], states).predicted_image_embedding
+        with torch.no_grad():
+            trained = predict()
+            embedding = prior.post_process_latents(trained)
+            to_data_scale(prior)
+            self.assertLess((predict() - DATA_SCALE * trained).abs().max(), 1e-5)
+            self.assertLess((prior.post_process_latents(predict()) - embedding).abs().max(), 1e-5)
+
+
 class TurnTest(unittest.TestCase):
     def test_cosines_stay_and_the_numbers_are_uncorrelated(self):
         torch.manual_seed(0)
         image, text = torch.nn.Linear(20, 8, bias=False), torch.nn.Linear(20, 8, bias=False)
+        heads, thumbnail = Heads({}), torch.nn.Linear(8, 4)
+        heads.heads["thing"] = torch.nn.Linear(8, 5)
         towers = SimpleNamespace(
-            image=SimpleNamespace(visual_projection=image), text=SimpleNamespace(text_projection=text)
-        )
+            image=SimpleNamespace(visual_projection=image), text=SimpleNamespace(text_projection=text),
+            image_heads=heads, text_heads=Heads({}), thumbnail=[thumbnail],
+        )  # fmt: skip
         pictures, captions = torch.randn(500, 20) @ torch.randn(20, 20) + 1, torch.randn(500, 20)
         cosines = lambda: torch.cosine_similarity(image(pictures), text(captions)).detach()
-        before = cosines()
+        read = lambda: torch.cat([heads.heads["thing"](image(pictures)), thumbnail(image(pictures))], 1).detach()
+        before, read_before = cosines(), read()
         turn(towers, image(pictures).detach())
         self.assertLess((cosines() - before).abs().max(), 1e-5)
+        self.assertLess((read() - read_before).abs().max(), 1e-4)
         correlations = torch.corrcoef(image(pictures).detach().T)
         self.assertLess((correlations - torch.eye(8)).abs().max(), 1e-3)
 

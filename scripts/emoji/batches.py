@@ -68,14 +68,14 @@ def classes(world):
             "style": len(STYLES), "tone": 1 + len(TONES)}  # fmt: skip
 
 
-def single(world, emoji, rng):
+def single(world, emoji, rng, captions=CAPTIONS):
     """A single emoji in any skin tone and style, on a background that captions mostly tell."""
     style, tone = choose(rng, STYLES), None
     if rng.random() < 0.45:
         tone = choose(rng, TONES)
         tone = tone if world.sprites.has(emoji.code, style, tone) else None
     background = "white" if rng.random() < 0.6 else choose(rng, list(COLORS))
-    texts = [single_caption(emoji, style, tone, background, rng) for _ in range(CAPTIONS)]
+    texts = [single_caption(emoji, style, tone, background, rng) for _ in range(captions)]
     size = 56 if rng.random() < 0.7 else choose(rng, (48, 60))
     place = [32 + rng.uniform(-2, 2) for _ in range(2)]
     picture = world.sprites.draw(scenes.color(background), [(emoji.code, tone, size, *place)], style)
@@ -94,7 +94,7 @@ def single_caption(emoji, style, tone, background, rng):
     return text
 
 
-def scene_group(world, size, rng):
+def scene_group(world, size, rng, captions=CAPTIONS):
     """A scene and others that are easily taken for it, all of the training split."""
     first = scenes.random_scene(world.things, rng)
     variants = scenes.variants(first, world.things, rng, 2 * size, TRAINED_CHANGES)
@@ -103,17 +103,17 @@ def scene_group(world, size, rng):
     exact = rng.random() < 0.5
     for scene in group:
         style = choose(rng, STYLES)
-        texts = [world.scene_caption(scene, rng, style=style, exact=exact) for _ in range(CAPTIONS)]
+        texts = [world.scene_caption(scene, rng, style=style, exact=exact) for _ in range(captions)]
         yield Sample(texts, scenes.draw(scene, world.sprites, style, rng), labels(world, scene, style))
 
 
 class Batches(IterableDataset):
     """Batches as tensors, from batch `first` on."""
 
-    def __init__(self, world, tokenizer, seed, first, last, singles, groups, group_size):
+    def __init__(self, world, tokenizer, seed, first, last, singles, groups, group_size, captions=CAPTIONS):
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
         self.first, self.last = first, last
-        self.singles, self.groups, self.group_size = singles, groups, group_size
+        self.singles, self.groups, self.group_size, self.captions = singles, groups, group_size, captions
 
     def __iter__(self):
         for at in range(self.first, self.last):
@@ -124,9 +124,9 @@ class Batches(IterableDataset):
         count = len(self.world.emoji)
         blocks = rng.choice(count // NEIGHBORS, self.singles // NEIGHBORS, replace=False)
         chosen = (rng.integers(count) + NEIGHBORS * blocks[:, None] + np.arange(NEIGHBORS)).ravel() % count
-        samples = [single(self.world, self.world.emoji[at], rng) for at in chosen]
+        samples = [single(self.world, self.world.emoji[at], rng, self.captions) for at in chosen]
         for _ in range(self.groups):
-            samples.extend(scene_group(self.world, self.group_size, rng))
+            samples.extend(scene_group(self.world, self.group_size, rng, self.captions))
         return collate(samples, self.tokenizer)
 
 

@@ -27,6 +27,7 @@ def make_tokenizer(world, folder, seed):
 @torch.no_grad()
 def retrieval(world, towers, tokenizer):
     """Of held-out names, the share whose emoji is first, by the two towers alone: to watch the training by."""
+    was_training = towers.training
     towers.eval()
     pictures = [world.sprites.draw((255.0,) * 3, [(one.code, None, 56, 32, 32)], STYLES[0]) for one in world.emoji]
     pixels = normalize(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
@@ -38,7 +39,7 @@ def retrieval(world, towers, tokenizer):
     scores = torch.nn.functional.normalize(texts, dim=-1) @ torch.nn.functional.normalize(images, dim=-1).T
     best = scores.topk(5).indices
     right = best == torch.tensor([world.index[w.code] for w in wordings])[:, None]
-    towers.train()
+    towers.train(was_training)
     found = {}
     for kind in ("template", "keywords"):
         of_kind = right[torch.tensor([w.kind == kind for w in wordings])]

@@ -22,6 +22,10 @@ PROBLEMS = 6
 """Denoising problems a caption."""
 DROPPED = 0.1
 """The share of captions that are emptied, for guidance."""
+DATA_SCALE = 0.1
+"""How large embeddings are beside the noise. So small, their finest differences are under the noise up to the last of 25
+steps: there the embedding becomes the mean of what the caption may mean, and a seed decides on the coarse ones alone. At
+1 it would also decide on the fine ones by which like things are told apart, and often against the caption."""
 BLOCKED = -10000.0
 
 
@@ -108,12 +112,22 @@ def errors(denoiser, scheduler, part, generator):
     prior = denoiser.prior
     images, embeds, states, mask = part
     clean = ((images - prior.clip_mean) / prior.clip_std)[:, None].expand(-1, PROBLEMS, -1)
+    scaled = DATA_SCALE * clean
     noise = torch.randn(clean.shape, generator=generator)
     timesteps = torch.randint(1000, clean.shape[:2], generator=generator)
-    noisy = scheduler.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
+    noisy = scheduler.add_noise(scaled.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
     with torch.autocast("cpu", torch.bfloat16):
         predicted = denoiser(noisy, timesteps, embeds, states, mask)
     return (predicted.float() - clean).square().mean(2), timesteps
+
+
+@torch.no_grad()
+def to_data_scale(prior):
+    """A trained prior predicts embeddings of scale 1, which is easy to learn; diffusers' sampler takes those it predicts to
+    be of the scale of those that the noise was added to."""
+    for weight in (prior.proj_to_clip_embeddings.weight, prior.proj_to_clip_embeddings.bias):
+        weight *= DATA_SCALE
+    prior.clip_std /= DATA_SCALE
 
 
 def main():

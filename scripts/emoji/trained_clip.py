@@ -13,11 +13,18 @@ def turned():
     return cache() / "run" / "clip" / "turned.pt"
 
 
-def load_clip():
-    """`(world, tokenizer, towers)` of the trained CLIP, frozen."""
+def text_checkpoint():
+    """Where the text tower lies that was trained on."""
+    return cache() / "run" / "text" / "text.pt"
+
+
+def load_clip(with_text=True):
+    """`(world, tokenizer, towers)` of the trained CLIP, frozen; without the text tower's own training, if so asked."""
     world, tokenizer = World(), CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
     towers = Towers(tokenizer, classes(world))
     towers.load_state_dict(torch.load(turned()))
+    if with_text:
+        towers.text.load_state_dict(torch.load(text_checkpoint()))
     return world, tokenizer, towers.eval().requires_grad_(False)
 
 
@@ -30,7 +37,7 @@ def some_embeds(world, towers, tokenizer):
 
 @torch.no_grad()
 def turn(towers, images):
-    """Turns both towers' embeddings so that the numbers of an image embedding are uncorrelated. All cosines stay. The
+    """Turns both towers' embeddings, and what reads them, so that the numbers of an image embedding are uncorrelated. All cosines stay. The
     prior's scale has a factor for each number: after the turn it can raise the directions that vary little, by which like
     things are told apart."""
     axes = torch.linalg.eigh(torch.cov(images.double().T)).eigenvectors.T.flip(0)
@@ -38,6 +45,8 @@ def turn(towers, images):
     axes *= axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     for projection in (towers.image.visual_projection, towers.text.text_projection):
         projection.weight.copy_(axes @ projection.weight.double())
+    for reader in (*towers.image_heads.heads.values(), *towers.text_heads.heads.values(), towers.thumbnail[0]):
+        reader.weight.copy_(reader.weight.double() @ axes.T)
 
 
 def statistics(images):
