@@ -5,21 +5,26 @@ denoising problems at once: each has a timestep, noisy embedding and query of it
 but not those of the other problems. diffusers' forward on each alone gives the same.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from diffusers import PriorTransformer, UnCLIPScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
+from .bank import Bank, what_is_shown
 from .batches import encode, normalize
-from .clip import EMBEDDING_DIM, MAX_LENGTH
+from .clip import EMBEDDING_DIM, MAX_LENGTH, SCALE
 from .sources import cache
 from .trained_clip import load_clip, some_embeds, statistics
 from .training import Run, arguments, load_batches, optimizer
 
-SINGLES, GROUPS, GROUP_SIZE = 128, 64, 2
-PROBLEMS = 6
+SINGLES, GROUPS, GROUP_SIZE, CAPTIONS = 160, 16, 8, 3
+PROBLEMS = 3
 """Denoising problems a caption."""
+CONTRAST = 0.1
+"""The weight of telling pictures apart by the predicted embeddings, beside their distance from the true ones."""
 DROPPED = 0.1
 """The share of captions that are emptied, for guidance."""
 DATA_SCALE = 0.1
@@ -84,41 +89,76 @@ class Denoiser(nn.Module):
         return (1 - allowed[None] * valid[:, None]) * BLOCKED
 
 
+@dataclass
+class Part:
+    """Captions of about one length, and their pictures: what the prior learns from."""
+
+    pictures: torch.Tensor
+    """Which of the batch's."""
+    dropped: torch.Tensor
+    """Which captions are emptied."""
+    embeds: torch.Tensor
+    states: torch.Tensor
+    mask: torch.Tensor
+
+
 @torch.no_grad()
-def embed(towers, batch, empty, rng):
-    """What the prior learns from, each picture with every caption and captions of about one length together: image
-    embeddings, text embeddings, text states, mask; some captions emptied."""
-    with torch.autocast("cpu", torch.bfloat16):
-        images = towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.float()
+def embed_captions(towers, batch, empty, rng):
+    """The batch's captions in parts, some of them emptied."""
     for captions in batch["captions"]:
         order = captions["place"].argsort()
         for part, pictures in zip(captions["parts"], order.split([len(part["input_ids"]) for part in captions["parts"]])):
-            yield images[pictures], *embed_texts(towers, part, empty, rng)
+            ids, mask = part["input_ids"].clone(), part["attention_mask"].clone()
+            dropped = torch.from_numpy(rng.random(len(ids)) < DROPPED)
+            for tensor, of_empty in ((ids, empty["input_ids"]), (mask, empty["attention_mask"])):
+                tensor[dropped] = nn.functional.pad(of_empty, (0, tensor.shape[1] - of_empty.shape[1]))
+            with torch.autocast("cpu", torch.bfloat16):
+                output = towers.text(input_ids=ids, attention_mask=mask)
+            yield Part(pictures, dropped, output.text_embeds.float(), output.last_hidden_state.float(), mask.float())
 
 
-def embed_texts(towers, part, empty, rng):
-    """Text embeddings, states and mask."""
-    ids, mask = part["input_ids"].clone(), part["attention_mask"].clone()
-    dropped = torch.from_numpy(rng.random(len(ids)) < DROPPED)
-    for tensor, of_empty in ((ids, empty["input_ids"]), (mask, empty["attention_mask"])):
-        tensor[dropped] = nn.functional.pad(of_empty, (0, tensor.shape[1] - of_empty.shape[1]))
-    with torch.autocast("cpu", torch.bfloat16):
-        output = towers.text(input_ids=ids, attention_mask=mask)
-    return output.text_embeds.float(), output.last_hidden_state.float(), mask.float()
+def random_timesteps(shape, generator):
+    """Half of them under 250: above, there is little in a noisy embedding that its caption does not tell."""
+    return (1000 * torch.rand(shape, generator=generator).square()).long()
 
 
-def errors(denoiser, scheduler, part, generator):
-    """The squared error and the timestep of every denoising problem of some captions, `(captions, problems)`."""
+def denoise(denoiser, scheduler, images, part, generator):
+    """`(timesteps, predicted, clean)` of every denoising problem of a part: `(captions, problems)`, and embeddings in
+    the prior's scale."""
     prior = denoiser.prior
-    images, embeds, states, mask = part
-    clean = ((images - prior.clip_mean) / prior.clip_std)[:, None].expand(-1, PROBLEMS, -1)
+    clean = ((images[part.pictures] - prior.clip_mean) / prior.clip_std)[:, None].expand(-1, PROBLEMS, -1)
     scaled = DATA_SCALE * clean
     noise = torch.randn(clean.shape, generator=generator)
-    timesteps = torch.randint(1000, clean.shape[:2], generator=generator)
+    timesteps = random_timesteps(clean.shape[:2], generator)
     noisy = scheduler.add_noise(scaled.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = denoiser(noisy, timesteps, embeds, states, mask)
-    return (predicted.float() - clean).square().mean(2), timesteps
+        predicted = denoiser(noisy, timesteps, part.embeds, part.states, part.mask)
+    return timesteps, predicted.float(), clean
+
+
+def contrast(prior, predicted, part, images, shown, bank):
+    """How well the batch's pictures, and earlier ones, are told apart by the predicted embeddings: the cross entropy of
+    every caption that is there, `(captions, problems)`."""
+    direction = nn.functional.normalize(predicted * prior.clip_std + prior.clip_mean, dim=-1)[~part.dropped]
+    pictures = part.pictures[~part.dropped]
+    scores = SCALE * direction @ nn.functional.normalize(images, dim=-1).T
+    same = (shown[pictures][:, None] == bank.shown[None]).all(2)
+    earlier = (SCALE * direction @ bank.embeds.T).masked_fill(same[:, None], -torch.inf)
+    scores = torch.cat([scores, earlier], 2).flatten(0, 1)
+    return nn.functional.cross_entropy(scores, pictures.repeat_interleave(PROBLEMS), reduction="none").view(-1, PROBLEMS)
+
+
+def losses(denoiser, scheduler, images, parts, shown, bank, generator):
+    """`(loss, what it is made of)` of a batch."""
+    found = []
+    for part in parts:
+        timesteps, predicted, clean = denoise(denoiser, scheduler, images, part, generator)
+        contrasts = contrast(denoiser.prior, predicted, part, images, shown, bank)
+        found.append(((predicted - clean).square().mean(2).flatten(), timesteps.flatten(), contrasts.flatten()))
+    error, timesteps, contrasts = (torch.cat(values) for values in zip(*found))
+    ranges = {f"error_{low}": error[(timesteps >= low) & (timesteps < low + 250)].mean() for low in range(0, 1000, 250)}
+    loss = error.mean() + CONTRAST * contrasts.mean()
+    return loss, {"loss": loss, "contrast": contrasts.mean(), **ranges}
 
 
 @torch.no_grad()
@@ -132,22 +172,25 @@ def to_data_scale(prior):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 3200, rate=2e-3)
+    options = arguments(__doc__, 4000, rate=2e-3)
     world, tokenizer, towers = load_clip()
     prior, scheduler = make_prior(), make_scheduler()
     run = Run(cache() / "run" / "prior", prior, optimizer(prior, 0.02), options.steps, options.rate)
     if run.step == 0:
         prior.clip_mean.data, prior.clip_std.data = statistics(some_embeds(world, towers, tokenizer))
     prior.clip_mean.requires_grad_(False), prior.clip_std.requires_grad_(False)
-    denoiser = Denoiser(prior)
+    denoiser, bank = Denoiser(prior), Bank(EMBEDDING_DIM)
     empty = encode(tokenizer, [""])
-    for batch in load_batches(world, tokenizer, options.seed + 2, run, SINGLES, GROUPS, GROUP_SIZE):
+    sizes = (SINGLES, GROUPS, GROUP_SIZE, CAPTIONS)
+    for batch in load_batches(world, tokenizer, options.seed + 2, run, *sizes):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
-        found = [errors(denoiser, scheduler, part, generator) for part in embed(towers, batch, empty, rng)]
-        error, timesteps = (torch.cat(parts) for parts in zip(*found))
-        parts = {f"loss_{low}": error[(timesteps >= low) & (timesteps < low + 250)].mean() for low in range(0, 1000, 250)}
-        run.backward(error.mean(), {name: value.detach() for name, value in {"loss": error.mean(), **parts}.items()})
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            images = towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.float()
+        parts, shown = embed_captions(towers, batch, empty, rng), what_is_shown(batch)
+        loss, made_of = losses(denoiser, scheduler, images, parts, shown, bank, generator)
+        bank.add(nn.functional.normalize(images, dim=-1), shown)
+        run.backward(loss, {name: value.detach() for name, value in made_of.items()})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ captions of later batches too: the text tower sees more captions and more pictur
 import torch
 from torch import nn
 
+from .bank import Bank, what_is_shown
 from .batches import normalize
 from .clip import SCALE, WEIGHTS, mean
 from .sources import cache
@@ -16,23 +17,6 @@ from .training import Run, arguments, load_batches, optimizer
 
 SINGLES, GROUPS, GROUP_SIZE = 192, 16, 16
 CAPTIONS = 4
-BANK = 4096
-"""Image embeddings of earlier batches that captions are compared with, too."""
-SHOWN = ("thing0", "thing1", "thing2", "layout")
-"""Pictures with the same of these are no wrong answers for each other's captions."""
-
-
-class Bank:
-    """Image embeddings of the last batches, and what the pictures show."""
-
-    def __init__(self, dim):
-        self.embeds = torch.empty(0, dim)
-        self.shown = torch.empty(0, len(SHOWN), dtype=torch.long)
-
-    def add(self, embeds, shown):
-        """The oldest make room."""
-        self.embeds = torch.cat([self.embeds, embeds])[-BANK:]
-        self.shown = torch.cat([self.shown, shown])[-BANK:]
 
 
 class TextTower(nn.Module):
@@ -46,7 +30,7 @@ class TextTower(nn.Module):
     def forward(self, images, batch, bank):
         """`(loss, parts)`; `images` are embeddings of length 1."""
         entropy, target = nn.functional.cross_entropy, torch.arange(len(images))
-        shown = torch.stack([batch["labels"][name] for name in SHOWN], 1)
+        shown = what_is_shown(batch)
         same = (shown[:, None] == bank.shown[None]).all(2)
         parts = {"contrastive": [], "text_heads": [], "accuracy": [], "cosine": []}
         for captions in batch["captions"]:

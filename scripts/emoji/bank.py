@@ -1,0 +1,25 @@
+"""Pictures of earlier batches as wrong answers: possible where the image tower no longer changes."""
+
+import torch
+
+BANK = 4096
+SHOWN = ("thing0", "thing1", "thing2", "layout")
+"""Pictures with the same of these are no wrong answers for each other's captions."""
+
+
+def what_is_shown(batch):
+    """What a batch's pictures show, `(pictures, labels)`."""
+    return torch.stack([batch["labels"][name] for name in SHOWN], 1)
+
+
+class Bank:
+    """Image embeddings of the last batches, of length 1, and what the pictures show."""
+
+    def __init__(self, dim):
+        self.embeds = torch.empty(0, dim)
+        self.shown = torch.empty(0, len(SHOWN), dtype=torch.long)
+
+    def add(self, embeds, shown):
+        """The oldest make room."""
+        self.embeds = torch.cat([self.embeds, embeds])[-BANK:]
+        self.shown = torch.cat([self.shown, shown])[-BANK:]
