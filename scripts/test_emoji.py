@@ -4,6 +4,7 @@
 import sys
 import unittest
 from pathlib import Path
+from string import Formatter
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -12,7 +13,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from decoding import builtin  # noqa: E402
-from emoji import scenes, wordings  # noqa: E402
+from emoji import scene_templates, scenes, wordings  # noqa: E402
 from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, Heads  # noqa: E402
 from emoji.decoder import Decoder  # noqa: E402
 from emoji.train_prior import DATA_SCALE, Denoiser, make_prior, to_data_scale  # noqa: E402
@@ -81,8 +82,19 @@ class TemplatesTest(unittest.TestCase):
         rng = np.random.default_rng(0)
         self.assertFalse({wordings.random_template(rng) for _ in range(20000)} & set(wordings.HELD_OUT_TEMPLATES))
         for form in scenes.FORMS:
-            self.assertTrue(scenes.HELD_OUT_TEMPLATES[form])
-            self.assertFalse(set(scenes.TEMPLATES[form]) & set(scenes.HELD_OUT_TEMPLATES[form]))
+            held_out = set(scene_templates.HELD_OUT_TEMPLATES[form])
+            self.assertTrue(held_out)
+            self.assertFalse({scene_templates.random_template(form, rng) for _ in range(5000)} & held_out)
+
+    def test_composed_templates_say_every_thing_once(self):
+        rng = np.random.default_rng(0)
+        for form in scenes.FORMS:
+            for _ in range(500):
+                template = scene_templates.composed_template(form, rng)
+                fields = [name for _, name, _, _ in Formatter().parse(template or "") if name]
+                self.assertEqual(len(fields), len(set(fields)))
+                if form in scene_templates.SLOTS:
+                    self.assertEqual({name.strip("c") for name in fields}, set(map(str, range(len(scene_templates.SLOTS[form])))))
 
 
 class DecoderTest(unittest.TestCase):

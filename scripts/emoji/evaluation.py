@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from . import scenes
+from . import scene_templates, scenes
 from .batches import World, encode, normalize
 from .sources import STYLES
 from .wordings import choose, held_out_wordings, plain, train_caption
@@ -137,7 +137,7 @@ def scene_task(world: World, encoders, count, seed):
     texts, pictures = [], []
     for at in range(count):
         scene, style = scenes.random_scene(world.things, rng, held_out=True), choose(rng, STYLES)
-        held_out = {"templates": scenes.HELD_OUT_TEMPLATES, "leads": 0.0} if at % 2 else {}
+        held_out = {"templates": scene_templates.HELD_OUT_TEMPLATES, "leads": 0.0} if at % 2 else {}
         told = {**held_out, "exact": True, "style": style, "tells_style": 1.0}
         texts.append(world.scene_caption(scene, rng, **told))
         for one in (scene, *scenes.variants(scene, world.things, rng, CANDIDATES - 1)):

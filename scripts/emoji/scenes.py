@@ -5,6 +5,7 @@ from itertools import accumulate
 
 from .drawing import COLORS, color
 from .english import counted, with_article
+from .scene_templates import random_template
 from .split import scene_is_held_out
 from .wordings import STYLES, choose, lead
 
@@ -24,80 +25,6 @@ COLUMN = ((32, 11), (32, 32), (32, 53))
 TRIANGLE = ((32, 17), (16, 47), (48, 47))
 FORMS = ("single", "small", "large", "at", "count", "beside", "above", "groups", "row", "column", "triangle")
 WEIGHTS = (0.08, 0.05, 0.04, 0.13, 0.13, 0.2, 0.16, 0.07, 0.05, 0.05, 0.04)
-
-TEMPLATES = {
-    "single": ("{0}",),
-    "small": (
-        "a small {n0}", "a tiny {n0}", "a little {n0} in the middle", "a small {n0} in the center", "a mini {n0}",
-        "a {n0}, very small", "{0} of small size",
-    ),
-    "large": (
-        "a big {n0}", "a large {n0}", "a huge {n0}", "a very big {n0}", "a giant {n0}", "a {n0}, very large",
-        "{0} of large size", "{0} that fills the picture",
-    ),
-    "at": (
-        "{0} in the {p}", "a small {n0} in the {p}", "{0} at the {p}", "in the {p}, {0}", "there is {0} in the {p}",
-        "{0}, {p}", "{0} is in the {p}", "{0} sits in the {p}", "the {p} has {0}", "{p}: {0}", "at the {p} there is {0}",
-        "{0} located in the {p}", "only {0} in the {p}", "look at the {p} to find {0}",
-    ),
-    "count": (
-        "{c0}", "{c0}", "there are {c0}", "a picture of {c0}", "{c0} together", "an image of {c0}", "just {c0}",
-        "{c0} in one picture", "here are {c0}", "a group of {c0}", "you see {c0}", "not more than {c0}", "all in all {c0}",
-    ),
-    "beside": (
-        "{0} to the left of {1}", "{1} to the right of {0}", "{0} on the left and {1} on the right",
-        "{1} on the right and {0} on the left", "{0} left of {1}", "{1} right of {0}", "on the left {0}, on the right {1}",
-        "{0} with {1} to its right", "{1} with {0} to its left", "from left to right: {0} and {1}",
-        "{0} stands to the left of {1}", "{1} is to the right of {0}", "{0} is on the left side of {1}",
-        "to the left of {1} is {0}", "to the right of {0} there is {1}", "left: {0}, right: {1}", "{0} and to its right {1}",
-        "{0} at the left, {1} at the right", "the left side shows {0} and the right side {1}", "{1} stands right of {0}",
-        "{0} on the left side, {1} on the right side", "{1} and to its left {0}", "first {0}, then {1} to the right of it",
-    ),
-    "above": (
-        "{0} above {1}", "{1} below {0}", "{0} on top of {1}", "{1} under {0}", "{0} over {1}", "{1} beneath {0}",
-        "{0} at the top and {1} at the bottom", "{1} at the bottom and {0} at the top", "from top to bottom: {0} and {1}",
-        "{0} is over {1}", "{1} is under {0}", "{1} is beneath {0}", "above {1} there is {0}", "below {0} is {1}",
-        "top: {0}, bottom: {1}", "{0} stands on {1}", "{0} rests on top of {1}", "{0} floats above {1}", "{0} and under it {1}",
-        "the upper one is {0} and the lower one is {1}", "{0} in the upper half and {1} in the lower half", "{1} lies below {0}",
-        "{1} and over it {0}",
-    ),
-    "groups": (
-        "{c0} above {c1}", "{c1} below {c0}", "{c0} on top of {c1}", "{c1} under {c0}",
-        "{c0} at the top and {c1} at the bottom", "{c0} over {c1}", "top: {c0}, bottom: {c1}", "{c0} and below them {c1}",
-        "{c1} at the bottom and {c0} at the top", "{c0} in the upper half and {c1} in the lower half", "{c1} beneath {c0}",
-    ),
-    "row": (
-        "{0}, {1} and {2} in a row", "from left to right: {0}, {1} and {2}", "a row of {0}, {1} and {2}",
-        "{1} between {0} on the left and {2} on the right", "{0} on the left, {1} in the middle, {2} on the right",
-        "three in a row: {0}, {1}, {2}", "left to right: {0}, {1}, {2}", "left {0}, middle {1}, right {2}",
-        "a line of {0}, {1} and {2}", "{0}, to its right {1}, and to its right {2}",
-    ),
-    "column": (
-        "{0}, {1} and {2} in a column", "from top to bottom: {0}, {1} and {2}", "a column of {0}, {1} and {2}",
-        "{1} between {0} above and {2} below", "{0} at the top, {1} in the middle, {2} at the bottom",
-        "three in a column: {0}, {1}, {2}", "top to bottom: {0}, {1}, {2}", "top {0}, middle {1}, bottom {2}",
-        "{0} over {1} over {2}", "a tower of {0}, {1} and {2}", "{0}, under it {1}, and under it {2}",
-    ),
-    "triangle": (
-        "{0} above {1} and {2}", "{1} and {2} below {0}", "{0} at the top, {1} at the bottom left, {2} at the bottom right",
-        "{0} on top of {1} and {2}", "{0} at the top, {1} and {2} under it", "{1} and {2} side by side under {0}",
-        "top: {0}, bottom left: {1}, bottom right: {2}", "{0} over {1} and {2}", "below {0} are {1} on the left and {2} on the right",
-    ),
-}  # fmt: skip
-# Only for evaluation.
-HELD_OUT_TEMPLATES = {
-    "single": ("a scene with {0}",),
-    "small": ("a {n0} that is small",),
-    "large": ("a {n0} that is big",),
-    "at": ("you see {0} in the {p}", "{0} placed in the {p}"),
-    "count": ("we see {c0}", "exactly {c0}"),
-    "beside": ("{0} is left of {1}", "the left one is {0}, the right one is {1}"),
-    "above": ("{0} is above {1}", "{0} sits on top of {1}"),
-    "groups": ("{c0} are above {c1}",),
-    "row": ("side by side: {0}, then {1}, then {2}",),
-    "column": ("stacked: {0}, then {1}, then {2}",),
-    "triangle": ("a triangle of {0} above {1} and {2}",),
-}
 # Of two things next to each other, whichever is on the left.
 UNORDERED = ("{0} and {1}", "{0} next to {1}", "{0} beside {1}", "{0} with {1}", "{0} together with {1}")
 BACKGROUNDS = (
@@ -276,8 +203,8 @@ def same_meaning(one, other):
     return one.things == other.things and one.background == other.background and (len(layouts) == 1 or layouts in close)
 
 
-def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=TEMPLATES, leads=0.3, exact=False):
-    """A caption. `names` maps codes to lists of names; `exact` leaves nothing out, but the style is told only by a share
+def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=None, leads=0.3, exact=False):
+    """A caption, in one of training's templates or of those given. `names` maps codes to lists of names; `exact` leaves nothing out, but the style is told only by a share
     of the captions. Of those that can, a share has words before it: a picture of."""
     chosen = [choose(rng, names[code]) if rng.random() < 0.4 else names[code][0] for code in scene.things]
     sizes = PAIR_SIZES.get(scene.detail, (30, 30)) if scene.form in ("beside", "above") else (30,) * len(chosen)
@@ -285,7 +212,8 @@ def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=TEMPLAT
     if scene.form == "beside" and not exact and rng.random() < 0.12:
         text = choose(rng, UNORDERED).format(*(with_article(nouns[at]) for at in rng.permutation(2)))
     else:
-        text = choose(rng, templates[scene.form]).format(
+        template = choose(rng, templates[scene.form]) if templates else random_template(scene.form, rng)
+        text = template.format(
             *map(with_article, nouns),
             n0=nouns[0],
             p=place_words(scene.detail, rng),

@@ -52,7 +52,7 @@ class TextTower(nn.Module):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 2400)
+    options = arguments(__doc__, 2600, rate=6e-4)
     world, tokenizer, towers = load_clip(with_text=False)
     tower = TextTower(towers).train()
     bank = Bank(towers.text.config.projection_dim)
