@@ -142,9 +142,7 @@ def contrast(prior, predicted, part, images, shown, bank):
     direction = nn.functional.normalize(predicted * prior.clip_std + prior.clip_mean, dim=-1)[~part.dropped]
     pictures = part.pictures[~part.dropped]
     scores = SCALE * direction @ nn.functional.normalize(images, dim=-1).T
-    same = (shown[pictures][:, None] == bank.shown[None]).all(2)
-    earlier = (SCALE * direction @ bank.embeds.T).masked_fill(same[:, None], -torch.inf)
-    scores = torch.cat([scores, earlier], 2).flatten(0, 1)
+    scores = torch.cat([scores, bank.scores(direction, shown[pictures])], 2).flatten(0, 1)
     return nn.functional.cross_entropy(scores, pictures.repeat_interleave(PROBLEMS), reduction="none").view(-1, PROBLEMS)
 
 

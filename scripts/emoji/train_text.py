@@ -24,6 +24,7 @@ class TextTower(nn.Module):
 
     def __init__(self, towers):
         super().__init__()
+        # In a list, so that the image tower's weights are not taken for this module's.
         self.towers = [towers]
         self.text, self.text_heads = towers.text.requires_grad_(True), towers.text_heads.requires_grad_(True)
 
@@ -31,18 +32,17 @@ class TextTower(nn.Module):
         """`(loss, parts)`; `images` are embeddings of length 1."""
         entropy, target = nn.functional.cross_entropy, torch.arange(len(images))
         shown = what_is_shown(batch)
-        same = (shown[:, None] == bank.shown[None]).all(2)
         parts = {"contrastive": [], "text_heads": [], "accuracy": [], "cosine": []}
         for captions in batch["captions"]:
             texts = self.towers[0].embed_texts(captions)
             direction = nn.functional.normalize(texts.float(), dim=-1)
             scores = SCALE * direction @ images.T
-            earlier = (SCALE * direction @ bank.embeds.T).masked_fill(same, -torch.inf)
-            of_texts = entropy(torch.cat([scores, earlier], 1), target)
+            among_all = torch.cat([scores, bank.scores(direction, shown)], 1)
+            of_texts = entropy(among_all, target)
             parts["contrastive"].append((of_texts + entropy(scores.T, target)) / 2)
             parts["text_heads"].append(self.text_heads(texts, batch["labels"]))
             with torch.no_grad():
-                parts["accuracy"].append((torch.cat([scores, earlier], 1).argmax(1) == target).float().mean())
+                parts["accuracy"].append((among_all.argmax(1) == target).float().mean())
                 parts["cosine"].append(scores.diagonal().mean() / SCALE)
         bank.add(images, shown)
         means = {name: mean(values) for name, values in parts.items()}

@@ -37,9 +37,9 @@ def some_embeds(world, towers, tokenizer):
 
 @torch.no_grad()
 def turn(towers, images):
-    """Turns both towers' embeddings, and what reads them, so that the numbers of an image embedding are uncorrelated. All cosines stay. The
-    prior's scale has a factor for each number: after the turn it can raise the directions that vary little, by which like
-    things are told apart."""
+    """Turns both towers' embeddings, and what reads them, so that the numbers of an image embedding are uncorrelated. All
+    cosines stay. The prior's scale has a factor for each number: after the turn it can raise the directions that vary
+    little, by which like things are told apart."""
     axes = torch.linalg.eigh(torch.cov(images.double().T)).eigenvectors.T.flip(0)
     # Which way an axis points is free: always the same way.
     axes *= axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
