@@ -36,7 +36,7 @@ class DenoiserTest(unittest.TestCase):
                 prior(noisy[:, at], timesteps[:, at], proj_embedding=embeds, encoder_hidden_states=states, attention_mask=mask)
                 for at in range(problems)
             ]
-            together = Denoiser(prior)(noisy, timesteps, embeds, states[:, :12], mask[:, :12])
+            together = Denoiser(prior, None)(noisy, timesteps, embeds, states[:, :12], mask[:, :12])
         expected = torch.stack([output.predicted_image_embedding for output in alone], 1)
         self.assertLess((together - expected).abs().max(), 1e-5 * expected.abs().max())
 

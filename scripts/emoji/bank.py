@@ -2,7 +2,7 @@
 
 import torch
 
-from .clip import SCALE
+from .clip import cosines
 
 BANK = 4096
 SHOWN = ("thing0", "thing1", "thing2", "layout")
@@ -15,18 +15,17 @@ def what_is_shown(batch):
 
 
 class Bank:
-    """Image embeddings of the last batches, of length 1, and what the pictures show."""
+    """Image embeddings of the last batches, and what the pictures show."""
 
     def __init__(self, dim):
         self.embeds = torch.empty(0, dim)
         self.shown = torch.empty(0, len(SHOWN), dtype=torch.long)
 
-    def scores(self, directions, shown):
-        """Scores of captions, `(captions, ..., dim)` of length 1, against the pictures: minus infinity for those that show
-        the same as the caption's own, `shown`."""
+    def cosines(self, embeds, shown):
+        """Of embeddings made from captions, `(captions, dim)`, and the pictures: minus infinity for those that show the same
+        as the caption's own, `shown`."""
         same = (shown[:, None] == self.shown[None]).all(2)
-        same = same.view(len(same), *[1] * (directions.ndim - 2), same.shape[1])
-        return (SCALE * directions @ self.embeds.T).masked_fill(same, -torch.inf)
+        return cosines(embeds, self.embeds).masked_fill(same, -torch.inf)
 
     def add(self, embeds, shown):
         """The oldest make room."""

@@ -1,13 +1,19 @@
-"""Endless batches of captions and pictures. Batch i is the same in every run: it depends on the seed and i alone."""
+"""Endless batches of captions and pictures. Batch i is the same in every run: it depends on the seed and i alone.
 
+What its pictures show is drawn from one generator, what is said of them from another: so an epoch can have the pictures of
+the one before and new captions.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from . import scenes
-from .drawing import COLORS, Sprites
+from .drawing import CANVAS, COLORS, Sprites
 from .scenes import LAYOUTS, Scene
 from .sources import STYLES, TONES, load_emoji, read_pictures
 from .wordings import STYLES as STYLE_WORDS
@@ -47,7 +53,8 @@ class Sample:
     """A picture with some captions, and what it shows."""
 
     texts: list
-    picture: np.ndarray
+    draw: Callable
+    """Draws the picture."""
     labels: dict
 
 
@@ -68,18 +75,18 @@ def classes(world):
             "style": len(STYLES), "tone": 1 + len(TONES)}  # fmt: skip
 
 
-def single(world, emoji, rng, captions=CAPTIONS):
+def single(world, emoji, rng, caption_rng, captions=CAPTIONS):
     """A single emoji in any skin tone and style, on a background that captions mostly tell."""
     style, tone = choose(rng, STYLES), None
     if rng.random() < 0.45:
         tone = choose(rng, TONES)
         tone = tone if world.sprites.has(emoji.code, style, tone) else None
     background = "white" if rng.random() < 0.6 else choose(rng, list(COLORS))
-    texts = [single_caption(emoji, style, tone, background, rng) for _ in range(captions)]
+    texts = [single_caption(emoji, style, tone, background, caption_rng) for _ in range(captions)]
     size = 56 if rng.random() < 0.7 else choose(rng, (48, 60))
     place = [32 + rng.uniform(-2, 2) for _ in range(2)]
-    picture = world.sprites.draw(scenes.color(background), [(emoji.code, tone, size, *place)], style)
-    return Sample(texts, picture, labels(world, Scene("single", (emoji.code,), background=background), style, tone))
+    draw = lambda: world.sprites.draw(scenes.color(background), [(emoji.code, tone, size, *place)], style)
+    return Sample(texts, draw, labels(world, Scene("single", (emoji.code,), background=background), style, tone))
 
 
 def single_caption(emoji, style, tone, background, rng):
@@ -94,45 +101,51 @@ def single_caption(emoji, style, tone, background, rng):
     return text
 
 
-def scene_group(world, size, rng, captions=CAPTIONS):
+def scene_group(world, size, rng, caption_rng, captions=CAPTIONS):
     """A scene and others that are easily taken for it, all of the training split."""
     first = scenes.random_scene(world.things, rng)
     variants = scenes.variants(first, world.things, rng, 2 * size, TRAINED_CHANGES)
     others = (one for one in variants if not one.is_held_out())
     group = [first, *others][:size]
-    exact = rng.random() < 0.5
+    exact = caption_rng.random() < 0.5
     for scene in group:
-        style = choose(rng, STYLES)
-        texts = [world.scene_caption(scene, rng, style=style, exact=exact) for _ in range(captions)]
-        yield Sample(texts, scenes.draw(scene, world.sprites, style, rng), labels(world, scene, style))
+        style, place_rng = choose(rng, STYLES), np.random.default_rng(rng.integers(2**63))
+        texts = [world.scene_caption(scene, caption_rng, style=style, exact=exact) for _ in range(captions)]
+        yield Sample(texts, partial(scenes.draw, scene, world.sprites, style, place_rng), labels(world, scene, style))
 
 
 class Batches(IterableDataset):
-    """Batches as tensors, from batch `first` on."""
+    """Batches as tensors, from batch `first` on. After `epoch` batches the same pictures come again, with new captions;
+    those that the reader has had already are left out."""
 
-    def __init__(self, world, tokenizer, seed, first, last, singles, groups, group_size, captions=CAPTIONS):
+    def __init__(self, world, tokenizer, seed, first, last, singles, groups, group_size, captions=CAPTIONS, epoch=None):
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
-        self.first, self.last = first, last
+        self.first, self.last, self.epoch = first, last, epoch or last
         self.singles, self.groups, self.group_size, self.captions = singles, groups, group_size, captions
 
     def __iter__(self):
         for at in range(self.first, self.last):
-            yield self.batch(np.random.default_rng((self.seed, at)))
+            of_pictures, of_captions = (self.seed, at % self.epoch), (self.seed, at, 1)
+            samples = self.samples(np.random.default_rng(of_pictures), np.random.default_rng(of_captions))
+            yield collate(samples, self.tokenizer, with_pictures=at < self.first + self.epoch)
 
-    def batch(self, rng):
+    def samples(self, rng, caption_rng):
         """Different emoji alone, in groups of neighbours in Unicode's order, which are alike, and groups of scenes."""
         count = len(self.world.emoji)
         blocks = rng.choice(count // NEIGHBORS, self.singles // NEIGHBORS, replace=False)
         chosen = (rng.integers(count) + NEIGHBORS * blocks[:, None] + np.arange(NEIGHBORS)).ravel() % count
-        samples = [single(self.world, self.world.emoji[at], rng, self.captions) for at in chosen]
+        samples = [single(self.world, self.world.emoji[at], rng, caption_rng, self.captions) for at in chosen]
         for _ in range(self.groups):
-            samples.extend(scene_group(self.world, self.group_size, rng, self.captions))
-        return collate(samples, self.tokenizer)
+            samples.extend(scene_group(self.world, self.group_size, rng, caption_rng, self.captions))
+        return samples
 
 
-def collate(samples, tokenizer):
+def collate(samples, tokenizer, *, with_pictures):
     """Samples as one batch of tensors; `captions` has as many sets of texts as a picture has captions."""
-    pictures = torch.from_numpy(np.stack([sample.picture for sample in samples])).permute(0, 3, 1, 2).contiguous()
+    pictures = np.empty((len(samples) if with_pictures else 0, CANVAS, CANVAS, 3), np.uint8)
+    for picture, sample in zip(pictures, samples):
+        picture[:] = sample.draw()
+    pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
     known = {key: torch.tensor([sample.labels[key] for sample in samples]) for key in samples[0].labels}
     sets = zip(*(sample.texts for sample in samples))
     return {"pictures": pictures, "captions": [by_length(tokenizer, texts) for texts in sets], "labels": known}

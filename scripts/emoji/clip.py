@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVision
 from .drawing import CANVAS
 
 MAX_LENGTH = 48
+PATCH = 8
 EMBEDDING_DIM = 192
 MERGES = 2400
 SCALE = 50.0
@@ -32,7 +33,7 @@ def image_tower():
     """CLIP's image encoder: 64 patches of 8 x 8 pixels."""
     return CLIPVisionModelWithProjection(CLIPVisionConfig(
         hidden_size=256, intermediate_size=1024, projection_dim=EMBEDDING_DIM, num_hidden_layers=4,
-        num_attention_heads=4, image_size=CANVAS, patch_size=8, hidden_act="gelu", attn_implementation="eager",
+        num_attention_heads=4, image_size=CANVAS, patch_size=PATCH, hidden_act="gelu", attn_implementation="eager",
     ))  # fmt: skip
 
 
@@ -68,14 +69,23 @@ class Towers(nn.Module):
         """Text embeddings of one set of captions, in the order of the pictures."""
         return torch.cat([self.text(**part).text_embeds for part in captions["parts"]])[captions["place"]]
 
-    def forward(self, pixels, captions, labels):
+    def embed_pictures(self, pixels, patches=None):
+        """Image embeddings; of so many `patches` of each picture, if not of all: the image tower's, step by step."""
+        tower = self.image.vision_model
+        hidden = tower.embeddings(pixels)
+        if patches:
+            chosen = nn.functional.pad(1 + full_patches(pixels, patches), (1, 0))
+            hidden = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[2]))
+        hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state
+        return self.image.visual_projection(tower.post_layernorm(hidden[:, 0]))
+
+    def forward(self, pixels, captions, labels, patches=None):
         """`(loss, parts)`: CLIP's symmetric contrastive loss for each set of captions, and the losses of the heads."""
-        image = self.image(pixel_values=pixels).image_embeds
+        image = self.embed_pictures(pixels, patches)
         texts = [self.embed_texts(texts) for texts in captions]
         target = torch.arange(len(image))
         parts, small = {}, nn.functional.avg_pool2d(pixels, 2)
-        direction = lambda embeds: nn.functional.normalize(embeds.float(), dim=-1)
-        logits = [SCALE * direction(text) @ direction(image).T for text in texts]
+        logits = [cosines(text, image) * SCALE for text in texts]
         entropy = nn.functional.cross_entropy
         parts["contrastive"] = mean((entropy(scores, target) + entropy(scores.T, target)) / 2 for scores in logits)
         parts["image_heads"] = self.image_heads(image, labels)
@@ -87,6 +97,20 @@ class Towers(nn.Module):
             parts["cosine"] = mean(scores.diagonal().mean() / SCALE for scores in logits)
             parts["norm"] = image.float().norm(dim=1).mean()
         return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def cosines(some, others):
+    """Of all pairs, in float32: in bfloat16 like pictures would seem equally near."""
+    with torch.autocast("cpu", enabled=False):
+        direction = lambda embeds: nn.functional.normalize(embeds.float(), dim=-1)
+        return direction(some) @ direction(others).T
+
+
+def full_patches(pixels, count):
+    """Of each picture `count` patches, at random, but the ones of one colour last: `(pictures, count)`."""
+    pieces = nn.functional.unfold(pixels, PATCH, stride=PATCH)
+    chance = torch.rand(len(pieces), pieces.shape[2]) + (pieces.std(1) > 0)
+    return chance.topk(count).indices
 
 
 def mean(values):

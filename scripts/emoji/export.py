@@ -16,7 +16,7 @@ from .batches import normalize
 from .decoder import Decoder
 from .drawing import CANVAS
 from .sources import STYLES, cache
-from .train_prior import make_prior, make_scheduler, to_data_scale
+from .train_prior import Denoiser, make_prior, make_scheduler, to_data_scale
 from .trained_clip import load_clip
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
@@ -86,7 +86,8 @@ def main():
     options = parser.parse_args()
     world, tokenizer, towers = load_clip()
     tokenizer.init_kwargs.pop("local_files_only", None)
-    prior = trained("prior", make_prior())
+    prior = trained("prior", Denoiser(make_prior(), towers.text)).prior
+    prior.set_default_attn_processor()
     to_data_scale(prior)
     write_pipeline(towers, tokenizer, prior, options.assets / "emoji")
     # From here on the image encoder is what was written: rounded to float16, computing in float32.

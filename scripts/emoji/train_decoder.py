@@ -6,7 +6,7 @@ from .batches import normalize
 from .decoder import Decoder
 from .sources import cache
 from .trained_clip import load_clip, some_embeds, statistics
-from .training import Run, arguments, load_batches, optimizer
+from .training import Optimizer, Run, arguments, load_batches
 
 SINGLES, GROUPS, GROUP_SIZE = 288, 80, 2
 NOISE = 0.15
@@ -20,10 +20,10 @@ def edges(pictures):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 900)
+    options = arguments(__doc__, 500, rate=2e-3)
     world, tokenizer, towers = load_clip()
     decoder = Decoder()
-    run = Run(cache() / "run" / "decoder", decoder, optimizer(decoder, 0.0), options.steps, options.rate)
+    run = Run(cache() / "run" / "decoder", decoder, Optimizer(decoder, 0.0), options.steps, options.rate)
     if run.step == 0:
         mean, std = statistics(some_embeds(world, towers, tokenizer))
         decoder.mean.data, decoder.std.data = mean[0], std[0]

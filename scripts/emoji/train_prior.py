@@ -1,4 +1,8 @@
-"""Trains the prior on the embeddings of the frozen CLIP. It resumes where it was stopped.
+"""Trains the prior, and the text tower on, on the embeddings of the locked image tower. It resumes where it was stopped.
+
+An image embedding that no longer changes is made once, and captions cost a fraction of what pictures do: the text tower sees
+many more of them than beside the image tower, and learns to say what the prior needs to know (a locked image tower as in LiT,
+arXiv 2111.07991). It goes on being trained as CLIP's is.
 
 Only tokens that matter are run. The model is causal and only the query is read, so a caption's text can serve several
 denoising problems at once: each has a timestep, noisy embedding and query of its own, which see the text and each other
@@ -15,19 +19,24 @@ from torch import nn
 
 from .bank import Bank, what_is_shown
 from .batches import encode, normalize
-from .clip import EMBEDDING_DIM, MAX_LENGTH, SCALE
+from .clip import EMBEDDING_DIM, MAX_LENGTH, SCALE, cosines
 from .sources import cache
+from .train_clip import retrieval
 from .trained_clip import load_clip, some_embeds, statistics
-from .training import Run, arguments, load_batches, optimizer
+from .training import Optimizer, Run, arguments, load_batches
 
-SINGLES, GROUPS, GROUP_SIZE, CAPTIONS = 160, 16, 8, 3
-PROBLEMS = 3
+SINGLES, GROUPS, GROUP_SIZE, CAPTIONS = 128, 22, 8, 3
+EPOCH = 500
+"""Batches after which the pictures come again, with new captions."""
+PROBLEMS = 2
 """Denoising problems a caption."""
-CONTRAST = 0.1
+CONTRAST = 0.5
 """The weight of telling pictures apart by the predicted embeddings, beside their distance from the true ones."""
+TEXT = 0.3
+"""The weight of telling pictures apart by the text embeddings alone, which is CLIP's loss."""
 DROPPED = 0.1
 """The share of captions that are emptied, for guidance."""
-DATA_SCALE = 0.1
+DATA_SCALE = 0.05
 """How large embeddings are beside the noise. So small, their finest differences are under the noise up to the last of 25
 steps: there the embedding becomes the mean of what the caption may mean, and a seed decides on the coarse ones alone. At
 1 it would also decide on the fine ones by which like things are told apart, and often against the caption."""
@@ -51,11 +60,11 @@ def make_scheduler():
 
 
 class Denoiser(nn.Module):
-    """The prior with several problems a caption."""
+    """The prior with several problems a caption, and the text tower."""
 
-    def __init__(self, prior):
+    def __init__(self, prior, text):
         super().__init__()
-        self.prior = prior
+        self.prior, self.text = prior, text
         prior.set_attn_processor(AttnProcessor())
 
     def forward(self, noisy, timesteps, embeds, states, mask):
@@ -96,25 +105,46 @@ class Part:
     pictures: torch.Tensor
     """Which of the batch's."""
     dropped: torch.Tensor
-    """Which captions are emptied."""
+    """Which captions the prior sees emptied: that is what the last three are of."""
+    texts: torch.Tensor
+    """Text embeddings of all captions as they are."""
     embeds: torch.Tensor
     states: torch.Tensor
     mask: torch.Tensor
 
 
-@torch.no_grad()
-def embed_captions(towers, batch, empty, rng):
-    """The batch's captions in parts, some of them emptied."""
+def encode_captions(text, batch, empty, rng):
+    """The batch's captions in parts, encoded, and which of them the prior is to see emptied."""
+    nothing = text(**empty)
     for captions in batch["captions"]:
         order = captions["place"].argsort()
         for part, pictures in zip(captions["parts"], order.split([len(part["input_ids"]) for part in captions["parts"]])):
-            ids, mask = part["input_ids"].clone(), part["attention_mask"].clone()
-            dropped = torch.from_numpy(rng.random(len(ids)) < DROPPED)
-            for tensor, of_empty in ((ids, empty["input_ids"]), (mask, empty["attention_mask"])):
-                tensor[dropped] = nn.functional.pad(of_empty, (0, tensor.shape[1] - of_empty.shape[1]))
+            output, mask = text(**part), part["attention_mask"]
+            dropped = torch.from_numpy(rng.random(len(mask)) < DROPPED)[:, None]
+            longer = mask.shape[1] - empty["attention_mask"].shape[1]
+            empty_states = nn.functional.pad(nothing.last_hidden_state, (0, 0, 0, longer))
+            empty_mask = nn.functional.pad(empty["attention_mask"], (0, longer))
+            embeds = torch.where(dropped, nothing.text_embeds, output.text_embeds)
+            states = torch.where(dropped[..., None], empty_states, output.last_hidden_state)
+            mask = torch.where(dropped, empty_mask, mask).float()
+            yield Part(pictures, dropped[:, 0], output.text_embeds, embeds, states, mask)
+
+
+class EpochImages:
+    """Image embeddings of an epoch's batches, each made when its pictures come first."""
+
+    def __init__(self, towers):
+        self.towers = towers
+        self.embeds = {}
+
+    @torch.no_grad()
+    def of(self, step, batch):
+        """Those of the batch of this step."""
+        at = step % EPOCH
+        if len(batch["pictures"]):
             with torch.autocast("cpu", torch.bfloat16):
-                output = towers.text(input_ids=ids, attention_mask=mask)
-            yield Part(pictures, dropped, output.text_embeds.float(), output.last_hidden_state.float(), mask.float())
+                self.embeds[at] = self.towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.float()
+        return self.embeds[at]
 
 
 def random_timesteps(shape, generator):
@@ -131,32 +161,30 @@ def denoise(denoiser, scheduler, images, part, generator):
     noise = torch.randn(clean.shape, generator=generator)
     timesteps = random_timesteps(clean.shape[:2], generator)
     noisy = scheduler.add_noise(scaled.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = denoiser(noisy, timesteps, part.embeds, part.states, part.mask)
+    predicted = denoiser(noisy, timesteps, part.embeds, part.states, part.mask)
     return timesteps, predicted.float(), clean
 
 
-def contrast(prior, predicted, part, images, shown, bank):
-    """How well the batch's pictures, and earlier ones, are told apart by the predicted embeddings: the cross entropy of
-    every caption that is there, `(captions, problems)`."""
-    direction = nn.functional.normalize(predicted * prior.clip_std + prior.clip_mean, dim=-1)[~part.dropped]
-    pictures = part.pictures[~part.dropped]
-    scores = SCALE * direction @ nn.functional.normalize(images, dim=-1).T
-    scores = torch.cat([scores, bank.scores(direction, shown[pictures])], 2).flatten(0, 1)
-    return nn.functional.cross_entropy(scores, pictures.repeat_interleave(PROBLEMS), reduction="none").view(-1, PROBLEMS)
+def contrast(embeds, pictures, images, shown, bank):
+    """How well the batch's pictures, and earlier ones, are told apart by embeddings made from captions: the cross entropy of
+    each, from `(captions, dim)` and the picture of each."""
+    scores = torch.cat([cosines(embeds, images), bank.cosines(embeds, shown[pictures])], 1) * SCALE
+    return nn.functional.cross_entropy(scores, pictures, reduction="none")
 
 
 def losses(denoiser, scheduler, images, parts, shown, bank, generator):
     """`(loss, what it is made of)` of a batch."""
-    found = []
+    found, prior = [], denoiser.prior
     for part in parts:
         timesteps, predicted, clean = denoise(denoiser, scheduler, images, part, generator)
-        contrasts = contrast(denoiser.prior, predicted, part, images, shown, bank)
-        found.append(((predicted - clean).square().mean(2).flatten(), timesteps.flatten(), contrasts.flatten()))
-    error, timesteps, contrasts = (torch.cat(values) for values in zip(*found))
+        embeds = (predicted * prior.clip_std + prior.clip_mean)[~part.dropped].flatten(0, 1)
+        of_prior = contrast(embeds, part.pictures[~part.dropped].repeat_interleave(PROBLEMS), images, shown, bank)
+        of_text = contrast(part.texts, part.pictures, images, shown, bank)
+        found.append(((predicted - clean).square().mean(2).flatten(), timesteps.flatten(), of_prior, of_text))
+    error, timesteps, of_prior, of_text = (torch.cat(values) for values in zip(*found))
     ranges = {f"error_{low}": error[(timesteps >= low) & (timesteps < low + 250)].mean() for low in range(0, 1000, 250)}
-    loss = error.mean() + CONTRAST * contrasts.mean()
-    return loss, {"loss": loss, "contrast": contrasts.mean(), **ranges}
+    loss = error.mean() + CONTRAST * of_prior.mean() + TEXT * of_text.mean()
+    return loss, {"loss": loss, "contrast": of_prior.mean(), "text": of_text.mean(), **ranges}
 
 
 @torch.no_grad()
@@ -170,25 +198,27 @@ def to_data_scale(prior):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 4000, rate=2e-3)
+    options = arguments(__doc__, 1500, rate=2e-3)
     world, tokenizer, towers = load_clip()
     prior, scheduler = make_prior(), make_scheduler()
-    run = Run(cache() / "run" / "prior", prior, optimizer(prior, 0.02), options.steps, options.rate)
+    prior.clip_mean.requires_grad_(False), prior.clip_std.requires_grad_(False)
+    denoiser, bank = Denoiser(prior, towers.text.requires_grad_(True)).train(), Bank(EMBEDDING_DIM)
+    run = Run(cache() / "run" / "prior", denoiser, Optimizer(denoiser, 0.02), options.steps, options.rate)
     if run.step == 0:
         prior.clip_mean.data, prior.clip_std.data = statistics(some_embeds(world, towers, tokenizer))
-    prior.clip_mean.requires_grad_(False), prior.clip_std.requires_grad_(False)
-    denoiser, bank = Denoiser(prior), Bank(EMBEDDING_DIM)
-    empty = encode(tokenizer, [""])
+    empty, images = encode(tokenizer, [""]), EpochImages(towers)
     sizes = (SINGLES, GROUPS, GROUP_SIZE, CAPTIONS)
-    for batch in load_batches(world, tokenizer, options.seed + 2, run, *sizes):
+    for batch in load_batches(world, tokenizer, options.seed + 2, run, *sizes, epoch=EPOCH):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            images = towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.float()
-        parts, shown = embed_captions(towers, batch, empty, rng), what_is_shown(batch)
-        loss, made_of = losses(denoiser, scheduler, images, parts, shown, bank, generator)
-        bank.add(nn.functional.normalize(images, dim=-1), shown)
+        embeds, shown = images.of(run.step, batch), what_is_shown(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = encode_captions(towers.text, batch, empty, rng)
+            loss, made_of = losses(denoiser, scheduler, embeds, parts, shown, bank, generator)
+        bank.add(embeds, shown)
         run.backward(loss, {name: value.detach() for name, value in made_of.items()})
+        if run.step % 500 == 0 or run.step == options.steps:
+            run.write(**retrieval(world, towers, tokenizer))
 
 
 if __name__ == "__main__":

@@ -13,18 +13,11 @@ def turned():
     return cache() / "run" / "clip" / "turned.pt"
 
 
-def text_checkpoint():
-    """Where the text tower lies that was trained on."""
-    return cache() / "run" / "text" / "text.pt"
-
-
-def load_clip(with_text=True):
-    """`(world, tokenizer, towers)` of the trained CLIP, frozen; without the text tower's own training, if so asked."""
+def load_clip():
+    """`(world, tokenizer, towers)` of the trained CLIP, frozen."""
     world, tokenizer = World(), CLIPTokenizer.from_pretrained(cache() / "run" / "tokenizer")
     towers = Towers(tokenizer, classes(world))
     towers.load_state_dict(torch.load(turned()))
-    if with_text:
-        towers.text.load_state_dict(torch.load(text_checkpoint()))
     return world, tokenizer, towers.eval().requires_grad_(False)
 
 

@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader
 
 from .batches import Batches
 
+BLOCKS = ("layers.", "blocks.")
+"""What the transformers call their blocks."""
+
 
 def arguments(description, steps, rate=1e-3):
     """The command line that all training scripts have; seeds torch."""
@@ -23,27 +26,52 @@ def arguments(description, steps, rate=1e-3):
     return options
 
 
-def load_batches(world, tokenizer, seed, run, *sizes):
+def load_batches(world, tokenizer, seed, run, *sizes, **options):
     """The batches that are left of a run, made by a process of their own while the model trains."""
-    batches = Batches(world, tokenizer, seed, run.step, run.steps, *sizes)
+    batches = Batches(world, tokenizer, seed, run.step, run.steps, *sizes, **options)
     return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4)
 
 
-def rate(step, steps, peak, warmup=200):
+def rate(step, steps, peak, warmup=100):
     """Linear warm-up, then a cosine down to a hundredth."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def optimizer(model, weight_decay):
-    """AdamW; vectors and embeddings do not decay."""
-    decays = lambda name, weight: weight.ndim > 1 and "embedding" not in name
-    groups = [
-        {"params": [w for n, w in model.named_parameters() if decays(n, w)], "weight_decay": weight_decay},
-        {"params": [w for n, w in model.named_parameters() if not decays(n, w)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+class Optimizer:
+    """Muon for the matrices of the transformers' blocks, which learn from fewer steps by it, AdamW for all else. Vectors
+    and embeddings do not decay."""
+
+    def __init__(self, model, weight_decay):
+        weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        in_block = lambda name, weight: weight.ndim == 2 and any(part in name for part in BLOCKS)
+        decays = lambda name, weight: weight.ndim > 1 and "embedding" not in name
+        matrices = [weight for name, weight in weights if in_block(name, weight)]
+        others = [(name, weight) for name, weight in weights if not in_block(name, weight)]
+        self.muon = torch.optim.Muon(matrices, lr=1e-3, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        groups = [
+            {"params": [w for n, w in others if decays(n, w)], "weight_decay": weight_decay},
+            {"params": [w for n, w in others if not decays(n, w)], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+
+    def step(self, rate):
+        """One step at this learning rate; the gradients are gone after it."""
+        for part in (self.muon, self.adamw):
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self):
+        """Of both."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state):
+        """Of both."""
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
 
 
 class Run:
@@ -65,12 +93,9 @@ class Run:
 
     def backward(self, loss, parts, every=50):
         """One optimizer step, with what goes along."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.step, self.steps, self.peak)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate(self.step, self.steps, self.peak))
         self.step += 1
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
