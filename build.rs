@@ -40,6 +40,9 @@ fn build_kernels(lib: &Path) {
         // What libtorch's headers warn of is not for us to mend.
         .warnings(false)
         .opt_level(3)
-        .files(["attention.cpp", "bfloat16.cpp", "int8.cpp", "linear.cpp"].map(|file| Path::new(KERNELS).join(file)))
+        .files(
+            ["attention.cpp", "bfloat16.cpp", "int8.cpp", "linear.cpp", "process.cpp"]
+                .map(|file| Path::new(KERNELS).join(file)),
+        )
         .compile("prior_embed_kernels");
 }

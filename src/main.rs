@@ -1,7 +1,8 @@
-//! Parses, runs, and gives the exit code; everything else is in the library.
+//! Parses, runs, and ends with the exit code; everything else is in the library.
 
-use std::process::ExitCode;
+use prior_embed::cli;
+use prior_embed::model::kernels::process;
 
-fn main() -> ExitCode {
-    prior_embed::cli::run(std::env::args_os())
+fn main() {
+    process::leave(cli::run(std::env::args_os()))
 }

@@ -15,12 +15,14 @@ use crate::diffusion::noise::BatchNoise;
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
 use crate::diffusion::scheduler::Scheduler;
 use crate::diffusion::unclip::{UnclipConfig, UnclipScheduler};
+use crate::files::Folder;
 use crate::hub::layout::Layout;
 use crate::model::prior::{PriorConfig, PriorTransformer};
 use anyhow::{Context, Result, anyhow};
+use memory::Parameters;
 use ndarray::Array2;
 use negative::NegativeCache;
-use std::path::Path;
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 use text::TextStage;
@@ -76,6 +78,7 @@ pub struct Pipeline {
     prior_config: PriorConfig,
     prior: Option<PriorTransformer>,
     scheduler: UnclipConfig,
+    parameters: OnceCell<Parameters>,
     negative: Option<NegativeCache>,
     timings: Timings,
 }
@@ -167,12 +170,12 @@ impl Pipeline {
     }
 
     /// Why `what` has a NaN or an infinity, as far as the weights of `components` tell.
-    fn explain_non_finite(&self, what: &str, components: &[&Path]) -> anyhow::Error {
+    fn explain_non_finite(&self, what: &str, components: &[&Folder]) -> anyhow::Error {
         let names = load::non_finite_tensors(components).unwrap_or_default();
         if names.is_empty() {
             return anyhow!("{what} is not finite (NaN or infinity); try --dtype f32");
         }
-        let (folder, names) = (self.layout.folder.display(), names.join(", "));
+        let (folder, names) = (&self.layout.folder, names.join(", "));
         anyhow!("{what} is not finite: {folder} has NaN or infinity in {names}; fetch the model again")
     }
 }

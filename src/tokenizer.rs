@@ -8,9 +8,9 @@ mod files;
 
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::Folder;
 use anyhow::{Result, anyhow};
 use files::TokenizerFiles;
-use std::path::Path;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -53,14 +53,15 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if files are missing, broken or of another kind of tokenizer.
-    pub fn open(folder: &Path, default_max_length: usize) -> Result<Self> {
-        let files = TokenizerFiles::read(folder)?;
-        let broken = || format!("{} does not hold a sound CLIP tokenizer", folder.display());
+    pub fn open(folder: impl Into<Folder>, default_max_length: usize) -> Result<Self> {
+        let folder = folder.into();
+        let files = TokenizerFiles::read(&folder)?;
+        let broken = || format!("{folder} does not hold a sound CLIP tokenizer");
         let mut backend = build_backend(&files).or_bad_input(broken)?;
         backend.add_tokens(files.added_tokens()).map_err(|error| anyhow!(error)).or_bad_input(broken)?;
         let id = |content: &str| {
             let id = backend.token_to_id(content);
-            id.ok_or_else(|| bad_input!("{}: token {content:?} is not in the vocabulary", folder.display()))
+            id.ok_or_else(|| bad_input!("{folder}: token {content:?} is not in the vocabulary"))
         };
         let (bos, eos, pad) = (files.bos_token(), files.eos_token(), files.pad_token());
         let (bos_id, eos_id, pad_id) = (id(bos)?, id(eos)?, id(pad)?);
@@ -68,7 +69,6 @@ impl Tokenizer {
         backend.with_post_processor(Some(post_processor.trim_offsets(false).add_prefix_space(false)));
         let max_length = files.max_length().unwrap_or(default_max_length);
         if max_length < 2 {
-            let folder = folder.display();
             return Err(bad_input!("{folder}: model_max_length is {max_length}, start and end of text need 2"));
         }
         Ok(Self { backend, max_length, pad_id: i64::from(pad_id) })

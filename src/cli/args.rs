@@ -26,9 +26,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", hide_possible_values = true)]
     pub format: Option<Format>,
 
-    /// The model: a folder in diffusers' layout
+    /// The model: emoji, which is built in, or a folder in diffusers' layout [default: emoji]
     #[arg(short, long, value_name = "NAME")]
-    pub model: String,
+    pub model: Option<String>,
 
     /// What the embeddings are to lead away from
     #[arg(short, long, value_name = "TEXT")]
@@ -68,7 +68,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub dtype: Dtype,
 
-    /// Number of CPU threads; all cores if not given
+    /// Number of CPU threads; if not given, all cores, or one for a small model
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one("a number of threads"))]
     pub threads: Option<usize>,
 

@@ -4,7 +4,7 @@ use super::args::{Args, BatchSize};
 use super::progress::Screen;
 use super::stats::{self, Seconds, Stats, peak_rss_bytes};
 use crate::bad_input;
-use crate::hub;
+use crate::hub::{self, builtin::EMOJI};
 use crate::io::destination::Destination;
 use crate::io::format::{Format, NamedArray};
 use crate::io::prompts;
@@ -86,13 +86,22 @@ pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<()> {
     let mut pipeline = open(args)?;
     pipeline.check_steps(job.settings.steps)?;
     if args.negative_out.is_some() && job.negative_prompt.is_none() && !pipeline.has_zero_embed() {
-        let folder = pipeline.folder().display();
+        let folder = pipeline.folder();
         return Err(bad_input!(
             "--negative-out: {folder} has no image encoder to make them with; give a --negative-prompt"
         ));
     }
     let needs_zero_embed = wants_negative && job.negative_prompt.is_none();
     let batch_size = pipeline.plan_batch(job.rows_to_sample(wants_negative), job.batch_size, needs_zero_embed)?;
+    if args.threads.is_none() && pipeline.is_small()? {
+        tch::set_num_threads(1);
+    }
+    if args.model.is_none() {
+        // Only now, so that what is refused is still one line.
+        screen.note(&format!(
+            "using the built-in model {EMOJI} (trained on emoji pictures); --model FOLDER takes a larger one"
+        ));
+    }
     let (image, negative) = job.embed(&mut pipeline, wants_negative, batch_size, screen)?;
     let write_start = Instant::now();
     write(outputs, &image, negative.as_ref())?;
@@ -108,7 +117,7 @@ pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<()> {
 fn settings(args: &Args, pipeline: &Pipeline, batch_size: usize) -> stats::Settings {
     let LoadOptions { device, precision } = pipeline.options();
     stats::Settings {
-        model: args.model.clone(),
+        model: model(args).to_string(),
         steps: args.steps,
         guidance_scale: args.guidance_scale,
         seed: args.seed,
@@ -126,7 +135,12 @@ fn open(args: &Args) -> Result<Pipeline> {
     set_threads(args.threads);
     let device = args.device.device()?;
     let options = LoadOptions { device, precision: args.dtype.precision(device)? };
-    Pipeline::open(&hub::resolve(&args.model)?, options)
+    Pipeline::open(&hub::resolve(model(args))?, options)
+}
+
+/// The name of the model to use.
+fn model(args: &Args) -> &str {
+    args.model.as_deref().unwrap_or(EMOJI)
 }
 
 /// More threads than cores wait for each other, and a great many cannot be started at all.

@@ -6,17 +6,16 @@ mod progress;
 mod stats;
 
 use crate::error;
-use crate::model::kernels::prefer_huge_pages;
+use crate::model::kernels::process::prefer_huge_pages;
 use args::Args;
 use clap::Parser;
 use clap::error::ErrorKind;
 use progress::Screen;
 use std::ffi::OsString;
-use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs the program with the arguments of its process and gives its exit code.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     prefer_huge_pages();
     let args = match Args::try_parse_from(arguments) {
@@ -26,20 +25,20 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (quiet, verbose) = (args.quiet, args.verbose);
     let screen = Screen::new(quiet, verbose);
     match embed::run(&args, &screen, start) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             screen.error(&error::one_line(&error, verbose));
-            ExitCode::from(error::exit_code(&error))
+            error::exit_code(&error)
         }
     }
 }
 
 /// Help and version as they are; a wrong usage as one line.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error) -> u8 {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // Nobody is left to tell if standard output is closed.
         let _ = error.print();
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let text = error.to_string();
     // The first paragraph says what is wrong; usage and hints follow.
@@ -47,5 +46,5 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let problem = problem.join(" ");
     let problem = problem.strip_prefix("error: ").unwrap_or(&problem);
     eprintln!("prior-embed: {problem}; see prior-embed --help");
-    ExitCode::from(2)
+    2
 }

@@ -25,6 +25,13 @@ impl Screen {
         screen
     }
 
+    /// Prints a line that is no warning, which is worth a look all the same.
+    pub fn note(&self, line: &str) {
+        if !self.quiet {
+            self.bars.suspend(|| eprintln!("prior-embed: {line}"));
+        }
+    }
+
     /// Prints the line that ends a failed run.
     pub fn error(&self, line: &str) {
         // A library may have left a bar behind.

@@ -6,9 +6,16 @@
 
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::Folder;
 use anyhow::Result;
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+
+/// The file that lists a model's components.
+const INDEX: &str = "model_index.json";
+
+/// The file in a model's own folder with the embedding of a black image, `image_embeds` `(1, embedding_dim)`, for models
+/// that come without the image encoder to make it with.
+pub const ZERO_IMAGE_EMBED: &str = "zero_image_embed.safetensors";
 
 /// A component's possible names, the first one that is there counts, and the classes that are understood.
 struct Part {
@@ -40,17 +47,19 @@ const IMAGE_ENCODER: Part = Part {
 #[derive(Debug, Clone)]
 pub struct Layout {
     /// The whole model's folder.
-    pub folder: PathBuf,
+    pub folder: Folder,
     /// `PriorTransformer`: `config.json` and weights.
-    pub prior: PathBuf,
+    pub prior: Folder,
     /// `CLIPTextModelWithProjection`: `config.json` and weights.
-    pub text_encoder: PathBuf,
+    pub text_encoder: Folder,
     /// `CLIPTokenizer`: its vocabulary and configuration.
-    pub tokenizer: PathBuf,
+    pub tokenizer: Folder,
     /// `UnCLIPScheduler`: `scheduler_config.json`.
-    pub scheduler: PathBuf,
+    pub scheduler: Folder,
     /// `CLIPVisionModelWithProjection`, which not every model has.
-    pub image_encoder: Option<PathBuf>,
+    pub image_encoder: Option<Folder>,
+    /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which counts where there is no image encoder.
+    pub has_zero_image_embed: bool,
 }
 
 impl Layout {
@@ -58,44 +67,44 @@ impl Layout {
     ///
     /// # Errors
     /// [`crate::error::BadInput`] that names what is missing or of a class that is not understood.
-    pub fn find(folder: &Path) -> Result<Self> {
+    pub fn find(folder: &Folder) -> Result<Self> {
         let index = read_index(folder)?;
         let find = |part: &Part| find(folder, index.as_ref(), part);
         let need = |part: &Part| {
             find(part)?.ok_or_else(|| {
-                let (folder, [prefixed, plain]) = (folder.display(), part.names);
+                let [prefixed, plain] = part.names;
                 bad_input!("{folder} has no {}: a folder {plain}/ or {prefixed}/ must be in it", part.what)
             })
         };
         Ok(Self {
-            folder: folder.to_path_buf(),
+            folder: folder.clone(),
             prior: need(&PRIOR)?,
             text_encoder: need(&TEXT_ENCODER)?,
             tokenizer: need(&TOKENIZER)?,
             scheduler: need(&SCHEDULER)?,
             image_encoder: find(&IMAGE_ENCODER)?,
+            has_zero_image_embed: folder.has_file(ZERO_IMAGE_EMBED),
         })
     }
 }
 
-fn read_index(folder: &Path) -> Result<Option<Map<String, Value>>> {
-    let path = folder.join("model_index.json");
-    if !path.is_file() {
+fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
+    let path = || folder.path_of(INDEX);
+    let Some(text) = folder.find_text(INDEX).or_bad_input(|| format!("cannot read {}", path()))? else {
         return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).or_bad_input(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).map(Some).or_bad_input(|| format!("{} is not a JSON object", path.display()))
+    };
+    serde_json::from_str(&text).map(Some).or_bad_input(|| format!("{} is not a JSON object", path()))
 }
 
-fn find(folder: &Path, index: Option<&Map<String, Value>>, part: &Part) -> Result<Option<PathBuf>> {
+fn find(folder: &Folder, index: Option<&Map<String, Value>>, part: &Part) -> Result<Option<Folder>> {
     let is_there = |name: &&&str| {
         let listed = index.is_none_or(|index| class_of(index, name).is_some());
         listed && folder.join(name).is_dir()
     };
     let Some(name) = part.names.iter().find(is_there) else { return Ok(None) };
     if let Some(class) = index.and_then(|index| class_of(index, name)).filter(|class| !part.classes.contains(class)) {
-        let (index, known) = (folder.join("model_index.json"), part.classes.join(" or "));
-        return Err(bad_input!("{}: {name} is a {class}, which is not supported; only {known} is", index.display()));
+        let (index, known) = (folder.path_of(INDEX), part.classes.join(" or "));
+        return Err(bad_input!("{index}: {name} is a {class}, which is not supported; only {known} is"));
     }
     Ok(Some(folder.join(name)))
 }

@@ -1,4 +1,4 @@
-//! Checkpoints: safetensors files, whole or sharded by an index, memory-mapped, checked against what a model needs.
+//! Checkpoints: safetensors files, whole or sharded by an index, read where they lie, checked against what a model needs.
 
 mod borrowed;
 
@@ -6,17 +6,16 @@ pub(super) use borrowed::StackedWeight;
 
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::{Bytes, Folder};
 use crate::model::precision::Precision;
 use anyhow::Result;
 use borrowed::Borrowed;
-use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Stems of weight files, as diffusers (first) and transformers write them.
@@ -25,12 +24,12 @@ const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 /// Infixes of the variants that the hub holds beside or in place of the plain files; the plain one comes first.
 const VARIANTS: [&str; 3] = ["", ".fp16", ".bf16"];
 
-/// The tensors of one component, in one or several memory-mapped files.
+/// The tensors of one component, in one or several files, mapped into memory or part of the program.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// What messages call it: the folder or file that it was opened from.
     origin: String,
-    files: Vec<Mmap>,
+    files: Vec<Bytes>,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -49,82 +48,80 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if there are none, or a file is truncated, corrupt or at odds with its index.
-    pub fn open_folder(folder: &Path) -> Result<Self> {
+    pub fn open_folder(folder: &Folder) -> Result<Self> {
         for variant in VARIANTS {
             for stem in STEMS {
-                let whole = folder.join(format!("{stem}{variant}.safetensors"));
-                if whole.is_file() {
-                    return Self::open_files(folder, &[whole]);
+                let whole = format!("{stem}{variant}.safetensors");
+                if folder.has_file(&whole) {
+                    return Self::open_files(folder.to_string(), folder, &[&whole]);
                 }
                 // Both libraries have put the variant at either end over the years.
                 let names = [
                     format!("{stem}.safetensors.index{variant}.json"),
                     format!("{stem}{variant}.safetensors.index.json"),
                 ];
-                if let Some(index) = names.iter().map(|name| folder.join(name)).find(|index| index.is_file()) {
-                    return Self::open_sharded(folder, &index);
+                if let Some(index) = names.iter().find(|name| folder.has_file(name)) {
+                    return Self::open_sharded(folder, index);
                 }
             }
         }
         let expected = STEMS.map(|stem| format!("{stem}.safetensors")).join(" or ");
         let found = if has_pickles(folder) { "only pickles (.bin), which are not read" } else { "none" };
-        let folder = folder.display();
         Err(bad_input!("{folder} must hold weights as {expected}, whole or sharded with an index; it has {found}"))
     }
 
-    /// Opens a list of files as one checkpoint; `origin` is what messages call it.
+    /// Opens one file in a folder.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a file is truncated or corrupt, or two hold a tensor of the same name.
-    pub fn open_files(origin: &Path, paths: &[PathBuf]) -> Result<Self> {
-        let mut checkpoint = Self { origin: origin.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
-        for path in paths {
-            checkpoint.add_file(path)?;
+    /// [`crate::error::BadInput`] if the file is missing, truncated or corrupt.
+    pub fn open_file(folder: &Folder, name: &str) -> Result<Self> {
+        Self::open_files(folder.path_of(name), folder, &[name])
+    }
+
+    fn open_files(origin: String, folder: &Folder, names: &[&str]) -> Result<Self> {
+        let mut checkpoint = Self { origin, files: Vec::new(), tensors: BTreeMap::new() };
+        for name in names {
+            checkpoint.add_file(folder, name)?;
         }
         Ok(checkpoint)
     }
 
-    fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
+    fn open_sharded(folder: &Folder, index_name: &str) -> Result<Self> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read_to_string(index).or_bad_input(|| format!("cannot read {}", index.display()))?;
-        let Index { weight_map } = serde_json::from_str(&text).or_bad_input(|| {
-            format!("{} is not an index of shards: a JSON object with a weight_map is needed", index.display())
-        })?;
-        let shards: BTreeSet<&String> = weight_map.values().collect();
+        let index = folder.path_of(index_name);
+        let text = folder.read_text(index_name).or_bad_input(|| format!("cannot read {index}"))?;
+        let Index { weight_map } = serde_json::from_str(&text)
+            .or_bad_input(|| format!("{index} is not an index of shards: a JSON object with a weight_map is needed"))?;
+        let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
         // An index names files beside it; anything else would let a downloaded model read where it should not.
         let is_plain = |name: &str| Path::new(name).file_name().is_some_and(|file_name| file_name == name);
         if let Some(shard) = shards.iter().find(|shard| !is_plain(shard)) {
-            return Err(bad_input!("{}: shard {shard:?} is not a plain file name", index.display()));
+            return Err(bad_input!("{index}: shard {shard:?} is not a plain file name"));
         }
-        let paths: Vec<PathBuf> = shards.iter().map(|shard| folder.join(shard)).collect();
-        if let Some(missing) = paths.iter().find(|path| !path.is_file()) {
-            return Err(bad_input!("{} names {}, which is not there", index.display(), missing.display()));
+        let shards: Vec<&str> = shards.into_iter().collect();
+        if let Some(missing) = shards.iter().find(|shard| !folder.has_file(shard)) {
+            return Err(bad_input!("{index} names {}, which is not there", folder.path_of(missing)));
         }
-        let checkpoint = Self::open_files(folder, &paths)?;
+        let checkpoint = Self::open_files(folder.to_string(), folder, &shards)?;
         let absent: Vec<&str> =
             weight_map.keys().filter(|name| !checkpoint.tensors.contains_key(*name)).map(String::as_str).collect();
         if !absent.is_empty() {
-            return Err(bad_input!("{} lists tensors that no shard holds: {}", index.display(), absent.join(", ")));
+            return Err(bad_input!("{index} lists tensors that no shard holds: {}", absent.join(", ")));
         }
         Ok(checkpoint)
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<()> {
-        let corrupt =
-            |error: String| bad_input!("{} is not a sound safetensors file ({error}); fetch it again", path.display());
-        let cannot_read = || format!("cannot read {}", path.display());
-        let file = File::open(path).or_bad_input(cannot_read)?;
-        if file.metadata().or_bad_input(cannot_read)?.len() == 0 {
+    fn add_file(&mut self, folder: &Folder, name: &str) -> Result<()> {
+        let path = folder.path_of(name);
+        let corrupt = |error: String| bad_input!("{path} is not a sound safetensors file ({error}); fetch it again");
+        let bytes = folder.open(name).or_bad_input(|| format!("cannot read {path}"))?;
+        if bytes.is_empty() {
             return Err(corrupt("it is empty".into()));
         }
-        // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile could end this one with
-        // a bus error, as with every memory-mapped reader; copying gigabytes first would be the alternative.
-        #[allow(unsafe_code)]
-        let mmap = unsafe { Mmap::map(&file) }.or_bad_input(cannot_read)?;
-        let (header_len, metadata) = SafeTensors::read_metadata(&mmap).map_err(|error| corrupt(error.to_string()))?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| corrupt(error.to_string()))?;
         let start = header_len + size_of::<u64>();
         let file_index = self.files.len();
         for (name, info) in metadata.tensors() {
@@ -136,7 +133,7 @@ impl Checkpoint {
                 return Err(bad_input!("{}: tensor {name} is in two shards", self.origin));
             }
         }
-        self.files.push(mmap);
+        self.files.push(bytes);
         Ok(())
     }
 
@@ -315,11 +312,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-fn has_pickles(folder: &Path) -> bool {
-    let is_pickle = |entry: std::io::Result<std::fs::DirEntry>| {
-        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|extension| extension == "bin"))
-    };
-    folder.read_dir().is_ok_and(|mut entries| entries.any(is_pickle))
+fn has_pickles(folder: &Folder) -> bool {
+    folder.file_names().iter().any(|name| Path::new(name).extension().is_some_and(|extension| extension == "bin"))
 }
 
 fn float_kind(dtype: Dtype) -> Option<Kind> {

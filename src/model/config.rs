@@ -2,9 +2,9 @@
 
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::Folder;
 use anyhow::Result;
 use serde::de::DeserializeOwned;
-use std::path::Path;
 
 /// No dimension of a model that this tool was made for comes near this; a larger one is a broken file.
 const MAX_SIZE: i64 = 1 << 20;
@@ -27,15 +27,15 @@ pub trait Config: DeserializeOwned {
     fn validate(&self) -> Result<()>;
 }
 
-/// Reads and checks the configuration in the file `path`.
+/// Reads and checks the configuration in the file `name` of a component's folder.
 ///
 /// # Errors
 /// [`crate::error::BadInput`] if the file cannot be read, is not a JSON object, or has a key of the wrong type or value.
-pub fn read<C: Config>(path: &Path) -> Result<C> {
-    let text = std::fs::read_to_string(path)
-        .or_bad_input(|| format!("cannot read {}: a component needs its configuration there", path.display()))?;
-    let config = parse(&text, &path.display().to_string())?;
-    Ok(config)
+pub fn read<C: Config>(folder: &Folder, name: &str) -> Result<C> {
+    let path = folder.path_of(name);
+    let text = folder.read_text(name);
+    let text = text.or_bad_input(|| format!("cannot read {path}: a component needs its configuration there"))?;
+    parse(&text, &path)
 }
 
 /// Parses and checks a configuration; `origin` says in messages where the text comes from.

@@ -6,6 +6,8 @@
 // The border to C++: each call passes pointers of tensors that outlive it and takes ownership of a new tensor.
 #![allow(unsafe_code)]
 
+pub mod process;
+
 use anyhow::{Result, anyhow};
 use std::ffi::{CStr, c_char};
 use std::ptr::{null, null_mut};
@@ -33,7 +35,6 @@ unsafe extern "C" {
         weight: *const C_tensor,
         bias: *const C_tensor,
     ) -> Failure;
-    fn prior_embed_prefer_huge_pages();
     fn prior_embed_has_bfloat16() -> bool;
     fn prior_embed_pack_bfloat16(out: *mut *mut C_tensor, weight: *const C_tensor) -> Failure;
     fn prior_embed_bfloat16_linear(
@@ -135,14 +136,6 @@ pub fn packed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epilogu
             Epilogue::Add(other) => prior_embed_packed_linear_add(out, x, other.as_ptr(), weight, bias),
         }
     })
-}
-
-/// Asks libtorch for memory in huge pages, in which a model is loaded and read faster. To be called before libtorch
-/// allocates anything.
-pub fn prefer_huge_pages() {
-    // SAFETY: takes and gives no pointers. It sets an environment variable, which nobody reads meanwhile: the program has
-    // one thread at that time.
-    unsafe { prior_embed_prefer_huge_pages() }
 }
 
 /// Whether the processor has what [`Bfloat16Weight`] needs: AVX-512 with bfloat16.

@@ -4,7 +4,8 @@ use super::text::TextStage;
 use super::{Observer, Pipeline, Timings, to_rows};
 use crate::bad_input;
 use crate::diffusion::unclip::UnclipConfig;
-use crate::hub::layout::Layout;
+use crate::files::Folder;
+use crate::hub::layout::{Layout, ZERO_IMAGE_EMBED};
 use crate::model::checkpoint::{Checkpoint, Placement, Weights};
 use crate::model::config::{self, Config};
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
@@ -12,9 +13,9 @@ use crate::model::precision::Precision;
 use crate::model::prior::{PriorConfig, PriorTransformer};
 use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::Tokenizer;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use ndarray::Array1;
-use std::path::Path;
+use std::cell::OnceCell;
 use std::time::Instant;
 use tch::Device;
 
@@ -39,17 +40,18 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if a component is missing, broken, unsupported, or does not fit the others.
-    pub fn open(folder: &Path, options: LoadOptions) -> Result<Self> {
+    pub fn open(folder: impl Into<Folder>, options: LoadOptions) -> Result<Self> {
         let start = Instant::now();
-        let layout = Layout::find(folder)?;
-        let scheduler: UnclipConfig = config::read(&layout.scheduler.join("scheduler_config.json"))?;
-        let prior_config: PriorConfig = config::read(&layout.prior.join("config.json"))?;
-        let text_config: TextEncoderConfig = config::read(&layout.text_encoder.join("config.json"))?;
+        let layout = Layout::find(&folder.into())?;
+        let scheduler: UnclipConfig = config::read(&layout.scheduler, "scheduler_config.json")?;
+        let prior_config: PriorConfig = config::read(&layout.prior, "config.json")?;
+        let text_config: TextEncoderConfig = config::read(&layout.text_encoder, "config.json")?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
         check_fit(&layout, &tokenizer, &text_config, &prior_config, &scheduler)?;
         let text = TextStage { tokenizer, config: text_config, encoder: None };
         let timings = Timings { load: start.elapsed(), ..Timings::default() };
-        Ok(Self { layout, options, text, prior_config, prior: None, scheduler, negative: None, timings })
+        let parameters = OnceCell::new();
+        Ok(Self { layout, options, text, prior_config, prior: None, scheduler, parameters, negative: None, timings })
     }
 
     /// Loads the text encoder if it is not there.
@@ -85,19 +87,19 @@ impl Pipeline {
     }
 
     /// The image embedding of a black image, which decoders take as the negative embedding when there is no negative
-    /// prompt; `None` if the model comes without an image encoder.
+    /// prompt; `None` if the model comes with neither an image encoder nor a file that holds the embedding.
     ///
     /// The image encoder is read for this alone, and the other networks make room for it: where they are needed again, they
     /// are loaded again.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the image encoder is broken; an error if the embedding is not finite.
+    /// [`crate::error::BadInput`] if the image encoder or the file is broken; an error if the embedding is not finite.
     pub fn zero_embed(&mut self) -> Result<Option<Array1<f32>>> {
-        let Some(folder) = &self.layout.image_encoder else { return Ok(None) };
+        let Some(folder) = &self.layout.image_encoder else { return self.read_zero_embed() };
         self.text.release();
         (self.prior, self.negative) = (None, None);
         let start = Instant::now();
-        let config: ImageEncoderConfig = config::read(&folder.join("config.json"))?;
+        let config: ImageEncoderConfig = config::read(folder, "config.json")?;
         let encoder = load_module(folder, &config, self.options.encoder_placement(), ImageEncoder::load)?;
         self.timings.load += start.elapsed();
         let embed = to_rows(&encoder.zero_embed()?)?;
@@ -107,9 +109,23 @@ impl Pipeline {
         Ok(Some(embed.row(0).to_owned()))
     }
 
+    /// The same from [`ZERO_IMAGE_EMBED`].
+    fn read_zero_embed(&self) -> Result<Option<Array1<f32>>> {
+        let Layout { folder, has_zero_image_embed: true, .. } = &self.layout else { return Ok(None) };
+        let path = folder.path_of(ZERO_IMAGE_EMBED);
+        let checkpoint = Checkpoint::open_file(folder, ZERO_IMAGE_EMBED)?;
+        let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
+        let shape = [1, self.prior_config.embedding_dim];
+        let embed = to_rows(&checkpoint.build("", placement, |weights| weights.tensor("image_embeds", &shape))?)?;
+        if embed.iter().any(|value| !value.is_finite()) {
+            return Err(anyhow!("the embedding of a black image is not finite: {path} has NaN or infinity in it"));
+        }
+        Ok(Some(embed.row(0).to_owned()))
+    }
+
     /// Whether [`Pipeline::zero_embed`] gives one.
     pub fn has_zero_embed(&self) -> bool {
-        self.layout.image_encoder.is_some()
+        self.layout.image_encoder.is_some() || self.layout.has_zero_image_embed
     }
 
     /// Where and in what the networks compute.
@@ -118,13 +134,13 @@ impl Pipeline {
     }
 
     /// The folder that the model was loaded from.
-    pub fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Folder {
         &self.layout.folder
     }
 }
 
 fn load_module<C, M>(
-    folder: &Path,
+    folder: &Folder,
     config: &C,
     placement: Placement,
     load: impl Fn(&Weights, &C) -> Result<M>,
@@ -140,10 +156,10 @@ where
 ///
 /// # Errors
 /// If a checkpoint cannot be opened again.
-pub(super) fn non_finite_tensors(components: &[&Path]) -> Result<Vec<String>> {
+pub(super) fn non_finite_tensors(components: &[&Folder]) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for folder in components {
-        let component = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let component = folder.name();
         let found = Checkpoint::open_folder(folder)?.non_finite_tensors()?;
         names.extend(found.into_iter().map(|name| format!("{component}/{name}")));
     }
@@ -172,7 +188,7 @@ fn check_fit(
         ),
         ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
     ];
-    let folder = layout.folder.display();
+    let folder = &layout.folder;
     if prior.added_emb_type.is_none() {
         return Err(bad_input!(
             "{folder}: the prior has no query token (added_emb_type is null), so it gives no CLIP embedding"

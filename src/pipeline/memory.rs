@@ -1,11 +1,12 @@
-//! How much memory a run needs, and so how many rows are computed together.
+//! How large the networks are: how much memory a run needs, and so how many rows are computed together, and whether
+//! threads are worth it.
 
 use super::Pipeline;
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
+use crate::files::Folder;
+use crate::hub::layout::Layout;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::precision::Precision;
 use anyhow::{Result, anyhow};
-use std::path::Path;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;
 
@@ -16,7 +17,31 @@ const MOST_ROWS: usize = 64;
 /// What libtorch, the tokenizer and the activations of a batch take beside weights and caches.
 const BASE_BYTES: u64 = 512 << 20;
 
+/// The most weights of a network that one thread is enough for.
+const FEW_WEIGHTS: u64 = 1 << 24;
+
+/// Number of weights of each network.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parameters {
+    prior: u64,
+    text_encoder: u64,
+    /// 0 if the model comes without one.
+    image_encoder: u64,
+}
+
 impl Pipeline {
+    /// Whether the networks are so small that they are best computed by one thread.
+    ///
+    /// Threads wait for each other after every product. In a small network this takes as long as the products, and where
+    /// another program has one of the cores it takes a hundred times as long.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if a network's weights are missing or broken.
+    pub fn is_small(&self) -> Result<bool> {
+        let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
+        Ok(prior.max(text_encoder).max(image_encoder) <= FEW_WEIGHTS)
+    }
+
     /// How many rows to compute together, of `rows` in all: `wanted`, or as many as memory allows up to where more are no
     /// gain. `zero_embed` says that [`Pipeline::zero_embed`] will be asked for afterwards.
     ///
@@ -25,10 +50,11 @@ impl Pipeline {
     pub fn plan_batch(&self, rows: usize, wanted: Option<usize>, zero_embed: bool) -> Result<usize> {
         let most = rows.clamp(1, MOST_ROWS);
         let Some(free) = self.free_bytes() else { return Ok(wanted.unwrap_or(most)) };
-        let prior = weight_bytes(&self.layout.prior, self.options.precision)?;
-        let encoder_bytes = |folder: &Path| weight_bytes(folder, self.options.precision.unquantized());
-        let text = encoder_bytes(&self.layout.text_encoder)?;
-        let image = self.layout.image_encoder.as_deref().filter(|_| zero_embed).map_or(Ok(0), encoder_bytes)?;
+        let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
+        let prior = prior.saturating_mul(self.options.precision.bytes());
+        let encoder_bytes = |weights: u64| weights.saturating_mul(self.options.precision.unquantized().bytes());
+        let text = encoder_bytes(text_encoder);
+        let image = if zero_embed { encoder_bytes(image_encoder) } else { 0 };
         let needed = |batch: usize| {
             let caches = self.token_bytes().saturating_mul(self.cached_tokens(batch.min(rows)));
             // With a single batch the text encoder is gone by the time that the prior is read.
@@ -44,6 +70,21 @@ impl Pipeline {
         let way_out =
             if batch > 1 { "a smaller --batch-size, or --dtype bf16 or int8" } else { "--dtype bf16 or int8" };
         Err(anyhow!("not enough memory: {needed} GB are needed and {free} GB are free; try {way_out}"))
+    }
+
+    /// How many weights the networks have. Their files' headers are read once.
+    fn parameters(&self) -> Result<Parameters> {
+        if let Some(known) = self.parameters.get() {
+            return Ok(*known);
+        }
+        let count = |folder: &Folder| -> Result<u64> { Ok(Checkpoint::open_folder(folder)?.parameters()) };
+        let Layout { prior, text_encoder, image_encoder, .. } = &self.layout;
+        let found = Parameters {
+            prior: count(prior)?,
+            text_encoder: count(text_encoder)?,
+            image_encoder: image_encoder.as_ref().map_or(Ok(0), count)?,
+        };
+        Ok(*self.parameters.get_or_init(|| found))
     }
 
     /// Bytes of one token's keys and values in all blocks.
@@ -69,11 +110,6 @@ impl Pipeline {
         let free = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory).min(system.available_memory());
         (free > 0).then_some(free)
     }
-}
-
-/// Bytes of a component's weights in memory.
-fn weight_bytes(folder: &Path, precision: Precision) -> Result<u64> {
-    Ok(Checkpoint::open_folder(folder)?.parameters().saturating_mul(precision.bytes()))
 }
 
 /// Halves the batch until it fits.

@@ -2,13 +2,13 @@
 
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::Folder;
 use ahash::AHashMap;
 use anyhow::Result;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
 use tokenizers::AddedToken;
 
 /// The tokens that have a role, in the order in which transformers adds them.
@@ -101,7 +101,7 @@ impl TokenizerFiles {
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if there is no vocabulary, or a file is broken.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: &Folder) -> Result<Self> {
         let config: Map<String, Value> = read_json(folder, "tokenizer_config.json")?.unwrap_or_default();
         let mut files = Self::read_vocabulary(folder)?;
         files.check_sides(folder, &config)?;
@@ -170,13 +170,12 @@ impl TokenizerFiles {
         self.roles.get(role).map_or("", Token::content)
     }
 
-    fn read_vocabulary(folder: &Path) -> Result<Self> {
+    fn read_vocabulary(folder: &Folder) -> Result<Self> {
         let (vocab, merges, added) = match read_json::<TokenizerJson>(folder, "tokenizer.json")? {
             Some(json) => json.into_parts(folder)?,
             None => {
                 let vocab = read_json(folder, "vocab.json")?;
                 let vocab = vocab.ok_or_else(|| {
-                    let folder = folder.display();
                     bad_input!(
                         "{folder} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, must be there"
                     )
@@ -189,10 +188,9 @@ impl TokenizerFiles {
     }
 
     /// Right is the side that CLIP pads and cuts off on, and the only one that a causal model can do without a mask.
-    fn check_sides(&self, folder: &Path, config: &Map<String, Value>) -> Result<()> {
+    fn check_sides(&self, folder: &Folder, config: &Map<String, Value>) -> Result<()> {
         for key in ["padding_side", "truncation_side"] {
             if let Some(side) = config.get(key).and_then(Value::as_str).filter(|side| *side != "right") {
-                let folder = folder.display();
                 return Err(bad_input!(
                     "{folder}/tokenizer_config.json: {key} {side:?} is not supported, only \"right\" is"
                 ));
@@ -201,25 +199,24 @@ impl TokenizerFiles {
         Ok(())
     }
 
-    fn read_config_tokens(&mut self, folder: &Path, config: &Map<String, Value>) -> Result<()> {
-        let place = |file: &str| folder.join(file).display().to_string();
-        self.read_roles(config, false, &place("tokenizer_config.json"))?;
+    fn read_config_tokens(&mut self, folder: &Folder, config: &Map<String, Value>) -> Result<()> {
+        self.read_roles(config, false, &folder.path_of("tokenizer_config.json"))?;
         if let Some(decoder) = config.get("added_tokens_decoder") {
             // This is the newest form and replaces the older ones.
-            self.added = parse_decoder(decoder, &place("tokenizer_config.json"))?;
+            self.added = parse_decoder(decoder, &folder.path_of("tokenizer_config.json"))?;
         } else {
             let mut map: Map<String, Value> = read_json(folder, "special_tokens_map.json")?.unwrap_or_default();
             // transformers hears of this key too late to make the tokens in added_tokens.json special by it, and not at
             // all if there are extra tokens by then.
             let late: Map<String, Value> = map.remove_entry("additional_special_tokens").into_iter().collect();
-            self.read_roles(&map, true, &place("special_tokens_map.json"))?;
+            self.read_roles(&map, true, &folder.path_of("special_tokens_map.json"))?;
             let added: BTreeMap<String, u32> = read_json(folder, "added_tokens.json")?.unwrap_or_default();
             for (content, id) in added {
                 let special = self.roles.values().chain(&self.extra).any(|token| token.content() == content);
                 self.added.entry(id).or_insert_with(|| AddedToken::from(content, special));
             }
             if self.extra.is_empty() {
-                self.read_roles(&late, true, &place("special_tokens_map.json"))?;
+                self.read_roles(&late, true, &folder.path_of("special_tokens_map.json"))?;
             }
         }
         // A token with an id brings its own matching rules to its role.
@@ -278,26 +275,24 @@ struct TokenWithId {
 type Vocabulary = (AHashMap<String, u32>, Vec<(String, String)>, BTreeMap<u32, AddedToken>);
 
 impl TokenizerJson {
-    fn into_parts(self, folder: &Path) -> Result<Vocabulary> {
+    fn into_parts(self, folder: &Folder) -> Result<Vocabulary> {
         let merges = self.model.merges.into_iter().enumerate().map(|(number, merge)| match merge {
             Merge::Pair(left, right) => Ok((left, right)),
-            Merge::Line(line) => split_merge(&line).ok_or_else(|| {
-                bad_input!("{}/tokenizer.json: merge {number} is not a pair: {line:?}", folder.display())
-            }),
+            Merge::Line(line) => split_merge(&line)
+                .ok_or_else(|| bad_input!("{folder}/tokenizer.json: merge {number} is not a pair: {line:?}")),
         });
         let added = self.added_tokens.into_iter().map(|added| (added.id, added.token.into_added(false)));
         Ok((self.model.vocab, merges.collect::<Result<_>>()?, added.collect()))
     }
 }
 
-fn read_merges(folder: &Path) -> Result<Vec<(String, String)>> {
-    let path = folder.join("merges.txt");
-    let text = std::fs::read_to_string(&path)
-        .or_bad_input(|| format!("cannot read {}, which belongs to vocab.json beside it", path.display()))?;
+fn read_merges(folder: &Folder) -> Result<Vec<(String, String)>> {
+    let path = folder.path_of("merges.txt");
+    let text = folder.read_text("merges.txt");
+    let text = text.or_bad_input(|| format!("cannot read {path}, which belongs to vocab.json beside it"))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
-    let merges = lines.map(|(index, line)| {
-        split_merge(line).ok_or_else(|| bad_input!("{}:{}: a merge is two words", path.display(), index + 1))
-    });
+    let merges = lines
+        .map(|(index, line)| split_merge(line).ok_or_else(|| bad_input!("{path}:{}: a merge is two words", index + 1)));
     merges.collect()
 }
 
@@ -328,12 +323,11 @@ fn max_length(config: &Map<String, Value>) -> Option<usize> {
 }
 
 /// Reads a JSON file; `None` if it is not there.
-fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
-    let path = folder.join(name);
-    if !path.is_file() {
+fn read_json<T: DeserializeOwned>(folder: &Folder, name: &str) -> Result<Option<T>> {
+    let path = || folder.path_of(name);
+    let Some(text) = folder.find_text(name).or_bad_input(|| format!("cannot read {}", path()))? else {
         return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).or_bad_input(|| format!("cannot read {}", path.display()))?;
+    };
     let value = serde_json::from_str(&text);
-    value.map(Some).or_bad_input(|| format!("{} is not what a CLIP tokenizer has there", path.display()))
+    value.map(Some).or_bad_input(|| format!("{} is not what a CLIP tokenizer has there", path()))
 }

@@ -1,6 +1,9 @@
 //! A temporary folder with a small model, and the binary run in it.
 
 use assert_cmd::Command;
+use ndarray::Array2;
+use ndarray_npy::{NpzReader, ReadNpyExt};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use tempfile::TempDir;
@@ -65,6 +68,28 @@ fn copy_folder(from: &Path, to: &Path) {
             std::fs::copy(&path, &target).unwrap();
         }
     }
+}
+
+/// The array in a `.npy` file.
+pub fn read_npy(bytes: &[u8]) -> Array2<f32> {
+    Array2::read_npy(bytes).unwrap()
+}
+
+/// An array in a `.npz` file.
+pub fn read_npz(bytes: Vec<u8>, name: &str) -> Array2<f32> {
+    NpzReader::new(Cursor::new(bytes)).unwrap().by_name(name).unwrap()
+}
+
+/// The largest magnitude in an array.
+pub fn largest(values: &Array2<f32>) -> f32 {
+    values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
+}
+
+/// The least cosine between a row and the row in the same place.
+pub fn lowest_cosine(left: &Array2<f32>, right: &Array2<f32>) -> f32 {
+    let norm = |row: ndarray::ArrayView1<f32>| row.dot(&row).sqrt();
+    let cosines = left.rows().into_iter().zip(right.rows()).map(|(a, b)| a.dot(&b) / norm(a) / norm(b));
+    cosines.fold(1.0, f32::min)
 }
 
 pub fn stderr(output: &Output) -> String {

@@ -1,20 +1,11 @@
 //! What ends up in files and on standard output.
 
-use crate::common::{Workplace, assert_done, stderr};
-use ndarray::Array2;
-use ndarray_npy::{NpzReader, ReadNpyExt};
+use crate::common::{Workplace, assert_done, largest, read_npy, read_npz, stderr};
+use ndarray_npy::NpzReader;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command as Process, Stdio};
-
-fn read_npy(bytes: &[u8]) -> Array2<f32> {
-    Array2::read_npy(bytes).unwrap()
-}
-
-fn read_npz(bytes: Vec<u8>, name: &str) -> Array2<f32> {
-    NpzReader::new(Cursor::new(bytes)).unwrap().by_name(name).unwrap()
-}
 
 #[test]
 fn rows_are_prompts_times_samples() {
@@ -26,9 +17,8 @@ fn rows_are_prompts_times_samples() {
     // The third row is the second prompt's first sample; alone, it has its seed.
     assert_done(place.command().args(["-p", "two cats", "--seed", "7", "--out", "one.npy"]));
     let one = read_npy(&fs::read(place.path("one.npy")).unwrap());
-    let largest = all.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     for (left, right) in all.row(2).iter().zip(one.row(0)) {
-        assert!((left - right).abs() < 1e-5 * largest);
+        assert!((left - right).abs() < 1e-5 * largest(&all));
     }
     assert_ne!(all.row(0), all.row(1), "samples of a prompt differ");
 }

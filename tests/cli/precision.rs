@@ -1,8 +1,7 @@
 //! Number types and processors.
 
-use crate::common::{Workplace, assert_done, assert_refused, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, largest, lowest_cosine, read_npy, stderr};
 use ndarray::Array2;
-use ndarray_npy::ReadNpyExt;
 use serde_json::Value;
 use std::fs;
 
@@ -14,17 +13,7 @@ fn embed(options: &[&str], environment: &[(&str, &str)]) -> (Array2<f32>, String
     let mut command = place.command();
     command.args(PROMPTS).args(["--out", "e.npy"]).args(options).envs(environment.iter().copied());
     let printed = assert_done(&mut command);
-    (Array2::read_npy(fs::File::open(place.path("e.npy")).unwrap()).unwrap(), printed)
-}
-
-fn largest(values: &Array2<f32>) -> f32 {
-    values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
-}
-
-fn lowest_cosine(left: &Array2<f32>, right: &Array2<f32>) -> f32 {
-    let norm = |row: ndarray::ArrayView1<f32>| row.dot(&row).sqrt();
-    let cosines = left.rows().into_iter().zip(right.rows()).map(|(a, b)| a.dot(&b) / norm(a) / norm(b));
-    cosines.fold(1.0, f32::min)
+    (read_npy(&fs::read(place.path("e.npy")).unwrap()), printed)
 }
 
 #[test]

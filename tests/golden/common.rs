@@ -1,6 +1,7 @@
 //! Opens the files in `tests/fixtures` and compares tensors.
 
 use anyhow::Result;
+use prior_embed::files::Folder;
 use prior_embed::model::checkpoint::{Checkpoint, Placement, Weights};
 use prior_embed::model::config::{self, Config};
 use prior_embed::model::precision::Precision;
@@ -66,7 +67,8 @@ impl Fixture {
 
     /// Builds the module whose weights the file holds.
     pub fn build<M>(&self, load: impl Fn(&Weights) -> Result<M>) -> M {
-        let checkpoint = Checkpoint::open_files(&self.path, std::slice::from_ref(&self.path)).unwrap();
+        let folder = Folder::from(self.path.parent().unwrap());
+        let checkpoint = Checkpoint::open_file(&folder, &format!("{}.safetensors", self.name())).unwrap();
         checkpoint.build("weights.", PLACEMENT, load).unwrap()
     }
 

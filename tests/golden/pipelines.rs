@@ -1,9 +1,11 @@
 //! Whole pipelines against diffusers, in every layout that a prior comes in.
 
 use crate::common::{Fixture, fixtures, relative_error};
+use prior_embed::hub;
 use prior_embed::model::precision::Precision;
 use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
 use serde::Deserialize;
+use std::path::Path;
 use tch::{Device, Tensor};
 
 #[derive(Deserialize)]
@@ -86,6 +88,21 @@ fn every_layout_gives_the_embeddings_of_diffusers() {
         }
     }
     assert!(checked >= 20, "only {checked} cases");
+}
+
+/// The model inside the program, and its folder, whose image encoder the program does without.
+#[test]
+fn the_builtin_model_gives_the_embeddings_of_diffusers() {
+    let expected = Fixture::open(&fixtures().join("builtin/expected.safetensors"));
+    let cases: Vec<Case> = serde_json::from_str(expected.metadata("cases")).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji");
+    for model in ["emoji", folder.to_str().unwrap()] {
+        let mut pipeline = Pipeline::open(hub::resolve(model).unwrap(), OPTIONS).unwrap();
+        for (index, case) in cases.iter().enumerate() {
+            case.check(&mut pipeline, &expected, index);
+        }
+    }
+    assert!(cases.len() >= 4);
 }
 
 fn kandinsky22() -> Pipeline {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
+use prior_embed::files::Folder;
 use prior_embed::model::checkpoint::{Checkpoint, Placement};
 use prior_embed::model::config;
 use prior_embed::model::precision::Precision;
@@ -31,15 +32,14 @@ fn checkpoint() -> &'static (Vec<u8>, PriorConfig) {
     CHECKPOINT.get_or_init(|| {
         let folder = fixtures().join("pipelines/kandinsky22/prior");
         let bytes = std::fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
-        (bytes, config::read(&folder.join("config.json")).unwrap())
+        (bytes, config::read(&Folder::from(&folder), "config.json").unwrap())
     })
 }
 
 fn load(bytes: &[u8]) -> anyhow::Result<PriorTransformer> {
     let folder = tempfile::TempDir::new()?;
-    let path = folder.path().join("model.safetensors");
-    std::fs::write(&path, bytes)?;
-    let checkpoint_file = Checkpoint::open_files(folder.path(), &[path])?;
+    std::fs::write(folder.path().join("model.safetensors"), bytes)?;
+    let checkpoint_file = Checkpoint::open_folder(&Folder::from(folder.path()))?;
     let config = &checkpoint().1;
     checkpoint_file.build("", PLACEMENT, |weights| PriorTransformer::load(weights, config))
 }

@@ -1,18 +1,18 @@
-//! Tensors that still lie in their mapped file: read from there straight into what a kernel wants.
+//! Tensors that still lie in their file: read from there straight into what a kernel wants.
 
 use super::{Checkpoint, Entry, Weights, float_kind};
 use crate::bad_input;
+use crate::files::Bytes;
 use anyhow::Result;
-use memmap2::Mmap;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// A tensor on the CPU that lies in a mapped file, in the file's type. Its pages leave the process' memory when it is
-/// dropped, so that a model is never there twice.
+/// A tensor on the CPU that lies in its file, in the file's type. Its pages leave the process' memory when it is dropped,
+/// so that a model is never there twice.
 pub(super) struct Borrowed<'a> {
-    /// Not to outlive the mapping: only lent, and copied by [`Borrowed::to_owned`].
+    /// Not to outlive the file's bytes: only lent, and copied by [`Borrowed::to_owned`].
     view: Tensor,
-    mmap: &'a Mmap,
+    file: &'a Bytes,
     range: Range<usize>,
 }
 
@@ -23,7 +23,7 @@ impl<'a> Borrowed<'a> {
         let bytes = checkpoint.bytes(entry);
         let view = if bytes.as_ptr().addr().is_multiple_of(kind.elt_size_in_bytes()) {
             let strides = contiguous_strides(&entry.shape);
-            // SAFETY: safetensors has checked that the bytes are those of the shape and type; they are aligned, mapped as
+            // SAFETY: safetensors has checked that the bytes are those of the shape and type; they are aligned, there as
             // long as `checkpoint` lives, which `self` does not outlive, and nothing writes to a weight.
             #[allow(unsafe_code)]
             unsafe {
@@ -32,7 +32,7 @@ impl<'a> Borrowed<'a> {
         } else {
             Tensor::f_from_data_size(bytes, &entry.shape, kind)?
         };
-        Ok(Self { view, mmap: &checkpoint.files[entry.file], range: entry.range.clone() })
+        Ok(Self { view, file: &checkpoint.files[entry.file], range: entry.range.clone() })
     }
 
     /// A tensor of its own.
@@ -45,18 +45,7 @@ impl<'a> Borrowed<'a> {
 
 impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
-        #[cfg(unix)]
-        {
-            const PAGE: usize = 4096;
-            let (start, end) = (self.range.start.next_multiple_of(PAGE), self.range.end / PAGE * PAGE);
-            if start < end {
-                // SAFETY: the mapping is read-only and of a file: whoever reads these pages again gets them from there.
-                // That it fails on some system costs memory and nothing else.
-                #[allow(unsafe_code)]
-                let _ =
-                    unsafe { self.mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
-            }
-        }
+        self.file.release(self.range.clone());
     }
 }
 

@@ -195,9 +195,4 @@ char* prior_embed_bfloat16_linear(at::Tensor** out, const at::Tensor* x, const a
     });
 }
 
-// Asks libtorch, before it allocates anything, for memory in huge pages: a model is loaded and read faster in these.
-void prior_embed_prefer_huge_pages() {
-    setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
-}
-
 }  // extern "C"

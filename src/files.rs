@@ -1,0 +1,303 @@
+//! Where a model's files are: in a folder on disk, or inside the program.
+//!
+//! All that reads a model takes a [`Folder`], the model's or a component's, and does not know which of the two it is.
+//! What a file holds are [`Bytes`]: large files are mapped into memory and not copied.
+
+use memmap2::Mmap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+
+/// A model inside the program.
+#[derive(Debug)]
+pub struct BuiltinModel {
+    /// What the user calls it.
+    pub name: &'static str,
+    /// All its files.
+    pub files: &'static [BuiltinFile],
+}
+
+/// A file inside the program.
+#[derive(Debug, Clone, Copy)]
+pub struct BuiltinFile {
+    /// Its place in the model's folder, with `/` between folder and file.
+    pub path: &'static str,
+    /// What it holds. Where that is weights it starts at a multiple of 8, so that they can be read in place.
+    pub bytes: &'static [u8],
+}
+
+/// The folder of a model or of one of its components.
+///
+/// Printed, it is what messages call it.
+#[derive(Debug, Clone)]
+pub struct Folder(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    Disk(PathBuf),
+    Builtin {
+        model: &'static BuiltinModel,
+        /// The place in the model, empty for the model's own folder.
+        path: String,
+    },
+}
+
+impl Folder {
+    /// The folder of a model inside the program.
+    pub fn builtin(model: &'static BuiltinModel) -> Self {
+        Self(Place::Builtin { model, path: String::new() })
+    }
+
+    /// The folder `name` in this one, which may or may not be there.
+    pub fn join(&self, name: &str) -> Self {
+        Self(match &self.0 {
+            Place::Disk(path) => Place::Disk(path.join(name)),
+            Place::Builtin { model, path } => Place::Builtin { model, path: join(path, name) },
+        })
+    }
+
+    /// The last part of its path.
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Place::Disk(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            Place::Builtin { model, path } => {
+                path.rsplit('/').find(|name| !name.is_empty()).unwrap_or(model.name).into()
+            }
+        }
+    }
+
+    /// Whether the folder is there.
+    pub fn is_dir(&self) -> bool {
+        match &self.0 {
+            Place::Disk(path) => path.is_dir(),
+            Place::Builtin { model, path } => model.files.iter().any(|file| inside(path, file).is_some()),
+        }
+    }
+
+    /// Whether the folder holds a file of that name.
+    pub fn has_file(&self, name: &str) -> bool {
+        match &self.0 {
+            Place::Disk(path) => path.join(name).is_file(),
+            Place::Builtin { model, path } => builtin_file(model, path, name).is_some(),
+        }
+    }
+
+    /// The names of what the folder holds, leaving out what is in folders inside it; empty if it cannot be read.
+    pub fn file_names(&self) -> Vec<String> {
+        match &self.0 {
+            Place::Disk(path) => {
+                let entries = path.read_dir().into_iter().flatten().flatten();
+                entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+            }
+            Place::Builtin { model, path } => {
+                let names = model.files.iter().filter_map(|file| inside(path, file));
+                names.filter(|name| !name.contains('/')).map(str::to_string).collect()
+            }
+        }
+    }
+
+    /// What messages call the file `name` in this folder.
+    pub fn path_of(&self, name: &str) -> String {
+        match &self.0 {
+            Place::Disk(path) => path.join(name).display().to_string(),
+            Place::Builtin { .. } => self.join(name).to_string(),
+        }
+    }
+
+    /// The text in the file `name`.
+    ///
+    /// # Errors
+    /// If the file is not there, cannot be read, or is not UTF-8.
+    pub fn read_text(&self, name: &str) -> io::Result<String> {
+        match &self.0 {
+            Place::Disk(path) => std::fs::read_to_string(path.join(name)),
+            Place::Builtin { model, path } => {
+                let bytes = builtin_file(model, path, name).ok_or(io::ErrorKind::NotFound)?;
+                String::from_utf8(bytes.to_vec()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+            }
+        }
+    }
+
+    /// The text in the file `name`, or `None` if there is no such file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not UTF-8.
+    pub fn find_text(&self, name: &str) -> io::Result<Option<String>> {
+        if self.has_file(name) { self.read_text(name).map(Some) } else { Ok(None) }
+    }
+
+    /// What the file `name` holds, without reading it yet.
+    ///
+    /// # Errors
+    /// If the file is not there or cannot be opened.
+    pub fn open(&self, name: &str) -> io::Result<Bytes> {
+        match &self.0 {
+            Place::Disk(path) => {
+                let file = File::open(path.join(name))?;
+                // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile could end this one
+                // with a bus error, as with every memory-mapped reader; copying gigabytes first would be the alternative.
+                #[allow(unsafe_code)]
+                let mmap = unsafe { Mmap::map(&file) }?;
+                Ok(Bytes(Source::Mapped(mmap)))
+            }
+            Place::Builtin { model, path } => {
+                let bytes = builtin_file(model, path, name).ok_or(io::ErrorKind::NotFound)?;
+                Ok(Bytes(Source::Builtin(bytes)))
+            }
+        }
+    }
+}
+
+impl From<&Folder> for Folder {
+    fn from(folder: &Folder) -> Self {
+        folder.clone()
+    }
+}
+
+impl<P: AsRef<Path> + ?Sized> From<&P> for Folder {
+    fn from(path: &P) -> Self {
+        Self(Place::Disk(path.as_ref().to_path_buf()))
+    }
+}
+
+impl fmt::Display for Folder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Place::Disk(path) => path.display().fmt(formatter),
+            Place::Builtin { model, path } => {
+                write!(formatter, "the built-in model {}", join(model.name, path))
+            }
+        }
+    }
+}
+
+/// Two parts of a path, either of which may be empty.
+fn join(path: &str, name: &str) -> String {
+    match (path, name) {
+        ("", one) | (one, "") => one.to_string(),
+        _ => format!("{path}/{name}"),
+    }
+}
+
+/// A file's place in the folder `path` of its model, if it is in there.
+fn inside<'a>(path: &str, file: &'a BuiltinFile) -> Option<&'a str> {
+    if path.is_empty() { Some(file.path) } else { file.path.strip_prefix(path)?.strip_prefix('/') }
+}
+
+fn builtin_file(model: &'static BuiltinModel, path: &str, name: &str) -> Option<&'static [u8]> {
+    let path = join(path, name);
+    model.files.iter().find(|file| file.path == path).map(|file| file.bytes)
+}
+
+/// What a file holds, where it lies.
+#[derive(Debug)]
+pub struct Bytes(Source);
+
+#[derive(Debug)]
+enum Source {
+    Mapped(Mmap),
+    Builtin(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Source::Mapped(mmap) => mmap,
+            Source::Builtin(bytes) => bytes,
+        }
+    }
+}
+
+impl Bytes {
+    /// Lets the pages of a range that was read leave the process' memory. They can still be read, from the file again.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Source::Mapped(mmap) = &self.0 {
+            const PAGE: usize = 4096;
+            let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+            if start < end {
+                // SAFETY: the mapping is read-only and of a file: whoever reads these pages again gets them from there.
+                // That it fails on some system costs memory and nothing else.
+                #[allow(unsafe_code)]
+                let _ = unsafe { mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static MODEL: BuiltinModel = BuiltinModel {
+        name: "toy",
+        files: &[
+            BuiltinFile { path: "index.json", bytes: b"{}" },
+            BuiltinFile { path: "prior/config.json", bytes: b"{\"a\": 1}" },
+            BuiltinFile { path: "prior/weights", bytes: b"\x00\xff" },
+            BuiltinFile { path: "prior_scheduler/config.json", bytes: b"{}" },
+        ],
+    };
+
+    /// The same files on disk.
+    fn on_disk() -> tempfile::TempDir {
+        let folder = tempfile::TempDir::new().unwrap();
+        for file in MODEL.files {
+            let path = folder.path().join(file.path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, file.bytes).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn files_are_found_on_disk_and_inside_the_program_alike() {
+        let disk = on_disk();
+        for model in [Folder::from(disk.path()), Folder::builtin(&MODEL)] {
+            let prior = model.join("prior");
+            assert!(model.is_dir() && prior.is_dir() && !model.join("pri").is_dir(), "{model}");
+            assert!(!model.join("index.json").is_dir(), "a file is no folder");
+            assert_eq!(prior.name(), "prior");
+            assert!(model.has_file("index.json") && prior.has_file("config.json"), "{model}");
+            assert!(!model.has_file("prior") && !model.has_file("config.json") && !prior.has_file("index.json"));
+            let mut names = prior.file_names();
+            names.sort();
+            assert_eq!(names, ["config.json", "weights"]);
+            assert_eq!(prior.read_text("config.json").unwrap(), "{\"a\": 1}");
+            assert_eq!(prior.find_text("config.json").unwrap().unwrap(), "{\"a\": 1}");
+            assert_eq!(prior.find_text("index.json").unwrap(), None);
+            assert_eq!(&*prior.open("weights").unwrap(), b"\x00\xff");
+            let missing = [prior.read_text("none").map(drop), prior.open("none").map(drop)];
+            assert!(missing.iter().all(|result| result.as_ref().unwrap_err().kind() == io::ErrorKind::NotFound));
+            assert_eq!(prior.read_text("weights").unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn messages_say_where_a_file_is() {
+        let model = Folder::builtin(&MODEL);
+        assert_eq!(model.to_string(), "the built-in model toy");
+        assert_eq!(model.name(), "toy");
+        assert_eq!(model.join("prior").to_string(), "the built-in model toy/prior");
+        assert_eq!(model.join("prior").path_of("weights"), "the built-in model toy/prior/weights");
+        let disk = Folder::from("models/toy");
+        assert_eq!(disk.to_string(), "models/toy");
+        assert_eq!(disk.join("prior").path_of("weights"), "models/toy/prior/weights");
+    }
+
+    #[test]
+    fn released_bytes_can_be_read_again() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let content: Vec<u8> = (0..20_000_u32).map(|number| number as u8).collect();
+        std::fs::write(folder.path().join("weights"), &content).unwrap();
+        let bytes = Folder::from(folder.path()).open("weights").unwrap();
+        bytes.release(5..content.len());
+        assert_eq!(&*bytes, content);
+    }
+}

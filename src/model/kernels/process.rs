@@ -1,0 +1,27 @@
+//! What libtorch makes necessary at the beginning and the end of the process.
+
+use std::ffi::c_int;
+use std::io::Write;
+
+unsafe extern "C" {
+    fn prior_embed_prefer_huge_pages();
+    fn prior_embed_leave(code: c_int) -> !;
+}
+
+/// Asks libtorch for memory in huge pages, in which a model is loaded and read faster. To be called before libtorch
+/// allocates anything.
+pub fn prefer_huge_pages() {
+    // SAFETY: takes and gives no pointers. It sets an environment variable, which nobody reads meanwhile: the program has
+    // one thread at that time.
+    unsafe { prior_embed_prefer_huge_pages() }
+}
+
+/// Ends the process with an exit code, once all that it has to write is written.
+///
+/// libtorch would spend a fifth of a short run on taking apart its thousands of registered operators, for nothing.
+pub fn leave(code: u8) -> ! {
+    // What is left in this buffer is lost if standard output is closed, as it would be anyway. Standard error has none.
+    let _ = std::io::stdout().flush();
+    // SAFETY: takes and gives no pointers, and destructors are not promised to run.
+    unsafe { prior_embed_leave(c_int::from(code)) }
+}
