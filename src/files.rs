@@ -84,6 +84,22 @@ impl Folder {
         }
     }
 
+    /// Whether a file is at `path` below the folder, with `/` between its parts.
+    pub fn has_path(&self, path: &str) -> bool {
+        match path.rsplit_once('/') {
+            Some((folder, name)) => self.join(folder).has_file(name),
+            None => self.has_file(path),
+        }
+    }
+
+    /// The size in bytes of the file at `path` below the folder; `None` if it is not there.
+    pub fn file_len(&self, path: &str) -> Option<u64> {
+        match &self.0 {
+            Place::Disk(folder) => std::fs::metadata(folder.join(path)).ok().map(|metadata| metadata.len()),
+            Place::Builtin { model, path: folder } => builtin_file(model, folder, path).map(|bytes| bytes.len() as u64),
+        }
+    }
+
     /// The names of what the folder holds, leaving out what is in folders inside it; empty if it cannot be read.
     pub fn file_names(&self) -> Vec<String> {
         match &self.0 {

@@ -8,13 +8,14 @@
 //! ```
 //!
 //! [`pipeline`] tells the whole story on a page. [`cli`] is what a person types and sees; [`io`] reads prompts and
-//! writes embeddings; [`hub`] finds a model; [`tokenizer`], [`model`] and [`diffusion`] do the work and know of none of
+//! writes embeddings; [`hub`] finds a model; [`convert`] rewrites one; [`tokenizer`], [`model`] and [`diffusion`] do the work and know of none of
 //! these. At the bottom, [`files`] are what a model is read from, on disk or inside the program.
 
 // In a test, a panic is how a failure is told.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod cli;
+pub mod convert;
 pub mod diffusion;
 pub mod error;
 pub mod files;

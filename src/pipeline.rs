@@ -3,6 +3,7 @@
 //! A prompt is tokenized and encoded, its embedding is denoised from its own noise and brought back to CLIP's scale.
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`, whose numbers these are.
 
+pub mod describe;
 mod load;
 mod memory;
 mod negative;
@@ -17,6 +18,7 @@ use crate::diffusion::scheduler::Scheduler;
 use crate::diffusion::unclip::{UnclipConfig, UnclipScheduler};
 use crate::files::Folder;
 use crate::hub::layout::Layout;
+use crate::model::lora::Lora;
 use crate::model::prior::{PriorConfig, PriorTransformer};
 use anyhow::{Context, Result, anyhow};
 use memory::Parameters;
@@ -77,6 +79,7 @@ pub struct Pipeline {
     text: TextStage,
     prior_config: PriorConfig,
     prior: Option<PriorTransformer>,
+    loras: Vec<Lora>,
     scheduler: UnclipConfig,
     parameters: OnceCell<Parameters>,
     negative: Option<NegativeCache>,

@@ -1,14 +1,219 @@
 //! The options, as clap parses them. [`super::embed`] turns them into what the library takes; nothing else looks here.
 
+use crate::hub::{HubOptions, ModelName};
 use crate::io::format::Format;
 use crate::model::precision::Precision;
-use clap::{Parser, ValueEnum};
-use std::path::PathBuf;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use safetensors::tensor::Dtype as StoredDtype;
+use std::path::{Path, PathBuf};
 use tch::{Cuda, Device};
 
 /// Turns text into CLIP image embeddings with a diffusion prior.
 #[derive(Debug, Parser)]
 #[command(name = "prior-embed", version, max_term_width = 110, args_override_self = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct CommandLine {
+    /// What to do, if it is something else than to embed.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// What to embed; `None` if none of its options is there.
+    #[command(flatten)]
+    pub embed: Option<Args>,
+
+    // Not within the options to embed: clap takes a group of options with another in it for one that is never there.
+    #[command(flatten)]
+    pub hub: HubArgs,
+
+    #[command(flatten)]
+    pub talk: TalkArgs,
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the models that have a name, and what is on this machine
+    Models(ModelsArgs),
+    /// Download a model ahead, or bring it up to date
+    Download(DownloadArgs),
+    /// Tell what a model is; no weights are downloaded for it
+    Info(InfoArgs),
+    /// Rewrite a model as a folder in diffusers' layout, with safetensors
+    Convert(ConvertArgs),
+}
+
+/// `prior-embed models`.
+#[derive(Debug, ClapArgs)]
+pub struct ModelsArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub hub: CacheArgs,
+
+    #[command(flatten)]
+    pub talk: TalkArgs,
+}
+
+/// `prior-embed download`.
+#[derive(Debug, ClapArgs)]
+pub struct DownloadArgs {
+    /// A name from `prior-embed models`, or owner/name[@revision] on the hub
+    #[arg(value_name = "NAME")]
+    pub model: String,
+
+    /// Type to compute in later: f32, bf16, f16, int8; all but f32 take the smaller fp16 files if there are any
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    pub dtype: Dtype,
+
+    /// Also what negative embeddings without a negative prompt need
+    #[arg(long)]
+    pub image_encoder: bool,
+
+    #[command(flatten)]
+    pub hub: HubArgs,
+
+    #[command(flatten)]
+    pub talk: TalkArgs,
+}
+
+/// `prior-embed info`.
+#[derive(Debug, ClapArgs)]
+pub struct InfoArgs {
+    /// The model: a name from `prior-embed models`, owner/name[@revision], or a folder [default: emoji]
+    #[arg(short, long, value_name = "NAME")]
+    pub model: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub hub: HubArgs,
+
+    #[command(flatten)]
+    pub talk: TalkArgs,
+}
+
+/// The options of `prior-embed convert`.
+#[derive(Debug, ClapArgs)]
+pub struct ConvertArgs {
+    /// A model, or a prior in a file: a .ckpt of Karlo's or Kandinsky 2.1's authors, .pt, .bin or .safetensors
+    #[arg(value_name = "SRC")]
+    pub source: String,
+
+    /// The folder to make
+    #[arg(value_name = "DST")]
+    pub target: PathBuf,
+
+    /// Type of the weights, f32, f16 or bf16; if not given, as they are
+    #[arg(long, value_name = "NAME", hide_possible_values = true)]
+    pub dtype: Option<WeightDtype>,
+
+    /// For a prior in a file: the model that its configuration, the text encoder and the rest are taken from
+    #[arg(long, value_name = "FOLDER")]
+    pub config: Option<String>,
+
+    /// Replace a model that is there already
+    #[arg(long)]
+    pub overwrite: bool,
+
+    #[command(flatten)]
+    pub hub: HubArgs,
+
+    #[command(flatten)]
+    pub talk: TalkArgs,
+}
+
+/// Where models come from.
+#[derive(Debug, ClapArgs)]
+pub struct HubArgs {
+    /// A branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub revision: Option<String>,
+
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// Where models are kept.
+#[derive(Debug, ClapArgs)]
+pub struct CacheArgs {
+    /// Where downloads are kept [default: the cache of Python's huggingface_hub]
+    #[arg(long, value_name = "FOLDER")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Never touch the network; a model must be on this machine
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// How much is said on standard error.
+#[derive(Debug, ClapArgs)]
+pub struct TalkArgs {
+    /// Nothing on standard error but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// More on standard error, and the causes of errors
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+impl CommandLine {
+    /// How much is to be said.
+    pub fn talk(&self) -> &TalkArgs {
+        match &self.command {
+            Some(Command::Models(args)) => &args.talk,
+            Some(Command::Download(args)) => &args.talk,
+            Some(Command::Info(args)) => &args.talk,
+            Some(Command::Convert(args)) => &args.talk,
+            None => &self.talk,
+        }
+    }
+}
+
+/// `--dtype` of `prior-embed convert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightDtype {
+    /// Float32.
+    F32,
+    /// Float16.
+    F16,
+    /// Bfloat16.
+    Bf16,
+}
+
+impl From<WeightDtype> for StoredDtype {
+    fn from(dtype: WeightDtype) -> Self {
+        match dtype {
+            WeightDtype::F32 => Self::F32,
+            WeightDtype::F16 => Self::F16,
+            WeightDtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
+impl CacheArgs {
+    /// The same for the library.
+    pub fn options(&self) -> HubOptions {
+        HubOptions { cache_dir: self.cache_dir.clone(), offline: self.offline }
+    }
+}
+
+impl HubArgs {
+    /// The model that a name means.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if it can mean none.
+    pub fn model(&self, name: &str) -> anyhow::Result<ModelName> {
+        ModelName::parse(name, self.revision.as_deref())
+    }
+}
+
+/// What to embed, and how.
+#[derive(Debug, ClapArgs)]
 pub struct Args {
     /// A prompt; may be repeated
     #[arg(short, long, value_name = "TEXT")]
@@ -26,9 +231,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME", hide_possible_values = true)]
     pub format: Option<Format>,
 
-    /// The model: emoji, which is built in, or a folder in diffusers' layout [default: emoji]
+    /// The model: a name from `prior-embed models`, owner/name[@revision] on the hub, or a folder [default: emoji]
     #[arg(short, long, value_name = "NAME")]
     pub model: Option<String>,
+
+    /// A LoRA for the prior, a file or a folder, merged with this strength [default: 1]; may be repeated
+    #[arg(long, value_name = "PATH[:SCALE]")]
+    pub lora: Vec<LoraOption>,
 
     /// What the embeddings are to lead away from
     #[arg(short, long, value_name = "TEXT")]
@@ -83,14 +292,35 @@ pub struct Args {
     /// Replace an output file that is there already
     #[arg(long)]
     pub overwrite: bool,
+}
 
-    /// Nothing on standard error but errors
-    #[arg(short, long, conflicts_with = "verbose")]
-    pub quiet: bool,
+/// `--lora`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraOption {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What multiplies its effect.
+    pub scale: f64,
+}
 
-    /// More on standard error, and the causes of errors
-    #[arg(short, long)]
-    pub verbose: bool,
+impl std::str::FromStr for LoraOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("it must be a file or a folder".into());
+        }
+        let whole = Self { path: text.into(), scale: 1.0 };
+        // A name with a colon in it comes first.
+        match text.rsplit_once(':') {
+            Some((path, scale)) if !path.is_empty() && !Path::new(text).exists() => match scale.parse() {
+                Ok(scale) if f64::is_finite(scale) => Ok(Self { path: path.into(), scale }),
+                Ok(_) => Err("the scale must be a finite number".into()),
+                Err(_) => Ok(whole),
+            },
+            _ => Ok(whole),
+        }
+    }
 }
 
 /// `--scheduler`.
@@ -118,17 +348,22 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// What it names, whether this machine can do it or not.
+    pub fn wanted(self) -> Precision {
+        match self {
+            Self::Auto | Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+            Self::F16 => Precision::F16,
+            Self::Int8 => Precision::Int8,
+        }
+    }
+
     /// What to compute in on `device`: float32, with a warning, in place of a 16-bit type that would be slower there.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if there is no way to compute in int8.
     pub fn precision(self, device: Device) -> anyhow::Result<Precision> {
-        let wanted = match self {
-            Self::Auto | Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
-            Self::F16 => Precision::F16,
-            Self::Int8 => Precision::Int8,
-        };
+        let wanted = self.wanted();
         let name = wanted.name();
         match wanted {
             wanted if wanted.is_fast_on(device) => Ok(wanted),
@@ -227,4 +462,24 @@ fn finite(text: &str) -> Result<f64, String> {
 
 fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("it must be a whole number between 0 and {}", u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lora_may_have_a_scale() {
+        let parse = |text: &str| text.parse::<LoraOption>().map(|option| (option.path, option.scale));
+        for (text, path, scale) in [
+            ("style.safetensors", "style.safetensors", 1.0),
+            ("style.safetensors:0.5", "style.safetensors", 0.5),
+            ("a:b/style:-2e-1", "a:b/style", -0.2),
+            ("C:/loras/style", "C:/loras/style", 1.0),
+            (":3", ":3", 1.0),
+        ] {
+            assert_eq!(parse(text), Ok((PathBuf::from(path), scale)), "{text}");
+        }
+        assert!(parse("style:inf").is_err() && parse("").is_err());
+    }
 }

@@ -1,13 +1,15 @@
 //! `prior-embed --prompt … --out …`: reads prompts, runs the pipeline over them in batches, writes the embeddings.
 
-use super::args::{Args, BatchSize};
-use super::progress::Screen;
+use super::args::{Args, BatchSize, HubArgs};
+use super::progress::{FetchProgress, Screen};
 use super::stats::{self, Seconds, Stats, peak_rss_bytes};
 use crate::bad_input;
-use crate::hub::{self, builtin::EMOJI};
+use crate::hub::builtin::EMOJI;
+use crate::hub::{Hub, Needs};
 use crate::io::destination::Destination;
 use crate::io::format::{Format, NamedArray};
 use crate::io::prompts;
+use crate::model::precision::Precision;
 use crate::pipeline::{LoadOptions, Observer, Pipeline, Row, Settings};
 use anyhow::Result;
 use indicatif::ProgressBar;
@@ -78,12 +80,13 @@ impl Outputs {
 ///
 /// # Errors
 /// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
-pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<()> {
+pub fn run(args: &Args, hub: &HubArgs, screen: &Screen, start: Instant) -> Result<()> {
     let job = Job::new(args)?;
     let mut outputs = Outputs::open(args)?;
     let stats = outputs.stats.take();
     let wants_negative = outputs.wants_negative();
-    let mut pipeline = open(args)?;
+    let needs_zero_embed = wants_negative && job.negative_prompt.is_none();
+    let mut pipeline = open(args, hub, needs_zero_embed, screen)?;
     pipeline.check_steps(job.settings.steps)?;
     if args.negative_out.is_some() && job.negative_prompt.is_none() && !pipeline.has_zero_embed() {
         let folder = pipeline.folder();
@@ -91,7 +94,6 @@ pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<()> {
             "--negative-out: {folder} has no image encoder to make them with; give a --negative-prompt"
         ));
     }
-    let needs_zero_embed = wants_negative && job.negative_prompt.is_none();
     let batch_size = pipeline.plan_batch(job.rows_to_sample(wants_negative), job.batch_size, needs_zero_embed)?;
     if args.threads.is_none() && pipeline.is_small()? {
         tch::set_num_threads(1);
@@ -99,7 +101,7 @@ pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<()> {
     if args.model.is_none() {
         // Only now, so that what is refused is still one line.
         screen.note(&format!(
-            "using the built-in model {EMOJI} (trained on emoji pictures); --model FOLDER takes a larger one"
+            "using the built-in model {EMOJI} (trained on emoji pictures); --model takes a larger one; prior-embed models lists some"
         ));
     }
     let (image, negative) = job.embed(&mut pipeline, wants_negative, batch_size, screen)?;
@@ -118,6 +120,7 @@ fn settings(args: &Args, pipeline: &Pipeline, batch_size: usize) -> stats::Setti
     let LoadOptions { device, precision } = pipeline.options();
     stats::Settings {
         model: model(args).to_string(),
+        lora: args.lora.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),
         steps: args.steps,
         guidance_scale: args.guidance_scale,
         seed: args.seed,
@@ -131,11 +134,19 @@ fn settings(args: &Args, pipeline: &Pipeline, batch_size: usize) -> stats::Setti
     }
 }
 
-fn open(args: &Args) -> Result<Pipeline> {
+fn open(args: &Args, hub: &HubArgs, needs_zero_embed: bool, screen: &Screen) -> Result<Pipeline> {
     set_threads(args.threads);
     let device = args.device.device()?;
     let options = LoadOptions { device, precision: args.dtype.precision(device)? };
-    Pipeline::open(&hub::resolve(model(args))?, options)
+    let needs =
+        Needs { weights: true, sixteen_bit: options.precision != Precision::F32, image_encoder: needs_zero_embed };
+    let name = hub.model(model(args))?;
+    let model = Hub::new(hub.cache.options()).open(&name, needs, &mut FetchProgress::new(screen))?;
+    let mut pipeline = Pipeline::open(&model.folder, options)?;
+    for lora in &args.lora {
+        pipeline.add_lora(&lora.path, lora.scale)?;
+    }
+    Ok(pipeline)
 }
 
 /// The name of the model to use.

@@ -1,35 +1,67 @@
 //! The command line: what a person types, and what they see. No tensors.
 
 mod args;
+mod convert;
+mod download;
 mod embed;
+mod info;
+mod models;
 mod progress;
 mod stats;
 
 use crate::error;
 use crate::model::kernels::process::prefer_huge_pages;
-use args::Args;
-use clap::Parser;
+use anyhow::{Context, Result};
+use args::{Command, CommandLine};
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use progress::Screen;
 use std::ffi::OsString;
+use std::io::Write;
 use std::time::Instant;
+
+/// What is wrong with no options at all.
+const NOTHING_TO_DO: &str = "give a --prompt and --out, or a command";
 
 /// Runs the program with the arguments of its process and gives its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     prefer_huge_pages();
-    let args = match Args::try_parse_from(arguments) {
-        Ok(args) => args,
+    let line = match CommandLine::try_parse_from(arguments) {
+        Ok(line) => line,
         Err(error) => return refuse(&error),
     };
-    let (quiet, verbose) = (args.quiet, args.verbose);
-    let screen = Screen::new(quiet, verbose);
-    match embed::run(&args, &screen, start) {
+    if line.command.is_none() && line.embed.is_none() {
+        return refuse(&CommandLine::command().error(ErrorKind::MissingRequiredArgument, NOTHING_TO_DO));
+    }
+    let talk = line.talk();
+    let screen = Screen::new(talk.quiet, talk.verbose);
+    match work(&line, &screen, start) {
         Ok(()) => 0,
         Err(error) => {
-            screen.error(&error::one_line(&error, verbose));
+            screen.error(&error::one_line(&error, talk.verbose));
             error::exit_code(&error)
         }
+    }
+}
+
+fn work(line: &CommandLine, screen: &Screen, start: Instant) -> Result<()> {
+    match (&line.command, &line.embed) {
+        (Some(Command::Models(args)), _) => models::run(args),
+        (Some(Command::Download(args)), _) => download::run(args, screen),
+        (Some(Command::Info(args)), _) => info::run(args, screen),
+        (Some(Command::Convert(args)), _) => convert::run(args, screen),
+        (None, Some(args)) => embed::run(args, &line.hub, screen, start),
+        (None, None) => Ok(()),
+    }
+}
+
+/// Prints on standard output. Whoever does not want to read on is not kept from that.
+fn print(text: &str) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    match writeln!(output, "{text}").and_then(|()| output.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
     }
 }
 

@@ -1,8 +1,13 @@
 //! What a person sees while the program runs, all of it on standard error: bars on a terminal, warnings, the error.
 
+use crate::hub::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use log::{LevelFilter, Log, Metadata, Record};
-use std::time::Duration;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// How often a line tells how a download gets on where a bar cannot be drawn.
+const LINE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Standard error, shared by bars and lines so that neither breaks the other.
 #[derive(Debug, Clone)]
@@ -53,9 +58,74 @@ impl Screen {
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
+    /// A bar for `len` bytes to download.
+    fn bytes(&self, len: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left");
+        let bar = self.add(ProgressBar::new(len));
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    }
+
     /// indicatif draws nothing where standard error is not a terminal.
     fn add(&self, bar: ProgressBar) -> ProgressBar {
         if self.quiet { ProgressBar::hidden() } else { self.bars.add(bar) }
+    }
+}
+
+/// Shows how a download gets on: a bar on a terminal, elsewhere a line a minute.
+pub struct FetchProgress<'a> {
+    screen: &'a Screen,
+    model: String,
+    bytes: u64,
+    bar: Option<ProgressBar>,
+    last_line: Instant,
+}
+
+impl<'a> FetchProgress<'a> {
+    /// Shows nothing until something is downloaded.
+    pub fn new(screen: &'a Screen) -> Self {
+        Self { screen, model: String::new(), bytes: 0, bar: None, last_line: Instant::now() }
+    }
+}
+
+impl Watcher for FetchProgress<'_> {
+    fn begin(&mut self, model: &str, files: usize, bytes: u64) {
+        let files = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
+        self.screen.note(&format!("downloading {model}: {files}, {}", size(bytes)));
+        (self.model, self.bytes, self.last_line) = (model.into(), bytes, Instant::now());
+        if std::io::stderr().is_terminal() {
+            self.bar = Some(self.screen.bytes(bytes));
+        }
+    }
+
+    fn position(&mut self, path: &str, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(path.to_string());
+            bar.set_position(bytes);
+        } else if self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
+            let (model, bytes, all) = (&self.model, size(bytes), size(self.bytes));
+            self.screen.note(&format!("downloading {model}: {bytes} of {all}, now {path}"));
+        }
+    }
+
+    fn note(&mut self, line: &str) {
+        self.screen.note(line);
+    }
+
+    fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A number of bytes as people say it.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }
 

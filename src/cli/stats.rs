@@ -43,6 +43,7 @@ impl Seconds {
 #[derive(Debug, Serialize)]
 pub(super) struct Settings {
     pub(super) model: String,
+    pub(super) lora: Vec<String>,
     pub(super) steps: usize,
     pub(super) guidance_scale: f64,
     pub(super) seed: u64,

@@ -11,33 +11,33 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 
 /// The file that lists a model's components.
-const INDEX: &str = "model_index.json";
+pub(super) const INDEX: &str = "model_index.json";
 
 /// The file in a model's own folder with the embedding of a black image, `image_embeds` `(1, embedding_dim)`, for models
 /// that come without the image encoder to make it with.
 pub const ZERO_IMAGE_EMBED: &str = "zero_image_embed.safetensors";
 
 /// A component's possible names, the first one that is there counts, and the classes that are understood.
-struct Part {
-    what: &'static str,
-    names: [&'static str; 2],
+pub(super) struct Part {
+    pub(super) what: &'static str,
+    pub(super) names: [&'static str; 2],
     classes: &'static [&'static str],
 }
 
-const PRIOR: Part = Part { what: "prior", names: ["prior_prior", "prior"], classes: &["PriorTransformer"] };
-const TEXT_ENCODER: Part = Part {
+pub(super) const PRIOR: Part = Part { what: "prior", names: ["prior_prior", "prior"], classes: &["PriorTransformer"] };
+pub(super) const TEXT_ENCODER: Part = Part {
     what: "text encoder",
     names: ["prior_text_encoder", "text_encoder"],
     classes: &["CLIPTextModelWithProjection"],
 };
-const TOKENIZER: Part = Part {
+pub(super) const TOKENIZER: Part = Part {
     what: "tokenizer",
     names: ["prior_tokenizer", "tokenizer"],
     classes: &["CLIPTokenizer", "CLIPTokenizerFast"],
 };
-const SCHEDULER: Part =
+pub(super) const SCHEDULER: Part =
     Part { what: "scheduler", names: ["prior_scheduler", "scheduler"], classes: &["UnCLIPScheduler"] };
-const IMAGE_ENCODER: Part = Part {
+pub(super) const IMAGE_ENCODER: Part = Part {
     what: "image encoder",
     names: ["prior_image_encoder", "image_encoder"],
     classes: &["CLIPVisionModelWithProjection"],
@@ -56,7 +56,8 @@ pub struct Layout {
     pub tokenizer: Folder,
     /// `UnCLIPScheduler`: `scheduler_config.json`.
     pub scheduler: Folder,
-    /// `CLIPVisionModelWithProjection`, which not every model has.
+    /// `CLIPVisionModelWithProjection`, which not every model has. A download leaves its weights out where a run does not
+    /// need them; then it is not there.
     pub image_encoder: Option<Folder>,
     /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which counts where there is no image encoder.
     pub has_zero_image_embed: bool,
@@ -82,7 +83,7 @@ impl Layout {
             text_encoder: need(&TEXT_ENCODER)?,
             tokenizer: need(&TOKENIZER)?,
             scheduler: need(&SCHEDULER)?,
-            image_encoder: find(&IMAGE_ENCODER)?,
+            image_encoder: find(&IMAGE_ENCODER)?.filter(has_weights),
             has_zero_image_embed: folder.has_file(ZERO_IMAGE_EMBED),
         })
     }
@@ -93,20 +94,43 @@ fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
     let Some(text) = folder.find_text(INDEX).or_bad_input(|| format!("cannot read {}", path()))? else {
         return Ok(None);
     };
-    serde_json::from_str(&text).map(Some).or_bad_input(|| format!("{} is not a JSON object", path()))
+    parse_index(&text, &path()).map(Some)
+}
+
+/// What an index says; `path` is what messages call it.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if it is not a JSON object.
+pub(super) fn parse_index(text: &str, path: &str) -> Result<Map<String, Value>> {
+    serde_json::from_str(text).or_bad_input(|| format!("{path} is not a JSON object"))
 }
 
 fn find(folder: &Folder, index: Option<&Map<String, Value>>, part: &Part) -> Result<Option<Folder>> {
-    let is_there = |name: &&&str| {
-        let listed = index.is_none_or(|index| class_of(index, name).is_some());
-        listed && folder.join(name).is_dir()
-    };
-    let Some(name) = part.names.iter().find(is_there) else { return Ok(None) };
+    let name = choose(index, &folder.path_of(INDEX), part, &|name| folder.join(name).is_dir())?;
+    Ok(name.map(|name| folder.join(name)))
+}
+
+/// The name under which a model has a part, if it has it. `index_path` is what messages call the index.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if the index gives it a class that is not understood.
+pub(super) fn choose(
+    index: Option<&Map<String, Value>>,
+    index_path: &str,
+    part: &Part,
+    is_there: &dyn Fn(&str) -> bool,
+) -> Result<Option<&'static str>> {
+    let is_listed = |name: &str| index.is_none_or(|index| class_of(index, name).is_some());
+    let Some(name) = part.names.into_iter().find(|name| is_listed(name) && is_there(name)) else { return Ok(None) };
     if let Some(class) = index.and_then(|index| class_of(index, name)).filter(|class| !part.classes.contains(class)) {
-        let (index, known) = (folder.path_of(INDEX), part.classes.join(" or "));
-        return Err(bad_input!("{index}: {name} is a {class}, which is not supported; only {known} is"));
+        let known = part.classes.join(" or ");
+        return Err(bad_input!("{index_path}: {name} is a {class}, which is not supported; only {known} is"));
     }
-    Ok(Some(folder.join(name)))
+    Ok(Some(name))
+}
+
+fn has_weights(folder: &Folder) -> bool {
+    folder.file_names().iter().any(|name| name.ends_with(".safetensors") || name.ends_with(".bin"))
 }
 
 /// The class that an index gives a component; an index may also list one as `[null, null]`, which means none.

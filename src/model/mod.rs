@@ -8,6 +8,8 @@ pub mod config;
 pub mod image_encoder;
 pub mod kernels;
 pub mod layers;
+pub mod lora;
+pub mod pickle;
 pub mod precision;
 pub mod prior;
 pub mod text_encoder;

@@ -9,6 +9,7 @@ use crate::hub::layout::{Layout, ZERO_IMAGE_EMBED};
 use crate::model::checkpoint::{Checkpoint, Placement, Weights};
 use crate::model::config::{self, Config};
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
+use crate::model::lora::Lora;
 use crate::model::precision::Precision;
 use crate::model::prior::{PriorConfig, PriorTransformer};
 use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
@@ -16,6 +17,7 @@ use crate::tokenizer::Tokenizer;
 use anyhow::{Result, anyhow};
 use ndarray::Array1;
 use std::cell::OnceCell;
+use std::path::Path;
 use std::time::Instant;
 use tch::Device;
 
@@ -51,7 +53,30 @@ impl Pipeline {
         let text = TextStage { tokenizer, config: text_config, encoder: None };
         let timings = Timings { load: start.elapsed(), ..Timings::default() };
         let parameters = OnceCell::new();
-        Ok(Self { layout, options, text, prior_config, prior: None, scheduler, parameters, negative: None, timings })
+        Ok(Self {
+            layout,
+            options,
+            text,
+            prior_config,
+            prior: None,
+            loras: Vec::new(),
+            scheduler,
+            parameters,
+            negative: None,
+            timings,
+        })
+    }
+
+    /// Merges a LoRA into the prior when it is loaded: a file or a folder, with `scale` times its strength.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if it is broken or for another model.
+    pub fn add_lora(&mut self, path: &Path, scale: f64) -> Result<()> {
+        let lora = Lora::open(path, scale)?;
+        // Now, and not after all prompts have been encoded.
+        Checkpoint::open_folder(&self.layout.prior)?.add_lora(&lora)?;
+        self.loras.push(lora);
+        Ok(())
     }
 
     /// Loads the text encoder if it is not there.
@@ -62,8 +87,9 @@ impl Pipeline {
         if self.text.encoder.is_none() {
             observer.loading("text encoder");
             let start = Instant::now();
-            let (folder, config) = (&self.layout.text_encoder, &self.text.config);
-            self.text.encoder = Some(load_module(folder, config, self.options.encoder_placement(), TextEncoder::load)?);
+            let checkpoint = Checkpoint::open_folder(&self.layout.text_encoder)?;
+            let placement = self.options.encoder_placement();
+            self.text.encoder = Some(load_module(&checkpoint, &self.text.config, placement, TextEncoder::load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
@@ -77,10 +103,13 @@ impl Pipeline {
         if self.prior.is_none() {
             observer.loading("prior");
             let start = Instant::now();
-            let (folder, config) = (&self.layout.prior, &self.prior_config);
+            let mut checkpoint = Checkpoint::open_folder(&self.layout.prior)?;
+            for lora in &self.loras {
+                checkpoint.add_lora(lora)?;
+            }
             let LoadOptions { device, precision } = self.options;
             let placement = Placement { device, precision };
-            self.prior = Some(load_module(folder, config, placement, PriorTransformer::load)?);
+            self.prior = Some(load_module(&checkpoint, &self.prior_config, placement, PriorTransformer::load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
@@ -100,7 +129,8 @@ impl Pipeline {
         (self.prior, self.negative) = (None, None);
         let start = Instant::now();
         let config: ImageEncoderConfig = config::read(folder, "config.json")?;
-        let encoder = load_module(folder, &config, self.options.encoder_placement(), ImageEncoder::load)?;
+        let checkpoint = Checkpoint::open_folder(folder)?;
+        let encoder = load_module(&checkpoint, &config, self.options.encoder_placement(), ImageEncoder::load)?;
         self.timings.load += start.elapsed();
         let embed = to_rows(&encoder.zero_embed()?)?;
         if embed.iter().any(|value| !value.is_finite()) {
@@ -140,7 +170,7 @@ impl Pipeline {
 }
 
 fn load_module<C, M>(
-    folder: &Folder,
+    checkpoint: &Checkpoint,
     config: &C,
     placement: Placement,
     load: impl Fn(&Weights, &C) -> Result<M>,
@@ -148,7 +178,6 @@ fn load_module<C, M>(
 where
     C: Config,
 {
-    let checkpoint = Checkpoint::open_folder(folder)?;
     checkpoint.build("", placement, |weights| load(weights, config))
 }
 

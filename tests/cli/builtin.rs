@@ -106,7 +106,7 @@ fn a_folder_of_its_name_has_to_be_told_apart() {
 #[test]
 fn names_of_no_model_are_refused_with_those_that_are() {
     let place = Workplace::new();
-    for name in ["Emoji", "emojis", "karlo", "emoji/prior", ""] {
+    for name in ["Emoji", "emojis", "emoji/prior/x", "./karlo", ""] {
         let mut command = place.bare();
         command.args(["-p", "x", "--out", "e.npy", "--model", name]);
         assert_refused(&place, &mut command, 2, &[&format!("{name:?}"), "built-in emoji", "folder"]);

@@ -29,8 +29,13 @@ impl Workplace {
 
     /// A copy of the model, at `model` in the workplace.
     pub fn copy_model(&self) -> PathBuf {
-        let target = self.path("model");
-        copy_folder(&model(), &target);
+        self.copy(&model(), "model")
+    }
+
+    /// A copy of a folder, under a name in the workplace.
+    pub fn copy(&self, folder: &Path, name: &str) -> PathBuf {
+        let target = self.path(name);
+        copy_folder(folder, &target);
         target
     }
 

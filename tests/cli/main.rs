@@ -6,5 +6,6 @@
 mod bad_input;
 mod builtin;
 mod common;
+mod formats;
 mod output;
 mod precision;

@@ -1,7 +1,8 @@
 //! Whole pipelines against diffusers, in every layout that a prior comes in.
 
 use crate::common::{Fixture, fixtures, relative_error};
-use prior_embed::hub;
+use prior_embed::files::Folder;
+use prior_embed::hub::builtin::EMOJI_MODEL;
 use prior_embed::model::precision::Precision;
 use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
 use serde::Deserialize;
@@ -9,7 +10,7 @@ use std::path::Path;
 use tch::{Device, Tensor};
 
 #[derive(Deserialize)]
-struct Case {
+pub struct Case {
     prompts: Vec<String>,
     negative_prompt: Option<String>,
     steps: usize,
@@ -18,7 +19,7 @@ struct Case {
     samples_per_prompt: usize,
 }
 
-const OPTIONS: LoadOptions = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
+pub const OPTIONS: LoadOptions = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
 
 fn open(name: &str, options: LoadOptions) -> Pipeline {
     Pipeline::open(&fixtures().join("pipelines").join(name), options).unwrap()
@@ -40,7 +41,7 @@ impl Case {
         Settings { steps: self.steps, guidance_scale: self.guidance_scale }
     }
 
-    fn check(&self, pipeline: &mut Pipeline, expected: &Fixture, index: usize) {
+    pub fn check(&self, pipeline: &mut Pipeline, expected: &Fixture, index: usize) {
         let rows = self.image_rows();
         let place = || format!("{} case {index}", expected.path.display());
         if let Some(image_embeds) = expected.get(&format!("{index}.image_embeds")) {
@@ -71,14 +72,6 @@ fn every_layout_gives_the_embeddings_of_diffusers() {
     let mut checked = 0;
     for entry in fixtures().join("pipelines").read_dir().unwrap() {
         let folder = entry.unwrap().path();
-        if folder.ends_with("pickle_weights") {
-            let rows = [Row { prompt: "x", negative_prompt: "", seed: 0 }];
-            let settings = Settings { steps: 2, guidance_scale: 1.0 };
-            let mut pipeline = Pipeline::open(&folder, OPTIONS).unwrap();
-            let error = pipeline.embed(&rows, &settings, true, &mut ()).unwrap_err();
-            assert!(error.to_string().contains("pickle"), "{error}");
-            continue;
-        }
         let expected = Fixture::open(&folder.join("expected.safetensors"));
         let cases: Vec<Case> = serde_json::from_str(expected.metadata("cases")).unwrap();
         let mut pipeline = Pipeline::open(&folder, OPTIONS).unwrap();
@@ -96,8 +89,8 @@ fn the_builtin_model_gives_the_embeddings_of_diffusers() {
     let expected = Fixture::open(&fixtures().join("builtin/expected.safetensors"));
     let cases: Vec<Case> = serde_json::from_str(expected.metadata("cases")).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji");
-    for model in ["emoji", folder.to_str().unwrap()] {
-        let mut pipeline = Pipeline::open(hub::resolve(model).unwrap(), OPTIONS).unwrap();
+    for model in [Folder::builtin(&EMOJI_MODEL), Folder::from(&folder)] {
+        let mut pipeline = Pipeline::open(model, OPTIONS).unwrap();
         for (index, case) in cases.iter().enumerate() {
             case.check(&mut pipeline, &expected, index);
         }

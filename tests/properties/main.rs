@@ -44,6 +44,64 @@ fn load(bytes: &[u8]) -> anyhow::Result<PriorTransformer> {
     checkpoint_file.build("", PLACEMENT, |weights| PriorTransformer::load(weights, config))
 }
 
+/// Small torch files of every format, of which the tests break copies.
+fn torch_files() -> &'static Vec<Vec<u8>> {
+    static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let read = |name| std::fs::read(fixtures().join("checkpoints").join(name)).unwrap();
+        ["zip.bin", "protocol_4.pt", "legacy.bin", "nested.ckpt"].map(read).into()
+    })
+}
+
+/// Opens a torch file and reads all that it holds.
+fn read_torch(bytes: &[u8]) -> anyhow::Result<()> {
+    let folder = tempfile::TempDir::new()?;
+    std::fs::write(folder.path().join("model.bin"), bytes)?;
+    let checkpoint = Checkpoint::open_file(&Folder::from(folder.path()), "model.bin")?;
+    checkpoint.names().try_for_each(|name| checkpoint.read(name).map(drop))
+}
+
+/// Where the pickle of a torch file that is no archive, or the one of an archive, may begin and end.
+fn pickle_range(bytes: &[u8]) -> std::ops::Range<usize> {
+    let start = bytes.windows(2).position(|pair| pair == b"\x80\x02" || pair == b"\x80\x04").unwrap_or(0);
+    start..bytes.len().min(start + 4000)
+}
+
+#[test]
+fn a_torch_file_cut_off_anywhere_is_refused() {
+    for bytes in torch_files() {
+        for end in 0..bytes.len() {
+            let error = read_torch(&bytes[..end]).expect_err("a part of a file was read");
+            assert!(error.is::<prior_embed::error::BadInput>(), "{end}: {error}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn a_torch_file_with_changed_bytes_is_read_or_refused(
+        file in 0..4_usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        anywhere in any::<bool>(),
+    ) {
+        let mut bytes = torch_files()[file].clone();
+        let range = if anywhere { 0..bytes.len() } else { pickle_range(&bytes) };
+        for (at, byte) in changes {
+            bytes[range.start + at.index(range.len())] = byte;
+        }
+        if let Err(error) = read_torch(&bytes) {
+            prop_assert!(error.is::<prior_embed::error::BadInput>(), "{error}");
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_pickle_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = prior_embed::model::pickle::Pickle::read(&bytes);
+    }
+}
+
 proptest! {
     #[test]
     fn any_text_encodes_to_start_text_end_and_padding(text in any::<String>()) {

@@ -1,8 +1,10 @@
 //! Tensors that still lie in their file: read from there straight into what a kernel wants.
 
-use super::{Checkpoint, Entry, Weights, float_kind};
+use super::entry::{Entry, Strided, kind};
+use super::{Checkpoint, Weights};
 use crate::bad_input;
 use crate::files::Bytes;
+use crate::model::lora::Delta;
 use anyhow::Result;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -17,22 +19,43 @@ pub(super) struct Borrowed<'a> {
 }
 
 impl<'a> Borrowed<'a> {
-    /// Lends the tensor of an entry.
+    /// Lends the tensor of an entry. Where its numbers do not lie one after the other, they are copied so that they do.
     pub(super) fn new(checkpoint: &'a Checkpoint, entry: &Entry) -> Result<Self> {
-        let kind = float_kind(entry.dtype).ok_or_else(|| bad_input!("{}: no float type", checkpoint.origin))?;
+        let (origin, dtype) = (&checkpoint.origin, entry.dtype);
+        let kind = kind(dtype).ok_or_else(|| bad_input!("{origin}: type {dtype:?} is not read"))?;
         let bytes = checkpoint.bytes(entry);
+        let Strided { sizes, strides } = match &entry.strided {
+            Some(strided) => strided.clone(),
+            None => Strided::contiguous(&entry.shape),
+        };
         let view = if bytes.as_ptr().addr().is_multiple_of(kind.elt_size_in_bytes()) {
-            let strides = contiguous_strides(&entry.shape);
-            // SAFETY: safetensors has checked that the bytes are those of the shape and type; they are aligned, there as
-            // long as `checkpoint` lives, which `self` does not outlive, and nothing writes to a weight.
+            // SAFETY: whoever made the entry has checked that the bytes are those of the sizes, strides and type; they are
+            // aligned, there as long as `checkpoint` lives, which `self` does not outlive, and nothing writes to a weight.
             #[allow(unsafe_code)]
             unsafe {
-                Tensor::f_from_blob(bytes.as_ptr(), &entry.shape, &strides, kind, Device::Cpu)?
+                Tensor::f_from_blob(bytes.as_ptr(), &sizes, &strides, kind, Device::Cpu)?
             }
         } else {
-            Tensor::f_from_data_size(bytes, &entry.shape, kind)?
+            let elements = (bytes.len() / kind.elt_size_in_bytes()) as i64;
+            Tensor::f_from_data_size(bytes, &[elements], kind)?.f_as_strided(&sizes, &strides, None)?
         };
+        let view = view.f_contiguous()?.f_reshape(&entry.shape)?;
         Ok(Self { view, file: &checkpoint.files[entry.file], range: entry.range.clone() })
+    }
+
+    /// The tensor plus what LoRAs add, in float32.
+    pub(super) fn with_added(mut self, deltas: &[Delta]) -> Result<Self> {
+        let mut sum = self.to_owned(Kind::Float, Device::Cpu)?;
+        for delta in deltas {
+            delta.add_to(&mut sum)?;
+        }
+        self.view = sum;
+        Ok(self)
+    }
+
+    /// Whether there is neither a NaN nor an infinity in it.
+    pub(super) fn is_finite(&self) -> Result<bool> {
+        Ok(self.view.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
     }
 
     /// A tensor of its own.
@@ -47,14 +70,6 @@ impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
         self.file.release(self.range.clone());
     }
-}
-
-fn contiguous_strides(shape: &[i64]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
-    for place in (1..shape.len()).rev() {
-        strides[place - 1] = strides[place] * shape[place].max(1);
-    }
-    strides
 }
 
 /// The `weight`s of several layers, one after the other along the first dimension, in their file's type.

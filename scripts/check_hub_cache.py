@@ -1,0 +1,140 @@
+"""Checks that prior-embed and Python's huggingface_hub share a cache: what one downloads the other finds, offline.
+
+Run it with `scripts/reference-python scripts/check_hub_cache.py` after `cargo build --release --bins --examples`. Both
+talk to the small server of the tests; nothing comes from the hub. Exits with 1 if anything differs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+MODELS = ROOT / "tests/fixtures/pipelines"
+NAMES = ["kandinsky22", "kandinsky22_sharded_bf16", "stable_unclip_layout", "fp16_variant"]
+
+PYTHON = """
+import json, sys
+from huggingface_hub import snapshot_download, hf_hub_download, try_to_load_from_cache, scan_cache_dir
+{body}
+"""
+DOWNLOAD = "print(json.dumps(snapshot_download(sys.argv[1])))"
+FIND = """
+repo, files = sys.argv[1], json.loads(sys.argv[2])
+paths = [hf_hub_download(repo, file, local_files_only=True) for file in files]
+repos = {entry.repo_id: entry for entry in scan_cache_dir().repos}
+warnings = [str(warning) for warning in scan_cache_dir().warnings]
+absent = try_to_load_from_cache(repo, "tokenizer/added_tokens.json")
+print(json.dumps({
+    "paths": paths, "warnings": warnings, "files": repos[repo].nb_files, "refs": sorted(repos[repo].refs),
+    "absent": absent is not None and not isinstance(absent, str),
+}))
+"""
+
+
+class Failed(Exception):
+    """A check that does not hold."""
+
+
+def check(condition, what):
+    """Ends the script if a condition does not hold."""
+    if not condition:
+        raise Failed(what)
+
+
+@contextmanager
+def server():
+    """The test's server with the small models; gives its address."""
+    repositories = [f"owner/{name}={MODELS / name}" for name in NAMES]
+    command = [TARGET / "examples/hub_server", *repositories]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.stdin.close()
+
+
+class Side:
+    """Runs both programs with the same cache."""
+
+    def __init__(self, endpoint, home):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        kept = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
+        self.environment = kept | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+        self.home = home
+
+    def run(self, command, offline):
+        """What a command prints."""
+        environment = self.environment | {"HF_HUB_OFFLINE": "1" if offline else "0"}
+        done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+        check(done.returncode == 0, f"{command[0]}: {done.stderr}")
+        return done.stdout
+
+    def python(self, body, *arguments, offline):
+        """What a Python program prints, from JSON."""
+        return json.loads(self.run([sys.executable, "-c", PYTHON.format(body=body), *arguments], offline))
+
+    def embed(self, model, offline=False):
+        """The bytes of an embedding."""
+        out = self.home / "e.npy"
+        options = ["-p", "a red apple", "--steps", "3", "--seed", "5", "--overwrite", "--out", out]
+        self.run([TARGET / "prior-embed", "--model", model, *options], offline)
+        return out.read_bytes()
+
+
+def check_ours_is_theirs(endpoint, name):
+    """What prior-embed downloads huggingface_hub finds, with no network."""
+    with tempfile.TemporaryDirectory() as folder:
+        side, repo = Side(endpoint, Path(folder)), f"owner/{name}"
+        side.run([TARGET / "prior-embed", "download", repo], offline=False)
+        info = json.loads(side.run([TARGET / "prior-embed", "info", "--json", "--model", repo], offline=True))
+        files = [file["path"] for file in info["files"]]
+        found = side.python(FIND, repo, json.dumps(files), offline=True)
+        for file, path in zip(files, found["paths"]):
+            check(Path(path).read_bytes() == (MODELS / name / file).read_bytes(), f"{name}: {file} differs")
+        check(not found["warnings"], f"{name}: {found['warnings']}")
+        check(found["refs"] == ["main"], f"{name}: refs {found['refs']}")
+        check(found["files"] == len(files), f"{name}: {found['files']} files, not {len(files)}")
+        has_tokens = (MODELS / name / "tokenizer/added_tokens.json").exists()
+        if name != "stable_unclip_layout":
+            check(found["absent"] == (not has_tokens), f"{name}: what is known to be absent")
+        # It goes on with what is here, and brings the rest.
+        whole = Path(side.python(DOWNLOAD, repo, offline=False))
+        for path in (MODELS / name).rglob("*"):
+            if path.is_file():
+                copy = whole / path.relative_to(MODELS / name)
+                check(copy.read_bytes() == path.read_bytes(), f"{name}: {copy} differs after theirs")
+
+
+def check_theirs_is_ours(endpoint, name):
+    """What huggingface_hub downloads prior-embed uses, with no network and as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        side, repo = Side(endpoint, Path(folder)), f"owner/{name}"
+        side.python(DOWNLOAD, repo, offline=False)
+        blobs = lambda: sorted(path.name for path in (side.home / "hub").rglob("blobs/*"))
+        before = blobs()
+        expected = side.embed(MODELS / name)
+        check(side.embed(repo, offline=True) == expected, f"{name}: theirs gives something else")
+        check(side.embed(repo) == expected, f"{name}: theirs gives something else with a network")
+        check(blobs() == before, f"{name}: something was downloaded again")
+
+
+def main():
+    """Checks both ways for each model."""
+    with server() as endpoint:
+        for name in NAMES:
+            try:
+                check_ours_is_theirs(endpoint, name)
+                check_theirs_is_ours(endpoint, name)
+            except Failed as failed:
+                sys.exit(f"check_hub_cache: {failed}")
+            print(f"{name}: the same cache for both")
+
+
+if __name__ == "__main__":
+    main()

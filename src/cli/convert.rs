@@ -1,0 +1,56 @@
+//! `prior-embed convert SRC DST`: rewrites a model as a folder.
+
+use super::args::ConvertArgs;
+use super::progress::{FetchProgress, Screen};
+use crate::bad_input;
+use crate::convert::{Options, Source, convert};
+use crate::files::Folder;
+use crate::hub::{Hub, Needs};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs the conversion; Ctrl-C ends it with nothing left behind.
+///
+/// # Errors
+/// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
+pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<()> {
+    let source = source(args, screen)?;
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&is_interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
+    let keep_going = || match is_interrupted.load(Ordering::Relaxed) {
+        true => bail!("interrupted; nothing was written"),
+        false => Ok(()),
+    };
+    let spinner = screen.spinner();
+    spinner.set_message(format!("converting {}", args.source));
+    let options = Options { dtype: args.dtype.map(Into::into), overwrite: args.overwrite };
+    let done = convert(&source, &args.target, options, &keep_going);
+    spinner.finish_and_clear();
+    done
+}
+
+fn source(args: &ConvertArgs, screen: &Screen) -> Result<Source> {
+    let path = Path::new(&args.source);
+    match (path.is_file(), &args.config) {
+        (true, Some(rest)) => Ok(Source::Prior { path: path.to_path_buf(), rest: model(rest, args, screen)? }),
+        (true, None) => Err(bad_input!(
+            "{:?} is a prior alone; give --config FOLDER, a model of the same kind that the text encoder, the tokenizer and the rest are taken from",
+            args.source
+        )),
+        (false, None) => Ok(Source::Model(model(&args.source, args, screen)?)),
+        (false, Some(_)) => Err(bad_input!(
+            "--config goes with a prior in a file, and {:?} is none; leave it out, or give the file",
+            args.source
+        )),
+    }
+}
+
+/// Everything of a model, as exact as there is.
+fn model(name: &str, args: &ConvertArgs, screen: &Screen) -> Result<Folder> {
+    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: true };
+    let hub = Hub::new(args.hub.cache.options());
+    Ok(hub.open(&args.hub.model(name)?, needs, &mut FetchProgress::new(screen))?.folder)
+}

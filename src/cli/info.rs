@@ -1,0 +1,101 @@
+//! `prior-embed info`: what a model is.
+
+use super::args::InfoArgs;
+use super::print;
+use super::progress::{FetchProgress, Screen, size};
+use crate::hub::builtin::EMOJI;
+use crate::hub::{Hub, ModelFile, ModelName, Needs};
+use crate::pipeline::describe::{Description, describe};
+use anyhow::Result;
+use serde::Serialize;
+
+/// All that is printed.
+#[derive(Debug, Serialize)]
+struct Info {
+    model: String,
+    repository: Option<String>,
+    revision: Option<String>,
+    commit: Option<String>,
+    folder: String,
+    #[serde(flatten)]
+    description: Description,
+    files: Vec<File>,
+}
+
+#[derive(Debug, Serialize)]
+struct File {
+    path: String,
+    bytes: Option<u64>,
+    cached: bool,
+}
+
+/// Prints what the model is.
+///
+/// # Errors
+/// If there is no such model, or it is broken.
+pub fn run(args: &InfoArgs, screen: &Screen) -> Result<()> {
+    let model = args.model.as_deref().unwrap_or(EMOJI);
+    let name = args.hub.model(model)?;
+    let hub = Hub::new(args.hub.cache.options());
+    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: false };
+    let found = hub.describe(&name, needs, &mut FetchProgress::new(screen))?;
+    let description = describe(&found.folder, &found.files)?;
+    let (repository, revision) = match name {
+        ModelName::Hub(name) => (Some(name.repository), Some(name.revision)),
+        _ => (None, None),
+    };
+    let file = |ModelFile { path, bytes, is_here }| File { path, bytes, cached: is_here };
+    let info = Info {
+        model: model.into(),
+        repository,
+        revision,
+        commit: found.commit,
+        folder: found.folder.to_string(),
+        description,
+        files: found.files.into_iter().map(file).collect(),
+    };
+    if args.json { print(&serde_json::to_string_pretty(&info)?) } else { print(&lines(&info)) }
+}
+
+fn lines(info: &Info) -> String {
+    let Description { prior, text_encoder, parameters, memory_bytes, scheduler, tokenizer } = &info.description;
+    let mut lines = vec![line("model", &info.model)];
+    if let (Some(repository), Some(revision)) = (&info.repository, &info.revision) {
+        let commit = info.commit.as_ref().map_or_else(String::new, |commit| format!(" (commit {commit})"));
+        lines.push(line("repository", &format!("{repository} at {revision}{commit}")));
+    }
+    lines.push(line("folder", &info.folder));
+    let [heads, width, layers] = [prior.num_attention_heads, prior.attention_head_dim, prior.num_layers];
+    let prior_line =
+        format!("{layers} layers of {heads} heads x {width}, embeddings of {} numbers", prior.embedding_dim);
+    lines.push(line("prior", &prior_line));
+    let text_line = format!("CLIP, {} layers of width {}", text_encoder.num_hidden_layers, text_encoder.hidden_size);
+    lines.push(line("text encoder", &text_line));
+    if let Some(parameters) = parameters {
+        let about = if parameters.is_estimate { "about " } else { "" };
+        let [prior, text] =
+            [parameters.prior, parameters.text_encoder].map(|count| format!("{:.1} M", count as f64 / 1e6));
+        lines.push(line("parameters", &format!("{about}{prior} in the prior, {about}{text} in the text encoder")));
+    }
+    if let Some(memory) = memory_bytes {
+        let memory = memory.iter().map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes)));
+        lines.push(line("weights take", &memory.collect::<Vec<_>>().join(", ")));
+    }
+    let scheduler_line = format!("{}, {} training timesteps", scheduler.class, scheduler.num_train_timesteps);
+    lines.push(line("scheduler", &format!("{scheduler_line}, predicts the {}", scheduler.predicts())));
+    lines.push(line(
+        "tokenizer",
+        &format!("CLIP BPE, {} tokens, {} a prompt", tokenizer.vocabulary, tokenizer.max_tokens),
+    ));
+    lines.push("files".into());
+    for file in &info.files {
+        let bytes = file.bytes.map_or_else(|| "?".into(), size);
+        let here = if file.cached { "" } else { "  (not downloaded)" };
+        lines.push(format!("  {bytes:>8}  {}{here}", file.path));
+    }
+    lines.join("\n")
+}
+
+fn line(name: &str, value: &str) -> String {
+    format!("{name:13} {value}")
+}

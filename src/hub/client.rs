@@ -1,0 +1,388 @@
+//! The hub's routes over HTTP: what a repository holds, what a file is, and what it contains.
+//!
+//! Redirects are followed here and not by the HTTP library, because they are part of what the hub says: the answer before
+//! the first redirect to another host has the file's size and hash, and what comes after must not see the user's token.
+
+use super::failure::{self, Failure, Place};
+use super::name::is_commit;
+use super::plan::is_safe_path;
+use super::settings::Connection;
+use crate::bad_input;
+use crate::error::OrBadInput;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+use ureq::http::{HeaderMap, Method, Request, Response, StatusCode};
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy};
+use url::Url;
+
+/// The most bytes of what is no weights: configurations, vocabularies, indices, and listings.
+pub const SMALL_FILE: u64 = 64 << 20;
+
+/// The most redirects on the way to an answer.
+const MOST_REDIRECTS: usize = 10;
+
+/// Seconds in which a connection has to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A commit and the files in it.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The commit that the revision is.
+    pub commit: String,
+    /// Paths, with sizes as far as the hub says.
+    pub files: BTreeMap<String, Option<u64>>,
+}
+
+/// What the hub says of a file.
+#[derive(Debug, Clone)]
+pub struct FileMetadata {
+    /// The name of its content: SHA-256 for large files, Git's hash for small ones.
+    pub etag: String,
+    /// Its size in bytes.
+    pub size: Option<u64>,
+}
+
+/// The beginning of an answer to a download.
+pub struct Content {
+    /// Where in the file it begins.
+    pub start: u64,
+    /// What the server that sends it calls this content, if that can be relied on.
+    pub etag: Option<String>,
+    /// The bytes from there on.
+    pub reader: Box<dyn Read>,
+}
+
+/// A connection to the hub.
+pub struct Client {
+    agent: Agent,
+    connection: Connection,
+}
+
+/// An answer, and where it came from in the end.
+struct Answer {
+    response: Response<Body>,
+    url: Url,
+    /// Whether it is the hub's last word before a redirect to another host.
+    ends_at_redirect: bool,
+}
+
+impl Client {
+    /// Gets ready; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if the environment names a proxy or certificates that cannot be used.
+    pub fn new(connection: Connection) -> Result<Self> {
+        let roots = connection.certificates.as_deref().map_or(Ok(RootCerts::WebPki), certificates)?;
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .user_agent(concat!("prior-embed/", env!("CARGO_PKG_VERSION")))
+            .accept("*/*")
+            .proxy(proxy()?)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(connection.timeout))
+            .timeout_per_read(Some(connection.timeout))
+            .build()
+            .new_agent();
+        Ok(Self { agent, connection })
+    }
+
+    /// The commit that a revision is, and its files.
+    ///
+    /// # Errors
+    /// A [`Failure`] if there is no such repository or revision, or the hub cannot be reached or makes no sense.
+    pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing, Failure> {
+        #[derive(Deserialize)]
+        struct Model {
+            sha: String,
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+            size: Option<u64>,
+        }
+        let place = Place { repository, revision, path: None };
+        let mut url = self.url(&["api", "models"], repository, &["revision", revision]);
+        url.set_query(Some("blobs=true"));
+        let answer = self.request(Method::GET, url, &[], &place)?;
+        let (parts, body) = answer.response.into_parts();
+        self.check(parts.status, &parts.headers, &answer.url, &place)?;
+        let text = body.into_with_config().limit(SMALL_FILE).read_to_vec();
+        let text = text.map_err(|error| failure::of_transport(error, &answer.url, self.connection.timeout))?;
+        let model: Model = serde_json::from_slice(&text).map_err(|error| {
+            let line = format!(
+                "{} answers with what is no listing of {place}; {}",
+                host(&answer.url),
+                failure::CHECK_ENDPOINT
+            );
+            Failure::lasting(anyhow::Error::new(error).context(line))
+        })?;
+        if !is_commit(&model.sha) || is_commit(revision) && model.sha != revision {
+            return Err(Failure::lasting(anyhow::anyhow!(
+                "{} gives commit {:?} for {place}; {}",
+                host(&answer.url),
+                model.sha,
+                failure::CHECK_ENDPOINT
+            )));
+        }
+        if let Some(file) = model.siblings.iter().find(|file| !is_safe_path(&file.rfilename)) {
+            let name = &file.rfilename;
+            return Err(Failure::lasting(bad_input!(
+                "{place} has a file {name:?}, a path that leads elsewhere; it is not safe to use"
+            )));
+        }
+        let files = model.siblings.into_iter().map(|file| (file.rfilename, file.size)).collect();
+        Ok(Listing { commit: model.sha, files })
+    }
+
+    /// What the hub says of a file in a commit.
+    ///
+    /// # Errors
+    /// A [`Failure`], as for [`Client::listing`], or if the answer is for another commit.
+    pub fn metadata(&self, repository: &str, commit: &str, path: &str) -> Result<FileMetadata, Failure> {
+        let place = Place { repository, revision: commit, path: Some(path) };
+        let url = self.file_url(repository, commit, path);
+        // Without this a server may compress, and give the size of that.
+        let answer = self.request(Method::HEAD, url, &[("accept-encoding", "identity")], &place)?;
+        if !answer.ends_at_redirect {
+            self.check(answer.response.status(), answer.response.headers(), &answer.url, &place)?;
+        }
+        let headers = answer.response.headers();
+        let no_hub = |what: &str| {
+            let host = host(&answer.url);
+            Failure::lasting(anyhow::anyhow!("{host} gives {what} for {place}; {}", failure::CHECK_ENDPOINT))
+        };
+        let found = header(headers, "x-repo-commit").ok_or_else(|| no_hub("no commit"))?;
+        if found != commit {
+            return Err(no_hub(&format!("commit {found:?}")));
+        }
+        let etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag")).and_then(clean_etag);
+        let etag = etag.ok_or_else(|| no_hub("no usable etag"))?;
+        let length = if answer.ends_at_redirect { None } else { header(headers, "content-length") };
+        let size = header(headers, "x-linked-size").or(length).and_then(|text| text.parse().ok());
+        Ok(FileMetadata { etag, size })
+    }
+
+    /// Begins to download a file of a commit from byte `from` on. A server may begin earlier all the same.
+    ///
+    /// With `unless_changed` the server is to begin at the start if its etag for the content is another by now.
+    ///
+    /// # Errors
+    /// A [`Failure`], as for [`Client::listing`]; [`Failure::is_range_refused`] if the file has no such byte.
+    pub fn content(
+        &self,
+        repository: &str,
+        commit: &str,
+        path: &str,
+        from: u64,
+        unless_changed: Option<&str>,
+    ) -> Result<Content, Failure> {
+        let place = Place { repository, revision: commit, path: Some(path) };
+        let range = format!("bytes={from}-");
+        let mut headers = vec![("accept-encoding", "identity")];
+        if from > 0 {
+            headers.push(("range", &range));
+            headers.extend(unless_changed.map(|etag| ("if-range", etag)));
+        }
+        let answer = self.request(Method::GET, self.file_url(repository, commit, path), &headers, &place)?;
+        let (parts, body) = answer.response.into_parts();
+        if parts.status == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Err(Failure::range_refused(anyhow::anyhow!("{} has no byte {from} of {place}", host(&answer.url))));
+        }
+        self.check(parts.status, &parts.headers, &answer.url, &place)?;
+        let start = match parts.status {
+            StatusCode::PARTIAL_CONTENT => content_start(&parts.headers).filter(|start| *start <= from),
+            _ => Some(0),
+        };
+        let start = start.ok_or_else(|| {
+            Failure::range_refused(anyhow::anyhow!("{} answers with another part of {place}", host(&answer.url)))
+        })?;
+        // A weak one says that the bytes may differ.
+        let etag = header(&parts.headers, "etag").filter(|etag| etag.starts_with('"')).map(String::from);
+        Ok(Content { start, etag, reader: Box::new(body.into_reader()) })
+    }
+
+    /// The line for a download that breaks off while it is read.
+    pub fn broken_off(&self, error: std::io::Error, path: &str) -> Failure {
+        failure::of_body(error, &self.connection.endpoint, path, self.connection.timeout)
+    }
+
+    /// Sends a request and follows redirects. For HEAD, an answer with the file's hash ends the way.
+    fn request(
+        &self,
+        method: Method,
+        mut url: Url,
+        headers: &[(&str, &str)],
+        place: &Place,
+    ) -> Result<Answer, Failure> {
+        for _ in 0..=MOST_REDIRECTS {
+            let response = self.send(&method, &url, headers)?;
+            let next = redirection(&response, &url)?;
+            let Some(next) = next else { return Ok(Answer { response, url, ends_at_redirect: false }) };
+            let leaves = next.origin() != url.origin();
+            let says_hash = ["x-linked-etag", "etag"].iter().any(|name| response.headers().contains_key(*name));
+            if method == Method::HEAD && leaves && says_hash && response.headers().contains_key("x-repo-commit") {
+                return Ok(Answer { response, url, ends_at_redirect: true });
+            }
+            url = next;
+        }
+        let host = host(&url);
+        Err(Failure::lasting(anyhow::anyhow!("{host} redirects {place} in circles; {}", failure::CHECK_ENDPOINT)))
+    }
+
+    fn send(&self, method: &Method, url: &Url, headers: &[(&str, &str)]) -> Result<Response<Body>, Failure> {
+        let mut request = Request::builder().method(method.clone()).uri(url.as_str());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        // Nobody but the hub is to see it, wherever the hub sends us.
+        if let Some(token) =
+            self.connection.token.as_ref().filter(|_| url.origin() == self.connection.endpoint.origin())
+        {
+            request = request.header("authorization", token.authorization());
+        }
+        let request = request.body(()).map_err(|error| Failure::lasting(error.into()))?;
+        let response = self.agent.run(request);
+        response.map_err(|error| failure::of_transport(error, url, self.connection.timeout))
+    }
+
+    fn check(&self, status: StatusCode, headers: &HeaderMap, url: &Url, place: &Place) -> Result<(), Failure> {
+        if status.is_success() {
+            return Ok(());
+        }
+        let has_token = self.connection.token.is_some();
+        Err(failure::of_status(status, headers, &host(url), &self.connection.endpoint, has_token, place))
+    }
+
+    fn file_url(&self, repository: &str, commit: &str, path: &str) -> Url {
+        let rest: Vec<&str> = ["resolve", commit].into_iter().chain(path.split('/')).collect();
+        self.url(&[], repository, &rest)
+    }
+
+    /// An address below the endpoint; every part is escaped, a `/` in a revision too.
+    fn url(&self, before: &[&str], repository: &str, after: &[&str]) -> Url {
+        let mut url = self.connection.endpoint.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(before).extend(repository.split('/')).extend(after);
+        }
+        url
+    }
+}
+
+/// Where a response redirects to, if it does.
+fn redirection(response: &Response<Body>, url: &Url) -> Result<Option<Url>, Failure> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let location = header(response.headers(), "location").and_then(|location| url.join(location).ok());
+    let is_as_safe = |next: &Url| next.scheme() == "https" || next.scheme() == "http" && url.scheme() == "http";
+    match location {
+        Some(next) if is_as_safe(&next) => Ok(Some(next)),
+        _ => {
+            let host = host(url);
+            let line = format!("{host} redirects to where this program does not go; {}", failure::CHECK_ENDPOINT);
+            Err(Failure::lasting(anyhow::Error::msg(line)))
+        }
+    }
+}
+
+/// The host and port of an address. The rest of an address may hold a signature that is a secret.
+pub fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"))
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// An etag as the cache names its blobs, if it can be the name of a file.
+fn clean_etag(etag: &str) -> Option<String> {
+    let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_name = (1..=200).contains(&etag.len()) && etag.bytes().all(is_plain) && !etag.starts_with('.');
+    is_name.then(|| etag.to_string())
+}
+
+/// The first byte that a partial answer has.
+fn content_start(headers: &HeaderMap) -> Option<u64> {
+    let range = header(headers, "content-range")?.trim().strip_prefix("bytes")?.trim_start();
+    range.split_once('-')?.0.trim().parse().ok()
+}
+
+/// The proxy that the environment names.
+fn proxy() -> Result<Option<Proxy>> {
+    const NAMES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
+    let named = NAMES.iter().find(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
+    match (named, Proxy::try_from_env()) {
+        // The value may hold a password.
+        (Some(name), None) => {
+            Err(bad_input!("{name} is not the address of a proxy, such as http://proxy.example:8080"))
+        }
+        (_, proxy) => Ok(proxy),
+    }
+}
+
+/// The certificates in a PEM file.
+fn certificates(path: &Path) -> Result<RootCerts> {
+    let line = || format!("cannot use the certificates in {path:?}, which SSL_CERT_FILE or REQUESTS_CA_BUNDLE names");
+    let text = std::fs::read(path).or_bad_input(line)?;
+    let mut found = Vec::new();
+    for item in ureq::tls::parse_pem(&text) {
+        if let PemItem::Certificate(certificate) = item.context("broken PEM").or_bad_input(line)? {
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() { Err(bad_input!("{}: there are none", line())) } else { Ok(RootCerts::from(found)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(endpoint: &str) -> Client {
+        let endpoint = Url::parse(endpoint).unwrap();
+        let connection = Connection { endpoint, token: None, timeout: Duration::from_secs(1), certificates: None };
+        Client::new(connection).unwrap()
+    }
+
+    #[test]
+    fn addresses_are_escaped() {
+        let client = client("https://hub.example/mirror/");
+        let listing = client.url(&["api", "models"], "a/b", &["revision", "refs/pr/1"]);
+        assert_eq!(listing.as_str(), "https://hub.example/mirror/api/models/a/b/revision/refs%2Fpr%2F1");
+        let file = client.file_url("a/b", "c0", "prior/a b?.json");
+        assert_eq!(file.as_str(), "https://hub.example/mirror/a/b/resolve/c0/prior/a%20b%3F.json");
+        assert!(ureq::http::Uri::try_from(file.as_str()).is_ok());
+    }
+
+    #[test]
+    fn etags_become_names_of_files() {
+        assert_eq!(clean_etag("\"abc-1\"").unwrap(), "abc-1");
+        assert_eq!(clean_etag("W/\"abc\"").unwrap(), "abc");
+        for etag in ["", "\"\"", "../x", "a/b", ".x", "a b"] {
+            assert_eq!(clean_etag(etag), None, "{etag:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_says_where_it_begins() {
+        let start = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-range", text.parse().unwrap());
+            content_start(&headers)
+        };
+        assert_eq!(start("bytes 10-19/20"), Some(10));
+        assert_eq!(start("bytes 0-/*"), Some(0));
+        for text in ["bytes */20", "items 1-2/3", "bytes -1", ""] {
+            assert_eq!(start(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Files that `torch.save` wrote: a zip archive since torch 1.6, and before that pickles with the numbers after them.
+//!
+//! Source: torch 2.13 `serialization.py`. Nothing in such a file is run: see [`crate::model::pickle`].
+
+use super::archive::Archive;
+use super::entry::{Entry, Strided};
+use crate::bad_input;
+use crate::model::pickle::{Pickle, PickleError, Storage, StoredTensor, Value};
+use anyhow::{Error, Result};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// What an archive starts with.
+const ZIP: &[u8] = b"PK\x03\x04";
+
+/// The first thing in a file from before torch 1.6, 0x1950a86a20f9469cfc6c.
+const OLD_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+
+/// The second thing.
+const OLD_VERSION: i64 = 1001;
+
+/// Keys under which training programs put the state dictionary that counts.
+const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
+
+/// Where the storages of a file lie in it, by key.
+type Storages<'a> = HashMap<&'a str, Range<usize>>;
+
+/// The tensors in a file of `torch.save`, where they lie in `bytes`. `path` is what messages call it.
+///
+/// What was saved is a dictionary of tensors, perhaps inside one of [`WRAPPERS`], or a list of tensors, whose names are
+/// then their places.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if the file is broken, holds no tensors, or names functions that no plain checkpoint needs.
+pub(super) fn entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+    if bytes.starts_with(ZIP) { zip_entries(bytes, file, path) } else { old_entries(bytes, file, path) }
+}
+
+fn zip_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+    let broken = |why: String| broken(path, &why);
+    let archive = Archive::read(bytes).map_err(broken)?;
+    if archive.byte_order().map_err(broken)?.is_some_and(|range| &bytes[range] == b"big") {
+        return Err(bad_input!(
+            "{path} has numbers in big-endian order, which is not read; save it on another machine"
+        ));
+    }
+    let (pickle, _) = Pickle::read(&bytes[archive.pickle().map_err(broken)?]).map_err(|error| refused(path, error))?;
+    let mut storages = Storages::new();
+    for storage in pickle.storages() {
+        let range = archive.storage(storage.key).map_err(broken)?;
+        check_size(storage, &range).map_err(broken)?;
+        storages.insert(storage.key, range);
+    }
+    place_all(&pickle, &storages, file, path)
+}
+
+fn old_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+    let mut position = 0;
+    let mut next = || {
+        let (pickle, len) = Pickle::read(&bytes[position..]).map_err(|error| refused(path, error))?;
+        position += len;
+        Ok::<_, Error>(pickle)
+    };
+    if !matches!(next()?.root(), Value::LargeInt(magic) if *magic == OLD_MAGIC) {
+        return Err(broken(path, "it is a pickle, but torch.save did not write it"));
+    }
+    if !matches!(next()?.root(), Value::Int(OLD_VERSION)) {
+        return Err(broken(path, "its version is unknown"));
+    }
+    check_old_system(&next()?, path)?;
+    let pickle = next()?;
+    let keys = next()?;
+    let storages = old_storages(bytes, position, &pickle, &keys).map_err(|why| broken(path, &why))?;
+    place_all(&pickle, &storages, file, path)
+}
+
+/// The third pickle of an old file tells of the machine that wrote it.
+fn check_old_system(pickle: &Pickle, path: &str) -> Result<()> {
+    let Value::Dict(system) = pickle.root() else { return Err(broken(path, "it does not tell how it was written")) };
+    match pickle.item(system, "little_endian") {
+        Some(Value::Bool(true)) => Ok(()),
+        _ => Err(bad_input!("{path} has numbers in big-endian order, which is not read; save it on another machine")),
+    }
+}
+
+/// After the pickles of an old file come its storages, in the order of `keys`: a number of numbers, and the numbers.
+fn old_storages<'a>(
+    bytes: &[u8],
+    mut position: usize,
+    pickle: &Pickle<'a>,
+    keys: &Pickle<'a>,
+) -> Result<Storages<'a>, String> {
+    let cut_off = || "it is cut off".to_string();
+    let known: HashMap<&str, &Storage> = pickle.storages().map(|storage| (storage.key, storage)).collect();
+    let Value::Sequence(list) = keys.root() else { return Err("it has no list of storages".into()) };
+    let mut storages = Storages::new();
+    for key in list {
+        let Value::Text(key) = keys.get(*key) else { return Err("it has a storage without a name".into()) };
+        let storage = known.get(key).ok_or_else(|| format!("nothing in it refers to its storage {key:?}"))?;
+        let (len, _) = bytes[position..].split_first_chunk().ok_or_else(cut_off)?;
+        position += size_of_val(len);
+        if u64::from_le_bytes(*len) != storage.len as u64 {
+            return Err(format!("its storage {key:?} has another size than it says"));
+        }
+        let end = storage.bytes().and_then(|size| position.checked_add(size)).filter(|&end| end <= bytes.len());
+        let range = position..end.ok_or_else(cut_off)?;
+        position = range.end;
+        storages.insert(key, range);
+    }
+    // Two references to a storage may not disagree on its size.
+    for storage in pickle.storages() {
+        let range = storages.get(storage.key).ok_or_else(|| format!("it has no storage {:?}", storage.key))?;
+        check_size(storage, range)?;
+    }
+    Ok(storages)
+}
+
+fn check_size(storage: &Storage, range: &Range<usize>) -> Result<(), String> {
+    match storage.bytes() {
+        Some(size) if size <= range.len() => Ok(()),
+        _ => Err(format!("its storage {:?} is cut off", storage.key)),
+    }
+}
+
+/// The tensors of a pickle, in their file.
+fn place_all(pickle: &Pickle, storages: &Storages, file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+    let mut placed = BTreeMap::new();
+    for (name, tensor) in tensors(pickle) {
+        let storage = storages.get(tensor.storage.key).ok_or_else(|| broken(path, "a tensor in it has no storage"))?;
+        placed.insert(name, place(tensor, storage.start, file));
+    }
+    if placed.is_empty() {
+        return Err(bad_input!("{path} holds no tensors, or none where a checkpoint has them; give a file of weights"));
+    }
+    Ok(placed.into_iter().collect())
+}
+
+fn place(tensor: &StoredTensor, storage: usize, file: usize) -> Entry {
+    let strided = Strided { sizes: tensor.shape.clone(), strides: tensor.strides.clone() };
+    Entry {
+        file,
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        strided: (!strided.is_contiguous()).then_some(strided),
+        range: storage + tensor.start..storage + tensor.end,
+    }
+}
+
+/// The tensors that a checkpoint is about, with their names.
+fn tensors<'p, 'a>(pickle: &'p Pickle<'a>) -> Vec<(String, &'p StoredTensor<'a>)> {
+    let mut root = pickle.root();
+    for _ in WRAPPERS {
+        let Value::Dict(dict) = root else { break };
+        let wrapped = WRAPPERS.iter().find_map(|key| match pickle.item(dict, key) {
+            Some(inner @ Value::Dict(items)) if !items.is_empty() => Some(inner),
+            _ => None,
+        });
+        let Some(inner) = wrapped else { break };
+        root = inner;
+    }
+    match root {
+        Value::Dict(dict) => dict
+            .iter()
+            .filter_map(|(key, value)| match (pickle.get(*key), pickle.get(*value)) {
+                (Value::Text(name), Value::Tensor(tensor)) => Some((name.to_string(), tensor)),
+                _ => None,
+            })
+            .collect(),
+        Value::Sequence(list) => list
+            .iter()
+            .enumerate()
+            .filter_map(|(place, value)| match pickle.get(*value) {
+                Value::Tensor(tensor) => Some((place.to_string(), tensor)),
+                _ => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn refused(path: &str, error: PickleError) -> Error {
+    match error {
+        PickleError::Forbidden(name) => bad_input!(
+            "{path} asks to run `{name}`: not a plain checkpoint, and not read; get the weights as safetensors, or save the state dictionary alone"
+        ),
+        PickleError::Corrupt(why) => broken(path, &why),
+    }
+}
+
+fn broken(path: &str, why: &str) -> Error {
+    bad_input!("{path} is not a sound torch file ({why}); fetch it again")
+}

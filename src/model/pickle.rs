@@ -1,0 +1,231 @@
+//! Reads pickles as `torch.save` writes them, and runs nothing.
+//!
+//! A pickle is a program for a small machine that may call any Python function there is. This one knows the few functions
+//! that a file of tensors needs, and makes plain values in their place; whatever else a pickle names is refused.
+//!
+//! Source: Python's `Lib/pickletools.py` for the opcodes, torch 2.13 `_utils.py` and `serialization.py` for the functions.
+//! What a pickle can make this allocate is bounded by its own length and by [`MOST_OPCODES`]: values refer to each other
+//! by number, so nothing is copied, nested or freed recursively.
+
+mod global;
+mod machine;
+mod reader;
+mod tensor;
+
+pub use tensor::{Storage, StoredTensor};
+
+use global::Global;
+use machine::Machine;
+
+/// The most steps of a pickle; a checkpoint of a thousand tensors takes some 50 000.
+const MOST_OPCODES: usize = 1 << 23;
+
+/// Why a pickle is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PickleError {
+    /// It names a Python function or class that no plain checkpoint needs.
+    #[error("it asks to run `{0}`")]
+    Forbidden(String),
+    /// It is broken, or `torch.save` does not write such pickles.
+    #[error("{0}")]
+    Corrupt(String),
+}
+
+impl PickleError {
+    pub(super) fn corrupt(why: impl Into<String>) -> Self {
+        Self::Corrupt(why.into())
+    }
+}
+
+/// The number of a value in its [`Pickle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Id(u32);
+
+/// What a pickle holds, each value once, however often others refer to it.
+#[derive(Debug)]
+pub enum Value<'a> {
+    /// `None`, or something that says nothing about tensors, such as a device.
+    None,
+    /// `True` or `False`.
+    Bool(bool),
+    /// A whole number of 64 bits.
+    Int(i64),
+    /// A larger one, little-endian in two's complement.
+    LargeInt(&'a [u8]),
+    /// A float.
+    Float(f64),
+    /// A string.
+    Text(&'a str),
+    /// Bytes, or a string that is not UTF-8.
+    Bytes(&'a [u8]),
+    /// A tuple or a list.
+    Sequence(Vec<Id>),
+    /// A set, whose elements nobody asks for.
+    Set,
+    /// A dictionary, ordered or not, in the order of insertion.
+    Dict(Vec<(Id, Id)>),
+    /// A tensor's memory.
+    Storage(Storage<'a>),
+    /// A tensor.
+    Tensor(StoredTensor<'a>),
+    /// A function or class that may be called.
+    Global(Global),
+}
+
+/// A pickle's values.
+#[derive(Debug)]
+pub struct Pickle<'a> {
+    values: Vec<Value<'a>>,
+    root: Id,
+}
+
+impl<'a> Pickle<'a> {
+    /// Reads the pickle at the start of `bytes`, and says how long it is.
+    ///
+    /// # Errors
+    /// [`PickleError`] if it is broken or asks for more than a file of tensors needs.
+    pub fn read(bytes: &'a [u8]) -> Result<(Self, usize), PickleError> {
+        Machine::new(bytes).run()
+    }
+
+    /// What was pickled.
+    pub fn root(&self) -> &Value<'a> {
+        self.get(self.root)
+    }
+
+    /// The value of a number that a value of this pickle holds.
+    pub fn get(&self, id: Id) -> &Value<'a> {
+        &self.values[id.0 as usize]
+    }
+
+    /// The value under a key of a dictionary: the last one, where there are several.
+    pub fn item(&self, dict: &[(Id, Id)], wanted: &str) -> Option<&Value<'a>> {
+        let has_key = |(key, _): &&(Id, Id)| matches!(self.get(*key), Value::Text(key) if *key == wanted);
+        dict.iter().rev().find(has_key).map(|(_, value)| self.get(*value))
+    }
+
+    /// All storages that the pickle refers to.
+    pub fn storages(&self) -> impl Iterator<Item = &Storage<'a>> {
+        self.values.iter().filter_map(|value| match value {
+            Value::Storage(storage) => Some(storage),
+            _ => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refuse(bytes: &[u8]) -> PickleError {
+        Pickle::read(bytes).unwrap_err()
+    }
+
+    fn forbidden(name: &str) -> PickleError {
+        PickleError::Forbidden(name.into())
+    }
+
+    #[test]
+    fn plain_values_are_read() {
+        // {"a": [1, -2, 300, 2.5], "b": (None, True)}
+        let bytes = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffM,\x01G@\x04\x00\x00\x00\x00\x00\x00eX\x01\x00\x00\x00bN\x88\x86u.rest";
+        let (pickle, len) = Pickle::read(bytes).unwrap();
+        assert_eq!(len, bytes.len() - 4);
+        let Value::Dict(dict) = pickle.root() else { panic!("{:?}", pickle.root()) };
+        let Some(Value::Sequence(list)) = pickle.item(dict, "a") else { panic!("no list") };
+        assert!(matches!(pickle.get(list[0]), Value::Int(1)) && matches!(pickle.get(list[1]), Value::Int(-2)));
+        assert!(matches!(pickle.get(list[2]), Value::Int(300)) && matches!(pickle.get(list[3]), Value::Float(2.5)));
+        let Some(Value::Sequence(pair)) = pickle.item(dict, "b") else { panic!("no tuple") };
+        assert!(matches!(pickle.get(pair[0]), Value::None) && matches!(pickle.get(pair[1]), Value::Bool(true)));
+        assert!(pickle.item(dict, "c").is_none());
+    }
+
+    #[test]
+    fn functions_are_refused_by_name_in_every_spelling() {
+        assert_eq!(refuse(b"cos\nsystem\n(X\x02\x00\x00\x00lstR."), forbidden("os.system"));
+        assert_eq!(refuse(b"\x80\x02cposix\nsystem\nq\x00."), forbidden("posix.system"));
+        assert_eq!(refuse(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93."), forbidden("builtins.eval"));
+        assert_eq!(refuse(b"(ios\nsystem\n."), forbidden("os.system"));
+        // A name with dots would lead from an innocent module to any other.
+        assert_eq!(refuse(b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93."), forbidden("torch.os.system"));
+        // The same strings out of the memo.
+        assert_eq!(refuse(b"\x80\x04\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93."), forbidden("os.system"));
+        // A name cannot draw on the screen.
+        assert_eq!(refuse(b"cos\x1b[2J\nsystem\n."), forbidden("os\\u{1b}[2J.system"));
+    }
+
+    #[test]
+    fn only_functions_can_be_called_and_only_containers_filled() {
+        for bytes in
+            [&b"K\x01)R."[..], b"\x80\x02X\x01\x00\x00\x00a)\x81.", b"K\x01K\x02a.", b"]K\x01K\x02s.", b"K\x01}b."]
+        {
+            assert!(matches!(refuse(bytes), PickleError::Corrupt(_)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn broken_programs_are_refused() {
+        let broken: [&[u8]; 14] = [
+            b"",
+            b".",
+            b"N",
+            b"h\x05.",
+            b"j\x00\x00\x00\xff.",
+            b"0.",
+            b"t.",
+            b"e.",
+            b"u.",
+            b"}(K\x01u.",
+            b"X\xff\xff\xff\xffa.",
+            b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.",
+            b"X\x01\x00\x00\x00\xff.",
+            b"\xf7.",
+        ];
+        for bytes in broken {
+            assert!(matches!(refuse(bytes), PickleError::Corrupt(_)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_and_cycles_are_nothing_special() {
+        let deep = [b"N".to_vec(), b"\x85".repeat(1_000_000), b".".to_vec()].concat();
+        assert!(Pickle::read(&deep).is_ok());
+        assert!(Pickle::read(b"]q\x00h\x00a.").is_ok(), "a list in itself");
+        let endless = b"N0".repeat(MOST_OPCODES / 2 + 1);
+        assert!(matches!(refuse(&endless), PickleError::Corrupt(why) if why.contains("steps")));
+    }
+
+    /// A tensor of 2 x 3 floats in a storage of 6; `arguments` stand for offset, size and stride.
+    fn tensor(arguments: &[u8]) -> Result<(), PickleError> {
+        let bytes = [
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQ",
+            arguments,
+            b"\x89ccollections\nOrderedDict\n)RtR.",
+        ]
+        .concat();
+        Pickle::read(&bytes).map(drop)
+    }
+
+    #[test]
+    fn tensors_stay_inside_their_storage() {
+        assert_eq!(tensor(b"K\x00K\x02K\x03\x86K\x03K\x01\x86"), Ok(()));
+        assert_eq!(tensor(b"K\x00K\x03K\x02\x86K\x01K\x03\x86"), Ok(()), "transposed");
+        assert_eq!(tensor(b"K\x05)\x29"), Ok(()), "one number");
+        assert_eq!(tensor(b"K\x06K\x00\x85K\x01\x85"), Ok(()), "no numbers");
+        let outside: [&[u8]; 9] = [
+            b"K\x01K\x02K\x03\x86K\x03K\x01\x86",
+            b"K\x00K\x02K\x03\x86K\x04K\x01\x86",
+            b"J\xff\xff\xff\xffK\x02K\x03\x86K\x03K\x01\x86",
+            b"K\x00K\x02K\x03\x86J\xff\xff\xff\xffK\x01\x86",
+            b"K\x00J\xff\xff\xff\xffK\x03\x86K\x03K\x01\x86",
+            // Strides of 0 repeat one number a million times a million.
+            b"K\x00J\x40\x42\x0f\x00J\x40\x42\x0f\x00\x86K\x00K\x00\x86",
+            b"K\x00\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85",
+            b"K\x00K\x02K\x03\x86K\x01\x85",
+            b"K\x07K\x00\x85K\x01\x85",
+        ];
+        for arguments in outside {
+            assert!(matches!(tensor(arguments), Err(PickleError::Corrupt(_))), "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Every format of weights, and LoRAs, against what torch, PEFT and diffusers read from the same files.
+
+use crate::common::{Fixture, fixtures, relative_error};
+use crate::pipelines::{Case, OPTIONS};
+use prior_embed::files::Folder;
+use prior_embed::model::checkpoint::Checkpoint;
+use prior_embed::pipeline::Pipeline;
+use std::path::Path;
+use tch::Tensor;
+
+fn folder() -> Folder {
+    Folder::from(&fixtures().join("checkpoints"))
+}
+
+#[test]
+fn every_format_of_torch_holds_the_same_tensors() {
+    let expected = Checkpoint::open_file(&folder(), "expected.safetensors").unwrap();
+    for file in ["zip.bin", "protocol_4.pt", "legacy.bin", "nested.ckpt"] {
+        let checkpoint = Checkpoint::open_file(&folder(), file).unwrap();
+        assert!(checkpoint.names().eq(expected.names()), "{file}");
+        for name in expected.names() {
+            let (tensor, wanted) = (checkpoint.read(name).unwrap().unwrap(), expected.read(name).unwrap().unwrap());
+            assert_eq!(tensor, wanted, "{file}: {name}");
+        }
+        assert_eq!(checkpoint.parameters(), expected.parameters(), "{file}");
+        assert!(checkpoint.non_finite_tensors().unwrap().is_empty(), "{file}");
+    }
+}
+
+/// A prior's weights by name, in float32.
+fn weights(checkpoint: &Checkpoint) -> Vec<(String, Tensor)> {
+    checkpoint.names().map(|name| (name.to_string(), checkpoint.read(name).unwrap().unwrap())).collect()
+}
+
+#[test]
+fn priors_under_their_authors_names_are_those_of_diffusers() {
+    let prior = Folder::from(&fixtures().join("pipelines/pickle_weights/prior"));
+    let expected = weights(&Checkpoint::open_folder(&prior).unwrap());
+    for (name, file, tolerance) in [("karlo", "prior.ckpt", 0.0), ("kandinsky", "prior_fp16.ckpt", 1e-3)] {
+        let folder = folder().join(name);
+        let original = Checkpoint::open_file(&folder, file).unwrap();
+        assert!(original.is_original_prior());
+        let statistics = Checkpoint::open_file(&folder, "ViT-L-14_stats.th").unwrap();
+        let converted = weights(&original.with_diffusers_names(Some(statistics), 4).unwrap());
+        assert_eq!(converted.len(), expected.len(), "{name}");
+        for ((name, tensor), (wanted_name, wanted)) in converted.iter().zip(&expected) {
+            assert_eq!((name, tensor.size()), (wanted_name, wanted.size()));
+            assert!(relative_error(tensor, wanted) <= tolerance, "{name}");
+        }
+        let original = Checkpoint::open_file(&folder, file).unwrap();
+        let error = original.with_diffusers_names(None, 5).unwrap_err().to_string();
+        assert!(error.contains("c_qkv") && error.contains(file), "{error}");
+    }
+}
+
+fn check_loras(loras: &[(&str, f64)], expected: &Path) {
+    let expected = Fixture::open(&expected.join("expected.safetensors"));
+    let cases: Vec<Case> = serde_json::from_str(expected.metadata("cases")).unwrap();
+    let mut pipeline = Pipeline::open(&fixtures().join("pipelines/kandinsky22"), OPTIONS).unwrap();
+    for (path, scale) in loras {
+        pipeline.add_lora(&fixtures().join("checkpoints/lora").join(path), *scale).unwrap();
+    }
+    for (index, case) in cases.iter().enumerate() {
+        case.check(&mut pipeline, &expected, index);
+    }
+    assert!(!cases.is_empty());
+}
+
+#[test]
+fn loras_change_the_embeddings_as_in_peft() {
+    let loras = fixtures().join("checkpoints/lora");
+    check_loras(&[("peft", 1.0)], &loras.join("peft"));
+    check_loras(&[("peft/adapter_model.safetensors", 1.0)], &loras.join("peft"));
+    check_loras(&[("peft_rslora_bin", 1.0)], &loras.join("peft_rslora_bin"));
+    check_loras(&[("attention_processors", 0.5)], &loras.join("attention_processors"));
+}
+
+#[test]
+fn loras_add_up() {
+    let loras = fixtures().join("checkpoints/lora");
+    check_loras(
+        &[("peft", 0.25), ("attention_processors", 0.5), ("peft", 0.75), ("attention_processors", -0.5)],
+        &loras.join("peft"),
+    );
+    check_loras(&[("attention_processors", 0.2), ("attention_processors", 0.3)], &loras.join("attention_processors"));
+}

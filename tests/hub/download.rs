@@ -1,0 +1,242 @@
+//! What is downloaded, what is kept, and what is not downloaded again.
+
+use crate::common::{assert_done, assert_refused, model, stderr};
+use crate::place::{Place, REPOSITORY, fixture, small_model};
+use crate::server::{COMMIT, Fault, Repository, is_large};
+use std::fs;
+use std::process::Stdio;
+
+const PRIOR: &str = "prior/diffusion_pytorch_model.safetensors";
+
+#[test]
+fn a_model_by_name_gives_what_its_folder_gives_and_then_needs_no_network() {
+    let place = Place::new();
+    let expected = place.embeds(&mut place.embed(model().to_str().unwrap()));
+    assert!(place.server.requests("").is_empty(), "a folder needs no hub");
+    assert_eq!(place.embeds(&mut place.embed(REPOSITORY)), expected);
+    for not_needed in ["unet", "movq", "README", "image_encoder"] {
+        assert!(place.server.requests(&format!("/resolve/{COMMIT}/{not_needed}")).is_empty(), "{not_needed}");
+    }
+    place.server.reset();
+    assert_eq!(place.embeds(&mut place.embed(REPOSITORY)), expected);
+    assert_eq!(place.embeds(place.embed(REPOSITORY).arg("--offline")), expected);
+    assert_eq!(place.embeds(place.embed(REPOSITORY).env("HF_HUB_OFFLINE", "1")), expected);
+    assert!(place.server.requests("").is_empty(), "all of it was in the cache");
+    assert_eq!(fs::read_to_string(place.cache().join("refs/main")).unwrap(), COMMIT);
+    assert!(place.snapshot(PRIOR).is_symlink());
+    assert!(place.unfinished().is_empty());
+}
+
+#[test]
+fn the_image_encoder_comes_when_it_is_needed() {
+    let place = Place::new();
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert_done(place.embed(REPOSITORY).args(["-n", "blurry", "--negative-out", "n.npy"]));
+    assert!(!place.snapshot("image_encoder").exists());
+    assert_done(place.embed(REPOSITORY).args(["--negative-out", "n.npy"]));
+    assert!(place.snapshot("image_encoder/model.safetensors").exists());
+    // That a model has none is asked once.
+    place.server.put("owner/without", Repository::of_folder(&fixture("no_image_encoder")));
+    let mut command = place.embed("owner/without");
+    command.args(["--negative-out", "n2.npy"]);
+    assert_refused(&place.work, command.arg("--quiet"), 2, &["no image encoder"]);
+    place.server.reset();
+    assert_refused(&place.work, &mut command, 2, &["no image encoder"]);
+    assert!(place.server.requests("").is_empty());
+}
+
+#[test]
+fn every_layout_is_understood() {
+    let place = Place::new();
+    for name in ["unclip_layout", "stable_unclip_layout", "bare_folder", "kandinsky22_sharded_bf16", "fp16_variant"] {
+        let folder = fixture(name);
+        let repository = format!("owner/{name}");
+        place.server.put(&repository, Repository::of_folder(&folder));
+        let expected = place.embeds(&mut place.embed(folder.to_str().unwrap()));
+        assert_eq!(place.embeds(&mut place.embed(&repository)), expected, "{name}");
+        place.server.reset();
+        assert_eq!(place.embeds(&mut place.embed(&repository)), expected, "{name}");
+        assert!(place.server.requests("").is_empty(), "{name} is asked for again");
+    }
+}
+
+#[test]
+fn sixteen_bits_are_taken_where_they_are_enough() {
+    let place = Place::new();
+    let mut repository = small_model();
+    let half = Repository::of_folder(&fixture("kandinsky22_f16"));
+    for (path, content) in half.files.into_iter().filter(|(path, _)| is_large(path)) {
+        repository.files.insert(path.replace(".safetensors", ".fp16.safetensors"), content);
+    }
+    place.server.put(REPOSITORY, repository);
+    let weights =
+        |pattern: &str| place.server.requests(&format!("GET /{REPOSITORY}/resolve/{COMMIT}/prior/{pattern}")).len();
+    assert_done(place.download(REPOSITORY).args(["--dtype", "int8"]));
+    assert_eq!((weights("diffusion_pytorch_model.fp16"), weights("diffusion_pytorch_model.safetensors")), (1, 0));
+    place.server.reset();
+    place.embeds(place.embed(REPOSITORY).args(["--dtype", "int8"]));
+    assert!(place.server.requests("").is_empty());
+    // A run in float32 has the better ones.
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert_eq!((weights("diffusion_pytorch_model.fp16"), weights("diffusion_pytorch_model.safetensors")), (0, 1));
+}
+
+#[test]
+fn a_branch_moves_when_it_is_downloaded_again() {
+    let place = Place::new();
+    assert_done(&mut place.download(REPOSITORY));
+    let mut newer = small_model();
+    newer.commit = "2".repeat(40);
+    newer.files.insert("scheduler/scheduler_config.json".into(), b"{\"prediction_type\": \"sample\"}".to_vec());
+    place.server.put(REPOSITORY, newer);
+    place.server.reset();
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert!(place.server.requests("").is_empty(), "what is in the cache does");
+    assert_done(&mut place.download(REPOSITORY));
+    assert_eq!(fs::read_to_string(place.cache().join("refs/main")).unwrap(), "2".repeat(40));
+    assert_eq!(place.server.requests("GET /owner/kandinsky/resolve").len(), 1, "the rest was there already");
+    assert!(place.snapshot(PRIOR).exists(), "the older commit stays");
+    place.server.reset();
+    place.embeds(place.embed(REPOSITORY).args(["--revision", COMMIT]));
+    assert!(place.server.requests("").is_empty());
+}
+
+#[test]
+fn revisions_are_branches_tags_and_commits() {
+    let place = Place::new();
+    for revision in ["refs/pr/1", COMMIT] {
+        place.embeds(&mut place.embed(&format!("{REPOSITORY}@{revision}")));
+        place.embeds(place.embed(REPOSITORY).args(["--revision", revision, "--offline"]));
+    }
+    assert!(place.cache().join("refs/refs/pr/1").is_file());
+    assert!(!place.cache().join("refs/main").exists());
+    place.server.fail("api/models", 1, Fault::Body(format!("{{\"sha\": \"{}\", \"siblings\": []}}", "3".repeat(40))));
+    let other = "4".repeat(40);
+    let mut command = place.download(&format!("{REPOSITORY}@{other}"));
+    assert_refused(&place.work, &mut command, 1, &["gives commit", "HF_ENDPOINT"]);
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_stopped() {
+    let place = Place::new();
+    place.server.fail("cdn GET", 1, Fault::Cut(1000));
+    assert_done(&mut place.download(REPOSITORY));
+    let ranges: Vec<_> = place
+        .server
+        .requests("cdn GET")
+        .into_iter()
+        .filter_map(|request| request.headers.get("range").cloned())
+        .collect();
+    assert_eq!(ranges, ["bytes=1000-"]);
+
+    // The same after the process ended: the first try is cut off, the second one is refused for good.
+    let place = Place::new();
+    place.server.fail("cdn GET", 1, Fault::Cut(2000));
+    place.server.fail("cdn GET", 1, Fault::Answer(403, Vec::new()));
+    let mut command = place.download(REPOSITORY);
+    assert_refused(&place.work, command.arg("--quiet"), 2, &["text_encoder/model.safetensors"]);
+    assert_eq!(place.unfinished().len(), 1);
+    place.server.reset();
+    assert_done(&mut place.download(REPOSITORY));
+    assert_eq!(place.server.requests("cdn GET")[0].headers["range"], "bytes=2000-");
+    assert!(place.unfinished().is_empty());
+    place.embeds(&mut place.embed(REPOSITORY));
+}
+
+#[test]
+fn servers_that_know_no_ranges_do_too() {
+    for fault in [Fault::IgnoreRange, Fault::Answer(416, Vec::new())] {
+        let place = Place::new();
+        let blobs = place.cache().join("blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        let prior = &small_model().files[PRIOR];
+        let etag = crate::server::sha256(prior);
+        fs::write(blobs.join(format!("{etag}.01234567.incomplete")), &prior[..500]).unwrap();
+        place.server.fail(&format!("cdn GET /{etag}"), 1, fault);
+        assert_done(&mut place.download(REPOSITORY));
+        let requests = place.server.requests(&format!("cdn GET /{etag}"));
+        assert_eq!(requests[0].headers["range"], "bytes=500-");
+        assert_eq!(&fs::read(place.snapshot(PRIOR)).unwrap(), prior);
+        assert!(place.unfinished().is_empty());
+    }
+}
+
+#[test]
+fn what_is_left_of_another_content_is_not_trusted() {
+    let place = Place::new();
+    let blobs = place.cache().join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let prior = &small_model().files[PRIOR];
+    let etag = crate::server::sha256(prior);
+    fs::write(blobs.join(format!("{etag}.incomplete")), vec![7; 500]).unwrap();
+    assert_done(&mut place.download(REPOSITORY));
+    assert_eq!(&fs::read(place.snapshot(PRIOR)).unwrap(), prior);
+}
+
+#[test]
+fn two_processes_share_the_work() {
+    let place = Place::new();
+    // Slow enough for both to want the same file.
+    place.server.fail("cdn GET", 1, Fault::Stall(1000));
+    let start = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_prior-embed"));
+        command.args(["download", REPOSITORY]).env("HF_HOME", place.work.path("hf"));
+        command.env("HF_ENDPOINT", place.server.endpoint()).env("HF_HUB_DOWNLOAD_TIMEOUT", "2");
+        command.env_remove("HF_HUB_OFFLINE").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let runs = [start(), start()];
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let weights = small_model()
+        .files
+        .keys()
+        .filter(|path| is_large(path) && !path.starts_with("unet") && !path.starts_with("image"))
+        .count();
+    assert_eq!(place.server.requests("cdn GET").len(), weights + 1, "each file once, and once more for the stall");
+    assert!(place.unfinished().is_empty());
+    place.embeds(&mut place.embed(REPOSITORY));
+}
+
+#[test]
+fn busy_and_stalling_servers_are_waited_for() {
+    let place = Place::new();
+    let soon = vec![("retry-after", "0".to_string())];
+    place.server.fail("api/models", 2, Fault::Answer(429, soon.clone()));
+    place.server.fail("HEAD", 3, Fault::Answer(503, soon.clone()));
+    place.server.fail("cdn GET", 2, Fault::Answer(500, soon));
+    place.server.fail("GET /owner/kandinsky/resolve", 1, Fault::Stall(10));
+    place.embeds(place.embed(REPOSITORY).env("HF_HUB_DOWNLOAD_TIMEOUT", "1"));
+}
+
+#[test]
+fn where_the_hub_is_out_of_reach_the_cache_does() {
+    let place = Place::new();
+    let expected = place.embeds(&mut place.embed(REPOSITORY));
+    // As a cache of Python's, which does not note what a model lacks.
+    fs::remove_dir_all(place.cache().join(".no_exist")).unwrap();
+    let line = assert_done(place.embed(REPOSITORY).env("HF_ENDPOINT", "http://127.0.0.1:1"));
+    assert!(line.contains("cannot reach 127.0.0.1:1") && line.contains("in the cache"), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert_eq!(place.embeds(place.embed(REPOSITORY).arg("--offline")), expected);
+    place.server.reset();
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert_eq!(place.server.requests("").len(), 1, "the listing is enough");
+    place.server.reset();
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert!(place.server.requests("").is_empty());
+}
+
+#[test]
+fn the_cache_is_where_the_environment_and_the_option_say() {
+    let place = Place::new();
+    assert_done(place.download(REPOSITORY).env("HF_HUB_CACHE", place.work.path("elsewhere")));
+    assert!(place.work.path("elsewhere/models--owner--kandinsky/refs/main").is_file());
+    let option = place.work.path("option");
+    let mut command = place.download(REPOSITORY);
+    assert_done(command.env("HF_HUB_CACHE", place.work.path("unused")).arg("--cache-dir").arg(&option));
+    assert!(option.join("models--owner--kandinsky/refs/main").is_file());
+    assert!(!place.work.path("unused").exists() && !place.cache().exists());
+    assert_done(place.embed(REPOSITORY).arg("--offline").arg("--cache-dir").arg(&option));
+}

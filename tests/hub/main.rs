@@ -1,0 +1,14 @@
+//! Runs the real binary against a server that speaks the hub's routes.
+
+// In a test, a panic is how a failure is told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod commands;
+#[path = "../cli/common.rs"]
+#[allow(dead_code)]
+mod common;
+mod download;
+mod place;
+mod refused;
+#[allow(dead_code)]
+mod server;

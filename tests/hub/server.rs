@@ -1,0 +1,347 @@
+//! A small server that speaks the hub's routes: listings, files with their etags and commits, redirects of large files to
+//! another host, ranges, and everything that can go wrong.
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// The commit of a repository that nobody gave another.
+pub const COMMIT: &str = "1111111111111111111111111111111111111111";
+
+/// A repository.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    pub files: BTreeMap<String, Vec<u8>>,
+    pub commit: String,
+    /// Only this token may see it.
+    pub token: Option<String>,
+    /// Everybody may list it, but only the token may download.
+    pub is_gated: bool,
+}
+
+impl Repository {
+    /// One that holds what a folder holds.
+    pub fn of_folder(folder: &Path) -> Self {
+        let mut files = BTreeMap::new();
+        collect(folder, "", &mut files);
+        Self { files, commit: COMMIT.into(), token: None, is_gated: false }
+    }
+}
+
+fn collect(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in folder.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if entry.path().is_dir() {
+            collect(&entry.path(), &format!("{name}/"), files);
+        } else {
+            files.insert(name, fs::read(entry.path()).unwrap());
+        }
+    }
+}
+
+/// What is to go wrong.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Another answer, with these headers.
+    Answer(u16, Vec<(&'static str, String)>),
+    /// Another value of a header.
+    Header(&'static str, String),
+    /// The connection ends after so many bytes of the body.
+    Cut(usize),
+    /// The connection falls silent after so many bytes of the body.
+    Stall(usize),
+    /// The first byte of the body is another.
+    Corrupt,
+    /// The body is this.
+    Body(String),
+    /// Ranges are not understood.
+    IgnoreRange,
+}
+
+/// A fault for requests whose method and path contain `pattern`.
+struct Rule {
+    pattern: String,
+    times: usize,
+    fault: Fault,
+}
+
+/// A request that was made.
+#[derive(Debug, Clone)]
+pub struct Logged {
+    /// `GET /path`, with `cdn` in front if it went to the other host.
+    pub line: String,
+    pub headers: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct State {
+    repositories: BTreeMap<String, Repository>,
+    rules: Vec<Rule>,
+    log: Vec<Logged>,
+}
+
+/// The server. It runs until the process ends.
+pub struct Server {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn new(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    fn header(mut self, name: &str, value: impl ToString) -> Self {
+        self.headers.retain(|(other, _)| other != name);
+        self.headers.push((name.into(), value.to_string()));
+        self
+    }
+
+    fn refused(status: u16, code: &str) -> Self {
+        Self::new(status).header("x-error-code", code)
+    }
+}
+
+impl Server {
+    /// Starts the hub and the host that it redirects large files to.
+    pub fn start() -> Self {
+        let hub = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cdn = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = hub.local_addr().unwrap();
+        let cdn_address = cdn.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State::default()));
+        for (listener, is_cdn) in [(hub, false), (cdn, true)] {
+            let state = state.clone();
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let state = state.clone();
+                    std::thread::spawn(move || serve(stream, &state, cdn_address, is_cdn));
+                }
+            });
+        }
+        Self { address, state }
+    }
+
+    /// What `HF_ENDPOINT` is to be.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Adds a repository, or replaces it.
+    pub fn put(&self, name: &str, repository: Repository) {
+        self.state.lock().unwrap().repositories.insert(name.into(), repository);
+    }
+
+    /// Lets the next `times` requests that contain `pattern` go wrong; each in one way, the one that was asked for first.
+    pub fn fail(&self, pattern: &str, times: usize, fault: Fault) {
+        self.state.lock().unwrap().rules.push(Rule { pattern: pattern.into(), times, fault });
+    }
+
+    /// Lets nothing go wrong any more, and forgets what was asked.
+    pub fn reset(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.rules.clear();
+        state.log.clear();
+    }
+
+    /// The requests so far whose line contains `pattern`.
+    pub fn requests(&self, pattern: &str) -> Vec<Logged> {
+        let log = &self.state.lock().unwrap().log;
+        log.iter().filter(|logged| logged.line.contains(pattern)).cloned().collect()
+    }
+}
+
+fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: bool) {
+    // The first byte of a TLS handshake, which this server does not speak.
+    let mut first = [0];
+    if stream.peek(&mut first).is_ok() && first == [0x16] {
+        let _ = stream.write_all(b"HTTP/1.1 400 x\r\n\r\n");
+        return;
+    }
+    let Some((method, path, headers)) = read_request(&stream) else { return };
+    let line = format!("{}{method} {path}", if is_cdn { "cdn " } else { "" });
+    let (mut reply, fault) = {
+        let mut state = state.lock().unwrap();
+        state.log.push(Logged { line: line.clone(), headers: headers.clone() });
+        let is_due = |rule: &&mut Rule| rule.times > 0 && line.contains(&rule.pattern);
+        let due = state.rules.iter_mut().find(is_due).map(|rule| {
+            rule.times -= 1;
+            rule.fault.clone()
+        });
+        let understands_ranges = !matches!(due, Some(Fault::IgnoreRange));
+        let headers = if understands_ranges { headers } else { BTreeMap::new() };
+        (route(&state, &path, &headers, cdn, is_cdn), due)
+    };
+    let mut end = None;
+    if let Some(fault) = fault {
+        match fault {
+            Fault::Answer(status, headers) => {
+                reply = Reply::new(status);
+                for (name, value) in headers {
+                    reply = reply.header(name, value);
+                }
+            }
+            Fault::Header(name, value) => reply = reply.header(name, value),
+            Fault::Corrupt => reply.body.iter_mut().take(1).for_each(|byte| *byte ^= 1),
+            Fault::Body(body) => reply = Reply { body: body.into_bytes(), ..Reply::new(200) },
+            Fault::Cut(len) => end = Some((len, Duration::ZERO)),
+            Fault::Stall(len) => end = Some((len, Duration::from_secs(20))),
+            Fault::IgnoreRange => {}
+        }
+    }
+    let length = reply.body.len();
+    let mut head = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
+    if !reply.headers.iter().any(|(name, _)| name == "content-length") {
+        reply = reply.header("content-length", length);
+    }
+    for (name, value) in &reply.headers {
+        let _ = write!(head, "{name}: {value}\r\n");
+    }
+    let sent = end.map_or(length, |(len, _)| len.min(length));
+    let body = if method == "HEAD" { &[] } else { &reply.body[..sent] };
+    // Whoever hangs up is not missed.
+    let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(body));
+    if let Some((_, pause)) = end {
+        std::thread::sleep(pause);
+    }
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    // A close with unread bytes would take back what was sent.
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    let _ = stream.read(&mut [0; 64]);
+}
+
+fn read_request(stream: &TcpStream) -> Option<(String, String, BTreeMap<String, String>)> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+    let first = lines.next()?;
+    let mut words = first.split(' ');
+    let (method, path) = (words.next()?.to_string(), words.next()?.replace("%2F", "/"));
+    let headers = lines.filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.to_lowercase(), value.trim().to_string()))
+    });
+    Some((method, path, headers.collect()))
+}
+
+fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: SocketAddr, is_cdn: bool) -> Reply {
+    let path = path.split('?').next().unwrap_or_default();
+    if is_cdn {
+        let contents = state.repositories.values().flat_map(|repository| repository.files.values());
+        let wanted = path.trim_start_matches('/');
+        let content = contents.into_iter().find(|content| sha256(content) == wanted);
+        return content.map_or_else(|| Reply::new(404), |content| ranged(content, "\"cdn-etag\"", headers));
+    }
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    match parts.as_slice() {
+        ["api", "models", owner, name, rest @ ..] => {
+            let Some(repository) = find(state, owner, name) else { return Reply::refused(401, "RepoNotFound") };
+            if !repository.is_gated && !may(repository, headers) {
+                return refuse(repository, headers);
+            }
+            let revision = rest.strip_prefix(&["revision"]).map_or("main".into(), |parts| parts.join("/"));
+            if !knows(repository, &revision) {
+                return Reply::refused(404, "RevisionNotFound");
+            }
+            let siblings = repository
+                .files
+                .iter()
+                .map(|(name, content)| serde_json::json!({"rfilename": name, "size": content.len()}));
+            let siblings: Vec<_> = siblings.collect();
+            let body =
+                serde_json::json!({"id": format!("{owner}/{name}"), "sha": repository.commit, "siblings": siblings});
+            Reply { body: body.to_string().into_bytes(), ..Reply::new(200) }
+        }
+        [owner, name, "resolve", revision, file @ ..] => {
+            let Some(repository) = find(state, owner, name) else { return Reply::refused(401, "RepoNotFound") };
+            if !may(repository, headers) {
+                return refuse(repository, headers);
+            }
+            if !knows(repository, revision) {
+                return Reply::refused(404, "RevisionNotFound");
+            }
+            let path = file.join("/");
+            let Some(content) = repository.files.get(&path) else { return Reply::refused(404, "EntryNotFound") };
+            let commit = &repository.commit;
+            if !is_large(&path) {
+                let etag = format!("\"{}\"", git_hash(content));
+                return ranged(content, &etag, headers).header("etag", etag).header("x-repo-commit", commit);
+            }
+            let hash = sha256(content);
+            let location = format!("http://{cdn}/{hash}");
+            let reply = Reply::new(302).header("location", location).header("x-repo-commit", commit);
+            reply.header("x-linked-etag", format!("\"{hash}\"")).header("x-linked-size", content.len())
+        }
+        _ => Reply::new(404),
+    }
+}
+
+fn find<'a>(state: &'a State, owner: &str, name: &str) -> Option<&'a Repository> {
+    state.repositories.get(&format!("{owner}/{name}"))
+}
+
+fn knows(repository: &Repository, revision: &str) -> bool {
+    revision == "main" || revision == "refs/pr/1" || revision == repository.commit
+}
+
+fn may(repository: &Repository, headers: &BTreeMap<String, String>) -> bool {
+    let sent = headers.get("authorization").map(String::as_str);
+    repository.token.as_ref().is_none_or(|token| sent == Some(&format!("Bearer {token}")))
+}
+
+fn refuse(repository: &Repository, headers: &BTreeMap<String, String>) -> Reply {
+    match headers.contains_key("authorization") {
+        _ if repository.is_gated => Reply::refused(403, "GatedRepo"),
+        true => Reply::new(401),
+        false => Reply::refused(401, "RepoNotFound"),
+    }
+}
+
+/// A content, or the part of it that is asked for.
+fn ranged(content: &[u8], etag: &str, headers: &BTreeMap<String, String>) -> Reply {
+    let start = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let is_same = headers.get("if-range").is_none_or(|wanted| wanted == etag);
+    let reply = match start {
+        Some(start) if is_same && start < content.len() => {
+            let range = format!("bytes {start}-{}/{}", content.len() - 1, content.len());
+            Reply { body: content[start..].to_vec(), ..Reply::new(206) }.header("content-range", range)
+        }
+        Some(_) if is_same => Reply::new(416).header("content-range", format!("bytes */{}", content.len())),
+        _ => Reply { body: content.to_vec(), ..Reply::new(200) },
+    };
+    reply.header("etag", etag)
+}
+
+/// Whether the hub keeps such a file elsewhere.
+pub fn is_large(path: &str) -> bool {
+    path.ends_with(".safetensors") || path.ends_with(".bin")
+}
+
+/// What the hub calls a large file's content.
+pub fn sha256(content: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(content))
+}
+
+/// What the hub calls a small file's content.
+pub fn git_hash(content: &[u8]) -> String {
+    let mut hash = Sha1::new();
+    hash.update(format!("blob {}\0", content.len()));
+    hash.update(content);
+    hexadecimal(&hash.finalize())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
