@@ -19,7 +19,6 @@ mod digest;
 mod download;
 mod failure;
 mod fetch;
-pub mod identity;
 pub mod layout;
 mod name;
 mod plan;

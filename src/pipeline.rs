@@ -4,6 +4,7 @@
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`, whose numbers these are.
 
 pub mod describe;
+mod identity;
 mod load;
 mod memory;
 mod negative;
@@ -19,7 +20,7 @@ use crate::diffusion::unclip::{UnclipConfig, UnclipScheduler};
 use crate::files::Folder;
 use crate::hub::layout::Layout;
 use crate::model::lora::Lora;
-use crate::model::prior::{PriorConfig, PriorTransformer};
+use crate::model::prior::{PriorConfig, PriorTransformer, TextCondition};
 use anyhow::{Context, Result, anyhow};
 use memory::Parameters;
 use ndarray::Array2;
@@ -67,6 +68,8 @@ pub struct Timings {
     pub load: Duration,
     /// Tokenizing prompts and encoding them with CLIP.
     pub text: Duration,
+    /// The tokenizing alone, which is part of `text`.
+    pub tokenize: Duration,
     /// The prior: prefill and denoising.
     pub prior: Duration,
 }
@@ -86,10 +89,21 @@ pub struct Pipeline {
     timings: Timings,
 }
 
+impl std::ops::AddAssign for Timings {
+    fn add_assign(&mut self, other: Self) {
+        self.load += other.load;
+        self.text += other.text;
+        self.tokenize += other.tokenize;
+        self.prior += other.prior;
+    }
+}
+
 impl Pipeline {
     /// The image embeddings of a batch of rows, `(rows, embedding_dim)`.
     ///
-    /// If no batch follows (`is_last`), the text encoder's memory is freed as soon as it is done.
+    /// If the run has no other batch (`is_only`), the text encoder's memory is freed before the prior needs it, and what
+    /// guidance leads away from shares the prompts' passes. Otherwise that has passes of its own, so that a batch's numbers
+    /// are the same to the last bit whichever batch came first.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if the number of steps does not fit the model, or a network's weights do not fit its
@@ -98,7 +112,7 @@ impl Pipeline {
         &mut self,
         rows: &[Row],
         settings: &Settings,
-        is_last: bool,
+        is_only: bool,
         observer: &mut dyn Observer,
     ) -> Result<Array2<f32>> {
         let scheduler = self.scheduler(settings.steps)?;
@@ -108,31 +122,37 @@ impl Pipeline {
 
         let needs_negative =
             guidance.is_on() && !NegativeCache::serves(&self.negative, &negative_prompts, scheduler.timesteps());
-        let new_negative: &[&str] = if needs_negative { &negative_prompts } else { &[] };
+        let (beside, apart): (&[&str], &[&str]) = match (needs_negative, is_only) {
+            (false, _) => (&[], &[]),
+            (true, true) => (&negative_prompts, &[]),
+            (true, false) => (&[], &negative_prompts),
+        };
 
         // Text, and then the prior: with a single batch the two never share the memory.
         self.load_text_encoder(observer)?;
-        let start = Instant::now();
-        let text = self.text.encode(&[&prompts, new_negative].concat())?;
-        if is_last {
+        let text = self.encode(&[&prompts, beside].concat())?;
+        let text_apart = if apart.is_empty() { None } else { Some(self.encode(apart)?) };
+        if is_only {
             self.text.release();
         }
-        self.timings.text += start.elapsed();
         self.load_prior(observer)?;
 
         let start = Instant::now();
         let prior = self.prior.as_ref().context("the prior is not loaded")?;
         let first_timesteps = |prompts: usize| &scheduler.timesteps()[..chunk_len(prompts).min(settings.steps)];
-        let timesteps: Vec<&[i64]> = std::iter::repeat_n(first_timesteps(prompts.len()), prompts.len())
-            .chain(std::iter::repeat_n(first_timesteps(new_negative.len()), new_negative.len()))
-            .collect();
+        let all_timesteps = |prompts: usize| std::iter::repeat_n(first_timesteps(prompts), prompts);
+        let timesteps: Vec<&[i64]> = all_timesteps(prompts.len()).chain(all_timesteps(beside.len())).collect();
         let (prefix, timestep_cache) = prior.prefill(&text, &timesteps)?;
         if needs_negative {
+            let (prefix, timestep_cache) = match &text_apart {
+                Some(text) => prior.prefill(text, &all_timesteps(apart.len()).collect::<Vec<_>>())?,
+                None => (prefix.tail(prompts.len())?, timestep_cache.tail(prompts.len())?),
+            };
             self.negative = Some(NegativeCache {
                 prompts: negative_prompts.iter().map(|prompt| prompt.to_string()).collect(),
                 timesteps: scheduler.timesteps().to_vec(),
-                prefix: prefix.tail(prompts.len())?,
-                timestep_cache: timestep_cache.tail(prompts.len())?,
+                prefix,
+                timestep_cache,
             });
         }
         let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: &timestep_cache };
@@ -153,6 +173,16 @@ impl Pipeline {
         }
     }
 
+    /// Tokenizes and encodes prompts.
+    fn encode(&mut self, prompts: &[&str]) -> Result<TextCondition> {
+        let start = Instant::now();
+        let encodings = self.text.tokenize(prompts)?;
+        self.timings.tokenize += start.elapsed();
+        let text = self.text.encode(&encodings)?;
+        self.timings.text += start.elapsed();
+        Ok(text)
+    }
+
     /// Where the time went so far.
     pub fn timings(&self) -> Timings {
         self.timings
@@ -164,6 +194,16 @@ impl Pipeline {
     /// [`crate::error::BadInput`] if it cannot.
     pub fn check_steps(&self, steps: usize) -> Result<()> {
         self.scheduler(steps).map(drop)
+    }
+
+    /// The most denoising steps that the model can do.
+    pub fn most_steps(&self) -> usize {
+        usize::try_from(self.scheduler.num_train_timesteps).unwrap_or(0)
+    }
+
+    /// Numbers in an embedding.
+    pub fn embedding_dim(&self) -> usize {
+        usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
     }
 
     fn scheduler(&self, steps: usize) -> Result<UnclipScheduler> {

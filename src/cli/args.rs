@@ -1,12 +1,19 @@
-//! The options, as clap parses them. [`super::embed`] turns them into what the library takes; nothing else looks here.
+//! The options, as clap parses them. [`super::embed`] and [`super::merge`] turn them into what the library takes;
+//! nothing else looks here.
+
+mod commands;
+mod values;
+
+pub use commands::{ConvertArgs, DownloadArgs, InfoArgs, MergeArgs, ModelsArgs};
+pub use values::{BatchSize, DeviceName, Dtype, LoraOption, SchedulerName};
 
 use crate::hub::{HubOptions, ModelName};
-use crate::io::format::Format;
-use crate::model::precision::Precision;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use safetensors::tensor::Dtype as StoredDtype;
-use std::path::{Path, PathBuf};
-use tch::{Cuda, Device};
+use crate::io::prompts::PromptFormat;
+use crate::io::shard::Shard;
+use crate::io::writer::{OutputDtype, OutputFormat};
+use crate::job::OnError;
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use std::path::PathBuf;
 
 /// Turns text into CLIP image embeddings with a diffusion prior.
 #[derive(Debug, Parser)]
@@ -17,16 +24,9 @@ pub struct CommandLine {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// What to embed; `None` if none of its options is there.
+    /// What to embed; nothing in it counts beside a command.
     #[command(flatten)]
-    pub embed: Option<Args>,
-
-    // Not within the options to embed: clap takes a group of options with another in it for one that is never there.
-    #[command(flatten)]
-    pub hub: HubArgs,
-
-    #[command(flatten)]
-    pub talk: TalkArgs,
+    pub embed: Args,
 }
 
 /// What else the program does.
@@ -40,90 +40,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Rewrite a model as a folder in diffusers' layout, with safetensors
     Convert(ConvertArgs),
-}
-
-/// `prior-embed models`.
-#[derive(Debug, ClapArgs)]
-pub struct ModelsArgs {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-
-    #[command(flatten)]
-    pub hub: CacheArgs,
-
-    #[command(flatten)]
-    pub talk: TalkArgs,
-}
-
-/// `prior-embed download`.
-#[derive(Debug, ClapArgs)]
-pub struct DownloadArgs {
-    /// A name from `prior-embed models`, or owner/name[@revision] on the hub
-    #[arg(value_name = "NAME")]
-    pub model: String,
-
-    /// Type to compute in later: f32, bf16, f16, int8; all but f32 take the smaller fp16 files if there are any
-    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
-    pub dtype: Dtype,
-
-    /// Also what negative embeddings without a negative prompt need
-    #[arg(long)]
-    pub image_encoder: bool,
-
-    #[command(flatten)]
-    pub hub: HubArgs,
-
-    #[command(flatten)]
-    pub talk: TalkArgs,
-}
-
-/// `prior-embed info`.
-#[derive(Debug, ClapArgs)]
-pub struct InfoArgs {
-    /// The model: a name from `prior-embed models`, owner/name[@revision], or a folder [default: emoji]
-    #[arg(short, long, value_name = "NAME")]
-    pub model: Option<String>,
-
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-
-    #[command(flatten)]
-    pub hub: HubArgs,
-
-    #[command(flatten)]
-    pub talk: TalkArgs,
-}
-
-/// The options of `prior-embed convert`.
-#[derive(Debug, ClapArgs)]
-pub struct ConvertArgs {
-    /// A model, or a prior in a file: a .ckpt of Karlo's or Kandinsky 2.1's authors, .pt, .bin or .safetensors
-    #[arg(value_name = "SRC")]
-    pub source: String,
-
-    /// The folder to make
-    #[arg(value_name = "DST")]
-    pub target: PathBuf,
-
-    /// Type of the weights, f32, f16 or bf16; if not given, as they are
-    #[arg(long, value_name = "NAME", hide_possible_values = true)]
-    pub dtype: Option<WeightDtype>,
-
-    /// For a prior in a file: the model that its configuration, the text encoder and the rest are taken from
-    #[arg(long, value_name = "FOLDER")]
-    pub config: Option<String>,
-
-    /// Replace a model that is there already
-    #[arg(long)]
-    pub overwrite: bool,
-
-    #[command(flatten)]
-    pub hub: HubArgs,
-
-    #[command(flatten)]
-    pub talk: TalkArgs,
+    /// Join the outputs of all shards of a run, and check that nothing is missing
+    Merge(MergeArgs),
 }
 
 /// Where models come from.
@@ -149,6 +67,41 @@ pub struct CacheArgs {
     pub offline: bool,
 }
 
+/// Where embeddings go.
+#[derive(Debug, ClapArgs)]
+pub struct TargetArgs {
+    /// Where the embeddings go: a .npy, .npz, .safetensors, .jsonl or .parquet file, `-` for standard output
+    #[arg(short, long, value_name = "FILE", required_unless_present = "out_dir")]
+    pub out: Option<PathBuf>,
+
+    /// In place of --out: a folder of numbered files, as clip-retrieval and embedding-reader have it
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "format"])]
+    pub out_dir: Option<PathBuf>,
+
+    /// Rows in each of these files
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, allow_negative_numbers = true,
+          value_parser = at_least_one_row)]
+    pub rows_per_file: u64,
+
+    /// Output format, npy, npz, safetensors, jsonl or parquet, if the file's extension does not tell
+    #[arg(long, value_name = "NAME", value_parser = output_format)]
+    pub format: Option<OutputFormat>,
+}
+
+impl TargetArgs {
+    /// The path and its format.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if there is no path, or its name does not tell the format.
+    pub fn target(&self) -> anyhow::Result<(PathBuf, OutputFormat)> {
+        match (&self.out, &self.out_dir) {
+            (_, Some(folder)) => Ok((folder.clone(), OutputFormat::Folder)),
+            (Some(file), None) => Ok((file.clone(), self.format.map_or_else(|| OutputFormat::of_path(file), Ok)?)),
+            (None, None) => Err(crate::bad_input!("no output; give --out FILE or --out-dir DIR")),
+        }
+    }
+}
+
 /// How much is said on standard error.
 #[derive(Debug, ClapArgs)]
 pub struct TalkArgs {
@@ -169,28 +122,8 @@ impl CommandLine {
             Some(Command::Download(args)) => &args.talk,
             Some(Command::Info(args)) => &args.talk,
             Some(Command::Convert(args)) => &args.talk,
-            None => &self.talk,
-        }
-    }
-}
-
-/// `--dtype` of `prior-embed convert`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WeightDtype {
-    /// Float32.
-    F32,
-    /// Float16.
-    F16,
-    /// Bfloat16.
-    Bf16,
-}
-
-impl From<WeightDtype> for StoredDtype {
-    fn from(dtype: WeightDtype) -> Self {
-        match dtype {
-            WeightDtype::F32 => Self::F32,
-            WeightDtype::F16 => Self::F16,
-            WeightDtype::Bf16 => Self::BF16,
+            Some(Command::Merge(args)) => &args.talk,
+            None => &self.embed.talk,
         }
     }
 }
@@ -219,17 +152,40 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Vec<String>,
 
-    /// Prompts from a text file, one a line; `-` for standard input
+    /// Prompts from a .txt, .jsonl, .csv, .tsv or .parquet file, also .gz or .zst; `-` for standard input
     #[arg(short = 'f', long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
 
-    /// Where the embeddings go: a .npy or .npz file, `-` for standard output
-    #[arg(short, long, value_name = "FILE")]
-    pub out: PathBuf,
-
-    /// Output format, npy or npz, if the file's extension does not tell
+    /// Format of the prompts, txt, jsonl, csv, tsv or parquet, if the file's extension does not tell
     #[arg(long, value_name = "NAME", hide_possible_values = true)]
-    pub format: Option<Format>,
+    pub format_in: Option<PromptFormat>,
+
+    /// The column, or the key in .jsonl, that holds the prompts [default: prompt]
+    #[arg(long, value_name = "NAME")]
+    pub prompt_column: Option<String>,
+
+    /// What becomes of a row that cannot be used: fail, or skip, which reports it and makes its embedding zeros
+    #[arg(long, value_name = "WHAT", default_value = "fail", hide_possible_values = true)]
+    pub on_error: OnError,
+
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// Type of the numbers written: f32, or f16 in half the space
+    #[arg(long, value_name = "NAME", default_value = "f32", hide_possible_values = true)]
+    pub out_dtype: OutputDtype,
+
+    /// Bring every embedding to length one
+    #[arg(long)]
+    pub normalize: bool,
+
+    /// Go on where an earlier run with the same settings stopped
+    #[arg(long)]
+    pub resume: bool,
+
+    /// Compute the share I of N of the rows, I from 1 to N; prior-embed merge joins the outputs
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub shard: Option<Shard>,
 
     /// The model: a name from `prior-embed models`, owner/name[@revision] on the hub, or a folder [default: emoji]
     #[arg(short, long, value_name = "NAME")]
@@ -243,7 +199,7 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
 
-    /// Where the embeddings that decoders take as negative go; .npz output has them in the same file anyway
+    /// Where the embeddings that decoders take as negative go; .npz and .safetensors have them in the same file anyway
     #[arg(long, value_name = "FILE")]
     pub negative_out: Option<PathBuf>,
 
@@ -292,161 +248,12 @@ pub struct Args {
     /// Replace an output file that is there already
     #[arg(long)]
     pub overwrite: bool,
-}
 
-/// `--lora`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraOption {
-    /// The file or folder.
-    pub path: PathBuf,
-    /// What multiplies its effect.
-    pub scale: f64,
-}
+    #[command(flatten)]
+    pub hub: HubArgs,
 
-impl std::str::FromStr for LoraOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() {
-            return Err("it must be a file or a folder".into());
-        }
-        let whole = Self { path: text.into(), scale: 1.0 };
-        // A name with a colon in it comes first.
-        match text.rsplit_once(':') {
-            Some((path, scale)) if !path.is_empty() && !Path::new(text).exists() => match scale.parse() {
-                Ok(scale) if f64::is_finite(scale) => Ok(Self { path: path.into(), scale }),
-                Ok(_) => Err("the scale must be a finite number".into()),
-                Err(_) => Ok(whole),
-            },
-            _ => Ok(whole),
-        }
-    }
-}
-
-/// `--scheduler`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SchedulerName {
-    /// What the model ships.
-    Auto,
-    /// `UnCLIPScheduler`.
-    Unclip,
-}
-
-/// `--dtype`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// Float32, as diffusers.
-    Auto,
-    /// Float32.
-    F32,
-    /// Bfloat16.
-    Bf16,
-    /// Float16.
-    F16,
-    /// Int8 weights.
-    Int8,
-}
-
-impl Dtype {
-    /// What it names, whether this machine can do it or not.
-    pub fn wanted(self) -> Precision {
-        match self {
-            Self::Auto | Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
-            Self::F16 => Precision::F16,
-            Self::Int8 => Precision::Int8,
-        }
-    }
-
-    /// What to compute in on `device`: float32, with a warning, in place of a 16-bit type that would be slower there.
-    ///
-    /// # Errors
-    /// [`crate::error::BadInput`] if there is no way to compute in int8.
-    pub fn precision(self, device: Device) -> anyhow::Result<Precision> {
-        let wanted = self.wanted();
-        let name = wanted.name();
-        match wanted {
-            wanted if wanted.is_fast_on(device) => Ok(wanted),
-            Precision::Int8 => Err(crate::bad_input!(
-                "--dtype int8 needs a CPU with oneDNN (x86-64); use --device cpu, or another --dtype"
-            )),
-            _ => {
-                log::warn!(
-                    "--dtype {name} is slower than f32 on this processor, which has no instructions for it; using f32"
-                );
-                Ok(Precision::F32)
-            }
-        }
-    }
-}
-
-/// `--device`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceName {
-    /// A GPU if there is one.
-    Auto,
-    /// This one.
-    Named(Device),
-}
-
-impl std::str::FromStr for DeviceName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unknown = || "it must be auto, cpu, cuda, cuda:I or mps".to_string();
-        Ok(match text.split_once(':') {
-            None if text == "auto" => Self::Auto,
-            None if text == "cpu" => Self::Named(Device::Cpu),
-            None if text == "cuda" => Self::Named(Device::Cuda(0)),
-            None if text == "mps" => Self::Named(Device::Mps),
-            Some(("cuda", index)) => Self::Named(Device::Cuda(index.parse().map_err(|_| unknown())?)),
-            _ => return Err(unknown()),
-        })
-    }
-}
-
-impl DeviceName {
-    /// The device, if this machine and this build of libtorch have it.
-    ///
-    /// # Errors
-    /// [`crate::error::BadInput`] if not.
-    pub fn device(self) -> anyhow::Result<Device> {
-        match self {
-            Self::Auto if tch::utils::has_mps() => Ok(Device::Mps),
-            Self::Auto => Ok(Device::cuda_if_available()),
-            Self::Named(Device::Mps) if !tch::utils::has_mps() => Err(crate::bad_input!(
-                "--device mps: this machine or this build of libtorch has none; use --device cpu"
-            )),
-            Self::Named(Device::Cuda(index)) if index >= Cuda::device_count().max(0) as usize => {
-                Err(crate::bad_input!(
-                    "--device cuda:{index}: {} such devices are here, counted from 0; use --device cpu, or a CUDA build of libtorch",
-                    Cuda::device_count()
-                ))
-            }
-            Self::Named(device) => Ok(device),
-        }
-    }
-}
-
-/// `--batch-size`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BatchSize {
-    /// Chosen by the program.
-    Auto,
-    /// This many rows.
-    Rows(usize),
-}
-
-impl std::str::FromStr for BatchSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.parse() {
-            _ if text == "auto" => Ok(Self::Auto),
-            Ok(rows) if rows >= 1 => Ok(Self::Rows(rows)),
-            _ => Err("it must be auto or a number of rows, 1 or more".into()),
-        }
-    }
+    #[command(flatten)]
+    pub talk: TalkArgs,
 }
 
 fn at_least_one(what: &'static str) -> impl Fn(&str) -> Result<usize, String> + Clone {
@@ -456,30 +263,28 @@ fn at_least_one(what: &'static str) -> impl Fn(&str) -> Result<usize, String> + 
     }
 }
 
+fn at_least_one_row(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|rows| *rows >= 1).ok_or_else(|| "it must be a number of rows, 1 or more".into())
+}
+
+fn output_format(text: &str) -> Result<OutputFormat, String> {
+    let known = OutputFormat::FILES.iter().find(|(name, _)| *name == text);
+    known.map(|(_, format)| *format).ok_or_else(|| "it must be npy, npz, safetensors, jsonl or parquet".into())
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    let parse = || {
+        let (index, count) = text.split_once('/')?;
+        let shard = Shard { index: index.parse().ok()?, count: count.parse().ok()? };
+        (1..=shard.count).contains(&shard.index).then_some(shard)
+    };
+    parse().ok_or_else(|| "it must be I/N with I between 1 and N, for example 1/8".into())
+}
+
 fn finite(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "it must be a number".into())
 }
 
 fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("it must be a whole number between 0 and {}", u64::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lora_may_have_a_scale() {
-        let parse = |text: &str| text.parse::<LoraOption>().map(|option| (option.path, option.scale));
-        for (text, path, scale) in [
-            ("style.safetensors", "style.safetensors", 1.0),
-            ("style.safetensors:0.5", "style.safetensors", 0.5),
-            ("a:b/style:-2e-1", "a:b/style", -0.2),
-            ("C:/loras/style", "C:/loras/style", 1.0),
-            (":3", ":3", 1.0),
-        ] {
-            assert_eq!(parse(text), Ok((PathBuf::from(path), scale)), "{text}");
-        }
-        assert!(parse("style:inf").is_err() && parse("").is_err());
-    }
 }

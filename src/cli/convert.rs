@@ -6,10 +6,9 @@ use crate::bad_input;
 use crate::convert::{Options, Source, convert};
 use crate::files::Folder;
 use crate::hub::{Hub, Needs};
-use anyhow::{Context, Result, bail};
+use crate::job::Stop;
+use anyhow::{Result, bail};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Runs the conversion; Ctrl-C ends it with nothing left behind.
 ///
@@ -17,12 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
 pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<()> {
     let source = source(args, screen)?;
-    let is_interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&is_interrupted);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
-    let keep_going = || match is_interrupted.load(Ordering::Relaxed) {
-        true => bail!("interrupted; nothing was written"),
-        false => Ok(()),
+    let stop = Stop::listen()?;
+    let keep_going = || match stop.signal() {
+        Some(_) => bail!("interrupted; nothing was written"),
+        None => Ok(()),
     };
     let spinner = screen.spinner();
     spinner.set_message(format!("converting {}", args.source));

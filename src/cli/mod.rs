@@ -5,23 +5,22 @@ mod convert;
 mod download;
 mod embed;
 mod info;
+mod merge;
 mod models;
+mod outputs;
 mod progress;
 mod stats;
 
 use crate::error;
 use crate::model::kernels::process::prefer_huge_pages;
 use anyhow::{Context, Result};
-use args::{Command, CommandLine};
+use args::{Command, CommandLine, TalkArgs};
+use clap::Parser;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 use progress::Screen;
 use std::ffi::OsString;
 use std::io::Write;
 use std::time::Instant;
-
-/// What is wrong with no options at all.
-const NOTHING_TO_DO: &str = "give a --prompt and --out, or a command";
 
 /// Runs the program with the arguments of its process and gives its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
@@ -31,29 +30,28 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(line) => line,
         Err(error) => return refuse(&error),
     };
-    if line.command.is_none() && line.embed.is_none() {
-        return refuse(&CommandLine::command().error(ErrorKind::MissingRequiredArgument, NOTHING_TO_DO));
-    }
-    let talk = line.talk();
-    let screen = Screen::new(talk.quiet, talk.verbose);
+    let TalkArgs { quiet, verbose } = *line.talk();
+    let screen = Screen::new(quiet, verbose);
     match work(&line, &screen, start) {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
-            screen.error(&error::one_line(&error, talk.verbose));
+            screen.error(&error::one_line(&error, verbose));
             error::exit_code(&error)
         }
     }
 }
 
-fn work(line: &CommandLine, screen: &Screen, start: Instant) -> Result<()> {
-    match (&line.command, &line.embed) {
-        (Some(Command::Models(args)), _) => models::run(args),
-        (Some(Command::Download(args)), _) => download::run(args, screen),
-        (Some(Command::Info(args)), _) => info::run(args, screen),
-        (Some(Command::Convert(args)), _) => convert::run(args, screen),
-        (None, Some(args)) => embed::run(args, &line.hub, screen, start),
-        (None, None) => Ok(()),
+/// Does what the command line asks for and gives the exit code.
+fn work(line: &CommandLine, screen: &Screen, start: Instant) -> Result<u8> {
+    match &line.command {
+        Some(Command::Models(args)) => models::run(args),
+        Some(Command::Download(args)) => download::run(args, screen),
+        Some(Command::Info(args)) => info::run(args, screen),
+        Some(Command::Convert(args)) => convert::run(args, screen),
+        Some(Command::Merge(args)) => merge::run(args, screen),
+        None => return embed::run(&line.embed, screen, start),
     }
+    .map(|()| 0)
 }
 
 /// Prints on standard output. Whoever does not want to read on is not kept from that.

@@ -1,13 +1,21 @@
 //! What a person sees while the program runs, all of it on standard error: bars on a terminal, warnings, the error.
 
-use crate::hub::Watcher;
+use crate::hub::Watcher as FetchWatcher;
+use crate::job::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use log::{LevelFilter, Log, Metadata, Record};
 use std::io::IsTerminal;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a line tells how a download gets on where a bar cannot be drawn.
+/// How often a line tells how a download or a run gets on where a bar cannot be drawn.
 const LINE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often the bar of a run moves.
+const BAR_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What that bar counts a row as, so that it also moves within one.
+const PARTS_OF_A_ROW: f64 = 1000.0;
 
 /// Standard error, shared by bars and lines so that neither breaks the other.
 #[derive(Debug, Clone)]
@@ -51,10 +59,11 @@ impl Screen {
         spinner
     }
 
-    /// A bar for `len` denoising steps.
-    pub fn steps(&self, len: u64) -> ProgressBar {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} steps, {eta} left");
-        let bar = self.add(ProgressBar::new(len));
+    /// A bar for rows, in parts of a row; without a length, where their number is not known, a spinner.
+    fn rows(&self, rows: Option<u64>) -> ProgressBar {
+        let Some(rows) = rows else { return self.spinner() };
+        let style = ProgressStyle::with_template("{wide_bar} {msg}");
+        let bar = self.add(ProgressBar::new((rows as f64 * PARTS_OF_A_ROW) as u64));
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
@@ -87,7 +96,7 @@ impl<'a> FetchProgress<'a> {
     }
 }
 
-impl Watcher for FetchProgress<'_> {
+impl FetchWatcher for FetchProgress<'_> {
     fn begin(&mut self, model: &str, files: usize, bytes: u64) {
         let files = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
         self.screen.note(&format!("downloading {model}: {files}, {}", size(bytes)));
@@ -129,6 +138,148 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// Shows how a run gets on: a bar on a terminal, elsewhere a line a minute.
+pub struct RunProgress {
+    screen: Screen,
+    has_bar: bool,
+    state: Mutex<State>,
+}
+
+/// How far a run is.
+struct State {
+    /// What is said when the run begins.
+    note: Option<String>,
+    spinner: Option<ProgressBar>,
+    bar: Option<ProgressBar>,
+    total: Option<u64>,
+    /// Rows that an earlier run left.
+    resumed: u64,
+    written: u64,
+    batches: u64,
+    /// Rows computed by this run, with the parts that are done of those under way.
+    computed: f64,
+    /// When this run began to compute.
+    start: Instant,
+    last_line: Instant,
+    last_move: Instant,
+}
+
+impl RunProgress {
+    /// Shows nothing until the run begins, and then `note` first.
+    pub fn new(screen: &Screen, note: Option<String>) -> Self {
+        let now = Instant::now();
+        let state = State {
+            note,
+            spinner: None,
+            bar: None,
+            total: None,
+            resumed: 0,
+            written: 0,
+            batches: 0,
+            computed: 0.0,
+            start: now,
+            last_line: now,
+            last_move: now,
+        };
+        let has_bar = std::io::stderr().is_terminal();
+        Self { screen: screen.clone(), has_bar, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watcher for RunProgress {
+    fn begin(&self, rows: Option<u64>, done: u64) {
+        let mut state = self.state();
+        if let Some(note) = state.note.take() {
+            self.screen.note(&note);
+        }
+        if done > 0 {
+            self.screen.note(&format!("going on after {} of an earlier run", self::rows(done)));
+        }
+        (state.total, state.resumed, state.written) = (rows, done, done);
+        (state.start, state.last_line) = (Instant::now(), Instant::now());
+    }
+
+    fn loading(&self, component: &str) {
+        let mut state = self.state();
+        // Once there is a bar, other workers load beside it.
+        if self.has_bar && state.bar.is_none() {
+            let screen = &self.screen;
+            state.spinner.get_or_insert_with(|| screen.spinner()).set_message(format!("loading {component}"));
+        }
+    }
+
+    fn computed(&self, rows: f64) {
+        let mut state = self.state();
+        if state.computed == 0.0 {
+            // Loading is over.
+            state.start = Instant::now();
+            if let Some(spinner) = state.spinner.take() {
+                spinner.finish_and_clear();
+            }
+            state.bar = self.has_bar.then(|| self.screen.rows(state.total));
+        }
+        state.computed += rows;
+    }
+
+    fn written(&self, rows: u64, batches: u64) {
+        let mut state = self.state();
+        (state.written, state.batches) = (rows, batches);
+    }
+
+    fn tick(&self) {
+        let mut state = self.state();
+        if let Some(bar) = state.bar.clone() {
+            if state.last_move.elapsed() >= BAR_INTERVAL {
+                state.last_move = Instant::now();
+                bar.set_message(state.line(state.start.elapsed()));
+                bar.set_position(((state.resumed as f64 + state.computed) * PARTS_OF_A_ROW) as u64);
+            }
+        } else if !self.has_bar && state.last_line.elapsed() >= LINE_INTERVAL {
+            state.last_line = Instant::now();
+            self.screen.note(&state.line(state.start.elapsed()));
+        }
+    }
+
+    fn end(&self) {
+        let mut state = self.state();
+        let state = &mut *state;
+        state.spinner.take().iter().chain(&state.bar.take()).for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+impl State {
+    /// How far the run is after so much time: `1280 of 4000 rows, 95.2 rows/s, 0:28 left, batch 20`.
+    fn line(&self, elapsed: Duration) -> String {
+        let of = self.total.map(|total| format!(" of {total}")).unwrap_or_default();
+        let mut line = format!("{}{of} rows", self.written);
+        let rate = self.computed / elapsed.as_secs_f64();
+        if rate > 0.0 && rate.is_finite() {
+            line += &format!(", {} rows/s", if rate < 10.0 { format!("{rate:.2}") } else { format!("{rate:.1}") });
+            if let Some(total) = self.total {
+                let left = total as f64 - self.resumed as f64 - self.computed;
+                line += &format!(", {} left", clock((left / rate).max(0.0)));
+            }
+        }
+        line + &format!(", batch {}", self.batches + 1)
+    }
+}
+
+/// Seconds as people read them: `0:28`, `2:01:28`.
+fn clock(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+/// A number of rows in words.
+pub fn rows(count: u64) -> String {
+    if count == 1 { "1 row".into() } else { format!("{count} rows") }
+}
+
 impl Log for Screen {
     fn enabled(&self, metadata: &Metadata) -> bool {
         metadata.target().starts_with("prior_embed")
@@ -142,4 +293,28 @@ impl Log for Screen {
     }
 
     fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_how_far_the_run_is_and_how_long_it_takes() {
+        let progress = RunProgress::new(&Screen { bars: MultiProgress::new(), quiet: true }, None);
+        let line = |seconds| progress.state().line(Duration::from_secs(seconds));
+        progress.begin(Some(4000), 1000);
+        assert_eq!(line(5), "1000 of 4000 rows, batch 1");
+        progress.computed(640.0);
+        progress.written(1640, 10);
+        assert_eq!(line(10), "1640 of 4000 rows, 64.0 rows/s, 0:37 left, batch 11");
+        progress.begin(None, 0);
+        assert_eq!(line(640), "0 rows, 1.00 rows/s, batch 11");
+    }
+
+    #[test]
+    fn times_are_told_as_on_a_clock() {
+        let times = [0.4, 59.6, 3599.0, 7288.0].map(clock);
+        assert_eq!(times, ["0:00", "1:00", "59:59", "2:01:28"]);
+    }
 }

@@ -1,7 +1,7 @@
 //! `--stats FILE`: where the time went, as JSON.
 
 use crate::io::destination::Destination;
-use crate::pipeline::Timings;
+use crate::job::Summary;
 use anyhow::Result;
 use serde::Serialize;
 use std::time::Duration;
@@ -9,31 +9,41 @@ use std::time::Duration;
 /// What the file holds.
 #[derive(Debug, Serialize)]
 pub(super) struct Stats {
-    pub(super) rows: usize,
+    pub(super) rows: u64,
+    /// Those of them that an earlier run left.
+    pub(super) resumed_rows: u64,
+    /// Rows of this run, by the time from the start of the process to the end.
+    pub(super) rows_per_second: f64,
     pub(super) seconds: Seconds,
     /// The most memory that the process held; `null` where the system does not tell.
     pub(super) peak_rss_bytes: Option<u64>,
     pub(super) settings: Settings,
 }
 
-/// Seconds of wall time.
+/// Seconds of wall time. Those of `load`, `text`, `tokenize` and `prior` are all workers' together, and reading happens
+/// beside their work; `tokenize` is part of `text`.
 #[derive(Debug, Serialize)]
 pub(super) struct Seconds {
     load: f64,
     text: f64,
+    tokenize: f64,
     prior: f64,
+    read: f64,
     write: f64,
     total: f64,
 }
 
 impl Seconds {
-    pub(super) fn new(timings: Timings, write: Duration, total: Duration) -> Self {
+    pub(super) fn new(summary: &Summary, total: Duration) -> Self {
+        let timings = summary.timings;
         let seconds = |duration: Duration| duration.as_secs_f64();
         Self {
             load: seconds(timings.load),
             text: seconds(timings.text),
+            tokenize: seconds(timings.tokenize),
             prior: seconds(timings.prior),
-            write: seconds(write),
+            read: seconds(summary.read),
+            write: seconds(summary.write),
             total: seconds(total),
         }
     }
@@ -52,7 +62,10 @@ pub(super) struct Settings {
     pub(super) scheduler: &'static str,
     pub(super) device: String,
     pub(super) dtype: &'static str,
-    pub(super) threads: i32,
+    /// CPU threads of all workers together.
+    pub(super) threads: usize,
+    /// Pipelines that worked side by side.
+    pub(super) workers: usize,
     pub(super) batch_size: usize,
 }
 

@@ -4,6 +4,7 @@ use crate::bad_input;
 use crate::error::OrBadInput;
 use anyhow::Result;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use url::Url;
@@ -119,7 +120,7 @@ fn token() -> Result<Option<Token>> {
     };
     match std::fs::read_to_string(&path) {
         Ok(text) => clean_token(&text, &format!("{path:?}")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => {
             Err(error).or_bad_input(|| format!("cannot read the token in {path:?}; set HF_TOKEN, or log in again"))
         }

@@ -59,12 +59,15 @@ impl Destination {
         Ok(Self { name, kind })
     }
 
-    /// Whether both lead to the same place, where the second would replace the first.
-    pub fn is_same_as(&self, other: &Self) -> bool {
-        match (&self.kind, &other.kind) {
-            (Kind::Stdout, Kind::Stdout) => true,
-            (Kind::Replacing { target, .. }, Kind::Replacing { target: other, .. }) => whole(target) == whole(other),
-            _ => false,
+    /// Whether an output at `path` would have the same place.
+    pub fn is_at(&self, path: &Path) -> bool {
+        match &self.kind {
+            Kind::Stdout => path.as_os_str() == "-",
+            Kind::Special(_) => false,
+            Kind::Replacing { target, .. } => {
+                let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+                whole(target).is_some_and(|target| Some(target) == whole(&path))
+            }
         }
     }
 

@@ -1,5 +1,9 @@
 //! Prompts in, embeddings out. Nothing here knows of models, and of tensors only rows of float32.
 
 pub mod destination;
-pub mod format;
+pub mod fingerprint;
+pub mod journal;
+pub mod merge;
 pub mod prompts;
+pub mod shard;
+pub mod writer;

@@ -1,74 +1,250 @@
-//! Reads prompts: a text file, one a line.
+//! Reads prompts: a text file, JSON Lines, CSV, TSV or Parquet, one row at a time.
+//!
+//! [`PromptReader`] holds one row in memory (of Parquet, some pages), however many there are. In all formats but
+//! Parquet, which is compressed inside, the file may be compressed with gzip or zstd, and its text may be UTF-8 or,
+//! with a byte order mark, UTF-16; lines end in `\n` or `\r\n`.
+//!
+//! - `txt`: a line is a prompt, with the spaces it has. Blank lines are no prompts.
+//! - `jsonl`: a line is an object with `prompt` and, optionally, `id`, `negative_prompt`, `seed`, `guidance_scale`,
+//!   `steps` and `samples`. Other keys are ignored, and null is as good as absent. Blank lines are skipped.
+//! - `csv`, `tsv`: a header, then records. One column holds the prompts; those named like a key of `jsonl` hold what
+//!   the key does. An empty cell is the empty prompt, and no value in the other columns. Empty lines are skipped.
+//! - `parquet`: columns as in `csv`; null is no value.
+//!
+//! A row that cannot be used is an [`Entry::Bad`], and reading goes on after it. What makes the rest unreadable (a
+//! compressed file that is cut short, a quote that is never closed) is an error and the end.
+
+mod csv;
+mod jsonl;
+mod lines;
+mod parquet;
+mod record;
+mod source;
+mod table;
+#[cfg(test)]
+mod tests;
+mod utf16;
 
 use crate::bad_input;
-use crate::error::OrBadInput;
 use anyhow::Result;
-use std::io::{BufRead, BufReader, Read};
+use clap::ValueEnum;
+use source::Source;
+use std::fmt;
 use std::path::Path;
 
-/// Reads the prompts in the text file `path`, or on standard input if it is `-`.
-///
-/// A prompt is a line without its line break (`\n` or `\r\n`). Blank lines are no prompts, and a byte order mark is no
-/// part of the first.
-///
-/// # Errors
-/// [`crate::error::BadInput`] if the file cannot be read, is of an unknown kind, or has a line that is not UTF-8.
-pub fn read(path: &Path) -> Result<Vec<String>> {
-    if path.as_os_str() == "-" {
-        return read_text(std::io::stdin().lock(), "standard input");
-    }
-    let name = path.display().to_string();
-    if let Some(extension) = path.extension().filter(|extension| !extension.eq_ignore_ascii_case("txt")) {
-        let extension = extension.display();
-        return Err(bad_input!(
-            "prompts file {name:?} ends in .{extension}; a text file (.txt) with one prompt a line is needed"
-        ));
-    }
-    let file = std::fs::File::open(path).or_bad_input(|| format!("cannot read the prompts file {name:?}"))?;
-    read_text(file, &name)
+/// A file format for prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PromptFormat {
+    /// One prompt a line.
+    #[value(name = "txt")]
+    Text,
+    /// One JSON object a line.
+    #[value(name = "jsonl")]
+    JsonLines,
+    /// Records of cells between commas, below a header.
+    Csv,
+    /// Records of cells between tabs, below a header.
+    Tsv,
+    /// Apache Parquet.
+    Parquet,
 }
 
-fn read_text(input: impl Read, name: &str) -> Result<Vec<String>> {
-    let mut prompts = Vec::new();
-    for (index, line) in BufReader::new(input).split(b'\n').enumerate() {
-        let line =
-            line.or_bad_input(|| format!("cannot read {name:?}; a text file with one prompt a line is needed"))?;
-        let line = if index == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let prompt = std::str::from_utf8(line)
-            .or_bad_input(|| format!("{name}:{}: the line is not UTF-8; convert the file first", index + 1))?;
-        if !prompt.trim().is_empty() {
-            prompts.push(prompt.to_string());
+impl PromptFormat {
+    /// The format that a file name asks for, whether it ends in `.gz` or `.zst` or not. Text for standard input, `-`,
+    /// and for a name without an extension.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if the extension is unknown.
+    pub fn of_path(path: &Path) -> Result<Self> {
+        let plain = if source::compression_of(path).is_some() { path.with_extension("") } else { path.to_path_buf() };
+        let extension = plain.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+        Ok(match extension.as_deref() {
+            None | Some("txt") => Self::Text,
+            Some("jsonl" | "ndjson") => Self::JsonLines,
+            Some("csv") => Self::Csv,
+            Some("tsv") => Self::Tsv,
+            Some("parquet") => Self::Parquet,
+            Some(extension) => {
+                let name = path.display().to_string();
+                return Err(bad_input!(
+                    "prompts file {name:?} ends in .{extension}; rename it, or say what it holds with --format-in \
+                     txt, jsonl, csv, tsv or parquet"
+                ));
+            }
+        })
+    }
+}
+
+/// How to read prompts.
+#[derive(Debug, Clone, Default)]
+pub struct ReadOptions {
+    /// The format; if not given, the file name tells.
+    pub format: Option<PromptFormat>,
+    /// The column, or the key in JSON Lines, that holds the prompts; `prompt` if not given. A table without it whose
+    /// columns are all but one of other types or uses has its prompts in that one.
+    pub prompt_column: Option<String>,
+}
+
+/// A prompt and what its row says about it. What it does not say, the command line does.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PromptRecord {
+    /// What the user calls the row.
+    pub id: Option<String>,
+    /// The prompt, which may be empty.
+    pub prompt: String,
+    /// What the embedding is to lead away from.
+    pub negative_prompt: Option<String>,
+    /// The seed of the row's noise.
+    pub seed: Option<u64>,
+    /// The scale of classifier-free guidance, finite.
+    pub guidance_scale: Option<f64>,
+    /// Number of denoising steps, 1 or more.
+    pub steps: Option<usize>,
+    /// Number of embeddings of this prompt, 1 or more.
+    pub samples: Option<usize>,
+}
+
+/// Where in its file an entry is, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The line that it is, or starts on.
+    Line(u64),
+    /// The row of a format without lines.
+    Row(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(number) => write!(formatter, "line {number}"),
+            Self::Row(number) => write!(formatter, "row {number}"),
         }
     }
-    if prompts.is_empty() {
-        return Err(bad_input!("{name} holds no prompts; write one a line"));
-    }
-    Ok(prompts)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A row that cannot be used. Printed, it says where it is and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRow {
+    /// Where it is.
+    pub place: Place,
+    /// What is wrong with it.
+    pub reason: String,
+}
 
-    fn read_bytes(bytes: &[u8]) -> Result<Vec<String>> {
-        read_text(bytes, "captions.txt")
+impl fmt::Display for BadRow {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.place, self.reason)
+    }
+}
+
+/// What a row holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Entry {
+    /// A prompt.
+    Prompt {
+        /// Where it is.
+        place: Place,
+        /// The prompt, and what the row says about it.
+        record: PromptRecord,
+    },
+    /// Something else. The caller decides whether that is the end.
+    Bad(BadRow),
+}
+
+impl Entry {
+    fn new(place: Place, record: Result<PromptRecord, String>) -> Self {
+        match record {
+            Ok(record) => Self::Prompt { place, record },
+            Err(reason) => Self::Bad(BadRow { place, reason }),
+        }
+    }
+}
+
+/// The rows of a file: what each format's module makes.
+type Rows = Box<dyn Iterator<Item = Result<Entry>> + Send>;
+
+/// The entries of a file, in order. After an error there are no more.
+pub struct PromptReader {
+    name: String,
+    /// A source that was not looked into yet.
+    unread: Option<Unread>,
+    rows: Option<Rows>,
+}
+
+struct Unread {
+    source: Source,
+    format: PromptFormat,
+    prompt_column: Option<String>,
+}
+
+impl Unread {
+    fn rows(self) -> Result<Rows> {
+        let Self { source, format, prompt_column } = self;
+        let column = prompt_column.as_deref();
+        Ok(match format {
+            PromptFormat::Text => lines::rows(source.text()?, |line| Ok(record::of_prompt(line))),
+            PromptFormat::JsonLines => {
+                let key = prompt_column.unwrap_or_else(|| record::Field::Prompt.name().to_string());
+                lines::rows(source.text()?, move |line| jsonl::parse(line, &key))
+            }
+            PromptFormat::Csv => csv::rows(source.text()?, b',', column)?,
+            PromptFormat::Tsv => csv::rows(source.text()?, b'\t', column)?,
+            PromptFormat::Parquet => parquet::rows(source, column)?,
+        })
+    }
+}
+
+impl PromptReader {
+    /// Opens the file `path`, or standard input if it is `-`.
+    ///
+    /// A file's header is checked here. From standard input nothing is read before the first entry is asked for, and
+    /// from then on no further than to the end of the entry, so that a program at its other end can wait for answers;
+    /// but Parquet is read to its end first, and kept in a temporary file.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if the file cannot be opened, is of an unknown kind, or has no column of prompts.
+    pub fn open(path: &Path, options: &ReadOptions) -> Result<Self> {
+        let format = options.format.map_or_else(|| PromptFormat::of_path(path), Ok)?;
+        Self::of_source(Source::open(path)?, format, options.prompt_column.clone())
     }
 
-    #[test]
-    fn a_prompt_is_a_line_without_its_end() {
-        let prompts = read_bytes(b"\xef\xbb\xbfa red apple\r\n\n  \n two  spaces \nno newline").unwrap();
-        assert_eq!(prompts, ["a red apple", " two  spaces ", "no newline"]);
+    fn of_source(source: Source, format: PromptFormat, prompt_column: Option<String>) -> Result<Self> {
+        if let (PromptFormat::Text, Some(column)) = (format, &prompt_column) {
+            let name = &source.name;
+            return Err(bad_input!(
+                "--prompt-column {column:?}: {name} is read as text, which has no columns; leave the option out, or \
+                 give --format-in"
+            ));
+        }
+        let name = source.name.clone();
+        let waits = source.waits;
+        let unread = Unread { source, format, prompt_column };
+        if waits {
+            return Ok(Self { name, unread: Some(unread), rows: None });
+        }
+        Ok(Self { name, unread: None, rows: Some(unread.rows()?) })
     }
 
-    #[test]
-    fn a_line_that_is_not_utf8_is_named() {
-        let error = read_bytes(b"fine\nbad \xff\n").unwrap_err();
-        assert!(error.to_string().starts_with("captions.txt:2: "), "{error}");
+    /// What messages call the file.
+    pub fn name(&self) -> &str {
+        &self.name
     }
+}
 
-    #[test]
-    fn no_prompts_are_an_error() {
-        assert!(read_bytes(b"\n \r\n").is_err());
+impl Iterator for PromptReader {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        if let Some(unread) = self.unread.take() {
+            match unread.rows() {
+                Ok(rows) => self.rows = Some(rows),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let entry = self.rows.as_mut()?.next();
+        if !matches!(entry, Some(Ok(_))) {
+            self.rows = None;
+        }
+        entry
     }
 }

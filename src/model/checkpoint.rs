@@ -27,6 +27,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
+/// The names of the files that [`Checkpoint::open_folder`] reads weights from.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if there are none, or an index is broken.
+pub fn weight_files(folder: &Folder) -> Result<Vec<String>> {
+    match find::weights(folder)? {
+        Found::Whole(name) => Ok(vec![name]),
+        Found::Sharded(index) => Ok(shards(&read_index(folder, &index)?).into_iter().map(String::from).collect()),
+    }
+}
+
+/// Which shard each tensor is in, as an index has it.
+fn read_index(folder: &Folder, name: &str) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index = folder.path_of(name);
+    let text = folder.read_text(name).or_bad_input(|| format!("cannot read {index}"))?;
+    let Index { weight_map } = serde_json::from_str(&text)
+        .or_bad_input(|| format!("{index} is not an index of shards: a JSON object with a weight_map is needed"))?;
+    // An index names files beside it; anything else would let a downloaded model read where it should not.
+    let is_plain = |name: &str| Path::new(name).file_name().is_some_and(|file_name| file_name == name);
+    match shards(&weight_map).iter().find(|shard| !is_plain(shard)) {
+        Some(shard) => Err(bad_input!("{index}: shard {shard:?} is not a plain file name")),
+        None => Ok(weight_map),
+    }
+}
+
+/// The shards of an index, each once.
+fn shards(weight_map: &BTreeMap<String, String>) -> Vec<&str> {
+    let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+    shards.into_iter().collect()
+}
+
 /// The tensors of one component, in one or several files, mapped into memory or part of the program.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -69,21 +104,9 @@ impl Checkpoint {
     }
 
     fn open_sharded(folder: &Folder, index_name: &str) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
         let index = folder.path_of(index_name);
-        let text = folder.read_text(index_name).or_bad_input(|| format!("cannot read {index}"))?;
-        let Index { weight_map } = serde_json::from_str(&text)
-            .or_bad_input(|| format!("{index} is not an index of shards: a JSON object with a weight_map is needed"))?;
-        let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
-        // An index names files beside it; anything else would let a downloaded model read where it should not.
-        let is_plain = |name: &str| Path::new(name).file_name().is_some_and(|file_name| file_name == name);
-        if let Some(shard) = shards.iter().find(|shard| !is_plain(shard)) {
-            return Err(bad_input!("{index}: shard {shard:?} is not a plain file name"));
-        }
-        let shards: Vec<&str> = shards.into_iter().collect();
+        let weight_map = read_index(folder, index_name)?;
+        let shards = shards(&weight_map);
         if let Some(missing) = shards.iter().find(|shard| !folder.has_file(shard)) {
             return Err(bad_input!("{index} names {}, which is not there", folder.path_of(missing)));
         }

@@ -7,8 +7,10 @@
 #![allow(unsafe_code)]
 
 pub mod process;
+mod rounding;
 
 use anyhow::{Result, anyhow};
+use rounding::on_rounded_rows;
 use std::ffi::{CStr, c_char};
 use std::ptr::{null, null_mut};
 use tch::Tensor;
@@ -127,14 +129,17 @@ pub fn pack_linear(weight: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If shapes or types do not fit.
 pub fn packed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epilogue: Epilogue) -> Result<Tensor> {
-    let (x, weight, bias) = (x.as_ptr(), weight.as_ptr(), bias.map_or(null(), Tensor::as_ptr));
-    // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
-    take(|out| unsafe {
-        match epilogue {
-            Epilogue::None => prior_embed_packed_linear(out, x, weight, bias, false),
-            Epilogue::Gelu => prior_embed_packed_linear(out, x, weight, bias, true),
-            Epilogue::Add(other) => prior_embed_packed_linear_add(out, x, other.as_ptr(), weight, bias),
-        }
+    let (weight, bias) = (weight.as_ptr(), bias.map_or(null(), Tensor::as_ptr));
+    on_rounded_rows(x, epilogue, |x, epilogue| {
+        let x = x.as_ptr();
+        // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
+        take(|out| unsafe {
+            match epilogue {
+                Epilogue::None => prior_embed_packed_linear(out, x, weight, bias, false),
+                Epilogue::Gelu => prior_embed_packed_linear(out, x, weight, bias, true),
+                Epilogue::Add(other) => prior_embed_packed_linear_add(out, x, other.as_ptr(), weight, bias),
+            }
+        })
     })
 }
 
@@ -209,12 +214,14 @@ impl Int8Weight {
     /// # Errors
     /// If shapes or types do not fit.
     pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>, epilogue: Epilogue) -> Result<Tensor> {
-        let (gelu, other) = epilogue.pointers();
         let bias = bias.map_or(null(), Tensor::as_ptr);
-        // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
-        take(|out| unsafe {
-            let (weight, scales, sums) = (self.packed.as_ptr(), self.scales.as_ptr(), self.scaled_sums.as_ptr());
-            prior_embed_int8_linear(out, x.as_ptr(), weight, scales, sums, bias, other, gelu, self.levels)
+        on_rounded_rows(x, epilogue, |x, epilogue| {
+            let (gelu, other) = epilogue.pointers();
+            // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
+            take(|out| unsafe {
+                let (weight, scales, sums) = (self.packed.as_ptr(), self.scales.as_ptr(), self.scaled_sums.as_ptr());
+                prior_embed_int8_linear(out, x.as_ptr(), weight, scales, sums, bias, other, gelu, self.levels)
+            })
         })
     }
 }

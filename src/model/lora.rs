@@ -12,9 +12,10 @@ use crate::files::Folder;
 use adapter::AdapterConfig;
 use anyhow::Result;
 use keys::{Key, Part};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The files that a folder with a LoRA holds, as PEFT and diffusers write them.
 const FILES: [&str; 4] =
@@ -112,6 +113,26 @@ impl Lora {
     /// What messages call it.
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// A hash over all that it changes, and by how much.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn identity(&self) -> Result<Vec<u8>> {
+        let mut hasher = Sha256::new();
+        for Layer { target, delta: Delta { down, up, factor }, .. } in &self.layers {
+            hasher.update(target);
+            hasher.update(factor.to_le_bytes());
+            for tensor in [down, up] {
+                let mut values = vec![0_f32; tensor.numel()];
+                let count = values.len();
+                tensor.f_to_kind(Kind::Float)?.f_contiguous()?.f_copy_data(&mut values, count)?;
+                tensor.size().iter().for_each(|size| hasher.update(size.to_le_bytes()));
+                values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
+            }
+        }
+        Ok(hasher.finalize().to_vec())
     }
 
     pub(super) fn layers(&self) -> &[Layer] {

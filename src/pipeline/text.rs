@@ -16,13 +16,20 @@ pub(super) struct TextStage {
 }
 
 impl TextStage {
-    /// Tokenizes and encodes prompts.
+    /// Tokenizes prompts.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a token is unknown to the encoder; an error if memory runs out.
-    pub(super) fn encode(&self, prompts: &[&str]) -> Result<TextCondition> {
+    /// [`crate::error::BadInput`] if a token is unknown to the encoder.
+    pub(super) fn tokenize(&self, prompts: &[&str]) -> Result<Vec<Encoding>> {
+        prompts.iter().map(|prompt| self.tokenize_one(prompt)).collect()
+    }
+
+    /// Encodes tokenized prompts.
+    ///
+    /// # Errors
+    /// If the encoder is not loaded, or memory runs out.
+    pub(super) fn encode(&self, encodings: &[Encoding]) -> Result<TextCondition> {
         let encoder = self.encoder.as_ref().context("the text encoder is not loaded")?;
-        let encodings = prompts.iter().map(|prompt| self.tokenize(prompt)).collect::<Result<Vec<_>>>()?;
         let run: Vec<&[i64]> = encodings
             .iter()
             .map(|encoding| &encoding.ids[..encoder.tokens_to_run(&encoding.ids, encoding.len)])
@@ -38,7 +45,7 @@ impl TextStage {
         self.encoder = None;
     }
 
-    fn tokenize(&self, prompt: &str) -> Result<Encoding> {
+    fn tokenize_one(&self, prompt: &str) -> Result<Encoding> {
         let encoding = self.tokenizer.encode(prompt)?;
         if let Some(removed) = &encoding.removed {
             let (prompt, removed, most) = (shorten(prompt), shorten(removed), self.tokenizer.max_length());

@@ -5,7 +5,9 @@ use ndarray::Array2;
 use ndarray_npy::{NpzReader, ReadNpyExt};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Child, Command as Process, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A small model with everything in it: `tests/fixtures/pipelines/kandinsky22`.
@@ -51,6 +53,40 @@ impl Workplace {
         let mut command = self.bare();
         command.arg("--model").arg(model()).args(["--steps", "3"]);
         command
+    }
+
+    /// Starts the binary with the small model and few steps, to be talked to while it runs.
+    pub fn spawn(&self, options: &[&str], input: Stdio, output: Stdio) -> Child {
+        let mut command = Process::new(env!("CARGO_BIN_EXE_prior-embed"));
+        command.arg("--model").arg(model()).args(["--steps", "3"]).args(options).current_dir(self.folder.path());
+        command.stdin(input).stdout(output).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Waits until something is so.
+    pub fn wait_until(&self, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < Duration::from_secs(120), "it does not happen; there is {:?}", self.names());
+            sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until a run that writes `out` has so many rows safe, or has ended.
+    pub fn wait_for_rows(&self, out: &str, rows: u64, child: &mut Child) {
+        let beside = self.path(&format!(".{out}.prior-embed/journal.jsonl"));
+        let inside = self.path(out).join(".prior-embed/journal.jsonl");
+        let start = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            let journal = std::fs::read_to_string(&beside).or_else(|_| std::fs::read_to_string(&inside));
+            let lines = journal.unwrap_or_default();
+            let safe = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let safe = safe.filter_map(|line| find_rows(&line)).max().unwrap_or(0);
+            if safe >= rows {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(120), "no rows come; there is {:?}", self.names());
+            sleep(Duration::from_millis(1));
+        }
     }
 
     /// The names in the workplace, sorted.
@@ -121,4 +157,45 @@ pub fn assert_done(command: &mut Command) -> String {
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{message}");
     message
+}
+
+/// The number of rows in a line of a journal, at whatever depth.
+fn find_rows(line: &serde_json::Value) -> Option<u64> {
+    let object = line.as_object()?;
+    object.get("rows").and_then(serde_json::Value::as_u64).or_else(|| object.values().find_map(find_rows))
+}
+
+/// Starts a run and ends it, as a power cut would, when it has so many rows of its output safe.
+pub fn kill_after_rows(place: &Workplace, options: &[&str], rows: u64) {
+    let out = options.iter().position(|option| option.starts_with("--out")).map(|place| options[place + 1]).unwrap();
+    let mut child = place.spawn(options, Stdio::null(), Stdio::null());
+    place.wait_for_rows(out, rows, &mut child);
+    assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be killed");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Sends a signal by its name, as `kill` has it.
+pub fn send_signal(child: &Child, signal: &str) {
+    let sent = Process::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Waits for the end of a run that is expected to end.
+pub fn wait(mut child: Child) -> Output {
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(120) {
+            child.kill().unwrap();
+            panic!("the run does not end");
+        }
+        sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// A prompt for each number, no two of which are equal.
+pub fn prompts(number: usize) -> String {
+    let things = ["a red apple", "two cats", "rain", "a house by the sea", "an old clock"];
+    format!("{} number {number}", things[number % things.len()])
 }

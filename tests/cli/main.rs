@@ -5,7 +5,12 @@
 
 mod bad_input;
 mod builtin;
+mod checkpoints;
 mod common;
 mod formats;
 mod output;
 mod precision;
+mod resume;
+mod rows;
+mod shards;
+mod streams;

@@ -119,11 +119,25 @@ fn a_reader_that_closes_early_is_a_quiet_end() {
 }
 
 #[test]
+fn a_row_does_not_depend_on_how_many_work() {
+    let place = Workplace::new();
+    fs::write(place.path("p.txt"), (0..40).map(|number| format!("cat number {number}\n")).collect::<String>()).unwrap();
+    let run = |threads: &str| {
+        let mut command = place.command();
+        command.args(["-f", "p.txt", "--batch-size", "3", "--threads", threads, "--out", "e.npz", "--overwrite"]);
+        assert_done(&mut command);
+        fs::read(place.path("e.npz")).unwrap()
+    };
+    assert!(run("1") == run("2"), "the bytes differ");
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     let place = Workplace::new();
     let help = place.bare().arg("--help").output().unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
-    for option in ["--prompt", "--out", "--model", "--negative-out", "--guidance-scale", "--samples-per-prompt"] {
+    for option in ["--prompt", "--out", "--model", "--negative-out", "--guidance-scale", "--resume", "--shard", "merge"]
+    {
         assert!(text.contains(option), "{option} is not in the help");
     }
     assert!(help.status.success());

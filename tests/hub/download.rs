@@ -3,6 +3,9 @@
 use crate::common::{assert_done, assert_refused, model, stderr};
 use crate::place::{Place, REPOSITORY, fixture, small_model};
 use crate::server::{COMMIT, Fault, Repository, is_large};
+use half::f16;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::fs;
 use std::process::Stdio;
 
@@ -60,13 +63,34 @@ fn every_layout_is_understood() {
     }
 }
 
+/// Whether a file has weights that every run needs.
+fn is_wanted(path: &str) -> bool {
+    is_large(path) && ["prior/", "text_encoder/"].iter().any(|part| path.starts_with(part))
+}
+
+/// The same weights in float16.
+fn in_sixteen_bits(weights: &[u8]) -> Vec<u8> {
+    let tensors = SafeTensors::deserialize(weights).unwrap();
+    let halves: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .filter(|(_, tensor)| tensor.dtype() == Dtype::F32)
+        .map(|(name, tensor)| {
+            let numbers = tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+            let bytes = numbers.flat_map(|number| f16::from_f32(number).to_le_bytes()).collect();
+            (name.to_string(), tensor.shape().to_vec(), bytes)
+        })
+        .collect();
+    let views =
+        halves.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F16, shape.clone(), bytes).unwrap()));
+    serialize(views, None).unwrap()
+}
+
 #[test]
 fn sixteen_bits_are_taken_where_they_are_enough() {
     let place = Place::new();
     let mut repository = small_model();
-    let half = Repository::of_folder(&fixture("kandinsky22_f16"));
-    for (path, content) in half.files.into_iter().filter(|(path, _)| is_large(path)) {
-        repository.files.insert(path.replace(".safetensors", ".fp16.safetensors"), content);
+    for (path, content) in small_model().files.iter().filter(|(path, _)| is_wanted(path)) {
+        repository.files.insert(path.replace(".safetensors", ".fp16.safetensors"), in_sixteen_bits(content));
     }
     place.server.put(REPOSITORY, repository);
     let weights =
@@ -189,11 +213,7 @@ fn two_processes_share_the_work() {
         let output = run.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", stderr(&output));
     }
-    let weights = small_model()
-        .files
-        .keys()
-        .filter(|path| is_large(path) && !path.starts_with("unet") && !path.starts_with("image"))
-        .count();
+    let weights = small_model().files.keys().filter(|path| is_wanted(path)).count();
     assert_eq!(place.server.requests("cdn GET").len(), weights + 1, "each file once, and once more for the stall");
     assert!(place.unfinished().is_empty());
     place.embeds(&mut place.embed(REPOSITORY));

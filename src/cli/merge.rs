@@ -1,0 +1,23 @@
+//! `prior-embed merge PART… --out FILE`: joins the outputs of shards.
+
+use super::args::MergeArgs;
+use super::progress::Screen;
+use crate::io::merge::{MergeOptions, merge};
+use anyhow::Result;
+
+/// Joins and checks the parts.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if they do not belong together or a row is missing, and whatever goes wrong on the way.
+pub fn run(args: &MergeArgs, screen: &Screen) -> Result<()> {
+    let (out, format) = args.target.target()?;
+    let options =
+        MergeOptions { format: Some(format), rows_per_file: args.target.rows_per_file, overwrite: args.overwrite };
+    let spinner = screen.spinner();
+    spinner.set_message("merging");
+    let merged = merge(&args.parts, &out, &options);
+    spinner.finish_and_clear();
+    let (rows, parts) = (merged?, args.parts.len());
+    screen.note(&format!("{rows} rows of {parts} parts are in {:?}", out.display().to_string()));
+    Ok(())
+}

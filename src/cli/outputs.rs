@@ -1,0 +1,90 @@
+//! The files that the options ask for.
+
+use super::args::Args;
+use crate::bad_input;
+use crate::io::destination::Destination;
+use crate::io::writer::{Arrays, Output, OutputFormat, WriteOptions, check};
+use crate::job::{OnError, Report};
+use anyhow::Result;
+use std::path::Path;
+
+/// What is to be written, checked before the work begins.
+pub(super) struct Outputs {
+    pub(super) write: WriteOptions,
+    pub(super) stats: Option<Destination>,
+    /// Where rows that cannot be used are reported, if not on standard error.
+    pub(super) report: Option<Report>,
+}
+
+impl Outputs {
+    /// Checks that everything can be written where it is asked for.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if not.
+    pub(super) fn open(args: &Args) -> Result<Self> {
+        let write = write_options(args)?;
+        check(&write)?;
+        // A run that goes on makes its report again.
+        let replaces = args.overwrite || args.resume;
+        let main = &write.outputs[0].path;
+        let reports = args.on_error == OnError::Skip && main != Path::new("-");
+        let report = reports.then(|| Report::beside(main, replaces)).transpose()?;
+        let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
+        let names = ["--out", "--negative-out"];
+        let same = stats.as_ref().and_then(|stats| write.outputs.iter().position(|output| stats.is_at(&output.path)));
+        if let Some(place) = same {
+            return Err(bad_input!("{} and --stats are the same file; give two names", names[place.min(1)]));
+        }
+        Ok(Self { write, stats, report })
+    }
+
+    /// Whether the negative embeddings are wanted: by name, or because the format has them.
+    pub(super) fn wants_negative(&self) -> bool {
+        let [main, others @ ..] = self.write.outputs.as_slice() else { return false };
+        main.arrays == Arrays::Both || !others.is_empty() || takes_both(main.format)
+    }
+
+    /// Whether they are wanted by name, and have to be there.
+    pub(super) fn needs_negative(&self) -> bool {
+        self.write.outputs.len() > 1 || self.write.outputs.iter().any(|output| output.arrays == Arrays::Both)
+    }
+
+    /// Adds the negative embeddings to the main output if they have no other place.
+    pub(super) fn add_negative(&mut self) {
+        if let [main] = self.write.outputs.as_mut_slice() {
+            main.arrays = Arrays::Both;
+        }
+    }
+}
+
+/// Formats that hold the negative embeddings unless a file of their own is named: what decoders read.
+fn takes_both(format: OutputFormat) -> bool {
+    matches!(format, OutputFormat::Npz | OutputFormat::Safetensors)
+}
+
+fn write_options(args: &Args) -> Result<WriteOptions> {
+    let (path, format) = args.target.target()?;
+    let mut main = Output { path, format, arrays: Arrays::Image };
+    let mut other = None;
+    match &args.negative_out {
+        Some(path) if *path != main.path => {
+            let format = args.target.format.map_or_else(|| OutputFormat::of_path(path), Ok)?;
+            other = Some(Output { path: path.clone(), format, arrays: Arrays::Negative });
+        }
+        Some(_) if !format.holds_several() => {
+            return Err(bad_input!(
+                "--out and --negative-out are the same file; give two names, or one .npz for all arrays"
+            ));
+        }
+        Some(_) => main.arrays = Arrays::Both,
+        None => {}
+    }
+    let mut options = WriteOptions::new(std::iter::once(main).chain(other).collect());
+    options.out_dtype = args.out_dtype;
+    options.normalize = args.normalize;
+    options.rows_per_file = args.target.rows_per_file;
+    options.overwrite = args.overwrite;
+    options.resume = args.resume;
+    options.shard = args.shard;
+    Ok(options)
+}

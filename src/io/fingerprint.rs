@@ -1,0 +1,72 @@
+//! What decides the rows of a run, so that a later run goes on with them only if it would have made the same.
+
+use serde::{Deserialize, Serialize};
+
+/// Settings by name in the order in which they are shown, for example `("--steps", "25")`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(Vec<(String, String)>);
+
+impl Fingerprint {
+    /// Adds a setting. The name is what the user knows it by: an option, or what was hashed.
+    pub fn push(&mut self, name: &str, value: impl ToString) {
+        self.0.push((name.to_string(), value.to_string()));
+    }
+
+    /// Adds the settings of `other` behind these.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// How `now` differs from these settings, each as `--steps was 25, is 30`.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let told = |value: Option<&str>| value.map_or_else(|| "not set".to_string(), short);
+        let of_old = self.0.iter().map(|(name, _)| name);
+        let only_new = now.0.iter().map(|(name, _)| name).filter(|name| self.value(name).is_none());
+        of_old
+            .chain(only_new)
+            .filter(|name| self.value(name) != now.value(name))
+            .map(|name| format!("{name} was {}, is {}", told(self.value(name)), told(now.value(name))))
+            .collect()
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A value as a message shows it: a negative prompt may be long.
+fn short(value: &str) -> String {
+    const LONGEST: usize = 60;
+    if value.chars().count() <= LONGEST {
+        return value.to_string();
+    }
+    value.chars().take(LONGEST).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fingerprint(settings: &[(&str, &str)]) -> Fingerprint {
+        let mut fingerprint = Fingerprint::default();
+        settings.iter().for_each(|(name, value)| fingerprint.push(name, value));
+        fingerprint
+    }
+
+    #[test]
+    fn every_difference_is_named_with_both_values() {
+        let was = fingerprint(&[("--steps", "25"), ("--seed", "0"), ("--gone", "x")]);
+        let is = fingerprint(&[("--seed", "0"), ("--steps", "30"), ("--new", "y")]);
+        let expected = ["--steps was 25, is 30", "--gone was x, is not set", "--new was not set, is y"];
+        assert_eq!(was.differences(&is), expected);
+        assert!(was.differences(&was).is_empty());
+    }
+
+    #[test]
+    fn a_long_value_is_cut_between_characters() {
+        let was = fingerprint(&[("--negative-prompt", &"ä".repeat(100))]);
+        let difference = was.differences(&Fingerprint::default()).remove(0);
+        assert_eq!(difference, format!("--negative-prompt was {}…, is not set", "ä".repeat(60)));
+    }
+}

@@ -1,0 +1,221 @@
+//! Shards joined are the whole, byte for byte; and what is not the whole is refused.
+
+use super::*;
+use crate::error::exit_code;
+use crate::io::shard::Shard;
+use crate::io::writer::tests::{FORMATS, Run, contents, options};
+use std::fs;
+use tempfile::TempDir;
+
+const ROWS: usize = 23;
+
+/// Which rows a shard takes.
+type Share = fn(row: usize, index: usize, count: usize) -> bool;
+
+const STRIDED: Share = |row, index, count| row % count == index;
+/// Two rows a prompt, and prompts in turns.
+const PAIRS: Share = |row, index, count| row / 2 % count == index;
+const BLOCKS: Share = |row, index, count| row * count / ROWS == index;
+
+fn merge_options() -> MergeOptions {
+    MergeOptions { format: None, rows_per_file: 4, overwrite: false }
+}
+
+/// Writes a whole run and its shards.
+struct Shards {
+    folder: TempDir,
+    format: OutputFormat,
+    whole: PathBuf,
+    parts: Vec<PathBuf>,
+}
+
+impl Shards {
+    fn new(format: OutputFormat, count: usize, share: Share) -> Self {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(ROWS, 5);
+        let whole = folder.path().join(format!("whole.{}", format.name()));
+        write(&run, options(&whole, format));
+        let mut shards = Self { folder, format, whole, parts: Vec::new() };
+        for index in 0..count {
+            let rows: Vec<usize> = (0..ROWS).filter(|row| share(*row, index, count)).collect();
+            let path = shards.path(&format!("part{index}"));
+            write(&run.select(&rows), shards.options(&path, index, count));
+            shards.parts.push(path);
+        }
+        shards
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}.{}", self.format.name()))
+    }
+
+    fn options(&self, path: &Path, index: usize, count: usize) -> WriteOptions {
+        let mut options = options(path, self.format);
+        options.shard = Some(Shard { index: index as u64 + 1, count: count as u64 });
+        options.total_rows = Some(ROWS as u64);
+        options.dim = Some(5);
+        options
+    }
+
+    fn merge(&self, parts: &[PathBuf], out: &str) -> Result<PathBuf> {
+        let out = self.path(out);
+        let format = if self.format == OutputFormat::Folder { Some(OutputFormat::Folder) } else { None };
+        assert_eq!(merge(parts, &out, &MergeOptions { format, ..merge_options() })?, ROWS as u64);
+        Ok(out)
+    }
+
+    /// Asserts that a merge is refused in words, and leaves nothing.
+    fn assert_refused(&self, parts: &[PathBuf], words: &str) {
+        let error = self.merge(parts, "refused").unwrap_err();
+        assert_eq!(exit_code(&error), 2, "{error:#}");
+        assert!(error.to_string().contains(words), "{words:?} is not in: {error}");
+        let left = fs::read_dir(self.folder.path()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(left.iter().all(|name| !name.contains("refused")), "{left:?}");
+    }
+}
+
+fn write(run: &Run, options: WriteOptions) {
+    let mut writer = EmbeddingWriter::open(options).unwrap();
+    run.write(&mut writer, 3).unwrap();
+    writer.finish().unwrap();
+}
+
+#[test]
+fn shards_in_any_order_are_the_whole() {
+    for format in FORMATS {
+        for (share, count) in [(STRIDED, 3), (PAIRS, 2), (BLOCKS, 4), (STRIDED, 1)] {
+            let shards = Shards::new(format, count, share);
+            let mut parts = shards.parts.clone();
+            parts.rotate_left(count / 2);
+            let out = shards.merge(&parts, "merged").unwrap();
+            assert!(contents(&out) == contents(&shards.whole), "{format:?} {count}");
+        }
+    }
+}
+
+#[test]
+fn shards_without_rows_are_shards() {
+    let shards = Shards::new(OutputFormat::Npy, ROWS + 2, STRIDED);
+    let out = shards.merge(&shards.parts, "merged").unwrap();
+    assert!(contents(&out) == contents(&shards.whole));
+}
+
+#[test]
+fn another_form_is_written_from_the_same_rows() {
+    let shards = Shards::new(OutputFormat::Parquet, 3, STRIDED);
+    let lines = Shards::new(OutputFormat::JsonLines, 3, BLOCKS);
+    let out = shards.folder.path().join("merged.jsonl");
+    merge(&shards.parts, &out, &merge_options()).unwrap();
+    assert!(contents(&out) == contents(&lines.whole));
+    let arrays = Shards::new(OutputFormat::Safetensors, 3, STRIDED);
+    let error = merge(&arrays.parts, &arrays.folder.path().join("merged.jsonl"), &merge_options()).unwrap_err();
+    assert!(error.to_string().contains("holds no prompts, which jsonl needs"), "{error}");
+}
+
+#[test]
+fn a_part_that_is_missing_or_twice_or_strange_is_named() {
+    for format in FORMATS {
+        let shards = Shards::new(format, 3, STRIDED);
+        let [first, second, third] = shards.parts.clone().try_into().unwrap();
+        shards.assert_refused(&[], "no parts");
+        shards.assert_refused(&[third.clone(), first.clone()], "2 of 3 shards are there; shard 2/3 is missing");
+        shards.assert_refused(&[first.clone(), second.clone(), first.clone()], "are both shard 1/3");
+        shards.assert_refused(&[first.clone(), second.clone(), shards.path("nowhere")], "nowhere");
+        shards.assert_refused(&[first.clone(), second.clone(), shards.whole.clone()], "--shard");
+        let strange = shards.path("strange");
+        let mut options = shards.options(&strange, 2, 3);
+        options.fingerprint = Default::default();
+        options.fingerprint.push("--steps", 30);
+        write(&Run::new(ROWS, 5).select(&[2, 5]), options);
+        shards.assert_refused(&[first, second, strange], "--steps was 25, is 30");
+    }
+}
+
+#[test]
+fn rows_that_are_twice_or_nowhere_are_named() {
+    let shards = Shards::new(OutputFormat::Npy, 2, STRIDED);
+    let part = |name: &str, rows: &[usize]| {
+        let path = shards.path(name);
+        write(&Run::new(ROWS, 5).select(rows), shards.options(&path, 1, 2));
+        path
+    };
+    let first = shards.parts[0].clone();
+    let odd: Vec<usize> = (1..ROWS).step_by(2).collect();
+    shards.assert_refused(&[first.clone(), part("short", &odd[..10])], "row 21 of 23 is in none of the parts");
+    shards.assert_refused(&[first.clone(), part("twice", &[[1, 2].as_slice(), &odd[1..]].concat())], "row 2 is in");
+    shards.assert_refused(&[first, part("more", &[odd.as_slice(), &[22]].concat())], "row 22");
+}
+
+#[test]
+fn a_damaged_part_is_named_and_nothing_is_written() {
+    for format in FORMATS.into_iter().filter(|format| *format != OutputFormat::Folder) {
+        let shards = Shards::new(format, 2, STRIDED);
+        let whole = fs::read(&shards.parts[1]).unwrap();
+        let step = (whole.len() / 25).max(1);
+        for cut in (0..whole.len()).step_by(step) {
+            fs::write(&shards.parts[1], &whole[..cut]).unwrap();
+            shards.assert_refused(&shards.parts, "part1");
+        }
+        fs::write(&shards.parts[1], [whole.as_slice(), b"{more}\n"].concat()).unwrap();
+        if !matches!(format, OutputFormat::Npz | OutputFormat::Parquet) {
+            shards.assert_refused(&shards.parts, "part1");
+        }
+    }
+}
+
+#[test]
+fn bytes_changed_anywhere_never_panic() {
+    for format in FORMATS.into_iter().filter(|format| *format != OutputFormat::Folder) {
+        let shards = Shards::new(format, 2, STRIDED);
+        let whole = fs::read(&shards.parts[1]).unwrap();
+        for place in (0..whole.len()).step_by((whole.len() / 60).max(1)) {
+            let mut changed = whole.clone();
+            changed[place] ^= 0x55;
+            fs::write(&shards.parts[1], changed).unwrap();
+            if let Ok(out) = shards.merge(&shards.parts, "changed") {
+                fs::remove_file(out).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_record_that_makes_no_sense_is_refused() {
+    let shards = Shards::new(OutputFormat::Npy, 2, STRIDED);
+    let path = shards.path("part1").with_extension("npy.shard.json");
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (key, value) in [
+        ("index", serde_json::json!(0)),
+        ("index", serde_json::json!(3)),
+        ("dim", serde_json::json!(0)),
+        ("dim", serde_json::json!(u64::MAX)),
+        ("rows", serde_json::json!([[0, u64::MAX, 0, 1]])),
+        ("rows", serde_json::json!([[5, 1, 0, 1], [1, 1, 0, 1]])),
+        ("total_rows", serde_json::json!("many")),
+    ] {
+        let mut wrong = record.clone();
+        wrong[key] = value;
+        fs::write(&path, wrong.to_string()).unwrap();
+        shards.assert_refused(&shards.parts, "part1.npy");
+    }
+}
+
+#[test]
+fn a_merge_that_was_killed_is_no_obstacle_and_a_stopped_run_is() {
+    let shards = Shards::new(OutputFormat::Npy, 2, STRIDED);
+    let out = shards.path("merged");
+    let mut killed = options(&out, OutputFormat::Npy);
+    killed.fingerprint.push("--normalize", false);
+    killed.fingerprint.push("the run", "a merge of shards");
+    let mut writer = EmbeddingWriter::open(killed).unwrap();
+    Run::new(4, 5).write(&mut writer, 2).unwrap();
+    drop(writer);
+    let out = shards.merge(&shards.parts, "merged").unwrap();
+    assert!(contents(&out) == contents(&shards.whole));
+    let mut writer = EmbeddingWriter::open(options(&shards.path("refused"), OutputFormat::Npy)).unwrap();
+    Run::new(4, 5).write(&mut writer, 2).unwrap();
+    drop(writer);
+    let error = shards.merge(&shards.parts, "refused").unwrap_err();
+    assert!(error.to_string().contains("an earlier run"), "{error}");
+}

@@ -1,0 +1,202 @@
+//! Embeddings out, batch by batch, in memory that does not grow with the rows.
+//!
+//! To a file: rows gather in a hidden folder beside it, `.NAME.prior-embed`, where a [journal](super::journal) says what
+//! is safe; [`EmbeddingWriter::finish`] makes the output of them and moves it into place. What is there at any moment is
+//! enough to go on from, and the output's bytes depend on its rows alone: not on the batches they came in, nor on how
+//! often the run was stopped.
+//!
+//! To standard output or a pipe: rows go out as they come where the format can ([`stream`]).
+
+mod check;
+mod file;
+mod folder;
+mod jsonl;
+mod npy;
+mod npz;
+mod options;
+mod parquet;
+mod paths;
+mod publish;
+mod safetensors;
+mod store;
+mod stream;
+mod values;
+mod working;
+
+pub(in crate::io) use folder::{METADATA, array_folder};
+pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
+pub(in crate::io) use paths::{shard_file, shown};
+
+pub use check::check;
+pub use file::FileWriter;
+pub use options::{ArrayName, Arrays, Output, OutputDtype, OutputFormat, WriteOptions};
+pub use stream::StreamWriter;
+
+use anyhow::{Result, bail};
+use ndarray::ArrayView2;
+use serde::{Deserialize, Serialize};
+
+/// What is known of a row beside its embedding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRow {
+    /// Its number in the whole, which sharding does not change.
+    pub row: u64,
+    /// What the prompts call it.
+    pub id: Option<String>,
+    /// What it is the embedding of.
+    pub prompt: String,
+    /// What its noise was drawn from.
+    pub seed: u64,
+}
+
+/// Rows that were computed together.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// One for each row of the arrays.
+    pub rows: &'a [OutputRow],
+    /// `(rows, dim)`, if the output has them.
+    pub image: Option<ArrayView2<'a, f32>>,
+    /// `(rows, dim)`, if the output has them.
+    pub negative: Option<ArrayView2<'a, f32>>,
+}
+
+impl<'a> Batch<'a> {
+    /// An array, if it is there.
+    pub fn values(&self, array: ArrayName) -> Option<ArrayView2<'a, f32>> {
+        match array {
+            ArrayName::Image => self.image,
+            ArrayName::Negative => self.negative,
+        }
+    }
+
+    /// The place of an array.
+    pub fn values_mut(&mut self, array: ArrayName) -> &mut Option<ArrayView2<'a, f32>> {
+        match array {
+            ArrayName::Image => &mut self.image,
+            ArrayName::Negative => &mut self.negative,
+        }
+    }
+
+    /// Numbers in a row.
+    ///
+    /// # Errors
+    /// If an array of `arrays` is not there, has another number of rows, or the arrays are of different widths.
+    fn dim(&self, arrays: Arrays) -> Result<usize> {
+        let mut dim = None;
+        for array in arrays.names() {
+            let Some(values) = self.values(*array) else { bail!("a batch without {}", array.name()) };
+            if values.nrows() != self.rows.len() || dim.is_some_and(|dim| dim != values.ncols()) || values.ncols() == 0
+            {
+                bail!("{} of shape {:?} for {} rows", array.name(), values.shape(), self.rows.len());
+            }
+            dim = Some(values.ncols());
+        }
+        dim.ok_or_else(|| anyhow::anyhow!("no array to write"))
+    }
+}
+
+/// Whether it makes sense to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Flow {
+    /// The next batch is welcome.
+    GoOn,
+    /// Whoever read the output has closed it: the run is over, and well.
+    ReaderGone,
+}
+
+/// Writes embeddings to all outputs of a run.
+#[derive(Debug)]
+pub struct EmbeddingWriter {
+    file: Option<FileWriter>,
+    streams: Vec<StreamWriter>,
+}
+
+impl EmbeddingWriter {
+    /// Checks and opens the outputs, and finds the rows that an earlier run left if `options.resume` asks for them.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] for an output that cannot be written, is there already, or is being written by another
+    /// run; for rows of an earlier run that are not asked for, or that other settings made.
+    pub fn open(options: WriteOptions) -> Result<Self> {
+        options.check()?;
+        let (streamed, filed): (Vec<Output>, Vec<Output>) =
+            options.outputs.iter().cloned().partition(|output| stream::is_stream(&output.path));
+        if let Some(output) = streamed.first().filter(|_| options.resume) {
+            let path = &output.path;
+            return Err(crate::bad_input!(
+                "--resume needs files, and {path:?} is a stream; leave it out, or name a file"
+            ));
+        }
+        // Streams last: opening one may already make its reader wait for us.
+        let file = if filed.is_empty() { None } else { Some(FileWriter::open(filed, &options)?) };
+        let streams = streamed.into_iter().map(|output| StreamWriter::open(output, &options)).collect::<Result<_>>()?;
+        Ok(Self { file, streams })
+    }
+
+    /// Rows that an earlier run left or this one wrote.
+    pub fn rows_done(&self) -> u64 {
+        let streamed = self.streams.first().map_or(0, StreamWriter::rows_done);
+        self.file.as_ref().map_or(streamed, FileWriter::rows_done)
+    }
+
+    /// Whether a run that stops leaves something to go on with.
+    pub fn is_resumable(&self) -> bool {
+        self.file.is_some() && self.streams.is_empty()
+    }
+
+    /// Rows of all shards together, where that is only known at the end. Needed before [`EmbeddingWriter::finish`] of a
+    /// shard if [`WriteOptions::total_rows`] was not given.
+    pub fn set_total_rows(&mut self, rows: u64) {
+        if let Some(file) = &mut self.file {
+            file.set_total_rows(rows);
+        }
+    }
+
+    /// Writes the next rows. When this returns, they survive the end of this process; of the machine, within a second.
+    ///
+    /// # Errors
+    /// If the disk is full or fails, saying from where `--resume` goes on. The writer is of no use afterwards.
+    pub fn write(&mut self, batch: &Batch) -> Result<Flow> {
+        if let Some(file) = &mut self.file {
+            let _ = file.write(batch)?;
+        }
+        let mut flow = Flow::GoOn;
+        for stream in &mut self.streams {
+            if stream.write(batch)? == Flow::ReaderGone {
+                flow = Flow::ReaderGone;
+            }
+        }
+        Ok(flow)
+    }
+
+    /// Puts everything safely on the disk, as far as it goes: before the process ends early.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.as_mut().map_or(Ok(()), FileWriter::sync)
+    }
+
+    /// Completes the outputs and moves files into their places, the first of [`WriteOptions::outputs`] last.
+    ///
+    /// # Errors
+    /// If the disk is full or fails, or a file appeared in the meantime; the rows are kept for `--resume`.
+    pub fn finish(self) -> Result<()> {
+        if let Some(file) = self.file {
+            file.finish()?;
+        }
+        self.streams.into_iter().try_for_each(StreamWriter::finish)
+    }
+
+    /// Gives up, and keeps nothing: no reader is left to write for.
+    ///
+    /// # Errors
+    /// If what was written cannot be removed.
+    pub fn discard(self) -> Result<()> {
+        self.file.map_or(Ok(()), FileWriter::discard)
+    }
+}
+
+#[cfg(test)]
+pub(in crate::io) mod tests;

@@ -1,0 +1,33 @@
+//! A look at where outputs are to go, before the work that decides what they hold.
+
+use super::paths::{check_free, check_paths, resolve, shown, working_folder};
+use super::publish::parent;
+use super::{Output, OutputFormat, WriteOptions, stream};
+use crate::error::OrBadInput;
+use anyhow::Result;
+use std::path::Path;
+use tempfile::tempfile_in;
+
+/// Checks that the outputs can be written, as far as this can be known without writing them. [`super::EmbeddingWriter`]
+/// checks again.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if the options do not fit together, an output is there already and must stay, or nothing can
+/// be written where it is to go.
+pub fn check(options: &WriteOptions) -> Result<()> {
+    options.check()?;
+    let filed = options.outputs.iter().filter(|output| !stream::is_stream(&output.path));
+    let outputs: Vec<Output> = filed.cloned().map(resolve).collect();
+    check_paths(&outputs)?;
+    let stopped = outputs.first().is_some_and(|main| working_folder(main).exists());
+    if !(options.resume && stopped) {
+        check_free(&outputs, options)?;
+    }
+    for output in &outputs {
+        let is_made = output.format == OutputFormat::Folder && output.path.is_dir();
+        let folder: &Path = if is_made { &output.path } else { parent(&output.path) };
+        let failed = || format!("cannot write {}: folder {folder:?} cannot be written to", shown(&output.path));
+        tempfile_in(folder).or_bad_input(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! Writes to files and folders, so that nothing is lost whenever the run ends.
+
+use super::folder::create;
+use super::paths::{
+    MadeFolder, SHARD_SUFFIX, check_free, check_paths, hidden_name, holds_record, resolve, shard_file, shown,
+    with_suffix, working_folder,
+};
+use super::publish::{Publication, parent};
+use super::store::{self, Content, Store};
+use super::values::Encoding;
+use super::working::{Expected, Working};
+use super::{Arrays, Batch, Flow, Output, OutputFormat, WriteOptions, folder, jsonl, npy, npz, parquet, safetensors};
+use crate::bad_input;
+use crate::io::fingerprint::Fingerprint;
+use crate::io::shard::{RowRuns, Shard, ShardRecord};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Writes rows into the hidden folder, and at the end the outputs that are files.
+#[derive(Debug)]
+pub struct FileWriter {
+    /// The main output, as messages call it.
+    name: String,
+    working: Working,
+    outputs: Vec<Output>,
+    arrays: Arrays,
+    encoding: Encoding,
+    rows_per_file: u64,
+    overwrite: bool,
+    shard: Option<Shard>,
+    total_rows: Option<u64>,
+    dim: Option<usize>,
+    /// What decides the rows, without what decides how these outputs hold them.
+    fingerprint: Fingerprint,
+    /// Whether a write failed: what is in the data files beyond the journal is of no use.
+    broken: bool,
+    /// Dropped after the working folder, which may be in it.
+    _made: MadeFolder,
+}
+
+impl FileWriter {
+    /// Checks the outputs and finds what an earlier run left.
+    pub(super) fn open(outputs: Vec<Output>, options: &WriteOptions) -> Result<Self> {
+        let outputs: Vec<Output> = outputs.into_iter().map(resolve).collect();
+        check_paths(&outputs)?;
+        let Some((main, others)) = outputs.split_first() else { bail!("no output") };
+        if others.iter().any(|output| output.format == OutputFormat::Folder) {
+            bail!("a folder is a main output");
+        }
+        let arrays = others.iter().fold(main.arrays, |arrays, output| arrays.union(output.arrays));
+        let needs_rows = outputs.iter().any(|output| output.format.holds_rows());
+        let name = shown(&main.path);
+        let folder = working_folder(main);
+        let stopped = folder.exists();
+        if !(options.resume && stopped) {
+            check_free(&outputs, options)?;
+        }
+        let made = MadeFolder::make(main)?;
+        let expected = Expected {
+            name: &name,
+            contents: &store::contents(arrays, needs_rows),
+            number_bytes: options.out_dtype.size(),
+            dim: options.dim,
+            fingerprint: &options.whole_fingerprint(),
+            resume: options.resume,
+            overwrite: options.overwrite,
+            restart: options.restart,
+        };
+        let working = Working::open(folder, &expected)?;
+        if stopped && !working.is_complete() {
+            check_free(&outputs, options)?;
+        }
+        let mut fingerprint = options.fingerprint.clone();
+        fingerprint.push("--normalize", options.normalize);
+        Ok(Self {
+            name,
+            arrays,
+            encoding: Encoding { dtype: options.out_dtype, normalize: options.normalize },
+            rows_per_file: options.rows_per_file,
+            overwrite: options.overwrite,
+            shard: options.shard,
+            total_rows: options.total_rows,
+            dim: working.dim().or(options.dim),
+            fingerprint,
+            broken: false,
+            _made: made,
+            working,
+            outputs,
+        })
+    }
+
+    pub(super) fn rows_done(&self) -> u64 {
+        self.working.rows()
+    }
+
+    pub(super) fn set_total_rows(&mut self, rows: u64) {
+        self.total_rows = Some(rows);
+    }
+
+    pub(super) fn write(&mut self, batch: &Batch) -> Result<Flow> {
+        if self.broken || self.working.is_complete() {
+            bail!("rows after the end of {}", self.name);
+        }
+        let dim = batch.dim(self.arrays)?;
+        if let Some(before) = self.dim.filter(|before| *before != dim) {
+            bail!("rows of {dim} numbers after rows of {before}");
+        }
+        let encode = |content: Content| store::encode(batch, content, self.encoding);
+        let parts = self.working.data.iter().map(|file| encode(file.content)).collect::<Result<Vec<_>>>()?;
+        let runs = self.shard.map(|_| self.runs(batch)).transpose()?;
+        if batch.rows.is_empty() {
+            return Ok(Flow::GoOn);
+        }
+        let appended = self.working.append(&parts, batch.rows.len() as u64, dim, runs);
+        self.broken = appended.is_err();
+        self.dim = Some(dim);
+        appended.map_err(|(path, error)| self.kept(&path, error))?;
+        Ok(Flow::GoOn)
+    }
+
+    /// The numbers of a batch's rows, which come after those before.
+    fn runs(&self, batch: &Batch) -> Result<RowRuns> {
+        let mut runs = RowRuns::default();
+        batch.rows.iter().try_for_each(|row| runs.push(row.row))?;
+        if let (Some(last), Some(row)) = (self.working.runs().last(), batch.rows.first())
+            && row.row <= last
+        {
+            bail!("row {} comes after row {last}", row.row);
+        }
+        Ok(runs.finish())
+    }
+
+    pub(super) fn sync(&mut self) -> Result<()> {
+        self.working.sync().map_err(|(path, error)| self.kept(&path, error))
+    }
+
+    /// A failure while rows are written, with what the user can do.
+    fn kept(&self, path: &Path, error: io::Error) -> Error {
+        let rows = self.working.rows();
+        let line = format!(
+            "cannot write {:?}: {error}; {rows} rows are kept, and --resume goes on from row {rows} once there is room",
+            path.display().to_string()
+        );
+        Error::new(error).context(line)
+    }
+
+    pub(super) fn finish(mut self) -> Result<()> {
+        if self.broken {
+            bail!("{} was not written to its end", self.name);
+        }
+        let Some(dim) = self.dim else { return Err(bad_input!("{}: there are no rows to write", self.name)) };
+        if !self.working.is_complete() {
+            self.sync()?;
+            let rows = self.working.rows();
+            let made = self.assemble(dim).and_then(|()| Ok(self.working.complete(dim)?));
+            made.map_err(|error| match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
+                Some(cause) => {
+                    let line = format!(
+                        "cannot write {}: {cause}; all {rows} rows are kept, and --resume finishes it once there is room",
+                        self.name
+                    );
+                    error.context(line)
+                }
+                None => error,
+            })?;
+        }
+        let trash = self.working.folder().join("replaced");
+        for place in (0..self.outputs.len()).rev() {
+            for publication in self.publications(place) {
+                publication.publish(self.overwrite, &trash)?;
+            }
+        }
+        self.working
+            .remove()
+            .with_context(|| format!("{} is written, but cannot remove the folder of its rows", self.name))
+    }
+
+    pub(super) fn discard(mut self) -> Result<()> {
+        for place in 1..self.outputs.len() {
+            for publication in self.publications(place) {
+                let _ = fs::remove_file(publication.part);
+            }
+        }
+        self.working.remove().with_context(|| format!("cannot remove the folder of the rows of {}", self.name))
+    }
+
+    /// Makes the outputs of the rows.
+    fn assemble(&self, dim: usize) -> Result<()> {
+        let store = Store { folder: self.working.folder(), rows: self.working.rows(), dim, dtype: self.encoding.dtype };
+        for (place, output) in self.outputs.iter().enumerate() {
+            let record = self.record(output.arrays, dim)?;
+            let part = self.part(place);
+            write_output(&store, output, record.as_ref(), self.rows_per_file, &part)?;
+            if let Some(record) = record.filter(|_| !holds_record(output.format)) {
+                create(&with_suffix(&part, SHARD_SUFFIX), |file| {
+                    serde_json::to_writer(&mut *file, &record)?;
+                    Ok(file.write_all(b"\n")?)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&self, arrays: Arrays, dim: usize) -> Result<Option<ShardRecord>> {
+        let Some(Shard { index, count }) = self.shard else { return Ok(None) };
+        let total_rows = self.total_rows.ok_or_else(|| anyhow!("a shard without the number of all rows"))?;
+        Ok(Some(ShardRecord {
+            index,
+            count,
+            total_rows,
+            rows: self.working.runs().clone().finish(),
+            arrays,
+            dtype: self.encoding.dtype,
+            dim,
+            fingerprint: self.fingerprint.clone(),
+        }))
+    }
+
+    /// Where an output is made.
+    fn part(&self, place: usize) -> PathBuf {
+        match self.outputs.get(place) {
+            // The data file becomes the output.
+            Some(output) if place == 0 && output.format == OutputFormat::Npy => {
+                self.working.folder().join(output.arrays.names()[0].name())
+            }
+            Some(output) if place > 0 => {
+                let name = hidden_name(&output.path, ".prior-embed-part");
+                parent(&output.path).join(name)
+            }
+            _ => self.working.folder().join("output"),
+        }
+    }
+
+    /// What has to be moved for an output, in this order.
+    fn publications(&self, place: usize) -> Vec<Publication> {
+        let output = &self.outputs[place];
+        let part = self.part(place);
+        let mut publications = Vec::new();
+        if self.shard.is_some() && !holds_record(output.format) {
+            publications.push(Publication {
+                part: with_suffix(&part, SHARD_SUFFIX),
+                target: shard_file(&output.path, output.format),
+            });
+        }
+        if output.format == OutputFormat::Folder {
+            let parts = folder::parts(output.arrays).into_iter();
+            publications
+                .extend(parts.map(|name| Publication { part: part.join(name), target: output.path.join(name) }));
+        } else {
+            publications.push(Publication { part, target: output.path.clone() });
+        }
+        publications
+    }
+}
+
+/// Writes one output to where it is made.
+pub(super) fn write_output(
+    store: &Store,
+    output: &Output,
+    record: Option<&ShardRecord>,
+    rows_per_file: u64,
+    part: &Path,
+) -> Result<()> {
+    let arrays = output.arrays;
+    let array = arrays.names()[0];
+    match output.format {
+        OutputFormat::Npy if part == store.path(array) => npy::write_in_place(store, array, part),
+        OutputFormat::Npy => create(part, |file| npy::write(store, array, 0, store.rows, file)),
+        OutputFormat::Npz => create(part, |file| npz::write(store, arrays, file)),
+        OutputFormat::Safetensors => create(part, |file| safetensors::write(store, arrays, record, file)),
+        OutputFormat::JsonLines => create(part, |file| jsonl::write(store, arrays, file)),
+        OutputFormat::Parquet => create(part, |file| parquet::write(store, arrays, record, file)),
+        OutputFormat::Folder => {
+            if part.exists() {
+                fs::remove_dir_all(part)?;
+            }
+            folder::write(store, arrays, rows_per_file, part)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::EmbeddingWriter;
+    use super::super::tests::{Run, options};
+    use tempfile::TempDir;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_says_where_to_go_on() {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(6, 3);
+        let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+        options.resume = true;
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        run.select(&[0, 1]).write(&mut writer, 2).unwrap();
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        writer.file.as_mut().unwrap().working.data[0].file = full;
+        let error = run.write(&mut writer, 2).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(".e.npy.prior-embed/image_embeds"), "{message}");
+        assert!(message.contains("2 rows are kept, and --resume goes on from row 2 once there is room"), "{message}");
+        assert_eq!(crate::error::exit_code(&error), 1);
+        assert!(writer.finish().is_err(), "what is not whole does not become the output");
+        assert!(!folder.path().join("e.npy").exists());
+        let mut writer = EmbeddingWriter::open(options).unwrap();
+        assert_eq!(writer.rows_done(), 2);
+        run.write(&mut writer, 2).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(std::fs::metadata(folder.path().join("e.npy")).unwrap().len(), 128 + 6 * 3 * 4);
+    }
+}

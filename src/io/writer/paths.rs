@@ -1,0 +1,142 @@
+//! Where files lie: outputs, what is beside them, and what must not be there already.
+
+use super::publish::parent;
+use super::{Output, OutputFormat, WriteOptions, folder};
+use crate::bad_input;
+use crate::error::OrBadInput;
+use anyhow::Result;
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// What the name of a file with a shard's record adds to the output's.
+pub(in crate::io) const SHARD_SUFFIX: &str = ".shard.json";
+
+/// Whether a form of output has a place for a shard's record.
+pub(super) fn holds_record(format: OutputFormat) -> bool {
+    matches!(format, OutputFormat::Safetensors | OutputFormat::Parquet)
+}
+
+/// A path as messages show it.
+pub(in crate::io) fn shown(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// The output with links followed, so that what they lead to is written and not the link replaced.
+pub(super) fn resolve(output: Output) -> Output {
+    let path = fs::canonicalize(&output.path).unwrap_or(output.path);
+    Output { path, ..output }
+}
+
+/// The hidden folder in which rows gather: beside a file, inside a folder.
+pub(super) fn working_folder(output: &Output) -> PathBuf {
+    match output.format {
+        OutputFormat::Folder => output.path.join(".prior-embed"),
+        _ => parent(&output.path).join(hidden_name(&output.path, ".prior-embed")),
+    }
+}
+
+/// The file with a shard's record that goes with an output.
+pub(in crate::io) fn shard_file(path: &Path, format: OutputFormat) -> PathBuf {
+    match format {
+        OutputFormat::Folder => path.join(&SHARD_SUFFIX[1..]),
+        _ => with_suffix(path, SHARD_SUFFIX),
+    }
+}
+
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// The name of a path between a dot and `suffix`.
+pub(super) fn hidden_name(path: &Path, suffix: &str) -> OsString {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(suffix);
+    name
+}
+
+/// Refuses places where nothing can be written, and two outputs in one place.
+pub(super) fn check_paths(outputs: &[Output]) -> Result<()> {
+    for (place, output) in outputs.iter().enumerate() {
+        let path = &output.path;
+        let name = shown(path);
+        let is_folder = output.format == OutputFormat::Folder;
+        if path.is_dir() && !is_folder {
+            return Err(bad_input!("{name} is a folder; give a file name"));
+        }
+        if path.exists() && !path.is_dir() && is_folder {
+            return Err(bad_input!("{name} is a file; give the name of a folder"));
+        }
+        if !parent(path).is_dir() {
+            return Err(bad_input!("cannot write {name}: there is no folder {:?}; make it first", parent(path)));
+        }
+        if !is_folder && path.file_name().is_none() {
+            return Err(bad_input!("{name} is no file name"));
+        }
+        if outputs[..place].iter().any(|other| whole(&other.path) == whole(path)) {
+            return Err(bad_input!("{name} is named twice as an output; give two names"));
+        }
+    }
+    Ok(())
+}
+
+/// A path of a file that may not be there yet, without links and dots.
+fn whole(path: &Path) -> Option<PathBuf> {
+    Some(fs::canonicalize(parent(path)).ok()?.join(path.file_name()?))
+}
+
+/// Refuses outputs that are there already, if they must stay.
+pub(super) fn check_free(outputs: &[Output], options: &WriteOptions) -> Result<()> {
+    if options.overwrite {
+        return Ok(());
+    }
+    for output in outputs {
+        let mut places = match output.format {
+            OutputFormat::Folder => folder::parts(output.arrays).iter().map(|part| output.path.join(part)).collect(),
+            _ => vec![output.path.clone()],
+        };
+        if options.shard.is_some() && !holds_record(output.format) {
+            places.push(shard_file(&output.path, output.format));
+        }
+        if let Some(place) = places.iter().find(|place| fs::symlink_metadata(place).is_ok()) {
+            let name = shown(place);
+            return Err(if options.resume {
+                bad_input!("{name} is there already, and no run that stopped: it is done, or --overwrite replaces it")
+            } else {
+                bad_input!("{name} is there already; give another name, or --overwrite to replace it")
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A folder that was made for an output, and goes if nothing comes of it.
+#[derive(Debug)]
+pub(super) struct MadeFolder(Option<PathBuf>);
+
+impl MadeFolder {
+    /// Makes the folder of an output that is one, if it is not there.
+    pub(super) fn make(output: &Output) -> Result<Self> {
+        if output.format != OutputFormat::Folder {
+            return Ok(Self(None));
+        }
+        match fs::create_dir(&output.path) {
+            Ok(()) => Ok(Self(Some(output.path.clone()))),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self(None)),
+            Err(error) => Err(error).or_bad_input(|| format!("cannot make the folder {}", shown(&output.path))),
+        }
+    }
+}
+
+impl Drop for MadeFolder {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.0 {
+            // Not if something is in it.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! A run that is stopped anywhere is gone on with, and ends in the same bytes.
+
+use super::*;
+
+#[test]
+fn bytes_depend_on_rows_and_not_on_batches_or_stops() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(23, 5);
+    for format in FORMATS {
+        for dtype in [OutputDtype::F32, OutputDtype::F16] {
+            let at = |name: &str| {
+                let path = folder.path().join(format!("{}-{}-{name}", format.name(), dtype.name()));
+                let mut options = options(&path, format);
+                (options.out_dtype, options.normalize) = (dtype, true);
+                (path, options)
+            };
+            let (whole, options) = at("whole");
+            write_whole(&run, options, 23);
+            let (single, options) = at("single");
+            write_whole(&run, options, 1);
+            let (stopped, mut options) = at("stopped");
+            options.resume = true;
+            for end in [7, 7, 20, 23] {
+                let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+                run.write_until(&mut writer, end, 3).unwrap();
+                assert_eq!(writer.rows_done(), end as u64);
+            }
+            let writer = EmbeddingWriter::open(options).unwrap();
+            assert_eq!(writer.rows_done(), 23);
+            writer.finish().unwrap();
+            assert_eq!(contents(&single), contents(&whole), "{format:?}");
+            assert_eq!(contents(&stopped), contents(&whole), "{format:?}");
+        }
+    }
+    assert_eq!(names(folder.path()).len(), 3 * 2 * FORMATS.len(), "nothing else is left");
+}
+
+#[test]
+fn rows_of_an_earlier_run_are_kept_until_someone_says() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("e.jsonl");
+    let run = Run::new(6, 3);
+    let plain = options(&path, OutputFormat::JsonLines);
+    let mut writer = EmbeddingWriter::open(plain.clone()).unwrap();
+    run.write_until(&mut writer, 4, 2).unwrap();
+    assert!(error_of(EmbeddingWriter::open(plain.clone()), 2).contains("another run"), "it is locked");
+    drop(writer);
+    let message = error_of(EmbeddingWriter::open(plain.clone()), 2);
+    assert!(message.contains("stopped after 4 rows; --resume goes on, --overwrite starts again"), "{message}");
+    let mut other = plain.clone();
+    other.resume = true;
+    other.fingerprint = Default::default();
+    other.fingerprint.push("--steps", 30);
+    other.normalize = true;
+    let message = error_of(EmbeddingWriter::open(other), 2);
+    assert!(message.contains("--steps was 25, is 30; --normalize was false, is true"), "{message}");
+    let resume = WriteOptions { resume: true, ..plain.clone() };
+    assert_eq!(EmbeddingWriter::open(resume.clone()).unwrap().rows_done(), 4);
+    let overwrite = WriteOptions { overwrite: true, ..plain };
+    write_whole(&run, overwrite, 6);
+    assert!(error_of(EmbeddingWriter::open(resume), 2).contains("is there already"));
+    assert_eq!(names(folder.path()), ["e.jsonl"]);
+}
+
+/// A stopped run's folder, as it was.
+fn stopped_run(path: &Path, run: &Run) -> (WriteOptions, Vec<(String, Vec<u8>)>) {
+    let mut options = options(path, OutputFormat::JsonLines);
+    options.resume = true;
+    let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+    run.write_until(&mut writer, 8, 2).unwrap();
+    drop(writer);
+    let working = path.with_file_name(".e.jsonl.prior-embed");
+    (options, contents(&working))
+}
+
+/// Puts a stopped run's folder back with one file changed, goes on and gives the rows that were there.
+fn go_on(path: &Path, run: &Run, state: &[(String, Vec<u8>)], options: &WriteOptions, expected: &[u8]) -> u64 {
+    let working = path.with_file_name(".e.jsonl.prior-embed");
+    let _ = fs::remove_dir_all(&working);
+    let _ = fs::remove_file(path);
+    fs::create_dir(&working).unwrap();
+    for (name, bytes) in state {
+        fs::write(working.join(name.trim_end_matches('/')), bytes).unwrap();
+    }
+    let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+    let rows = writer.rows_done();
+    run.write(&mut writer, 3).unwrap();
+    writer.finish().unwrap();
+    assert!(fs::read(path).unwrap() == expected);
+    rows
+}
+
+#[test]
+fn cut_at_any_byte_a_run_goes_on_to_the_same_bytes() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(10, 3);
+    let whole = folder.path().join("whole.jsonl");
+    write_whole(&run, options(&whole, OutputFormat::JsonLines), 10);
+    let expected = fs::read(whole).unwrap();
+    let path = folder.path().join("e.jsonl");
+    let (options, state) = stopped_run(&path, &run);
+    assert_eq!(go_on(&path, &run, &state, &options, &expected), 8);
+    let mut seen = std::collections::BTreeSet::new();
+    for place in 0..state.len() {
+        let len = state[place].1.len();
+        // The header's place in a data file is written last and matters to no one before.
+        for cut in (0..len).filter(|cut| cut.is_multiple_of(7) || len - cut < 12) {
+            let mut torn = state.clone();
+            torn[place].1.truncate(cut);
+            let rows = go_on(&path, &run, &torn, &options, &expected);
+            assert!(rows < 8, "{} cut to {cut} is noticed", state[place].0);
+            seen.insert(rows);
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 2, 4, 6], "whole batches are kept");
+}
+
+#[test]
+fn a_wrong_byte_in_the_data_ends_what_counts() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(10, 3);
+    let whole = folder.path().join("whole.jsonl");
+    write_whole(&run, options(&whole, OutputFormat::JsonLines), 10);
+    let expected = fs::read(whole).unwrap();
+    let path = folder.path().join("e.jsonl");
+    let (options, state) = stopped_run(&path, &run);
+    let image = state.iter().position(|(name, _)| name.starts_with("image_embeds")).unwrap();
+    for (byte, rows) in [(128, 0), (128 + 24, 2), (128 + 95, 6)] {
+        let mut torn = state.clone();
+        torn[image].1[byte] ^= 1;
+        assert_eq!(go_on(&path, &run, &torn, &options, &expected), rows);
+    }
+    // Bytes beyond what the journal knows are a batch that was being written.
+    let mut longer = state.clone();
+    longer.iter_mut().for_each(|(_, bytes)| bytes.extend_from_slice(b"torn"));
+    assert_eq!(go_on(&path, &run, &longer, &options, &expected), 8);
+}
+
+#[test]
+fn a_run_that_stopped_while_files_were_moved_is_finished() {
+    let run = Run::new(10, 3);
+    for format in FORMATS {
+        let folder = TempDir::new().unwrap();
+        let (whole, path) = (folder.path().join("whole"), folder.path().join("e"));
+        write_whole(&run, options(&whole, format), 10);
+        let plain = options(&path, format);
+        let mut writer = EmbeddingWriter::open(plain.clone()).unwrap();
+        run.write(&mut writer, 4).unwrap();
+        // What appears in its place is not replaced, and nothing of the run is lost.
+        let intruder = if format == OutputFormat::Folder { path.join("img_emb") } else { path.clone() };
+        fs::write(&intruder, "precious").unwrap();
+        let message = error_of(writer.finish(), 2);
+        assert!(message.contains("appeared"), "{message}");
+        assert_eq!(fs::read(&intruder).unwrap(), b"precious");
+        fs::remove_file(&intruder).unwrap();
+        let working = working_of(&path, format);
+        let saved = folder.path().join("saved");
+        copy(&working, &saved);
+        let resume = WriteOptions { resume: true, ..plain };
+        let writer = EmbeddingWriter::open(resume.clone()).unwrap();
+        assert_eq!(writer.rows_done(), 10);
+        writer.finish().unwrap();
+        assert_eq!(contents(&path), contents(&whole), "{format:?}");
+        // All is moved, and only the folder was not removed yet.
+        copy(&saved, &working);
+        for part in ["output", "image_embeds", "negative_image_embeds", "rows"] {
+            let part = working.join(part);
+            let _ = if part.is_dir() { fs::remove_dir_all(part) } else { fs::remove_file(part) };
+        }
+        EmbeddingWriter::open(resume).unwrap().finish().unwrap();
+        assert_eq!(contents(&path), contents(&whole), "{format:?}");
+        assert!(!working.exists());
+    }
+}
+
+fn working_of(path: &Path, format: OutputFormat) -> std::path::PathBuf {
+    match format {
+        OutputFormat::Folder => path.join(".prior-embed"),
+        _ => path.with_file_name(".e.prior-embed"),
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_run_that_ends_before_its_first_row_leaves_nothing() {
+    let folder = TempDir::new().unwrap();
+    for format in FORMATS {
+        drop(EmbeddingWriter::open(options(&folder.path().join("e"), format)).unwrap());
+        assert!(names(folder.path()).is_empty(), "{format:?}");
+    }
+}

@@ -1,0 +1,169 @@
+//! The numbers that a run goes by, and what decides its rows.
+
+use super::reader::Blocks;
+use super::source::{Rules, Survey};
+use crate::bad_input;
+use crate::io::fingerprint::Fingerprint;
+use crate::io::writer::WriteOptions;
+use crate::pipeline::Pipeline;
+use anyhow::Result;
+use std::path::Path;
+use std::thread;
+use tch::Device;
+
+/// What the user says of how a job is computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// Rows computed together.
+    pub batch_size: Option<usize>,
+    /// CPU threads.
+    pub threads: Option<usize>,
+}
+
+/// The numbers that a run goes by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) batch_size: usize,
+    pub(super) blocks: Blocks,
+    /// Whether there is one block.
+    pub(super) is_single: bool,
+    /// Whether rows may be left for a run that goes on.
+    pub(super) may_resume: bool,
+    pub(super) workers: usize,
+    /// CPU threads of each worker; libtorch's choice if not given.
+    pub(super) threads: Option<usize>,
+}
+
+impl Sizes {
+    /// Plans a run of `total` rows, if that is known.
+    ///
+    /// # Errors
+    /// If there is not enough memory, or there are not enough seeds.
+    pub(super) fn plan(
+        pipeline: &Pipeline,
+        rules: &Rules,
+        total: Option<u64>,
+        write: &WriteOptions,
+        wanted: Wanted,
+    ) -> Result<Self> {
+        check_seeds(rules.seed, total)?;
+        let samples_negative = rules.wants_negative && rules.negative_prompt.is_some();
+        // A row of the output and its negative are computed together.
+        let rows_each = if samples_negative { 2 } else { 1 };
+        let rows = total.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(usize::MAX).saturating_mul(rows_each);
+        let needs_zero_embed = rules.wants_negative && !samples_negative;
+        let batch_size = pipeline.plan_batch(rows, wanted.batch_size, needs_zero_embed)?;
+        let blocks = Blocks { rows: (batch_size / rows_each).max(1) as u64, shard: write.shard };
+        let count = total.map_or(u64::MAX, |rows| rows.div_ceil(blocks.rows));
+        let (workers, threads) = if pipeline.options().device == Device::Cpu && pipeline.is_small()? {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            let most = usize::try_from(count).unwrap_or(usize::MAX);
+            (wanted.threads.unwrap_or(cores).min(most).max(1), Some(1))
+        } else {
+            (1, wanted.threads)
+        };
+        Ok(Self {
+            batch_size,
+            blocks,
+            is_single: write.shard.is_none() && count == 1,
+            may_resume: write.outputs.iter().any(|output| output.path != Path::new("-")),
+            workers,
+            threads,
+        })
+    }
+
+    /// Adds what decides the rows: the model, the prompts, the settings.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if the model cannot be read.
+    pub(super) fn add_to(
+        self,
+        fingerprint: &mut Fingerprint,
+        pipeline: &Pipeline,
+        rules: &Rules,
+        survey: Option<&Survey>,
+    ) -> Result<()> {
+        let options = pipeline.options();
+        let not_known = || ("not known".to_string(), "not known".to_string());
+        let (rows, prompts) = survey.map_or_else(not_known, |survey| (survey.rows.to_string(), survey.hash.clone()));
+        let negative_prompt = rules.negative_prompt.as_ref();
+        fingerprint.push("the program's version", env!("CARGO_PKG_VERSION"));
+        // A single batch leaves nothing that other weights could go on with.
+        fingerprint.push("the model's hash", pipeline.identity(!self.is_single)?);
+        fingerprint.push("the number of rows", rows);
+        fingerprint.push("the prompts' hash", prompts);
+        fingerprint
+            .push("--negative-prompt", negative_prompt.map_or_else(|| "not set".into(), |text| format!("{text:?}")));
+        fingerprint.push("--steps", rules.settings.steps);
+        fingerprint.push("--guidance-scale", rules.settings.guidance_scale);
+        fingerprint.push("--seed", rules.seed);
+        fingerprint.push("--samples-per-prompt", rules.samples);
+        fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
+        fingerprint.push("--dtype", options.precision.name());
+        fingerprint.push("--batch-size", self.batch_size);
+        Ok(())
+    }
+}
+
+/// Refuses a seed with too few above it. Negative rows count on from the image rows.
+fn check_seeds(seed: u64, rows: Option<u64>) -> Result<()> {
+    let Some(rows) = rows.map(|rows| rows.saturating_mul(2)) else { return Ok(()) };
+    match seed.checked_add(rows) {
+        Some(_) => Ok(()),
+        None => Err(bad_input!("--seed {seed} leaves no seeds for {rows} rows below 2^64; give a smaller one")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::tests::rules;
+    use super::*;
+    use crate::io::shard::Shard;
+    use crate::model::precision::Precision;
+    use crate::pipeline::LoadOptions;
+
+    fn pipeline() -> Pipeline {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22");
+        Pipeline::open(&model, LoadOptions { device: Device::Cpu, precision: Precision::F32 }).unwrap()
+    }
+
+    fn plan(total: Option<u64>, negative: bool, batch_size: Option<usize>, shard: Option<Shard>) -> Sizes {
+        let negative_prompt = negative.then(|| "rain".to_string());
+        let rules = Rules { negative_prompt, wants_negative: negative, ..rules() };
+        let write = WriteOptions { shard, ..WriteOptions::new(Vec::new()) };
+        Sizes::plan(&pipeline(), &rules, total, &write, Wanted { batch_size, threads: Some(3) }).unwrap()
+    }
+
+    #[test]
+    fn a_small_model_has_as_many_workers_as_there_is_work_for() {
+        let workers = |total, batch_size| {
+            let sizes = plan(total, false, batch_size, None);
+            (sizes.workers, sizes.threads, sizes.is_single)
+        };
+        assert_eq!(workers(Some(1), None), (1, Some(1), true));
+        assert_eq!(workers(Some(10), Some(5)), (2, Some(1), false));
+        assert_eq!(workers(Some(100), Some(5)), (3, Some(1), false));
+        assert_eq!(workers(None, None), (3, Some(1), false));
+        assert!(!plan(Some(1), false, None, Some(Shard { index: 1, count: 2 })).is_single);
+    }
+
+    #[test]
+    fn rows_and_their_negatives_share_a_batch() {
+        let sizes = |total, negative, batch_size| {
+            let sizes = plan(total, negative, batch_size, None);
+            (sizes.batch_size, sizes.blocks.rows)
+        };
+        assert_eq!(sizes(Some(1000), false, None), (64, 64));
+        assert_eq!(sizes(Some(1000), true, None), (64, 32));
+        assert_eq!(sizes(Some(3), true, None), (6, 3));
+        assert_eq!(sizes(Some(3), true, Some(1)), (1, 1));
+        assert_eq!(sizes(None, false, None), (64, 64));
+    }
+
+    #[test]
+    fn a_seed_needs_others_above_it() {
+        assert!(check_seeds(u64::MAX - 20, Some(10)).is_ok());
+        assert!(check_seeds(u64::MAX - 19, Some(10)).is_err());
+        assert!(check_seeds(u64::MAX, None).is_ok());
+    }
+}

@@ -1,0 +1,255 @@
+//! Where a job's prompts come from, what is asked of them, and what a first pass over them tells.
+
+use crate::bad_input;
+use crate::io::prompts::{BadRow, Entry, Place, PromptReader, PromptRecord, ReadOptions};
+use crate::pipeline::Settings;
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// What becomes of a row that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnError {
+    /// It ends the run.
+    Fail,
+    /// It is reported, and its embeddings are zeros: all other rows keep their places and seeds.
+    Skip,
+}
+
+/// Prompts given one by one, and those in a file after them.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// The ones given.
+    pub prompts: Vec<String>,
+    /// The file, `-` for standard input.
+    pub file: Option<PathBuf>,
+    /// How to read the file.
+    pub read: ReadOptions,
+}
+
+impl Source {
+    /// The entries, from the first on. A file's header is checked here.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if the file cannot be opened or is not what it is said to be.
+    pub fn open(&self) -> Result<Entries> {
+        let reader = self.file.as_ref().map(|file| PromptReader::open(file, &self.read)).transpose()?;
+        let name = reader.as_ref().map_or_else(|| "--prompt".to_string(), |reader| reader.name().to_string());
+        Ok(Entries { name, given: self.prompts.clone().into_iter(), reader, number: 0 })
+    }
+
+    /// Whether the prompts can be read only once, and may have to be waited for.
+    pub fn is_stream(&self) -> bool {
+        self.file.as_deref().is_some_and(|file| file == Path::new("-") || !file.is_file())
+    }
+}
+
+/// The entries of a source, in order.
+pub struct Entries {
+    name: String,
+    given: std::vec::IntoIter<String>,
+    reader: Option<PromptReader>,
+    number: u64,
+}
+
+impl Entries {
+    /// What messages call the source.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        let Some(prompt) = self.given.next() else { return self.reader.as_mut()?.next() };
+        self.number += 1;
+        let record = PromptRecord { prompt, ..PromptRecord::default() };
+        Some(Ok(Entry::Prompt { place: Place::Row(self.number), record }))
+    }
+}
+
+/// What a row has unless its prompt says otherwise, and what it may have.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// What the embeddings are to lead away from.
+    pub negative_prompt: Option<String>,
+    /// Steps and guidance.
+    pub settings: Settings,
+    /// Row r of the whole has the seed `seed + r`.
+    pub seed: u64,
+    /// Rows of a prompt.
+    pub samples: u64,
+    /// Whether the negative embeddings are wanted.
+    pub wants_negative: bool,
+    /// What becomes of a row that cannot be used.
+    pub on_error: OnError,
+    /// The most steps that the model can do.
+    pub most_steps: usize,
+}
+
+impl Rules {
+    /// The record of an entry, or why it cannot be used.
+    pub fn judge(&self, entry: Entry) -> Result<PromptRecord, BadRow> {
+        let (place, record) = match entry {
+            Entry::Prompt { place, record } => (place, record),
+            Entry::Bad(row) => return Err(row),
+        };
+        let bad = |reason: String| Err(BadRow { place, reason });
+        if let Some(steps) = record.steps.filter(|steps| *steps > self.most_steps) {
+            return bad(format!("\"steps\" is {steps}, and the model was trained with 1 to {}", self.most_steps));
+        }
+        let samples = self.samples_of(Some(&record));
+        if let Some(seed) = record.seed.filter(|seed| seed.checked_add(samples - 1).is_none()) {
+            return bad(format!("\"seed\" is {seed}, which leaves no seeds for {samples} rows below 2^64"));
+        }
+        Ok(record)
+    }
+
+    /// How many rows a prompt has; one that cannot be used has as many as one that says nothing.
+    pub fn samples_of(&self, record: Option<&PromptRecord>) -> u64 {
+        record.and_then(|record| record.samples).map_or(self.samples, |samples| samples as u64).max(1)
+    }
+}
+
+/// What there is to do, as far as it is known before it is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// Rows of all prompts.
+    pub rows: u64,
+    /// A hash over all entries.
+    pub hash: String,
+}
+
+impl Survey {
+    /// Reads all entries.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if there are none, one cannot be used and that is an error, or the file is broken.
+    pub fn of(entries: Entries, rules: &Rules) -> Result<Self> {
+        let name = entries.name().to_string();
+        let mut hash = Hash(Sha256::new());
+        let mut rows = 0_u64;
+        for entry in entries {
+            let entry = entry?;
+            // The debug form is another one for any two entries that differ.
+            let _ = writeln!(hash, "{entry:?}");
+            let samples = match rules.judge(entry) {
+                Ok(record) => rules.samples_of(Some(&record)),
+                Err(row) if rules.on_error == OnError::Fail => return Err(refused(&name, &row)),
+                Err(_) => rules.samples_of(None),
+            };
+            rows = rows.checked_add(samples).ok_or_else(|| bad_input!("{name}: more rows than can be counted"))?;
+        }
+        if rows == 0 {
+            return Err(no_prompts(&name));
+        }
+        Ok(Self { rows, hash: hash.finish() })
+    }
+}
+
+/// The error for a row that cannot be used.
+pub(super) fn refused(name: &str, row: &BadRow) -> anyhow::Error {
+    match row {
+        BadRow { place: Place::Line(number), reason } => bad_input!("{name}:{number}: {reason}"),
+        row => bad_input!("{name}: {row}"),
+    }
+}
+
+/// The error for a source without prompts.
+pub(super) fn no_prompts(name: &str) -> anyhow::Error {
+    bad_input!("{name} holds no prompts; write one a line")
+}
+
+/// A hash to be written to as a text.
+struct Hash(Sha256);
+
+impl Hash {
+    fn finish(self) -> String {
+        self.0.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl std::fmt::Write for Hash {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.update(text);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    pub fn rules() -> Rules {
+        Rules {
+            negative_prompt: None,
+            settings: Settings { steps: 25, guidance_scale: 4.0 },
+            seed: 10,
+            samples: 2,
+            wants_negative: false,
+            on_error: OnError::Fail,
+            most_steps: 1000,
+        }
+    }
+
+    /// A source of a file, and the folder that it is in.
+    pub fn source(name: &str, text: &str) -> (TempDir, Source) {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let source = Source { prompts: vec!["given".into()], file: Some(path), read: ReadOptions::default() };
+        (folder, source)
+    }
+
+    const LINES: &str = "{\"prompt\": \"a\"}\n{\"prompt\": \"b\", \"samples\": 5}\n";
+
+    #[test]
+    fn rows_are_counted_with_the_samples_of_each_prompt() {
+        let (_folder, source) = source("p.jsonl", LINES);
+        let survey = Survey::of(source.open().unwrap(), &rules()).unwrap();
+        assert_eq!(survey.rows, 2 + 2 + 5);
+        assert!(!source.is_stream());
+        assert!(Source { file: Some("-".into()), ..Source::default() }.is_stream());
+    }
+
+    #[test]
+    fn the_hash_is_of_what_the_prompts_say_and_not_of_how_they_are_written() {
+        let hash = |name: &str, text: &str| {
+            let (_folder, source) = source(name, text);
+            Survey::of(source.open().unwrap(), &rules()).unwrap().hash
+        };
+        let of_lines = hash("p.jsonl", LINES);
+        assert_eq!(of_lines, hash("q.jsonl", &LINES.replace(": ", ":").replace('\n', "\r\n")));
+        for other in
+            [LINES.replace("\"b\"", "\"c\""), LINES.replace('5', "6"), format!("{LINES}{{\"prompt\": \"\"}}\n")]
+        {
+            assert_ne!(of_lines, hash("p.jsonl", &other));
+        }
+    }
+
+    #[test]
+    fn what_the_model_cannot_do_is_a_bad_row() {
+        for (line, word) in [
+            ("{\"prompt\": \"a\", \"steps\": 1001}", "1001"),
+            ("{\"prompt\": \"a\", \"seed\": 18446744073709551615}", "18446744073709551615"),
+            ("{", ""),
+        ] {
+            let (_folder, source) = source("p.jsonl", &format!("{{\"prompt\": \"a\"}}\n{line}\n"));
+            let error = Survey::of(source.open().unwrap(), &rules()).unwrap_err().to_string();
+            assert!(error.contains("p.jsonl:2: ") && error.contains(word), "{error}");
+            let rules = Rules { on_error: OnError::Skip, ..rules() };
+            assert_eq!(Survey::of(source.open().unwrap(), &rules).unwrap().rows, 6, "{line}");
+        }
+    }
+
+    #[test]
+    fn no_prompts_are_an_error() {
+        let (_folder, mut source) = source("p.txt", "\n\n");
+        source.prompts.clear();
+        assert!(Survey::of(source.open().unwrap(), &rules()).unwrap_err().to_string().contains("holds no prompts"));
+    }
+}

@@ -1,0 +1,44 @@
+//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once.
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Whether the run is asked to stop.
+#[derive(Debug)]
+pub struct Stop(Arc<AtomicUsize>);
+
+impl Stop {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// If the system does not allow it.
+    pub fn listen() -> Result<Self> {
+        let number = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            let listen = || -> std::io::Result<()> {
+                // In this order: the first signal must find the flag still down.
+                flag::register_conditional_shutdown(signal, exit_code(signal).into(), Arc::clone(&asked))?;
+                flag::register(signal, Arc::clone(&asked))?;
+                flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
+                Ok(())
+            };
+            listen().context("cannot listen for Ctrl-C")?;
+        }
+        Ok(Self(number))
+    }
+
+    /// The signal that asks to stop, if one does.
+    pub fn signal(&self) -> Option<i32> {
+        let signal = self.0.load(Ordering::Relaxed);
+        (signal != 0).then_some(signal as i32)
+    }
+}
+
+/// What a process that ends for a signal tells its caller, as shells have it.
+pub fn exit_code(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,164 @@
+//! What tells one model from another: so that rows of one are not continued with another.
+
+use super::Pipeline;
+use crate::error::OrBadInput;
+use crate::files::Folder;
+use crate::hub::layout::{Layout, ZERO_IMAGE_EMBED};
+use crate::model::checkpoint::weight_files;
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+
+/// Bytes of a large file that a quick look takes in one place.
+const SAMPLE_BYTES: usize = 4096;
+
+/// Places in a large file that a quick look takes in. Another model's weights differ everywhere.
+const SAMPLES: usize = 256;
+
+/// Bytes of a large file that are held in memory at a time.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// What components hold beside their weights.
+const DESCRIPTIONS: [&str; 3] = ["json", "txt", "model"];
+
+impl Pipeline {
+    /// A hash over the model's configurations, vocabulary and weights, and the LoRAs. It does not depend on where the model lies or how it
+    /// is called.
+    ///
+    /// A quick look takes in samples of large files. A thorough one (`is_thorough`) reads them whole, at about 10 GB/s where
+    /// they are in memory, and gives another hash.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if a file cannot be read.
+    pub fn identity(&self, is_thorough: bool) -> Result<String> {
+        let Layout { folder, prior, text_encoder, tokenizer, scheduler, image_encoder, has_zero_image_embed } =
+            &self.layout;
+        let mut hasher = Sha256::new();
+        for component in [prior, text_encoder].into_iter().chain(image_encoder) {
+            for name in weight_files(component)? {
+                add_file(&mut hasher, component, &name, is_thorough)?;
+            }
+        }
+        for component in [prior, text_encoder, tokenizer, scheduler].into_iter().chain(image_encoder) {
+            let mut names = component.file_names();
+            names.sort();
+            for name in names.iter().filter(|name| is_description(name)) {
+                add_file(&mut hasher, component, name, is_thorough)?;
+            }
+        }
+        for lora in &self.loras {
+            hasher.update(lora.identity()?);
+        }
+        if *has_zero_image_embed {
+            add_file(&mut hasher, folder, ZERO_IMAGE_EMBED, is_thorough)?;
+        }
+        Ok(hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// Whether a file is one of those beside the weights that may be read; an index of weights names what is read anyway.
+fn is_description(name: &str) -> bool {
+    let has_ending = name.rsplit_once('.').is_some_and(|(_, ending)| DESCRIPTIONS.contains(&ending));
+    has_ending && !name.contains(".index.")
+}
+
+fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool) -> Result<()> {
+    let bytes = folder.open(name).or_bad_input(|| format!("cannot read {}", folder.path_of(name)))?;
+    hasher.update((name.len() as u64).to_le_bytes());
+    hasher.update(name);
+    hasher.update((bytes.len() as u64).to_le_bytes());
+    let apart = (bytes.len() / SAMPLES).max(SAMPLE_BYTES);
+    bytes.chunks(apart).for_each(|part| hasher.update(&part[..part.len().min(SAMPLE_BYTES)]));
+    if is_thorough {
+        let mut checksum = crc32fast::Hasher::new();
+        for (number, chunk) in bytes.chunks(CHUNK_BYTES).enumerate() {
+            checksum.update(chunk);
+            let start = number * CHUNK_BYTES;
+            bytes.release(start..start + chunk.len());
+        }
+        hasher.update(checksum.finalize().to_le_bytes());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::precision::Precision;
+    use crate::pipeline::LoadOptions;
+    use std::fs;
+    use std::path::Path;
+    use tch::Device;
+    use tempfile::TempDir;
+
+    const PARTS: [&str; 5] = ["prior", "text_encoder", "tokenizer", "scheduler", "image_encoder"];
+
+    fn copy() -> TempDir {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22");
+        let target = TempDir::new().unwrap();
+        for part in PARTS {
+            fs::create_dir(target.path().join(part)).unwrap();
+            for file in model.join(part).read_dir().unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), target.path().join(part).join(file.file_name())).unwrap();
+            }
+        }
+        target
+    }
+
+    fn identity(folder: &TempDir, is_thorough: bool) -> String {
+        let options = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
+        Pipeline::open(folder.path(), options).unwrap().identity(is_thorough).unwrap()
+    }
+
+    #[test]
+    fn copies_of_a_model_are_the_same_and_changed_ones_are_not() {
+        let expected = [false, true].map(|is_thorough| identity(&copy(), is_thorough));
+        assert_eq!([false, true].map(|is_thorough| identity(&copy(), is_thorough)), expected);
+        let weights = "prior/diffusion_pytorch_model.safetensors";
+        for file in [weights, "text_encoder/config.json", "scheduler/scheduler_config.json"] {
+            let folder = copy();
+            let path = folder.path().join(file);
+            let mut bytes = fs::read(&path).unwrap();
+            match bytes.last_mut() {
+                Some(last) if file == weights => *last ^= 1,
+                _ => bytes.push(b' '),
+            }
+            fs::write(&path, bytes).unwrap();
+            assert_ne!(identity(&folder, false), expected[0], "{file}");
+            assert_ne!(identity(&folder, true), expected[1], "{file}");
+        }
+    }
+
+    #[test]
+    fn a_thorough_look_misses_nothing() {
+        let folder = copy();
+        let name = "prior/diffusion_pytorch_model.safetensors";
+        let path = folder.path().join(name);
+        // Longer than all samples together.
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.resize(4 * SAMPLES * SAMPLE_BYTES, 0);
+        let hashes = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            [false, true].map(|is_thorough| {
+                let mut hasher = Sha256::new();
+                add_file(&mut hasher, &Folder::from(folder.path()), name, is_thorough).unwrap();
+                hasher.finalize()
+            })
+        };
+        let before = hashes(&bytes);
+        *bytes.last_mut().unwrap() = 1;
+        let after = hashes(&bytes);
+        assert_eq!(before[0], after[0]);
+        assert_ne!(before[1], after[1]);
+    }
+
+    #[test]
+    fn what_a_run_does_not_read_is_not_looked_at() {
+        let folder = copy();
+        let expected = identity(&folder, true);
+        for name in ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin", "model.onnx"] {
+            fs::write(folder.path().join("prior").join(name), "other").unwrap();
+        }
+        assert_eq!(identity(&folder, true), expected);
+    }
+}

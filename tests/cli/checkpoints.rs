@@ -1,0 +1,319 @@
+//! Torch files, `convert` and `--lora` on the real binary.
+
+use crate::common::{Workplace, assert_done, assert_refused, largest, model, read_npy, stderr};
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const WEIGHTS: &str = "model/prior/diffusion_pytorch_model.bin";
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// The small model whose weights are pickles.
+fn pickle_model() -> PathBuf {
+    fixtures().join("pipelines/pickle_weights")
+}
+
+/// A workplace with a copy of it, and its prior's file.
+fn with_pickles() -> (Workplace, PathBuf) {
+    let place = Workplace::new();
+    place.copy(&pickle_model(), "model");
+    let weights = place.path(WEIGHTS);
+    (place, weights)
+}
+
+/// The embedding of one prompt by a model in the workplace.
+fn embed(place: &Workplace, model: &Path, options: &[&str]) -> ndarray::Array2<f32> {
+    let mut command = place.bare();
+    command.arg("-m").arg(model).args(["-p", "a red apple", "--steps", "3", "--out", "e.npy", "--overwrite", "-q"]);
+    assert_done(command.args(options));
+    let embed = read_npy(&fs::read(place.path("e.npy")).unwrap());
+    fs::remove_file(place.path("e.npy")).unwrap();
+    embed
+}
+
+fn assert_weights_refused(place: &Workplace, words: &[&str]) {
+    let mut command = place.bare();
+    assert_refused(place, command.args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npy"]), 2, words);
+}
+
+#[test]
+fn a_hostile_pickle_is_refused_by_name_and_not_run() {
+    let pickles: [(&[u8], &str); 6] = [
+        (b"cos\nsystem\n(X\x0b\x00\x00\x00touch hackedtR.", "`os.system`"),
+        (b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch hacked\x85R.", "`posix.system`"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "`builtins.eval`"),
+        (b"\x80\x02c__builtin__\ngetattr\n.", "`__builtin__.getattr`"),
+        (b"\x80\x04\x8c\x05torch\x8c\x04load\x93.", "`torch.load`"),
+        (b"(X\x01\x00\x00\x00aios\nsystem\n.", "`os.system`"),
+    ];
+    for (pickle, name) in pickles {
+        for file in [pickle.to_vec(), archive(&[("archive/data.pkl", pickle, None)])] {
+            let (place, weights) = with_pickles();
+            fs::write(&weights, file).unwrap();
+            assert_weights_refused(&place, &[WEIGHTS, name, "safetensors"]);
+        }
+    }
+}
+
+/// A zip archive of entries that are as they are; a third part says another size than they have.
+fn archive(entries: &[(&str, &[u8], Option<u32>)]) -> Vec<u8> {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, data, said) in entries {
+        let start = file.len() as u32;
+        let size = said.unwrap_or(data.len() as u32);
+        let mut common = vec![20, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        common.extend([0; 4]);
+        common.extend(size.to_le_bytes());
+        common.extend(size.to_le_bytes());
+        common.extend((name.len() as u16).to_le_bytes());
+        common.extend([0; 2]);
+        file.extend(b"PK\x03\x04");
+        file.extend(&common);
+        file.extend(name.as_bytes());
+        file.extend(*data);
+        directory.extend(b"PK\x01\x02\x14\x00");
+        directory.extend(&common);
+        directory.extend([0; 10]);
+        directory.extend(start.to_le_bytes());
+        directory.extend(name.as_bytes());
+    }
+    let start = file.len() as u32;
+    file.extend(&directory);
+    file.extend(b"PK\x05\x06\x00\x00\x00\x00");
+    file.extend((entries.len() as u16).to_le_bytes().repeat(2));
+    file.extend((directory.len() as u32).to_le_bytes());
+    file.extend(start.to_le_bytes());
+    file.extend([0; 2]);
+    file
+}
+
+/// `{"proj_in.bias": tensor}`, whose storage `0` has `numbers` floats.
+fn one_tensor(numbers: u8) -> Vec<u8> {
+    let mut pickle = b"\x80\x02}X\x0c\x00\x00\x00proj_in.biasctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK".to_vec();
+    pickle.extend([numbers]);
+    pickle.extend(b"tQK\x00K\x02\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRs.");
+    pickle
+}
+
+#[test]
+fn broken_torch_files_are_refused() {
+    let numbers = [0_u8; 16];
+    let sound = one_tensor(4);
+    let sound = archive(&[("a/data.pkl", &sound, None), ("a/data/0", &numbers, None)]);
+    let compressed = {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+        zip.start_file("a/data.pkl", options).unwrap();
+        zip.write_all(&one_tensor(4)).unwrap();
+        zip.start_file("a/data/0", options).unwrap();
+        zip.write_all(&vec![0; 1 << 20]).unwrap();
+        zip.finish().unwrap().into_inner()
+    };
+    let overlapping = {
+        // The second entry's place is the first's.
+        let mut file = archive(&[
+            ("a/data/0", &numbers, None),
+            ("a/data/1", &numbers, None),
+            ("a/data.pkl", &one_tensor(4), None),
+        ]);
+        let second = file.windows(4).enumerate().filter(|(_, bytes)| bytes == b"PK\x01\x02").nth(1).unwrap().0;
+        file[second + 42..second + 46].copy_from_slice(&0_u32.to_le_bytes());
+        file
+    };
+    let cases: [(Vec<u8>, &str); 12] = [
+        (sound.clone(), "proj_in.bias is [2]"),
+        (Vec::new(), "empty"),
+        (b"PK\x03\x04".to_vec(), "torch file"),
+        (archive(&[("a/data.pkl", &one_tensor(4), None)]), "no storage"),
+        (archive(&[("a/data.pkl", &one_tensor(5), None), ("a/data/0", &numbers, None)]), "cut off"),
+        (archive(&[("a/data.pkl", &one_tensor(1), None), ("a/data/0", &numbers, None)]), "outside its storage"),
+        (archive(&[("a/data/0", &numbers, Some(1 << 30)), ("a/data.pkl", &one_tensor(4), None)]), "past its end"),
+        (archive(&[("a/data.pkl", &one_tensor(4), None), ("b/data.pkl", &one_tensor(4), None)]), "several"),
+        (archive(&[("a/b/data.pkl", &one_tensor(4), None)]), "no data.pkl"),
+        (archive(&[("a/data.pkl", b"\x80\x02}.", None)]), "no tensors"),
+        (overlapping, "overlap"),
+        (compressed, "compressed"),
+    ];
+    for (file, word) in cases {
+        let (place, weights) = with_pickles();
+        fs::write(&weights, file).unwrap();
+        assert_weights_refused(&place, &["model/prior", word]);
+    }
+    // Numbers in the other order.
+    let big =
+        archive(&[("a/data.pkl", &one_tensor(4), None), ("a/data/0", &numbers, None), ("a/byteorder", b"big", None)]);
+    let (place, weights) = with_pickles();
+    fs::write(&weights, big).unwrap();
+    assert_weights_refused(&place, &[WEIGHTS, "big-endian"]);
+}
+
+#[test]
+fn converted_models_give_the_same_embeddings() {
+    let place = Workplace::new();
+    for source in [pickle_model(), model()] {
+        let expected = embed(&place, &source, &[]);
+        for (dtype, tolerance) in [(None, 1e-6), (Some("f32"), 1e-6), (Some("f16"), 1e-2), (Some("bf16"), 0.1)] {
+            let mut command = place.bare();
+            command.arg("convert").arg(&source).args(["out", "--overwrite"]);
+            assert_done(command.args(dtype.map(|dtype| ["--dtype", dtype]).iter().flatten()));
+            assert_eq!(place.names(), ["out"]);
+            let difference = largest(&(embed(&place, &place.path("out"), &[]) - &expected));
+            assert!(difference <= tolerance * largest(&expected), "{dtype:?}: {difference}");
+            assert_eq!(dtype == Some("f16"), difference > 0.0 && tolerance == 1e-2, "{dtype:?} changed nothing");
+        }
+    }
+    let mut command = place.bare();
+    assert_done(command.args(["convert", "emoji", "small", "--dtype", "f16"]));
+    assert!(place.path("small/zero_image_embed.safetensors").is_file());
+    assert!(embed(&place, &place.path("small"), &[]).ncols() > 0);
+}
+
+#[test]
+fn priors_as_published_become_models() {
+    let place = Workplace::new();
+    let expected = embed(&place, &pickle_model(), &[]);
+    for (source, tolerance) in [("karlo/prior.ckpt", 1e-6), ("kandinsky/prior_fp16.ckpt", 1e-2)] {
+        let mut command = place.bare();
+        command.arg("convert").arg(fixtures().join("checkpoints").join(source)).arg("out").arg("--overwrite");
+        assert_done(command.arg("--config").arg(pickle_model()));
+        let difference = largest(&(embed(&place, &place.path("out"), &[]) - &expected));
+        assert!(difference <= tolerance * largest(&expected), "{source}: {difference}");
+    }
+    let index: Value = serde_json::from_slice(&fs::read(place.path("out/model_index.json")).unwrap()).unwrap();
+    assert_eq!(index["prior"][1], "PriorTransformer");
+    assert_eq!(index["image_encoder"], serde_json::json!([null, null]));
+}
+
+#[test]
+fn conversions_that_cannot_be_are_refused_and_leave_nothing() {
+    let place = Workplace::new();
+    place.copy(&pickle_model(), "model");
+    let karlo = fixtures().join("checkpoints/karlo/prior.ckpt");
+    fs::copy(&karlo, place.path("prior.ckpt")).unwrap();
+    fs::create_dir(place.path("precious")).unwrap();
+    fs::write(place.path("precious/diary.txt"), "x").unwrap();
+    let cases: [(&[&str], &str); 10] = [
+        (&["none", "out"], "none"),
+        (&["model", "model"], "--overwrite"),
+        (&["model", "precious", "--overwrite"], "no model"),
+        (&["model", "prior.ckpt", "--overwrite"], "no folder"),
+        (&["model", "no/such/out"], "no/such"),
+        (&["model", "/"], "/"),
+        (&["model", "out", "--dtype", "int8"], "--dtype"),
+        (&["prior.ckpt", "out"], "--config"),
+        (&["prior.ckpt", "out", "--config", "model"], "ViT-L-14_stats.th"),
+        (&["model", "out", "--config", "model"], "--config"),
+    ];
+    for (options, word) in cases {
+        assert_refused(&place, place.bare().arg("convert").args(options), 2, &[word]);
+    }
+    // Heads and layers of another model.
+    let mut command = place.bare();
+    command.arg("convert").arg(&karlo).args(["out", "--config"]).arg(model());
+    assert_refused(&place, &mut command, 2, &["prior.ckpt", "does not fit"]);
+    assert!(place.path("precious/diary.txt").is_file());
+}
+
+#[test]
+fn a_conversion_on_a_full_disk_leaves_nothing() {
+    let place = Workplace::new();
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 8; exec {:?} convert {:?} out",
+        env!("CARGO_BIN_EXE_prior-embed"),
+        pickle_model()
+    );
+    let mut command = assert_cmd::Command::new("bash");
+    command.current_dir(place.folder.path()).args(["-c", &script]);
+    assert_refused(&place, &mut command, 1, &["disk full"]);
+}
+
+#[test]
+fn an_interrupted_conversion_leaves_nothing() {
+    for milliseconds in [0, 5, 10, 20, 40, 80] {
+        let place = Workplace::new();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_prior-embed"));
+        command.current_dir(place.folder.path()).arg("convert").arg(model()).args(["out", "--dtype", "f16", "-q"]);
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let is_done = child.wait().unwrap().success();
+        let expected: &[&str] = if is_done { &["out"] } else { &[] };
+        assert_eq!(place.names(), expected, "after {milliseconds} ms");
+    }
+}
+
+#[test]
+fn numbers_too_large_for_float16_are_named() {
+    let place = Workplace::new();
+    let path = place.copy_model().join("prior/diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let at = 8 + header_len + header["norm_out.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&1e5_f32.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    let mut command = place.bare();
+    command.args(["convert", "model", "out", "--dtype", "f16"]);
+    assert_refused(&place, &mut command, 2, &["norm_out.weight", "bf16"]);
+    assert_done(place.bare().args(["convert", "model", "out", "--dtype", "bf16"]));
+}
+
+#[test]
+fn a_lora_changes_the_embedding_by_its_scale() {
+    let place = Workplace::new();
+    let lora = fixtures().join("checkpoints/lora/peft");
+    let option = |scale: &str| format!("{}{scale}", lora.display());
+    let plain = embed(&place, &model(), &[]);
+    let changed = embed(&place, &model(), &["--lora", &option("")]);
+    assert!(largest(&(&changed - &plain)) > 0.01);
+    assert_eq!(embed(&place, &model(), &["--lora", &option(":1.0")]), changed);
+    let nothing = embed(&place, &model(), &["--lora", &option(":0")]);
+    assert!(largest(&(&nothing - &plain)) < 1e-5);
+    let both = embed(&place, &model(), &["--lora", &option(":2"), "--lora", &option(":-2")]);
+    assert!(largest(&(&both - &plain)) < 1e-4);
+}
+
+#[test]
+fn loras_that_do_not_fit_are_refused() {
+    let place = Workplace::new();
+    let lora = fixtures().join("checkpoints/lora/peft");
+    let refuse = |option: &str, words: &[&str]| {
+        let mut command = place.command();
+        assert_refused(&place, command.args(["-p", "x", "--out", "e.npy", "--lora", option]), 2, words);
+    };
+    refuse("none.safetensors", &["none.safetensors"]);
+    refuse("none.safetensors:nan", &["--lora"]);
+    fs::create_dir(place.path("empty")).unwrap();
+    refuse("empty", &["empty", "adapter_model.safetensors"]);
+    refuse(model().join("prior/diffusion_pytorch_model.safetensors").to_str().unwrap(), &["no part of a LoRA"]);
+    fs::write(place.path("evil.bin"), b"cos\nsystem\n(X\x01\x00\x00\x00xtR.").unwrap();
+    refuse("evil.bin", &["evil.bin", "os.system"]);
+    place.copy(&lora, "dora");
+    let config = place.path("dora/adapter_config.json");
+    let text = fs::read_to_string(&config).unwrap().replace("\"use_dora\": false", "\"use_dora\": true");
+    fs::write(&config, text).unwrap();
+    refuse("dora", &["adapter_config.json", "use_dora"]);
+    // For a prior of another width, of which this one has a layer less.
+    let mut command = place.bare();
+    command.arg("-m").arg(pickle_model()).args(["-p", "x", "--out", "e.npy", "--steps", "2", "--lora"]).arg(&lora);
+    assert_refused(&place, &mut command, 2, &["lora", "another model"]);
+}
+
+#[test]
+fn commands_and_options_do_not_mix() {
+    let place = Workplace::new();
+    assert_refused(
+        &place,
+        place.bare().args(["-p", "x", "--out", "e.npy", "convert", "emoji", "out"]),
+        2,
+        &["convert"],
+    );
+    assert_refused(&place, place.bare().args(["convert", "emoji"]), 2, &["DST"]);
+    assert_refused(&place, &mut place.bare(), 2, &["--out"]);
+    let output = place.bare().args(["convert", "--help"]).output().unwrap();
+    assert!(output.status.success() && stderr(&output).is_empty());
+}

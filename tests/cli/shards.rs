@@ -1,0 +1,84 @@
+//! Runs that share the rows of one, and their outputs joined.
+
+use crate::common::{Workplace, assert_done, assert_refused, prompts, read_npy};
+use std::fs;
+
+/// Ten prompts of two rows, in batches of three.
+fn workplace() -> Workplace {
+    let place = Workplace::new();
+    fs::write(place.path("p.txt"), (0..10).map(|number| prompts(number) + "\n").collect::<String>()).unwrap();
+    place
+}
+
+fn embed(place: &Workplace, options: &[&str]) {
+    let mut command = place.command();
+    command.args(["-f", "p.txt", "--samples-per-prompt", "2", "--batch-size", "3"]);
+    assert_done(command.args(options));
+}
+
+#[test]
+fn shards_joined_are_the_whole_in_every_form() {
+    for extension in ["npy", "npz", "safetensors", "jsonl", "parquet"] {
+        let place = workplace();
+        let name = |part: &str| format!("{part}.{extension}");
+        embed(&place, &["--out", &name("whole")]);
+        for (shard, part) in [("1/3", "a"), ("2/3", "b"), ("3/3", "c")] {
+            embed(&place, &["--shard", shard, "--out", &name(part)]);
+        }
+        // In any order.
+        assert_done(place.bare().args(["merge", &name("c"), &name("a"), &name("b"), "--out", &name("all")]));
+        let [all, whole] = ["all", "whole"].map(|part| fs::read(place.path(&name(part))).unwrap());
+        assert!(all == whole, "{extension}: the bytes differ");
+    }
+}
+
+#[test]
+fn a_folder_of_files_can_be_joined_too() {
+    let place = workplace();
+    let files = |folder: &str, name: &str| fs::read(place.path(folder).join(name)).unwrap();
+    embed(&place, &["--out-dir", "whole", "--rows-per-file", "8"]);
+    for shard in ["1/2", "2/2"] {
+        embed(&place, &["--shard", shard, "--out-dir", &shard.replace('/', "-"), "--rows-per-file", "8"]);
+    }
+    assert_done(place.bare().args(["merge", "1-2", "2-2", "--out-dir", "all", "--rows-per-file", "8"]));
+    for name in ["img_emb/img_emb_0000.npy", "img_emb/img_emb_0002.npy", "metadata/metadata_0001.parquet"] {
+        assert!(files("all", name) == files("whole", name), "{name}");
+    }
+    assert_eq!(read_npy(&files("all", "img_emb/img_emb_0002.npy")).nrows(), 4);
+}
+
+#[test]
+fn more_shards_than_batches_are_no_error() {
+    let place = Workplace::new();
+    fs::write(place.path("p.txt"), "a\nb\n").unwrap();
+    let parts = ["1/3", "2/3", "3/3"].map(|shard| (shard, format!("{}.npy", &shard[..1])));
+    for (shard, part) in &parts {
+        assert_done(place.command().args(["-f", "p.txt", "--batch-size", "1", "--shard", shard, "--out", part]));
+    }
+    assert_eq!(read_npy(&fs::read(place.path("3.npy")).unwrap()).nrows(), 0);
+    assert_done(place.bare().args(["merge", "1.npy", "2.npy", "3.npy", "--out", "all.npy"]));
+    assert_eq!(read_npy(&fs::read(place.path("all.npy")).unwrap()).nrows(), 2);
+}
+
+#[test]
+fn shards_that_do_not_make_a_whole_are_refused() {
+    let place = workplace();
+    for (shard, part) in [("1/2", "a.npy"), ("2/2", "b.npy")] {
+        embed(&place, &["--shard", shard, "--out", part]);
+    }
+    embed(&place, &["--shard", "2/2", "--seed", "5", "--out", "other.npy"]);
+    let merge = |parts: &[&str], words: &[&str]| {
+        let mut command = place.bare();
+        assert_refused(&place, command.arg("merge").args(parts).args(["--out", "all.npy"]), 2, words);
+    };
+    merge(&["a.npy"], &["1 of 2 shards", "shard 2/2 is missing"]);
+    merge(&["a.npy", "a.npy"], &["both shard 1/2"]);
+    merge(&["a.npy", "other.npy"], &["other.npy", "--seed was 0, is 5"]);
+    merge(&["a.npy", "none.npy"], &["none.npy"]);
+    fs::write(place.path("all.npy"), "precious").unwrap();
+    merge(&["a.npy", "b.npy"], &["all.npy", "--overwrite"]);
+    for shard in ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"] {
+        let option = format!("--shard={shard}");
+        assert_refused(&place, place.command().args(["-p", "x", "--out", "e.npy", &option]), 2, &["--shard"]);
+    }
+}
