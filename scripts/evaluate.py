@@ -26,7 +26,11 @@ SWEEP = {
     "steps": (5, 10, 25, 50, 100), "guidance_scale": (1.0, 2.0, 4.0, 8.0), "dtype": ("f32", "bf16", "int8"),
     "scheduler": ("auto", "unclip"),
 }  # fmt: skip
-BARS = {"emoji_top1": 0.60, "emoji_top5": 0.80, "scene_first": 0.60, "cosine_gain": 0.2, "retrieval_gain": 0.0}
+BARS = {
+    "emoji_top1": 0.60, "emoji_top5": 0.80, "scene_first": 0.60, "emoji_cosine_gain": 0.2, "scene_cosine_gain": 0.2,
+    "emoji_top1_gain": 0.0, "emoji_top5_gain": 0.0, "scene_first_gain": 0.0,
+}  # fmt: skip
+"""What is to be reached; a gain is over the text's own embedding."""
 
 
 class Prior:
@@ -134,20 +138,12 @@ def sweep(prior, emoji, scenes):
 
 def judge(figures):
     """The bars."""
-    found = {
-        "emoji_top1": figures["emoji"]["naming"]["top1"],
-        "emoji_top5": figures["emoji"]["naming"]["top5"],
-        "scene_first": figures["scenes"]["all"]["first"],
-        "cosine_gain": min(
-            figures["emoji"]["naming"]["cosine"] - figures["emoji_text"]["naming"]["cosine"],
-            figures["scenes"]["all"]["cosine"] - figures["scenes_text"]["all"]["cosine"],
-        ),
-        "retrieval_gain": min(
-            figures["emoji"]["naming"]["top1"] - figures["emoji_text"]["naming"]["top1"],
-            figures["emoji"]["naming"]["top5"] - figures["emoji_text"]["naming"]["top5"],
-            figures["scenes"]["all"]["first"] - figures["scenes_text"]["all"]["first"],
-        ),
-    }
+    found = {}
+    for name, kind in (("emoji", "naming"), ("scenes", "all")):
+        for key, value in figures[name][kind].items():
+            short = f"{name.removesuffix('s')}_{key}"
+            found |= {short: value, f"{short}_gain": value - figures[f"{name}_text"][kind][key]}
+    found = {name: found[name] for name in BARS}
     rows = [[name, f"{found[name]:.3f}", f"{bar:g}", "pass" if found[name] >= bar else "miss"] for name, bar in BARS.items()]
     print(table(["bar", "found", "at least", "verdict"], rows))
     return found, all(row[-1] == "pass" for row in rows)

@@ -61,7 +61,10 @@ class Decoder:
 
     def forward(self, embeds):
         """`(rows, dim)` to `(rows, 3, side, side)`, from -1 to 1 or a little outside."""
-        embeds = (embeds - self.tensors["mean"]) / self.tensors["std"]
+        lengths = np.sqrt((embeds**2).sum(1, keepdims=True)).clip(1e-12, None)
+        # Divided by an infinite length, numbers that are too large would be 0.
+        directions = embeds / np.where(np.isfinite(lengths), lengths, np.nan)
+        embeds = (directions - self.tensors["mean"]) / self.tensors["std"]
         seeds = self.linear("seed", embeds).reshape(-1, self.patches, self.seed_width)
         hidden = self.linear("widen", seeds) + self.linear("whole", embeds)[:, None] + self.tensors["positions"]
         for at in range(self.layers):

@@ -75,9 +75,10 @@ def classes(world):
             "style": len(STYLES), "tone": 1 + len(TONES)}  # fmt: skip
 
 
-def single(world, emoji, rng, caption_rng, captions=CAPTIONS):
-    """A single emoji in any skin tone and style, on a background that captions mostly tell."""
-    style, tone = choose(rng, STYLES), None
+def single(world, emoji, rng, caption_rng, captions=CAPTIONS, style=None):
+    """A single emoji in any skin tone and style, or a given one, on a background that captions mostly tell."""
+    drawn, tone = choose(rng, STYLES), None
+    style = style or drawn
     if rng.random() < 0.45:
         tone = choose(rng, TONES)
         tone = tone if world.sprites.has(emoji.code, style, tone) else None

@@ -45,8 +45,8 @@ class Decoder(nn.Module):
         self.pixels = nn.Linear(WIDTH, 3 * PATCH * PATCH)
 
     def forward(self, embeds):
-        """`(batch, 192)` to `(batch, 3, 64, 64)`, from -1 to 1."""
-        embeds = (embeds - self.mean) / self.std
+        """`(batch, 192)` to `(batch, 3, 64, 64)`, from -1 to 1. An embedding's length, which guidance changes, says nothing."""
+        embeds = (nn.functional.normalize(embeds, dim=1) - self.mean) / self.std
         seeds = self.seed(embeds).view(-1, PATCHES, SEED_WIDTH)
         hidden = self.widen(seeds) + self.whole(embeds)[:, None] + self.positions
         for block in self.blocks:

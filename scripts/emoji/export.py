@@ -86,7 +86,7 @@ def main():
     options = parser.parse_args()
     world, tokenizer, towers = load_clip()
     tokenizer.init_kwargs.pop("local_files_only", None)
-    prior = trained("prior", Denoiser(make_prior(), towers.text)).prior
+    prior = trained("refined", Denoiser(make_prior(), towers.text)).prior
     prior.set_default_attn_processor()
     to_data_scale(prior)
     write_pipeline(towers, tokenizer, prior, options.assets / "emoji")

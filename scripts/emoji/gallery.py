@@ -67,7 +67,7 @@ def labelled(index, labels, embeds):
     """Cells: under each picture its label and the nearest emoji's name."""
     pictures = builtin.load(ASSETS / "decoder" / "decoder.safetensors").draw(embeds)
     names = [index.nearest(row, 1)[0][0].name for row in embeds]
-    return [(f"{label} → {name}", picture) for label, name, picture in zip(labels, names, pictures)]
+    return [(f"{label} -> {name}", picture) for label, name, picture in zip(labels, names, pictures)]
 
 
 def main():
