@@ -86,12 +86,13 @@ impl Layout {
                 bad_input!("{folder} has no {}: a folder {plain}/ or {prefixed}/ must be in it", part.what)
             })
         };
+        let [prior, text_encoder, tokenizer] = [need(&PRIOR)?, need(&TEXT_ENCODER)?, need(&TOKENIZER)?];
         let scheduler = need(&SCHEDULER)?;
         Ok(Self {
             folder: folder.clone(),
-            prior: need(&PRIOR)?,
-            text_encoder: need(&TEXT_ENCODER)?,
-            tokenizer: need(&TOKENIZER)?,
+            prior,
+            text_encoder,
+            tokenizer,
             scheduler_class: scheduler_class(index.as_ref(), &scheduler)?,
             scheduler,
             image_encoder: find(&IMAGE_ENCODER)?.filter(has_weights),
