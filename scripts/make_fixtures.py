@@ -5,12 +5,13 @@ Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the
 
 import sys
 
-from fixtures import builtin, checkpoints, models, pipelines, scheduling, tokenizers
+from fixtures import builtin, checkpoints, ddpm, models, pipelines, scheduling, tokenizers
 from fixtures.common import set_up
 
 GROUPS = {
     "models": models.write_all,
     "schedulers": scheduling.write_all,
+    "ddpm": ddpm.write_all,
     "pipelines": pipelines.write_all,
     "checkpoints": checkpoints.write_all,
     "tokenizers": tokenizers.write_all,

@@ -8,7 +8,7 @@ mod target;
 use crate::bad_input;
 use crate::error::OrBadInput;
 use crate::files::Folder;
-use crate::hub::layout::{Layout, ZERO_IMAGE_EMBED};
+use crate::hub::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use crate::model::checkpoint::{Checkpoint, Placement};
 use crate::model::config;
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
@@ -163,7 +163,7 @@ fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
     copy_texts(&layout.tokenizer, &target.join("tokenizer"))?;
     let scheduler = target.join("scheduler");
     fs::create_dir(&scheduler).with_context(|| cannot_write(&scheduler))?;
-    copy(&layout.scheduler, "scheduler_config.json", &scheduler)?;
+    copy(&layout.scheduler, SCHEDULER_CONFIG, &scheduler)?;
     let processors = ["prior_image_processor", "image_processor"].map(|name| layout.folder.join(name));
     let processor = processors.iter().find(|folder| layout.image_encoder.is_some() && folder.is_dir());
     if let Some(processor) = processor {
@@ -193,7 +193,7 @@ fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
         "image_encoder": part(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
         "image_processor": part(has_processor, "transformers", "CLIPImageProcessor"),
         "prior": ["diffusers", "PriorTransformer"],
-        "scheduler": ["diffusers", "UnCLIPScheduler"],
+        "scheduler": ["diffusers", layout.scheduler_class.class_name()],
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
     });

@@ -15,8 +15,7 @@ pub use load::LoadOptions;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::BatchNoise;
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
-use crate::diffusion::scheduler::Scheduler;
-use crate::diffusion::unclip::{UnclipConfig, UnclipScheduler};
+use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
 use crate::files::Folder;
 use crate::hub::layout::Layout;
 use crate::model::lora::Lora;
@@ -83,7 +82,7 @@ pub struct Pipeline {
     prior_config: PriorConfig,
     prior: Option<PriorTransformer>,
     loras: Vec<Lora>,
-    scheduler: UnclipConfig,
+    scheduler: SchedulerConfig,
     parameters: OnceCell<Parameters>,
     negative: Option<NegativeCache>,
     timings: Timings,
@@ -115,7 +114,7 @@ impl Pipeline {
         is_only: bool,
         observer: &mut dyn Observer,
     ) -> Result<Array2<f32>> {
-        let scheduler = self.scheduler(settings.steps)?;
+        let scheduler = self.scheduler.scheduler(settings.steps)?;
         let guidance = Guidance::new(settings.guidance_scale);
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
@@ -160,7 +159,7 @@ impl Pipeline {
         let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
         let noise = BatchNoise::draw(&seeds, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
         let mut after_step = || observer.step_done();
-        let embeds = sample(prior, &scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
+        let embeds = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         let embeds = to_rows(&embeds)?;
         self.timings.prior += start.elapsed();
 
@@ -193,23 +192,22 @@ impl Pipeline {
     /// # Errors
     /// [`crate::error::BadInput`] if it cannot.
     pub fn check_steps(&self, steps: usize) -> Result<()> {
-        self.scheduler(steps).map(drop)
+        self.scheduler.scheduler(steps).map(drop)
     }
 
     /// The most denoising steps that the model can do.
     pub fn most_steps(&self) -> usize {
-        usize::try_from(self.scheduler.num_train_timesteps).unwrap_or(0)
+        self.scheduler.most_steps()
+    }
+
+    /// The scheduler that the model ships.
+    pub fn scheduler_class(&self) -> SchedulerClass {
+        self.scheduler.class()
     }
 
     /// Numbers in an embedding.
     pub fn embedding_dim(&self) -> usize {
         usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
-    }
-
-    fn scheduler(&self, steps: usize) -> Result<UnclipScheduler> {
-        let mut scheduler = UnclipScheduler::new(&self.scheduler)?;
-        scheduler.set_timesteps(steps)?;
-        Ok(scheduler)
     }
 
     /// Why `what` has a NaN or an infinity, as far as the weights of `components` tell.

@@ -221,7 +221,7 @@ pub struct Args {
           value_parser = at_least_one("a number of samples"))]
     pub samples_per_prompt: usize,
 
-    /// Scheduler: auto (what the model ships) or unclip
+    /// Scheduler: auto (what the model ships), unclip or ddpm, which must be what it ships
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub scheduler: SchedulerName,
 

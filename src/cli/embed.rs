@@ -26,6 +26,7 @@ pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<u8> {
     // The image encoder is large; it is had only where something comes of it.
     let open = opener(args, outputs.wants_negative() && args.negative_prompt.is_none(), screen)?;
     let pipeline = open()?;
+    args.scheduler.check(pipeline.scheduler_class(), &pipeline.folder().to_string())?;
     pipeline.check_steps(args.steps)?;
     let wants_negative = wants_negative(args, &pipeline, &outputs)?;
     if wants_negative {
@@ -151,7 +152,7 @@ fn settings(args: &Args, pipeline: &Pipeline) -> stats::Settings {
         seed: args.seed,
         samples_per_prompt: args.samples_per_prompt,
         negative_prompt: args.negative_prompt.clone(),
-        scheduler: "unclip",
+        scheduler: pipeline.scheduler_class().name(),
         device: format!("{device:?}").to_lowercase(),
         dtype: precision.name(),
         threads: 0,

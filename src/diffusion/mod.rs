@@ -2,7 +2,9 @@
 //!
 //! Nothing here knows of prompts, files or screens.
 
+pub mod ddpm;
 pub mod guidance;
+mod levels;
 pub mod noise;
 pub mod sampler;
 pub mod scheduler;

@@ -3,12 +3,12 @@
 //! Source: diffusers 0.42 `schedulers/scheduling_unclip.py`; formulas (6), (7) and (15) are those of DDPM
 //! (arXiv 2006.11239).
 
+use super::levels::{Levels, betas_for_alpha_bar, cosine, cumulative_product};
 use super::scheduler::{Scheduler, StepOutput};
 use crate::bad_input;
 use crate::model::config::{Config, check_sizes};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use std::f64::consts::FRAC_PI_2;
 use tch::Tensor;
 
 /// `scheduler_config.json` of an `UnCLIPScheduler`; names and defaults as in diffusers.
@@ -93,29 +93,6 @@ impl PredictionType {
     }
 }
 
-/// The noise levels of one step, in float32 as diffusers keeps them.
-struct Levels {
-    alpha_prod_t: f32,
-    alpha_prod_t_prev: f32,
-    beta: f32,
-    alpha: f32,
-}
-
-impl Levels {
-    fn beta_prod_t(&self) -> f32 {
-        1.0 - self.alpha_prod_t
-    }
-
-    fn beta_prod_t_prev(&self) -> f32 {
-        1.0 - self.alpha_prod_t_prev
-    }
-
-    /// Variance of the posterior `q(x_{t-1} | x_t, x_0)`, formula (7) of DDPM.
-    fn posterior_variance(&self) -> f32 {
-        self.beta_prod_t_prev() / self.beta_prod_t() * self.beta
-    }
-}
-
 /// diffusers' `UnCLIPScheduler`.
 #[derive(Debug)]
 pub struct UnclipScheduler {
@@ -136,7 +113,7 @@ impl UnclipScheduler {
     /// [`crate::error::BadInput`] that names a wrong value.
     pub fn new(config: &UnclipConfig) -> Result<Self> {
         config.validate()?;
-        let betas = cosine_betas(config.num_train_timesteps);
+        let betas = betas_for_alpha_bar(config.num_train_timesteps, cosine);
         let alphas: Vec<f32> = betas.iter().map(|beta| 1.0 - beta).collect();
         Ok(Self {
             variance_type: VarianceType::parse(&config.variance_type)?,
@@ -217,10 +194,7 @@ impl UnclipScheduler {
 
         // 2. The predicted x_0, formula (15).
         let pred_original_sample = match self.prediction_type {
-            PredictionType::Epsilon => {
-                let noise_part = model_output.f_mul_scalar(f64::from(levels.beta_prod_t().sqrt()))?;
-                sample.f_sub(&noise_part)?.f_div_scalar(f64::from(levels.alpha_prod_t.sqrt()))?
-            }
+            PredictionType::Epsilon => levels.original_from_noise(&model_output, sample)?,
             PredictionType::Sample => model_output,
         };
 
@@ -230,15 +204,10 @@ impl UnclipScheduler {
             None => pred_original_sample,
         };
 
-        // 4. Coefficients of x_0 and x_t in the mean of the posterior, formula (7).
-        let original_coeff = levels.alpha_prod_t_prev.sqrt() * levels.beta / levels.beta_prod_t();
-        let current_coeff = levels.alpha.sqrt() * levels.beta_prod_t_prev() / levels.beta_prod_t();
+        // 4. The mean of the posterior, formula (7).
+        let mean = levels.posterior_mean(&pred_original_sample, sample)?;
 
-        // 5. The mean.
-        let original_part = pred_original_sample.f_mul_scalar(f64::from(original_coeff))?;
-        let mean = original_part.f_add(&sample.f_mul_scalar(f64::from(current_coeff))?)?;
-
-        // 6. Noise.
+        // 5. Noise.
         let prev_sample = if timestep > 0 {
             let noise = noise.with_context(|| format!("timestep {timestep} needs noise"))?;
             let variance = self.variance(timestep, prev_timestep, predicted_variance.as_ref())?;
@@ -314,37 +283,5 @@ impl Scheduler for UnclipScheduler {
         // After the last timestep there is no noise left.
         let prev_timestep = self.timesteps.get(step + 1).copied().unwrap_or(-1);
         UnclipScheduler::step(self, model_output, timestep, sample, Some(prev_timestep), noise)
-    }
-}
-
-/// Betas whose cumulative product follows `cos²` (improved DDPM, arXiv 2102.09672), capped at 0.999.
-fn cosine_betas(steps: i64) -> Vec<f32> {
-    const MAX_BETA: f64 = 0.999;
-    let alpha_bar = |t: f64| ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
-    let beta = |i: i64| 1.0 - alpha_bar((i + 1) as f64 / steps as f64) / alpha_bar(i as f64 / steps as f64);
-    (0..steps).map(|i| beta(i).min(MAX_BETA) as f32).collect()
-}
-
-/// Accumulated in float64 and rounded at each place, as `torch.cumprod` does on the CPU.
-fn cumulative_product(factors: &[f32]) -> Vec<f32> {
-    let product = factors.iter().scan(1.0_f64, |product, &factor| {
-        *product *= f64::from(factor);
-        Some(*product as f32)
-    });
-    product.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::Kind;
-
-    #[test]
-    fn cumulative_product_is_torchs() {
-        let betas = cosine_betas(1000);
-        let alphas: Vec<f32> = betas.iter().map(|beta| 1.0 - beta).collect();
-        let expected = Tensor::from_slice(&alphas).cumprod(0, Kind::Float);
-        let product = cumulative_product(&alphas);
-        assert_eq!(product, Vec::<f32>::try_from(expected).unwrap());
     }
 }

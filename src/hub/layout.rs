@@ -5,6 +5,7 @@
 //! plain names are the decoder's.
 
 use crate::bad_input;
+use crate::diffusion::scheduler::SchedulerClass;
 use crate::error::OrBadInput;
 use crate::files::Folder;
 use anyhow::Result;
@@ -12,6 +13,9 @@ use serde_json::{Map, Value};
 
 /// The file that lists a model's components.
 pub(super) const INDEX: &str = "model_index.json";
+
+/// The file that a scheduler is configured in.
+pub const SCHEDULER_CONFIG: &str = "scheduler_config.json";
 
 /// The file in a model's own folder with the embedding of a black image, `image_embeds` `(1, embedding_dim)`, for models
 /// that come without the image encoder to make it with.
@@ -35,8 +39,11 @@ pub(super) const TOKENIZER: Part = Part {
     names: ["prior_tokenizer", "tokenizer"],
     classes: &["CLIPTokenizer", "CLIPTokenizerFast"],
 };
-pub(super) const SCHEDULER: Part =
-    Part { what: "scheduler", names: ["prior_scheduler", "scheduler"], classes: &["UnCLIPScheduler"] };
+pub(super) const SCHEDULER: Part = Part {
+    what: "scheduler",
+    names: ["prior_scheduler", "scheduler"],
+    classes: &[SchedulerClass::Unclip.class_name(), SchedulerClass::Ddpm.class_name()],
+};
 pub(super) const IMAGE_ENCODER: Part = Part {
     what: "image encoder",
     names: ["prior_image_encoder", "image_encoder"],
@@ -54,8 +61,10 @@ pub struct Layout {
     pub text_encoder: Folder,
     /// `CLIPTokenizer`: its vocabulary and configuration.
     pub tokenizer: Folder,
-    /// `UnCLIPScheduler`: `scheduler_config.json`.
+    /// The scheduler: `scheduler_config.json`.
     pub scheduler: Folder,
+    /// The scheduler's class.
+    pub scheduler_class: SchedulerClass,
     /// `CLIPVisionModelWithProjection`, which not every model has. A download leaves its weights out where a run does not
     /// need them; then it is not there.
     pub image_encoder: Option<Folder>,
@@ -77,12 +86,15 @@ impl Layout {
                 bad_input!("{folder} has no {}: a folder {plain}/ or {prefixed}/ must be in it", part.what)
             })
         };
+        let [prior, text_encoder, tokenizer] = [need(&PRIOR)?, need(&TEXT_ENCODER)?, need(&TOKENIZER)?];
+        let scheduler = need(&SCHEDULER)?;
         Ok(Self {
             folder: folder.clone(),
-            prior: need(&PRIOR)?,
-            text_encoder: need(&TEXT_ENCODER)?,
-            tokenizer: need(&TOKENIZER)?,
-            scheduler: need(&SCHEDULER)?,
+            prior,
+            text_encoder,
+            tokenizer,
+            scheduler_class: scheduler_class(index.as_ref(), &scheduler)?,
+            scheduler,
             image_encoder: find(&IMAGE_ENCODER)?.filter(has_weights),
             has_zero_image_embed: folder.has_file(ZERO_IMAGE_EMBED),
         })
@@ -122,11 +134,35 @@ pub(super) fn choose(
 ) -> Result<Option<&'static str>> {
     let is_listed = |name: &str| index.is_none_or(|index| class_of(index, name).is_some());
     let Some(name) = part.names.into_iter().find(|name| is_listed(name) && is_there(name)) else { return Ok(None) };
-    if let Some(class) = index.and_then(|index| class_of(index, name)).filter(|class| !part.classes.contains(class)) {
-        let known = part.classes.join(" or ");
-        return Err(bad_input!("{index_path}: {name} is a {class}, which is not supported; only {known} is"));
+    if let Some(class) = index.and_then(|index| class_of(index, name)) {
+        part.check_class(class).map_err(|error| bad_input!("{index_path}: {name} is {error}"))?;
     }
     Ok(Some(name))
+}
+
+impl Part {
+    /// Checks that a class is understood; if not, says which are.
+    fn check_class(&self, class: &str) -> Result<(), String> {
+        if self.classes.contains(&class) {
+            return Ok(());
+        }
+        let known = self.classes.join(" or ");
+        Err(format!("a {class}, which is not supported; only {known} is"))
+    }
+}
+
+/// The scheduler's class: what the index says, as in diffusers, or else its own configuration. One that says nothing is an
+/// `UnCLIPScheduler`'s.
+fn scheduler_class(index: Option<&Map<String, Value>>, folder: &Folder) -> Result<SchedulerClass> {
+    // A file that cannot be read is told of by who reads it next.
+    let own: Option<Value> = folder.read_text(SCHEDULER_CONFIG).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let own = own.as_ref().and_then(|config| config.get("_class_name")?.as_str());
+    let listed = index.and_then(|index| class_of(index, &folder.name()));
+    let Some(name) = listed.or(own) else { return Ok(SchedulerClass::Unclip) };
+    let path = folder.path_of(SCHEDULER_CONFIG);
+    SCHEDULER.check_class(name).map_err(|error| bad_input!("{path}: _class_name is {error}"))?;
+    let class = SchedulerClass::ALL.into_iter().find(|class| class.class_name() == name);
+    Ok(class.unwrap_or(SchedulerClass::Unclip))
 }
 
 fn has_weights(folder: &Folder) -> bool {

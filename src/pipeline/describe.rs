@@ -1,6 +1,6 @@
 //! What a model is, read from its configurations, and from the headers of its weights if they are here.
 
-use crate::diffusion::unclip::UnclipConfig;
+use super::load::read_scheduler;
 use crate::files::Folder;
 use crate::hub::ModelFile;
 use crate::hub::layout::Layout;
@@ -75,14 +75,18 @@ pub struct SchedulerShape {
     pub class: &'static str,
     /// Timesteps that the model was trained with.
     pub num_train_timesteps: i64,
-    /// `epsilon` or `sample`.
+    /// `epsilon`, `sample` or `v_prediction`.
     pub prediction_type: String,
 }
 
 impl SchedulerShape {
     /// What the model predicts, in a word.
     pub fn predicts(&self) -> &'static str {
-        if self.prediction_type == "sample" { "embedding" } else { "noise" }
+        match self.prediction_type.as_str() {
+            "sample" => "embedding",
+            "v_prediction" => "velocity",
+            _ => "noise",
+        }
     }
 }
 
@@ -103,7 +107,7 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
     let layout = Layout::find(folder)?;
     let prior: PriorConfig = config::read(&layout.prior, "config.json")?;
     let text: TextEncoderConfig = config::read(&layout.text_encoder, "config.json")?;
-    let scheduler: UnclipConfig = config::read(&layout.scheduler, "scheduler_config.json")?;
+    let scheduler = read_scheduler(&layout)?;
     // That it opens is worth knowing too.
     Tokenizer::open(&layout.tokenizer, text.max_position_embeddings as usize)?;
     let parameters = count_parameters(&layout, files)?;
@@ -131,9 +135,9 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
         parameters,
         memory_bytes,
         scheduler: SchedulerShape {
-            class: "UnCLIPScheduler",
-            num_train_timesteps: scheduler.num_train_timesteps,
-            prediction_type: scheduler.prediction_type,
+            class: scheduler.class().class_name(),
+            num_train_timesteps: scheduler.num_train_timesteps(),
+            prediction_type: scheduler.prediction_type().into(),
         },
         tokenizer: TokenizerShape { vocabulary: text.vocab_size, max_tokens: text.max_position_embeddings },
     })

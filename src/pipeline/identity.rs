@@ -30,8 +30,8 @@ impl Pipeline {
     /// # Errors
     /// [`crate::error::BadInput`] if a file cannot be read.
     pub fn identity(&self, is_thorough: bool) -> Result<String> {
-        let Layout { folder, prior, text_encoder, tokenizer, scheduler, image_encoder, has_zero_image_embed } =
-            &self.layout;
+        let Layout { folder, prior, text_encoder, tokenizer, image_encoder, has_zero_image_embed, .. } = &self.layout;
+        let Layout { scheduler, scheduler_class, .. } = &self.layout;
         let mut hasher = Sha256::new();
         for component in [prior, text_encoder].into_iter().chain(image_encoder) {
             for name in weight_files(component)? {
@@ -45,6 +45,8 @@ impl Pipeline {
                 add_file(&mut hasher, component, name, is_thorough)?;
             }
         }
+        // The index may have named it, which is not among the files.
+        hasher.update(scheduler_class.class_name());
         for lora in &self.loras {
             hasher.update(lora.identity()?);
         }
@@ -127,6 +129,19 @@ mod tests {
             assert_ne!(identity(&folder, false), expected[0], "{file}");
             assert_ne!(identity(&folder, true), expected[1], "{file}");
         }
+    }
+
+    #[test]
+    fn the_index_may_choose_another_scheduler() {
+        let folder = copy();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22");
+        let index = fs::read_to_string(fixture.join("model_index.json")).unwrap();
+        let with_index = |index: &str| {
+            fs::write(folder.path().join("model_index.json"), index).unwrap();
+            identity(&folder, false)
+        };
+        assert_eq!(with_index(&index), identity(&copy(), false));
+        assert_ne!(with_index(&index.replace("UnCLIPScheduler", "DDPMScheduler")), identity(&copy(), false));
     }
 
     #[test]

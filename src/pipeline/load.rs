@@ -3,9 +3,9 @@
 use super::text::TextStage;
 use super::{Observer, Pipeline, Timings, to_rows};
 use crate::bad_input;
-use crate::diffusion::unclip::UnclipConfig;
+use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
 use crate::files::Folder;
-use crate::hub::layout::{Layout, ZERO_IMAGE_EMBED};
+use crate::hub::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use crate::model::checkpoint::{Checkpoint, Placement, Weights};
 use crate::model::config::{self, Config};
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
@@ -45,7 +45,7 @@ impl Pipeline {
     pub fn open(folder: impl Into<Folder>, options: LoadOptions) -> Result<Self> {
         let start = Instant::now();
         let layout = Layout::find(&folder.into())?;
-        let scheduler: UnclipConfig = config::read(&layout.scheduler, "scheduler_config.json")?;
+        let scheduler = read_scheduler(&layout)?;
         let prior_config: PriorConfig = config::read(&layout.prior, "config.json")?;
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, "config.json")?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
@@ -169,6 +169,17 @@ impl Pipeline {
     }
 }
 
+/// Reads the scheduler's configuration.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if it is missing, broken or not supported.
+pub(super) fn read_scheduler(layout: &Layout) -> Result<SchedulerConfig> {
+    match layout.scheduler_class {
+        SchedulerClass::Unclip => config::read(&layout.scheduler, SCHEDULER_CONFIG).map(SchedulerConfig::Unclip),
+        SchedulerClass::Ddpm => config::read(&layout.scheduler, SCHEDULER_CONFIG).map(SchedulerConfig::Ddpm),
+    }
+}
+
 fn load_module<C, M>(
     checkpoint: &Checkpoint,
     config: &C,
@@ -201,7 +212,7 @@ fn check_fit(
     tokenizer: &Tokenizer,
     text: &TextEncoderConfig,
     prior: &PriorConfig,
-    scheduler: &UnclipConfig,
+    scheduler: &SchedulerConfig,
 ) -> Result<()> {
     let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
     // The text states, the text embedding, the timestep, x_t and the query.
@@ -232,7 +243,7 @@ fn check_fit(
             "{folder}: the tokenizer gives {length} tokens and the text encoder takes at most {most}"
         ));
     }
-    if scheduler.variance_type == "learned_range" {
+    if scheduler.needs_variance() {
         return Err(bad_input!(
             "{folder}: the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance"
         ));

@@ -12,5 +12,6 @@ mod output;
 mod precision;
 mod resume;
 mod rows;
+mod schedulers;
 mod shards;
 mod streams;

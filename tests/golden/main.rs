@@ -6,6 +6,7 @@
 mod checkpoints;
 mod clip;
 mod common;
+mod ddpm;
 mod noise;
 mod pipelines;
 mod prior;

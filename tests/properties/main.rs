@@ -3,6 +3,8 @@
 // In a test, a panic is how a failure is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use prior_embed::diffusion::ddpm::{DdpmConfig, DdpmScheduler, TimestepSpacing};
+use prior_embed::diffusion::scheduler::Scheduler;
 use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
 use prior_embed::files::Folder;
 use prior_embed::model::checkpoint::{Checkpoint, Placement};
@@ -132,6 +134,26 @@ proptest! {
     #[test]
     fn any_bytes_are_a_configuration_or_are_refused(bytes in any::<String>()) {
         let _ = config::parse::<PriorConfig>(&bytes, "config.json");
+    }
+
+    #[test]
+    fn ddpm_timesteps_fall_within_the_training(
+        train in 1..2000_i64, steps in 1..2000_usize, spacing in 0..3_usize, steps_offset in 0..3_i64
+    ) {
+        let timestep_spacing =
+            [TimestepSpacing::Linspace, TimestepSpacing::Leading, TimestepSpacing::Trailing][spacing];
+        let steps_offset = steps_offset.min(train - 1);
+        let config =
+            DdpmConfig { num_train_timesteps: train, timestep_spacing, steps_offset, ..DdpmConfig::default() };
+        let mut scheduler = DdpmScheduler::new(&config).unwrap();
+        let is_possible = scheduler.set_timesteps(steps).is_ok();
+        prop_assert!(is_possible || steps > config.most_steps());
+        if is_possible {
+            let timesteps = scheduler.timesteps();
+            prop_assert_eq!(timesteps.len(), steps);
+            prop_assert!(timesteps[0] < train && timesteps[steps - 1] >= 0);
+            prop_assert!(timesteps.windows(2).all(|pair| pair[0] > pair[1]));
+        }
     }
 
     #[test]

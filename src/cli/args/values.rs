@@ -1,5 +1,6 @@
 //! What options take that is neither a number nor a text.
 
+use crate::diffusion::scheduler::SchedulerClass;
 use crate::model::precision::Precision;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,27 @@ pub enum SchedulerName {
     Auto,
     /// `UnCLIPScheduler`.
     Unclip,
+    /// `DDPMScheduler`.
+    Ddpm,
+}
+
+impl SchedulerName {
+    /// Checks that a model ships this scheduler; `model` is what messages call it.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] that names both.
+    pub fn check(self, ships: SchedulerClass, model: &str) -> anyhow::Result<()> {
+        let wanted = match self {
+            Self::Auto => return Ok(()),
+            Self::Unclip => SchedulerClass::Unclip,
+            Self::Ddpm => SchedulerClass::Ddpm,
+        };
+        if wanted == ships {
+            return Ok(());
+        }
+        let (wanted, ships) = (wanted.name(), ships.name());
+        Err(crate::bad_input!("--scheduler {wanted}: {model} ships {ships}; leave --scheduler out, or say {ships}"))
+    }
 }
 
 /// `--dtype`.

@@ -1,0 +1,184 @@
+//! DDPM (arXiv 2006.11239), the scheduler that Stable unCLIP's prior is saved with.
+//!
+//! Source: diffusers 0.42 `schedulers/scheduling_ddpm.py`; formulas (7) and (15) are those of DDPM. What depends on the
+//! configuration alone is computed by libtorch in float32, as there.
+
+mod config;
+
+pub use config::{BetaSchedule, DdpmConfig, PredictionType, TimestepSpacing, VarianceType};
+
+use super::levels::{Levels, betas_for_alpha_bar, cosine};
+use super::scheduler::{Scheduler, StepOutput};
+use crate::bad_input;
+use crate::model::config::Config;
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+/// diffusers' `DDPMScheduler`.
+#[derive(Debug)]
+pub struct DdpmScheduler {
+    config: DdpmConfig,
+    alphas_cumprod: Vec<f32>,
+    timesteps: Vec<i64>,
+}
+
+impl DdpmScheduler {
+    /// A scheduler that runs through all training timesteps until [`DdpmScheduler::set_timesteps`] is called.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] that names a wrong value.
+    pub fn new(config: &DdpmConfig) -> Result<Self> {
+        config.validate()?;
+        let mut betas = betas(config)?;
+        if config.rescale_betas_zero_snr {
+            betas = rescale_zero_terminal_snr(&betas)?;
+        }
+        let alphas_cumprod = one_minus(&betas)?.f_cumprod(0, Kind::Float)?;
+        Ok(Self {
+            alphas_cumprod: Vec::try_from(alphas_cumprod)?,
+            timesteps: (0..config.num_train_timesteps).rev().collect(),
+            config: config.clone(),
+        })
+    }
+
+    /// Chooses the timesteps of a run.
+    ///
+    /// Of [`TimestepSpacing::Trailing`], diffusers appends a timestep of -1 to some numbers of steps, by an error of
+    /// rounding; here there are as many timesteps as steps.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if there are no steps, more than training timesteps, or `steps_offset` leads beyond
+    /// those.
+    pub fn set_timesteps(&mut self, steps: usize) -> Result<()> {
+        let train = self.alphas_cumprod.len();
+        if !(1..=train).contains(&steps) {
+            return Err(bad_input!("{steps} steps are not possible, the model was trained with 1 to {train}"));
+        }
+        let first = self.config.first_timestep(steps);
+        if first >= train as i64 {
+            let (offset, last) = (self.config.steps_offset, train - 1);
+            return Err(bad_input!(
+                "{steps} steps are not possible: with the scheduler's steps_offset of {offset} they start at timestep \
+                 {first}, and the last is {last}; take fewer"
+            ));
+        }
+        self.timesteps = self.config.spread(steps);
+        Ok(())
+    }
+
+    /// The factor of the noise that a step adds: its standard deviation.
+    ///
+    /// # Errors
+    /// If there is no such step.
+    pub fn noise_scale(&self, step: usize) -> Result<f32> {
+        let levels = self.levels(step)?;
+        let small = levels.posterior_variance().max(1e-20);
+        Ok(match self.config.variance_type {
+            VarianceType::FixedSmall => small.sqrt(),
+            VarianceType::FixedSmallLog => (0.5 * small.ln()).exp(),
+            VarianceType::FixedLarge => levels.beta.sqrt(),
+            VarianceType::FixedLargeLog => (0.5 * levels.beta.ln()).exp(),
+        })
+    }
+
+    /// The predicted `x_0`, `(rows, dim)`, before it is clipped.
+    fn original_sample(&self, levels: &Levels, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        match self.config.prediction_type {
+            PredictionType::Epsilon => levels.original_from_noise(model_output, sample),
+            PredictionType::Sample => Ok(model_output.shallow_clone()),
+            PredictionType::VPrediction => {
+                let signal = sample.f_mul_scalar(f64::from(levels.alpha_prod_t.sqrt()))?;
+                let velocity = model_output.f_mul_scalar(f64::from(levels.beta_prod_t().sqrt()))?;
+                Ok(signal.f_sub(&velocity)?)
+            }
+        }
+    }
+
+    fn levels(&self, step: usize) -> Result<Levels> {
+        let level = |timestep: i64| usize::try_from(timestep).ok().and_then(|index| self.alphas_cumprod.get(index));
+        let alpha_prod_t = *self.timesteps.get(step).and_then(|&t| level(t)).context("no such step")?;
+        // After the last timestep there is no noise left.
+        let alpha_prod_t_prev = self.timesteps.get(step + 1).and_then(|&t| level(t)).copied().unwrap_or(1.0);
+        let alpha = alpha_prod_t / alpha_prod_t_prev;
+        Ok(Levels { alpha_prod_t, alpha_prod_t_prev, beta: 1.0 - alpha, alpha })
+    }
+}
+
+impl Scheduler for DdpmScheduler {
+    fn timesteps(&self) -> &[i64] {
+        &self.timesteps
+    }
+
+    fn noisy_steps(&self) -> usize {
+        self.timesteps.iter().filter(|&&t| t > 0).count()
+    }
+
+    fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput> {
+        ensure!(model_output.size() == sample.size(), "the model's output and the sample differ in shape");
+
+        // 1. Noise levels.
+        let levels = self.levels(step)?;
+
+        // 2. The predicted x_0, formula (15).
+        let mut pred_original_sample = self.original_sample(&levels, model_output, sample)?;
+
+        // 3. Clipped, for stability.
+        if self.config.clip_sample {
+            let range = self.config.clip_sample_range;
+            pred_original_sample = pred_original_sample.f_clamp(-range, range)?;
+        }
+
+        // 4. The mean of the posterior, formula (7).
+        let mean = levels.posterior_mean(&pred_original_sample, sample)?;
+
+        // 5. Noise.
+        let prev_sample = if step < self.noisy_steps() {
+            let noise = noise.with_context(|| format!("step {step} needs noise"))?;
+            mean.f_add(&noise.f_mul_scalar(f64::from(self.noise_scale(step)?))?)?
+        } else {
+            mean
+        };
+        Ok(StepOutput { prev_sample, pred_original_sample })
+    }
+}
+
+/// The betas of a configuration, `(num_train_timesteps)`.
+fn betas(config: &DdpmConfig) -> Result<Tensor> {
+    let steps = config.num_train_timesteps;
+    let linspace = |start: f64, end: f64| Tensor::f_linspace(start, end, steps, (Kind::Float, Device::Cpu));
+    let DdpmConfig { beta_start: start, beta_end: end, .. } = *config;
+    if let Some(betas) = &config.trained_betas {
+        return Ok(Tensor::f_from_slice(betas)?.f_to_kind(Kind::Float)?);
+    }
+    match config.beta_schedule {
+        BetaSchedule::Linear => Ok(linspace(start, end)?),
+        BetaSchedule::ScaledLinear => Ok(linspace(start.sqrt(), end.sqrt())?.f_square()?),
+        BetaSchedule::SquaredcosCapV2 => Ok(Tensor::f_from_slice(&betas_for_alpha_bar(steps, cosine))?),
+        BetaSchedule::Laplace => Ok(Tensor::f_from_slice(&betas_for_alpha_bar(steps, laplace))?),
+        BetaSchedule::Sigmoid => {
+            Ok(linspace(-6.0, 6.0)?.f_sigmoid()?.f_mul_scalar(end - start)?.f_add_scalar(start)?)
+        }
+    }
+}
+
+fn laplace(t: f64) -> f64 {
+    let log_snr = -0.5 * 1.0_f64.copysign(0.5 - t) * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
+    let snr = log_snr.exp();
+    (snr / (1.0 + snr)).sqrt()
+}
+
+/// Algorithm 1 of arXiv 2305.08891.
+fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
+    let steps = betas.size1()?;
+    let roots = one_minus(betas)?.f_cumprod(0, Kind::Float)?.f_sqrt()?;
+    let (first, last) = (roots.f_narrow(0, 0, 1)?, roots.f_narrow(0, steps - 1, 1)?);
+    // Shifted so that the last is zero, and scaled so that the first stays.
+    let roots = roots.f_sub(&last)?.f_mul(&first.f_div(&first.f_sub(&last)?)?)?;
+    let products = roots.f_square()?;
+    let alphas = products.f_narrow(0, 1, steps - 1)?.f_div(&products.f_narrow(0, 0, steps - 1)?)?;
+    one_minus(&Tensor::f_cat(&[products.f_narrow(0, 0, 1)?, alphas], 0)?)
+}
+
+fn one_minus(values: &Tensor) -> Result<Tensor> {
+    Ok(values.f_neg()?.f_add_scalar(1.0)?)
+}

@@ -1,0 +1,84 @@
+//! Noise levels: the betas of a schedule, and what a step of DDPM (arXiv 2006.11239) makes of them.
+
+use anyhow::Result;
+use std::f64::consts::FRAC_PI_2;
+use tch::Tensor;
+
+/// The noise levels of one step, in float32 as diffusers keeps them.
+pub(super) struct Levels {
+    pub(super) alpha_prod_t: f32,
+    pub(super) alpha_prod_t_prev: f32,
+    pub(super) beta: f32,
+    pub(super) alpha: f32,
+}
+
+impl Levels {
+    pub(super) fn beta_prod_t(&self) -> f32 {
+        1.0 - self.alpha_prod_t
+    }
+
+    fn beta_prod_t_prev(&self) -> f32 {
+        1.0 - self.alpha_prod_t_prev
+    }
+
+    /// Variance of the posterior `q(x_{t-1} | x_t, x_0)`, formula (7) of DDPM.
+    pub(super) fn posterior_variance(&self) -> f32 {
+        self.beta_prod_t_prev() / self.beta_prod_t() * self.beta
+    }
+
+    /// Mean of the posterior, formula (7) of DDPM; both tensors are `(rows, dim)`.
+    ///
+    /// # Errors
+    /// If the shapes differ or memory runs out.
+    pub(super) fn posterior_mean(&self, original_sample: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let original_coeff = self.alpha_prod_t_prev.sqrt() * self.beta / self.beta_prod_t();
+        let current_coeff = self.alpha.sqrt() * self.beta_prod_t_prev() / self.beta_prod_t();
+        let original_part = original_sample.f_mul_scalar(f64::from(original_coeff))?;
+        Ok(original_part.f_add(&sample.f_mul_scalar(f64::from(current_coeff))?)?)
+    }
+
+    /// The predicted `x_0` where the model predicts the noise, formula (15) of DDPM.
+    ///
+    /// # Errors
+    /// As [`Levels::posterior_mean`].
+    pub(super) fn original_from_noise(&self, noise: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let noise_part = noise.f_mul_scalar(f64::from(self.beta_prod_t().sqrt()))?;
+        Ok(sample.f_sub(&noise_part)?.f_div_scalar(f64::from(self.alpha_prod_t.sqrt()))?)
+    }
+}
+
+/// Betas whose cumulative product follows `alpha_bar`, a function of time from 0 to 1, capped at 0.999.
+pub(super) fn betas_for_alpha_bar(steps: i64, alpha_bar: impl Fn(f64) -> f64) -> Vec<f32> {
+    const MAX_BETA: f64 = 0.999;
+    let beta = |i: i64| 1.0 - alpha_bar((i + 1) as f64 / steps as f64) / alpha_bar(i as f64 / steps as f64);
+    (0..steps).map(|i| beta(i).min(MAX_BETA) as f32).collect()
+}
+
+/// `cos²`, the schedule of improved DDPM (arXiv 2102.09672).
+pub(super) fn cosine(t: f64) -> f64 {
+    ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2)
+}
+
+/// Accumulated in float64 and rounded at each place, as `torch.cumprod` does on the CPU.
+pub(super) fn cumulative_product(factors: &[f32]) -> Vec<f32> {
+    let product = factors.iter().scan(1.0_f64, |product, &factor| {
+        *product *= f64::from(factor);
+        Some(*product as f32)
+    });
+    product.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn cumulative_product_is_torchs() {
+        let betas = betas_for_alpha_bar(1000, cosine);
+        let alphas: Vec<f32> = betas.iter().map(|beta| 1.0 - beta).collect();
+        let expected = Tensor::from_slice(&alphas).cumprod(0, Kind::Float);
+        let product = cumulative_product(&alphas);
+        assert_eq!(product, Vec::<f32>::try_from(expected).unwrap());
+    }
+}
