@@ -96,7 +96,7 @@ impl Lora {
     pub fn open(path: &Path, scale: f64) -> Result<Self> {
         let (folder, name) = find(path)?;
         let checkpoint = Checkpoint::open_file(&folder, &name)?;
-        let config = AdapterConfig::find(&folder)?;
+        let config = AdapterConfig::find(&folder, &name)?;
         let origin = checkpoint.origin().to_string();
         let layers = group(&checkpoint)?;
         let layer = |(module, names): (String, Names)| -> Result<Layer> {
