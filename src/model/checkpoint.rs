@@ -15,7 +15,7 @@ pub use weights::{Placement, Weights};
 pub(super) use borrowed::StackedWeight;
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{OrBadInput, some_of};
 use crate::files::{Bytes, Folder};
 use crate::model::lora::{Delta, Lora};
 use anyhow::Result;
@@ -114,7 +114,7 @@ impl Checkpoint {
         let absent: Vec<&str> =
             weight_map.keys().filter(|name| !checkpoint.tensors.contains_key(*name)).map(String::as_str).collect();
         if !absent.is_empty() {
-            return Err(bad_input!("{index} lists tensors that no shard holds: {}", absent.join(", ")));
+            return Err(bad_input!("{index} lists tensors that no shard holds: {}", some_of(&absent)));
         }
         Ok(checkpoint)
     }
@@ -250,8 +250,8 @@ impl Report {
         let groups = [("missing", &self.missing), ("unexpected", &self.unexpected), ("wrong", &self.wrong)];
         let parts: Vec<String> = groups
             .iter()
-            .filter(|(_, names)| !names.is_empty())
-            .map(|(what, names)| format!("{} {what} ({})", names.len(), names.join(", ")))
+            .filter(|(_, list)| !list.is_empty())
+            .map(|(what, list)| format!("{} {what} ({})", list.len(), some_of(list)))
             .collect();
         (!parts.is_empty()).then(|| format!("tensors {}", parts.join("; ")))
     }

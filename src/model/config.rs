@@ -1,7 +1,7 @@
 //! Reads a component's JSON configuration: wrong types are named by key, unknown keys are reported.
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{OrBadInput, some_of};
 use crate::files::Folder;
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -58,7 +58,7 @@ pub fn parse<C: Config>(text: &str, origin: &str) -> Result<C> {
     })?;
     unknown.retain(|key| !key.starts_with('_'));
     if C::WARNS_OF_UNKNOWN_KEYS && !unknown.is_empty() {
-        log::warn!("{origin}: unknown keys are ignored: {}", unknown.join(", "));
+        log::warn!("{origin}: unknown keys are ignored: {}", some_of(&unknown));
     }
     let validated = config.validate();
     validated.map_err(|error| bad_input!("{origin}: {error}"))?;
