@@ -34,6 +34,23 @@ impl<T, E: Into<Error>> OrBadInput<T> for Result<T, E> {
     }
 }
 
+/// How the line of a file that is broken ends.
+pub const FETCH_AGAIN: &str = "fetch it again";
+
+/// The same error with another advice in place of [`FETCH_AGAIN`], if it is of a broken file at `place`.
+pub fn with_advice(error: Error, place: &str, advice: &str) -> Error {
+    let line = error.to_string();
+    match line.strip_suffix(FETCH_AGAIN).filter(|line| line.contains(place)) {
+        Some(start) if exit_code(&error) == 2 => error.context(BadInput(format!("{start}{advice}"))),
+        _ => error,
+    }
+}
+
+/// The end of a line on JSON that cannot be read: where the text itself is broken, and not what it says, the advice.
+pub fn json_advice(error: &serde_json::Error) -> String {
+    if error.is_syntax() || error.is_eof() { format!("; {FETCH_AGAIN}") } else { String::new() }
+}
+
 /// The process' exit code for an error: 2 for wrong usage or bad input, 1 for a failure while running.
 pub fn exit_code(error: &Error) -> u8 {
     if error.downcast_ref::<BadInput>().is_some() { 2 } else { 1 }
@@ -99,6 +116,19 @@ mod tests {
         let error = error.unwrap_err();
         assert_eq!(one_line(&error, false), "line");
         assert_eq!(one_line(&error, true), "line: first; second");
+    }
+
+    #[test]
+    fn broken_files_in_a_known_place_have_an_advice_of_their_own() {
+        let advise = |line: &str| with_advice(bad_input!("{line}"), "/cache/x", "repair it");
+        let advised = advise("/cache/x/a.json is cut off; fetch it again");
+        assert_eq!(
+            (one_line(&advised, false), exit_code(&advised)),
+            ("/cache/x/a.json is cut off; repair it".into(), 2)
+        );
+        for line in ["/home/a.json is cut off; fetch it again", "/cache/x/a.json is not supported"] {
+            assert_eq!(one_line(&advise(line), false), line);
+        }
     }
 
     #[test]

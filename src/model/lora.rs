@@ -8,6 +8,7 @@ mod keys;
 
 use super::checkpoint::Checkpoint;
 use crate::bad_input;
+use crate::error::FETCH_AGAIN;
 use crate::files::Folder;
 use adapter::AdapterConfig;
 use anyhow::Result;
@@ -191,7 +192,7 @@ fn read_layer(
     let read = |name: &str| -> Result<Tensor> {
         let tensor = checkpoint.read(name)?.ok_or_else(|| bad_input!("{origin}: {name} holds no floats"))?;
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Err(bad_input!("{origin}: {name} has NaN or infinity in it; fetch it again"));
+            return Err(bad_input!("{origin}: {name} has NaN or infinity in it; {FETCH_AGAIN}"));
         }
         Ok(tensor)
     };

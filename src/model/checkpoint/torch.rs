@@ -5,6 +5,7 @@
 use super::archive::Archive;
 use super::entry::{Entry, Strided};
 use crate::bad_input;
+use crate::error::FETCH_AGAIN;
 use crate::model::pickle::{Pickle, PickleError, Storage, StoredTensor, Value};
 use anyhow::{Error, Result};
 use std::borrow::Cow;
@@ -187,5 +188,5 @@ fn refused(path: &str, error: PickleError) -> Error {
 }
 
 fn broken(path: &str, why: &str) -> Error {
-    bad_input!("{path} is not a sound torch file ({why}); fetch it again")
+    bad_input!("{path} is not a sound torch file ({why}); {FETCH_AGAIN}")
 }
