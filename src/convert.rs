@@ -72,7 +72,8 @@ pub fn convert(source: &Source, target: &Path, options: Options, keep_going: &dy
         Source::Model(folder) => (folder, None),
         Source::Prior { path, rest } => (rest, Some(path)),
     };
-    let target = Target::open(target, options.overwrite, path.map(PathBuf::as_path))?;
+    let sources: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folder.as_path()).collect();
+    let target = Target::open(target, options.overwrite, &sources)?;
     let layout = Layout::find(folder)?;
     // What does not fit together is found here.
     Pipeline::open(folder, LoadOptions { device: Device::Cpu, precision: Precision::F32 })?;

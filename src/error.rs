@@ -34,6 +34,23 @@ impl<T, E: Into<Error>> OrBadInput<T> for Result<T, E> {
     }
 }
 
+/// How the line of a file that is broken ends.
+pub const FETCH_AGAIN: &str = "fetch it again";
+
+/// The same error with another advice in place of [`FETCH_AGAIN`], if it is of a broken file at `place`.
+pub fn with_advice(error: Error, place: &str, advice: &str) -> Error {
+    let line = error.to_string();
+    match line.strip_suffix(FETCH_AGAIN).filter(|line| line.contains(place)) {
+        Some(start) if exit_code(&error) == 2 => error.context(BadInput(format!("{start}{advice}"))),
+        _ => error,
+    }
+}
+
+/// The end of a line on JSON that cannot be read: where the text itself is broken, and not what it says, the advice.
+pub fn json_advice(error: &serde_json::Error) -> String {
+    if error.is_syntax() || error.is_eof() { format!("; {FETCH_AGAIN}") } else { String::new() }
+}
+
 /// The process' exit code for an error: 2 for wrong usage or bad input, 1 for a failure while running.
 pub fn exit_code(error: &Error) -> u8 {
     if error.downcast_ref::<BadInput>().is_some() { 2 } else { 1 }
@@ -41,7 +58,7 @@ pub fn exit_code(error: &Error) -> u8 {
 
 /// The error as one line: the outermost message or, with `causes`, all of them from the outside in.
 ///
-/// Line breaks inside a message (libtorch's are long) become `; `.
+/// Line breaks inside a message (libtorch's are long) become `; `, and what is no text does not reach the terminal.
 pub fn one_line(error: &Error, causes: bool) -> String {
     let messages: Vec<String> = error.chain().take(if causes { usize::MAX } else { 1 }).map(one_message).collect();
     messages.join(": ")
@@ -50,7 +67,35 @@ pub fn one_line(error: &Error, causes: bool) -> String {
 fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join("; ")
+    printable(&lines.join("; "))
+}
+
+/// A text with its control characters escaped: names in files of others may hold what moves a terminal's cursor, or worse.
+pub fn printable(text: &str) -> String {
+    let turns_text =
+        |char: char| matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            char if char.is_control() || turns_text(char) => printable.extend(char.escape_default()),
+            char => printable.push(char),
+        }
+    }
+    printable
+}
+
+/// The first of some names, none of them long, and how many more there are.
+pub fn some_of<S: AsRef<str>>(names: &[S]) -> String {
+    const MOST: usize = 8;
+    const LONGEST: usize = 200;
+    let short = |name: &S| match name.as_ref().char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &name.as_ref()[..end]),
+        None => name.as_ref().to_string(),
+    };
+    let shown: Vec<String> = names.iter().take(MOST).map(short).collect();
+    let more = names.len().saturating_sub(MOST);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    shown.join(", ") + &more
 }
 
 #[cfg(test)]
@@ -71,5 +116,32 @@ mod tests {
         let error = error.unwrap_err();
         assert_eq!(one_line(&error, false), "line");
         assert_eq!(one_line(&error, true), "line: first; second");
+    }
+
+    #[test]
+    fn broken_files_in_a_known_place_have_an_advice_of_their_own() {
+        let advise = |line: &str| with_advice(bad_input!("{line}"), "/cache/x", "repair it");
+        let advised = advise("/cache/x/a.json is cut off; fetch it again");
+        assert_eq!(
+            (one_line(&advised, false), exit_code(&advised)),
+            ("/cache/x/a.json is cut off; repair it".into(), 2)
+        );
+        for line in ["/home/a.json is cut off; fetch it again", "/cache/x/a.json is not supported"] {
+            assert_eq!(one_line(&advise(line), false), line);
+        }
+    }
+
+    #[test]
+    fn names_cannot_draw_on_the_screen() {
+        let error = bad_input!("tensor a\u{1b}[2J\u{7}\u{202e}b\tc\r\nd of \"é\" is missing");
+        assert_eq!(one_line(&error, false), r#"tensor a\u{1b}[2J\u{7}\u{202e}b\tc; d of "é" is missing"#);
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let all: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+        assert_eq!(some_of(&all[..8]), "0, 1, 2, 3, 4, 5, 6, 7");
+        assert_eq!(some_of(&all), "0, 1, 2, 3, 4, 5, 6, 7 and 2 more");
+        assert_eq!(some_of(&["é".repeat(1_000_000)]), format!("{}…", "é".repeat(200)));
     }
 }

@@ -58,6 +58,14 @@ impl Folder {
         })
     }
 
+    /// Where it is, if it is on disk.
+    pub fn as_path(&self) -> Option<&Path> {
+        match &self.0 {
+            Place::Disk(path) => Some(path),
+            Place::Builtin { .. } => None,
+        }
+    }
+
     /// The last part of its path.
     pub fn name(&self) -> String {
         match &self.0 {

@@ -8,8 +8,11 @@
 //! ```
 //!
 //! [`name`] is what a person types, [`plan`] which files a run needs, [`cache`] where they are kept, [`client`] the hub's
-//! routes, [`download`] the way of one file, [`fetch`] that of a model. Nothing here touches the network, or what TLS
-//! needs, unless a file is to be downloaded.
+//! routes, [`download`] the way of one file, [`remote`] that of a commit, [`fetch`] that of a model. Nothing here touches
+//! the network, or what TLS needs, unless a file is to be downloaded.
+//!
+//! hf-hub says where in the cache things lie; the transfer is ours, because its own neither checks hashes, nor goes on after
+//! another process, nor lets two of them want the same file, and it writes a branch's commit in place.
 
 pub mod builtin;
 mod cache;
@@ -23,11 +26,13 @@ pub mod layout;
 mod name;
 mod plan;
 pub mod presets;
+mod proxy;
+mod remote;
 mod settings;
 
 pub use candidates::is_weights;
 pub use download::Watcher;
 pub use fetch::{Hub, Model, ModelFile};
 pub use name::{HubName, ModelName};
-pub use plan::Needs;
+pub use plan::{Needs, Wish};
 pub use settings::HubOptions;

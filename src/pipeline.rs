@@ -216,7 +216,7 @@ impl Pipeline {
         if names.is_empty() {
             return anyhow!("{what} is not finite (NaN or infinity); try --dtype f32");
         }
-        let (folder, names) = (&self.layout.folder, names.join(", "));
+        let (folder, names) = (&self.layout.folder, crate::error::some_of(&names));
         anyhow!("{what} is not finite: {folder} has NaN or infinity in {names}; fetch the model again")
     }
 }

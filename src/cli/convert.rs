@@ -4,8 +4,7 @@ use super::args::ConvertArgs;
 use super::progress::{FetchProgress, Screen};
 use crate::bad_input;
 use crate::convert::{Options, Source, convert};
-use crate::files::Folder;
-use crate::hub::{Hub, Needs};
+use crate::hub::{Hub, Model, Needs, Wish};
 use crate::job::Stop;
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -15,7 +14,7 @@ use std::path::Path;
 /// # Errors
 /// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
 pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<()> {
-    let source = source(args, screen)?;
+    let (source, model) = source(args, screen)?;
     let stop = Stop::listen()?;
     let keep_going = || match stop.signal() {
         Some(_) => bail!("interrupted; nothing was written"),
@@ -26,18 +25,25 @@ pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<()> {
     let options = Options { dtype: args.dtype.map(Into::into), overwrite: args.overwrite };
     let done = convert(&source, &args.target, options, &keep_going);
     spinner.finish_and_clear();
-    done
+    done.map_err(|error| model.advise(error))
 }
 
-fn source(args: &ConvertArgs, screen: &Screen) -> Result<Source> {
+/// What is rewritten, and the model that all or the rest of it is.
+fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Source, Model)> {
     let path = Path::new(&args.source);
     match (path.is_file(), &args.config) {
-        (true, Some(rest)) => Ok(Source::Prior { path: path.to_path_buf(), rest: model(rest, args, screen)? }),
+        (true, Some(rest)) => {
+            let model = model(rest, args, screen)?;
+            Ok((Source::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
+        }
         (true, None) => Err(bad_input!(
             "{:?} is a prior alone; give --config FOLDER, a model of the same kind that the text encoder, the tokenizer and the rest are taken from",
             args.source
         )),
-        (false, None) => Ok(Source::Model(model(&args.source, args, screen)?)),
+        (false, None) => {
+            let model = model(&args.source, args, screen)?;
+            Ok((Source::Model(model.folder.clone()), model))
+        }
         (false, Some(_)) => Err(bad_input!(
             "--config goes with a prior in a file, and {:?} is none; leave it out, or give the file",
             args.source
@@ -46,8 +52,8 @@ fn source(args: &ConvertArgs, screen: &Screen) -> Result<Source> {
 }
 
 /// Everything of a model, as exact as there is.
-fn model(name: &str, args: &ConvertArgs, screen: &Screen) -> Result<Folder> {
-    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: true };
+fn model(name: &str, args: &ConvertArgs, screen: &Screen) -> Result<Model> {
+    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::Needed };
     let hub = Hub::new(args.hub.cache.options());
-    Ok(hub.open(&args.hub.model(name)?, needs, &mut FetchProgress::new(screen))?.folder)
+    hub.open(&args.hub.model(name)?, needs, &mut FetchProgress::new(screen))
 }

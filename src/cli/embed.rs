@@ -6,9 +6,9 @@ use super::progress::{FetchProgress, RunProgress, Screen, rows};
 use super::stats::{self, Seconds, Stats, peak_rss_bytes};
 use crate::bad_input;
 use crate::hub::builtin::EMOJI;
-use crate::hub::{Hub, Needs};
+use crate::hub::{Hub, Model, Needs, Wish};
 use crate::io::prompts::ReadOptions;
-use crate::job::{Job, Opener, Outcome, Rules, Source, Stop, Summary, Wanted, exit_code};
+use crate::job::{Entries, Job, Opener, Outcome, Rules, Source, Stop, Summary, Wanted, exit_code};
 use crate::model::precision::Precision;
 use crate::pipeline::{LoadOptions, Pipeline, Settings};
 use anyhow::Result;
@@ -21,10 +21,29 @@ use std::time::{Duration, Instant};
 /// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
 pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<u8> {
     let source = source(args)?;
-    let mut outputs = Outputs::open(args)?;
+    let outputs = Outputs::open(args)?;
     let entries = source.open()?;
-    // The image encoder is large; it is had only where something comes of it.
-    let open = opener(args, outputs.wants_negative() && args.negative_prompt.is_none(), screen)?;
+    let (open, model) = opener(args, image_encoder(args, &outputs), screen)?;
+    let done = compute(args, screen, start, (source, entries, outputs, open));
+    done.map_err(|error| model.advise(error))
+}
+
+/// The image encoder is large; it is had only where something comes of it.
+fn image_encoder(args: &Args, outputs: &Outputs) -> Wish {
+    match args.negative_prompt {
+        None if outputs.needs_negative() => Wish::Needed,
+        None if outputs.wants_negative() => Wish::Welcome,
+        _ => Wish::No,
+    }
+}
+
+/// The job, with the model that `open` gives.
+fn compute(
+    args: &Args,
+    screen: &Screen,
+    start: Instant,
+    (source, entries, mut outputs, open): (Source, Entries, Outputs, Opener),
+) -> Result<u8> {
     let pipeline = open()?;
     args.scheduler.check(pipeline.scheduler_class(), &pipeline.folder().to_string())?;
     pipeline.check_steps(args.steps)?;
@@ -106,22 +125,25 @@ fn wants_negative(args: &Args, pipeline: &Pipeline, outputs: &Outputs) -> Result
     Ok(outputs.wants_negative() && can)
 }
 
-/// What opens the model that the options name, as often as it is needed. It is downloaded here, if it has to be.
-fn opener(args: &Args, needs_zero_embed: bool, screen: &Screen) -> Result<Opener> {
+/// What opens the model that the options name, as often as it is needed, and the model. It is downloaded here, if it has to
+/// be.
+fn opener(args: &Args, image_encoder: Wish, screen: &Screen) -> Result<(Opener, Model)> {
     let device = args.device.device()?;
     let options = LoadOptions { device, precision: args.dtype.precision(device)? };
     let sixteen_bit = options.precision != Precision::F32;
-    let needs = Needs { weights: true, sixteen_bit, image_encoder: needs_zero_embed };
+    let needs = Needs { weights: true, sixteen_bit, image_encoder };
     let name = args.hub.model(model(args))?;
-    let folder = Hub::new(args.hub.cache.options()).open(&name, needs, &mut FetchProgress::new(screen))?.folder;
+    let model = Hub::new(args.hub.cache.options()).open(&name, needs, &mut FetchProgress::new(screen))?;
+    let folder = model.folder.clone();
     let loras = args.lora.clone();
-    Ok(Arc::new(move || {
+    let open: Opener = Arc::new(move || {
         let mut pipeline = Pipeline::open(&folder, options)?;
         for lora in &loras {
             pipeline.add_lora(&lora.path, lora.scale)?;
         }
         Ok(pipeline)
-    }))
+    });
+    Ok((open, model))
 }
 
 /// The name of the model to use.

@@ -4,7 +4,7 @@ use super::args::InfoArgs;
 use super::print;
 use super::progress::{FetchProgress, Screen, size};
 use crate::hub::builtin::EMOJI;
-use crate::hub::{Hub, ModelFile, ModelName, Needs};
+use crate::hub::{Hub, ModelFile, ModelName, Needs, Wish};
 use crate::pipeline::describe::{Description, describe};
 use anyhow::Result;
 use serde::Serialize;
@@ -37,9 +37,9 @@ pub fn run(args: &InfoArgs, screen: &Screen) -> Result<()> {
     let model = args.model.as_deref().unwrap_or(EMOJI);
     let name = args.hub.model(model)?;
     let hub = Hub::new(args.hub.cache.options());
-    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: false };
+    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
     let found = hub.describe(&name, needs, &mut FetchProgress::new(screen))?;
-    let description = describe(&found.folder, &found.files)?;
+    let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error))?;
     let (repository, revision) = match name {
         ModelName::Hub(name) => (Some(name.repository), Some(name.revision)),
         _ => (None, None),

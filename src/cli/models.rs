@@ -5,7 +5,7 @@ use super::print;
 use super::progress::size;
 use crate::hub::builtin::{EMOJI, EMOJI_MODEL};
 use crate::hub::presets::{EMOJI_LICENCE, PRESETS};
-use crate::hub::{Hub, HubName, Model, Needs};
+use crate::hub::{Hub, HubName, Model, Needs, Wish};
 use crate::model::config;
 use crate::model::prior::PriorConfig;
 use anyhow::Result;
@@ -91,13 +91,13 @@ fn others(hub: &Hub) -> Result<Vec<Entry>> {
 
 /// What the cache has of a model. A list is no place to complain of one that is broken.
 fn look_up(hub: &Hub, repository: &str) -> Option<(Model, State)> {
-    let needs = Needs { weights: true, sixteen_bit: true, image_encoder: false };
+    let needs = Needs { weights: true, sixteen_bit: true, image_encoder: Wish::No };
     let (model, is_usable) = hub.cached_model(&HubName::newest(repository), needs).ok().flatten()?;
     Some((model, if is_usable { State::Yes } else { State::Partly }))
 }
 
 fn bytes_of(model: &Model) -> u64 {
-    model.files.iter().filter_map(|file| file.bytes).sum()
+    model.files.iter().filter_map(|file| file.bytes).fold(0, u64::saturating_add)
 }
 
 fn dimension_of(prior: &crate::files::Folder) -> Option<u32> {

@@ -1,5 +1,6 @@
 //! What a person sees while the program runs, all of it on standard error: bars on a terminal, warnings, the error.
 
+use crate::error::printable;
 use crate::hub::Watcher as FetchWatcher;
 use crate::job::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -41,7 +42,7 @@ impl Screen {
     /// Prints a line that is no warning, which is worth a look all the same.
     pub fn note(&self, line: &str) {
         if !self.quiet {
-            self.bars.suspend(|| eprintln!("prior-embed: {line}"));
+            self.bars.suspend(|| eprintln!("prior-embed: {}", printable(line)));
         }
     }
 
@@ -108,7 +109,7 @@ impl FetchWatcher for FetchProgress<'_> {
 
     fn position(&mut self, path: &str, bytes: u64) {
         if let Some(bar) = &self.bar {
-            bar.set_message(path.to_string());
+            bar.set_message(printable(path));
             bar.set_position(bytes);
         } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
@@ -288,7 +289,8 @@ impl Log for Screen {
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_lowercase();
-            self.bars.suspend(|| eprintln!("prior-embed: {level}: {}", record.args()));
+            let line = printable(&record.args().to_string());
+            self.bars.suspend(|| eprintln!("prior-embed: {level}: {line}"));
         }
     }
 

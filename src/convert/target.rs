@@ -2,6 +2,7 @@
 
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::hub::layout::ZERO_IMAGE_EMBED;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -11,6 +12,10 @@ use tempfile::{Builder, TempDir};
 /// The file that tells a model's folder from any other, which is never replaced.
 const INDEX: &str = "model_index.json";
 
+/// All that a conversion writes. A folder with anything else in it is more than what takes its place.
+const WRITTEN: [&str; 8] =
+    [INDEX, ZERO_IMAGE_EMBED, "prior", "text_encoder", "image_encoder", "tokenizer", "scheduler", "image_processor"];
+
 /// A folder under another name beside its final place.
 pub(super) struct Target {
     path: PathBuf,
@@ -19,16 +24,16 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Makes the folder that becomes `path`. `source` is a file that may not be lost on the way.
+    /// Makes the folder that becomes `path`. `sources` are the files and folders that may not be lost on the way.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if something is there that may not be replaced, or nothing can be written there.
-    pub(super) fn open(path: &Path, overwrite: bool, source: Option<&Path>) -> Result<Self> {
+    pub(super) fn open(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<Self> {
         let shown = format!("{:?}", path.display().to_string());
         let Some(name) = path.file_name() else {
             return Err(bad_input!("{shown} is no name for a new folder; give one"));
         };
-        check_replaceable(path, overwrite, source)?;
+        check_replaceable(path, overwrite, sources)?;
         let folder = parent(path);
         if !folder.is_dir() {
             return Err(bad_input!("cannot write {shown}: there is no folder {folder:?}; make it first"));
@@ -57,7 +62,7 @@ impl Target {
     pub(super) fn finish(self) -> Result<()> {
         let Self { path, part, overwrite } = self;
         let failed = || format!("cannot write {}: is the disk full?", path.display());
-        check_replaceable(&path, overwrite, None)?;
+        check_replaceable(&path, overwrite, &[])?;
         let old = if path.exists() {
             let name = path.file_name().map(hidden).unwrap_or_default();
             let old = Builder::new().prefix(&name).suffix(".old").tempdir_in(parent(&path)).with_context(failed)?;
@@ -80,7 +85,7 @@ impl Target {
 }
 
 /// Refuses to replace anything but an empty folder, or a model if the user wishes so.
-fn check_replaceable(path: &Path, overwrite: bool, source: Option<&Path>) -> Result<()> {
+fn check_replaceable(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<()> {
     let shown = format!("{:?}", path.display().to_string());
     if fs::symlink_metadata(path).is_err() {
         return Ok(());
@@ -95,13 +100,20 @@ fn check_replaceable(path: &Path, overwrite: bool, source: Option<&Path>) -> Res
     if !is_empty && !path.join(INDEX).is_file() {
         return Err(bad_input!("{shown} holds no model ({INDEX} is missing), and is not replaced; give another name"));
     }
-    let (whole, source) = (path.canonicalize().ok(), source.and_then(|source| source.canonicalize().ok()));
-    if let (Some(whole), Some(source)) = (whole, source)
-        && source.starts_with(&whole)
-    {
-        return Err(bad_input!("{shown} holds the file that is converted, and is not replaced; give another name"));
+    let is_inside = |source: &&Path| match (path.canonicalize(), source.canonicalize()) {
+        (Ok(whole), Ok(source)) => source.starts_with(whole),
+        _ => false,
+    };
+    if sources.iter().any(is_inside) {
+        return Err(bad_input!("{shown} holds what is converted, and is not replaced; give another name"));
     }
-    Ok(())
+    let mut entries = path.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    match entries.find(|name| !WRITTEN.iter().any(|written| name == written)) {
+        Some(other) => Err(bad_input!(
+            "{shown} also holds {other:?}, which no conversion writes, and is not replaced; give another name"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Waits until a file or folder is on disk.

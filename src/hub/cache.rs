@@ -69,7 +69,15 @@ impl RepositoryCache {
         if self.commit().as_deref() == Some(commit) {
             return Ok(());
         }
-        self.repository.create_ref(commit).with_context(|| self.cannot_write())
+        let path = self.folder().join("refs").join(&self.revision);
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            // Under a name of its own first: whoever reads meanwhile finds the old commit or the new one, and never a half.
+            let fresh = self.folder().join(format!(".{:016x}.ref", random()));
+            fs::write(&fresh, commit)?;
+            fs::rename(&fresh, &path).inspect_err(|_| drop(fs::remove_file(&fresh)))
+        };
+        write().with_context(|| self.cannot_write())
     }
 
     /// The files of a commit that are here.
@@ -276,6 +284,13 @@ mod tests {
         assert_eq!(main.commit().unwrap(), COMMIT);
         let file = root.path().join("models--owner--name/refs/refs/pr/1");
         assert_eq!(fs::read_to_string(&file).unwrap(), COMMIT);
+        // A reader that has the old file open keeps what was in it, and nothing else is left behind.
+        let mut reader = File::open(&file).unwrap();
+        main.set_commit(&COMMIT.replace('0', "f")).unwrap();
+        let mut old = String::new();
+        io::Read::read_to_string(&mut reader, &mut old).unwrap();
+        assert_eq!((old.as_str(), main.commit().unwrap()), (COMMIT, COMMIT.replace('0', "f")));
+        assert_eq!(main.folder().read_dir().unwrap().count(), 1);
         for broken in ["", "../../etc", "0123"] {
             fs::write(&file, broken).unwrap();
             assert_eq!(main.commit(), None, "{broken:?}");

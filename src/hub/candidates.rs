@@ -21,6 +21,8 @@ pub struct Candidate {
     pub name: String,
     /// Whether it is an index, which names the files.
     pub is_index: bool,
+    /// Whether it is no variant: no other file holds more exact weights.
+    pub is_plain: bool,
 }
 
 /// The files that weights may be in, in the order of preference: variants, then formats, then stems, whole before sharded.
@@ -33,9 +35,10 @@ pub fn candidates(variants: [&'static str; 3]) -> impl Iterator<Item = Candidate
                 let index = format!("{stem}.{ending}.index{variant}.json");
                 let older_index = format!("{stem}{variant}.{ending}.index.json");
                 let older_index = (older_index != index).then_some(older_index);
-                let whole = Candidate { name: whole, is_index: false };
+                let is_plain = variant.is_empty();
+                let whole = Candidate { name: whole, is_index: false, is_plain };
                 let indices = std::iter::once(index).chain(older_index);
-                std::iter::once(whole).chain(indices.map(|name| Candidate { name, is_index: true }))
+                std::iter::once(whole).chain(indices.map(move |name| Candidate { name, is_index: true, is_plain }))
             })
         })
     })

@@ -6,6 +6,7 @@
 use super::failure::{self, Failure, Place};
 use super::name::is_commit;
 use super::plan::is_safe_path;
+use super::proxy;
 use super::settings::Connection;
 use crate::bad_input;
 use crate::error::OrBadInput;
@@ -17,7 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 use ureq::http::{HeaderMap, Method, Request, Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body};
 use url::Url;
 
 /// The most bytes of what is no weights: configurations, vocabularies, indices, and listings.
@@ -83,7 +84,7 @@ impl Client {
             .max_redirects(0)
             .user_agent(concat!("prior-embed/", env!("CARGO_PKG_VERSION")))
             .accept("*/*")
-            .proxy(proxy()?)
+            .proxy(proxy::from_environment(&connection.endpoint)?)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(connection.timeout))
@@ -315,19 +316,6 @@ fn clean_etag(etag: &str) -> Option<String> {
 fn content_start(headers: &HeaderMap) -> Option<u64> {
     let range = header(headers, "content-range")?.trim().strip_prefix("bytes")?.trim_start();
     range.split_once('-')?.0.trim().parse().ok()
-}
-
-/// The proxy that the environment names.
-fn proxy() -> Result<Option<Proxy>> {
-    const NAMES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
-    let named = NAMES.iter().find(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
-    match (named, Proxy::try_from_env()) {
-        // The value may hold a password.
-        (Some(name), None) => {
-            Err(bad_input!("{name} is not the address of a proxy, such as http://proxy.example:8080"))
-        }
-        (_, proxy) => Ok(proxy),
-    }
 }
 
 /// The certificates in a PEM file.

@@ -85,23 +85,25 @@ pub struct Download<'a> {
     pub file: &'a RemoteFile,
     /// Bytes of other files that are here already, for the progress that is told.
     pub before: u64,
+    /// Whether a content that is there is not what it should be.
+    pub replaces: bool,
 }
 
 impl Download<'_> {
-    /// Brings the file's content into the cache, if it is not there.
+    /// Brings the file's content into the cache, if it is not there or to be replaced.
     ///
     /// # Errors
     /// A [`Failure`] if it cannot be had, is not what the hub says it is, or cannot be written. What came so far stays, and
     /// another try goes on from there.
     pub fn run(&self, watcher: &mut dyn Watcher) -> Result<(), Failure> {
         self.check_size(self.file.metadata.size)?;
-        if self.is_here() {
+        if self.is_here() && !self.replaces {
             return Ok(());
         }
         self.cache.create()?;
         let _lock = self.cache.lock(&self.file.metadata.etag, watcher);
         // The other process may have brought it meanwhile.
-        if self.is_here() {
+        if self.is_here() && !self.replaces {
             return Ok(());
         }
         let mut part = Part::open(self.cache, &self.file.metadata).with_context(|| self.cache.cannot_write())?;
@@ -135,7 +137,7 @@ impl Download<'_> {
         let mut has_restarted = false;
         loop {
             let failure = match self.receive(part, watcher) {
-                Ok(()) if part.is_right(etag, *size) => return Ok(()),
+                Ok(()) if part.is_right(etag, *size).map_err(|error| self.write_failure(error))? => return Ok(()),
                 Ok(()) if has_restarted => return Err(self.not_as_promised(part)),
                 Ok(()) => {
                     has_restarted = true;
@@ -179,7 +181,7 @@ impl Download<'_> {
                 Err(error) => return Err(self.client.broken_off(error, path)),
             };
             part.write(&buffer[..count]).map_err(|error| self.write_failure(error))?;
-            watcher.position(path, self.before + part.len);
+            watcher.position(path, self.before.saturating_add(part.len));
             if size.is_some_and(|size| part.len > size) {
                 // More than there is: the check that follows will say so.
                 return Ok(());
@@ -221,7 +223,7 @@ impl Download<'_> {
 
     fn write_failure(&self, error: std::io::Error) -> Failure {
         let line = if is_disk_full(&error) { disk_full(self.cache, None) } else { self.cache.cannot_write() };
-        Failure::lasting(Error::new(error).context(line))
+        Failure::own(Error::new(error).context(line))
     }
 }
 
@@ -288,9 +290,20 @@ impl Part {
     }
 
     /// Whether this is the whole content that `etag` names. What a longer file left at the end is cut off.
-    fn is_right(&self, etag: &str, size: Option<u64>) -> bool {
+    fn is_right(&mut self, etag: &str, size: Option<u64>) -> std::io::Result<bool> {
         let is_whole = size.is_none_or(|size| size == self.len);
-        is_whole && self.digest.clone().matches(etag) && self.file.set_len(self.len).is_ok()
+        Ok(is_whole && self.whole_digest(etag, size)?.matches(etag) && self.file.set_len(self.len).is_ok())
+    }
+
+    /// The digest of all that is here. Git's begins with the size, so where nobody told it all is read once more.
+    fn whole_digest(&mut self, etag: &str, size: Option<u64>) -> std::io::Result<Digest> {
+        if size.is_some() {
+            return Ok(self.digest.clone());
+        }
+        let mut digest = Digest::new(etag, Some(self.len));
+        self.file.seek(SeekFrom::Start(0))?;
+        digest.update_from((&self.file).take(self.len)).map_err(std::io::Error::other)?;
+        Ok(digest)
     }
 }
 

@@ -23,8 +23,12 @@ pub struct Failure {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Kind {
-    /// Trying again will not help.
+    /// Trying again will not help, but what is in the cache may: the hub does not give what it gave before.
     Lasting,
+    /// The hub does not have the revision.
+    NoRevision,
+    /// It is not the hub's: the disk is full, or the model is not supported.
+    Own,
     /// There is no way to the server.
     Unreachable,
     /// It may help, after as long as the server says.
@@ -39,14 +43,29 @@ impl Failure {
         Self { error, kind: Kind::Lasting }
     }
 
+    /// Something else than the hub is in the way.
+    pub fn own(error: Error) -> Self {
+        Self { error, kind: Kind::Own }
+    }
+
     /// The server does not have the part of a file that was asked for.
     pub fn range_refused(error: Error) -> Self {
         Self { error, kind: Kind::RangeRefused }
     }
 
-    /// Whether it may be better at another time: what is in the cache is worth using.
+    /// Whether it may be better at another time.
     pub fn is_passing(&self) -> bool {
-        self.kind != Kind::Lasting
+        !matches!(self.kind, Kind::Lasting | Kind::NoRevision | Kind::Own)
+    }
+
+    /// Whether what is in the cache is as good as ever.
+    pub fn leaves_cache(&self) -> bool {
+        !matches!(self.kind, Kind::NoRevision | Kind::Own)
+    }
+
+    /// Whether the hub does not have the revision.
+    pub fn is_no_revision(&self) -> bool {
+        self.kind == Kind::NoRevision
     }
 
     /// Whether a second try may help at once.
@@ -77,7 +96,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::lasting(error)
+        Self::own(error)
     }
 }
 
@@ -128,9 +147,10 @@ pub fn of_status(
         403 => Failure::lasting(bad_input!(
             "{host} forbids access to {place}: the token in HF_TOKEN, or your address, has no right to it"
         )),
-        404 if code == "RevisionNotFound" => Failure::lasting(bad_input!(
-            "{repository} has no revision {revision:?}; see {endpoint}{repository}/branches"
-        )),
+        404 if code == "RevisionNotFound" => {
+            let line = format!("{repository} has no revision {revision:?}; see {endpoint}{repository}/branches");
+            Failure { error: bad_input!("{line}"), kind: Kind::NoRevision }
+        }
         404 | 410 if path.is_some() && code != "RepoNotFound" => Failure::lasting(bad_input!(
             "{host} does not have {place} (commit {revision}); give another model or --revision"
         )),
@@ -269,6 +289,7 @@ mod tests {
         for (failure, words) in cases {
             assert!(failure.line().contains(words), "{}", failure.line());
             assert!(!failure.is_passing());
+            assert_eq!(failure.leaves_cache(), !failure.is_no_revision());
             assert_eq!(exit_code(&failure.into_error()), 2);
         }
     }

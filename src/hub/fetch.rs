@@ -2,14 +2,17 @@
 
 use super::cache::{self, RepositoryCache, Snapshot};
 use super::candidates::is_weights;
-use super::client::{Client, Listing};
-use super::download::{Download, RemoteFile, Watcher, disk_full, left_over, with_retries};
+use super::client::Client;
+use super::download::{Watcher, with_retries};
 use super::failure::Failure;
+use super::layout::{IMAGE_ENCODER, ZERO_IMAGE_EMBED};
 use super::name::{HubName, ModelName};
-use super::plan::{Needs, Plan, Presence, Tree};
-use super::settings::{Connection, HubOptions, free_bytes};
+use super::plan::{Needs, Plan, Wish};
+use super::remote::{Found, Remote};
+use super::settings::{Connection, HubOptions};
 use super::{builtin, presets};
 use crate::bad_input;
+use crate::error::with_advice;
 use crate::files::Folder;
 use anyhow::{Error, Result};
 
@@ -22,6 +25,24 @@ pub struct Model {
     pub commit: Option<String>,
     /// The files that a run needs, whether they are here or not.
     pub files: Vec<ModelFile>,
+    /// What brings a broken file of it back, for a model from the hub.
+    repair: Option<String>,
+}
+
+impl Model {
+    /// What the cache has of a commit.
+    pub(super) fn of_snapshot(snapshot: &Snapshot, plan: Plan, commit: &str) -> Self {
+        let folder = Folder::from(snapshot.path());
+        Self { files: files_in(&folder, plan), folder, commit: Some(commit.into()), repair: None }
+    }
+
+    /// An error of whoever reads the model; where that is a broken file in the cache, it says how to repair it.
+    pub fn advise(&self, error: Error) -> Error {
+        match &self.repair {
+            Some(command) => with_advice(error, &self.folder.to_string(), command),
+            None => error,
+        }
+    }
 }
 
 /// A file of a model.
@@ -49,42 +70,70 @@ impl Hub {
         Self { options, is_offline }
     }
 
-    /// A model's folder with all that is needed in it. The hub is asked only if something is not in the cache; if it
-    /// cannot be reached then, what is in the cache has to do.
+    /// A model's folder with all that is needed in it. The hub is asked only if something that matters is not in the
+    /// cache, and then for the commit that is there; if the hub does not give it, what is in the cache has to do.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if there is no such model or it may not be had; an error if it cannot be downloaded.
     pub fn open(&self, name: &ModelName, needs: Needs, watcher: &mut dyn Watcher) -> Result<Model> {
-        let name = match name {
-            ModelName::Hub(name) => name,
-            _ => return local(name, needs),
+        let ModelName::Hub(name) = name else { return local(name, needs) };
+        let cached = match self.cached(name, needs)? {
+            Some(cached) if cached.plan.is_whole() => return Ok(self.give(cached.into_model(), name, needs)),
+            cached => cached,
         };
-        let cached = self.cached(name, needs)?;
-        match cached {
-            Some(Cached { snapshot, plan, commit }) if plan.is_whole() => Ok(from_cache(&snapshot, plan, commit)),
-            cached if self.is_offline => match cached {
-                Some(Cached { snapshot, plan, commit }) if plan.is_usable() => Ok(from_cache(&snapshot, plan, commit)),
-                cached => Err(self.not_in_cache(name, cached)?),
-            },
-            cached => match (self.fetch(name, needs, watcher), cached) {
-                (Ok(model), _) => Ok(model),
-                (Err(failure), Some(Cached { snapshot, plan, commit })) if failure.is_passing() && plan.is_usable() => {
-                    log::warn!("{}; using what is in the cache (commit {commit})", failure.line());
-                    Ok(from_cache(&snapshot, plan, commit))
+        if self.is_offline {
+            return match cached {
+                Some(cached) if cached.plan.is_usable() => {
+                    self.warn_of_image_encoder(&cached, name, needs);
+                    Ok(self.give(cached.into_model(), name, needs))
                 }
-                (Err(failure), _) => Err(failure.into_error()),
-            },
+                cached => Err(self.not_in_cache(name, needs, cached)?),
+            };
+        }
+        let commit = cached.as_ref().map_or(&name.revision, |cached| &cached.commit);
+        let found = self.find(name, commit, needs, false, watcher).and_then(|found| found.bring(watcher));
+        let model = match found {
+            Ok(model) => model,
+            Err(failure) => self.without_hub(name, needs, cached, failure, watcher)?,
+        };
+        Ok(self.give(model, name, needs))
+    }
+
+    /// What there is where the hub does not give what was asked for.
+    fn without_hub(
+        &self,
+        name: &HubName,
+        needs: Needs,
+        cached: Option<Cached>,
+        failure: Failure,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Model> {
+        let Some(cached) = cached else { return Err(failure.into_error()) };
+        // A commit that a branch led to once may be gone.
+        let is_gone = failure.is_no_revision() && cached.commit != name.revision;
+        match cached.plan.is_usable() {
+            true if failure.leaves_cache() || is_gone => {
+                log::warn!("{}; using what is in the cache (commit {})", failure.line(), cached.commit);
+                self.warn_of_image_encoder(&cached, name, needs);
+                Ok(cached.into_model())
+            }
+            false if is_gone => self.fetch(name, needs, false, watcher).map_err(Failure::into_error),
+            _ => Err(failure.into_error()),
         }
     }
 
-    /// Brings a model into the cache as the hub has it now.
+    /// Brings a model into the cache as the hub has it now. With `force`, what is here already is checked by its hashes and
+    /// downloaded again where it differs.
     ///
     /// # Errors
     /// As [`Hub::open`], and [`crate::error::BadInput`] where the network must not be touched and something is missing.
-    pub fn download(&self, name: &ModelName, needs: Needs, watcher: &mut dyn Watcher) -> Result<Model> {
+    pub fn download(&self, name: &ModelName, needs: Needs, force: bool, watcher: &mut dyn Watcher) -> Result<Model> {
         match name {
+            ModelName::Hub(_) if self.is_offline && force => {
+                Err(bad_input!("--force asks the hub, and --offline or HF_HUB_OFFLINE forbids that; leave one out"))
+            }
             ModelName::Hub(hub_name) if !self.is_offline => {
-                self.fetch(hub_name, needs, watcher).map_err(Failure::into_error)
+                self.fetch(hub_name, needs, force, watcher).map_err(Failure::into_error)
             }
             _ => self.open(name, needs, watcher),
         }
@@ -96,16 +145,19 @@ impl Hub {
     /// As [`Hub::open`].
     pub fn describe(&self, name: &ModelName, needs: Needs, watcher: &mut dyn Watcher) -> Result<Model> {
         let ModelName::Hub(hub_name) = name else { return local(name, needs) };
-        if let Some(Cached { snapshot, plan, commit }) = self.cached(hub_name, needs)?
-            && (plan.is_whole() || self.is_offline && plan.is_usable())
-        {
-            return Ok(from_cache(&snapshot, plan, commit));
-        }
+        let cached = self.cached(hub_name, needs)?;
+        let commit = match cached {
+            Some(cached) if cached.plan.is_whole() || self.is_offline && cached.plan.is_usable() => {
+                return Ok(self.give(cached.into_model(), hub_name, needs));
+            }
+            cached => cached.map(|cached| cached.commit),
+        };
         let small = Needs { weights: false, ..needs };
         if self.is_offline {
             return self.open(name, small, watcher);
         }
-        let found = self.find(hub_name, needs, watcher).and_then(|mut found| {
+        let commit = commit.as_ref().unwrap_or(&hub_name.revision);
+        let found = self.find(hub_name, commit, needs, false, watcher).and_then(|mut found| {
             let mut files: Vec<ModelFile> = found.plan.files.iter().map(|path| found.tree.model_file(path)).collect();
             found.plan.files.retain(|path| !is_weights(path));
             let model = found.bring(watcher)?;
@@ -114,10 +166,11 @@ impl Hub {
             }
             Ok(Model { files, ..model })
         });
-        match found {
-            Err(failure) if failure.is_passing() => self.open(name, small, watcher),
-            found => found.map_err(Failure::into_error),
-        }
+        let model = match found {
+            Ok(model) => model,
+            Err(failure) => self.without_hub(hub_name, small, self.cached(hub_name, small)?, failure, watcher)?,
+        };
+        Ok(self.give(model, hub_name, needs))
     }
 
     /// The part of a model that is in the cache, if any is.
@@ -127,7 +180,7 @@ impl Hub {
     pub fn cached_model(&self, name: &HubName, needs: Needs) -> Result<Option<(Model, bool)>> {
         Ok(self.cached(name, needs)?.filter(|cached| !cached.plan.files.is_empty()).map(|cached| {
             let is_usable = cached.plan.is_usable();
-            (from_cache(&cached.snapshot, cached.plan, cached.commit), is_usable)
+            (cached.into_model(), is_usable)
         }))
     }
 
@@ -143,30 +196,75 @@ impl Hub {
         let cache = RepositoryCache::new(&self.options.cache_dir()?, name);
         let Some(commit) = cache.commit() else { return Ok(None) };
         let mut snapshot = cache.snapshot(&commit);
-        let plan = Plan::new(&mut snapshot, needs)?;
+        let folder = snapshot.path().display().to_string();
+        let plan = Plan::new(&mut snapshot, needs);
+        let plan = plan.map_err(|error| with_advice(error, &folder, &self.command(name, needs, "--force")))?;
         Ok(Some(Cached { snapshot, plan, commit }))
     }
 
-    fn not_in_cache(&self, name: &HubName, cached: Option<Cached>) -> Result<Error> {
+    /// A model that is handed out, with the way to repair it.
+    fn give(&self, model: Model, name: &HubName, needs: Needs) -> Model {
+        Model { repair: Some(self.command(name, needs, "--force")), ..model }
+    }
+
+    /// What to run to download a model for such a run.
+    fn command(&self, name: &HubName, needs: Needs, more: &str) -> String {
+        let mut command = format!("run `prior-embed download {name}");
+        let options = [(needs.image_encoder == Wish::Needed, "--image-encoder"), (needs.sixteen_bit, "--dtype bf16")];
+        for (_, option) in options.into_iter().filter(|(is_needed, _)| *is_needed) {
+            command += &format!(" {option}");
+        }
+        if let Some(folder) = &self.options.cache_dir {
+            command += &format!(" --cache-dir {folder:?}");
+        }
+        if !more.is_empty() {
+            command += &format!(" {more}");
+        }
+        command + "`"
+    }
+
+    fn not_in_cache(&self, name: &HubName, needs: Needs, cached: Option<Cached>) -> Result<Error> {
         let missing = cached.map(|cached| cached.plan.missing.join(", ")).filter(|missing| !missing.is_empty());
         let what = missing.map_or_else(|| format!("{name} is not in"), |files| format!("{files} of {name} is not in"));
-        let folder = self.options.cache_dir()?;
+        let (folder, command) = (self.options.cache_dir()?, self.command(name, needs, ""));
         Ok(bad_input!(
-            "{what} the cache in {folder:?}, and --offline or HF_HUB_OFFLINE forbids to download it; run `prior-embed download {name}` where there is a network"
+            "{what} the cache in {folder:?}, and --offline or HF_HUB_OFFLINE forbids to download it; {command} where there is a network"
         ))
     }
 
-    fn fetch(&self, name: &HubName, needs: Needs, watcher: &mut dyn Watcher) -> Result<Model, Failure> {
-        self.find(name, needs, watcher)?.bring(watcher)
+    /// Tells that a run goes without what would have been welcome.
+    fn warn_of_image_encoder(&self, cached: &Cached, name: &HubName, needs: Needs) {
+        let is_of_encoder = |path: &String| {
+            IMAGE_ENCODER.names.iter().any(|name| path.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
+        };
+        let lacks = cached.plan.unknown.iter().any(is_of_encoder) && !cached.snapshot.has(ZERO_IMAGE_EMBED);
+        if needs.image_encoder == Wish::Welcome && lacks {
+            let needs = Needs { image_encoder: Wish::Needed, ..needs };
+            let command = self.command(name, needs, "");
+            log::warn!(
+                "the image encoder of {name} is not in the cache: no negative embeddings without a negative prompt; {command} for it"
+            );
+        }
+    }
+
+    fn fetch(&self, name: &HubName, needs: Needs, force: bool, watcher: &mut dyn Watcher) -> Result<Model, Failure> {
+        self.find(name, &name.revision, needs, force, watcher)?.bring(watcher)
     }
 
     /// Asks the hub what has to be downloaded.
-    fn find(&self, name: &HubName, needs: Needs, watcher: &mut dyn Watcher) -> Result<Found, Failure> {
-        let client = Client::new(Connection::from_environment()?)?;
-        let listing = with_retries(watcher, || client.listing(&name.repository, &name.revision))?;
+    fn find(
+        &self,
+        name: &HubName,
+        revision: &str,
+        needs: Needs,
+        force: bool,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Found, Failure> {
+        let client = Connection::from_environment().and_then(Client::new).map_err(Failure::lasting)?;
+        let listing = with_retries(watcher, || client.listing(&name.repository, revision))?;
         let cache = RepositoryCache::new(&self.options.cache_dir()?, name);
         let snapshot = cache.snapshot(&listing.commit);
-        let mut tree = Remote { client, cache, snapshot, listing, name: name.clone(), failure: None };
+        let mut tree = Remote { client, cache, snapshot, listing, name: name.clone(), force, failure: None };
         let plan = Plan::new(&mut tree, needs);
         if let Some(failure) = tree.failure.take() {
             return Err(failure);
@@ -174,7 +272,7 @@ impl Hub {
         let plan = plan?;
         if !plan.is_usable() {
             let missing = plan.missing.join(", ");
-            return Err(Failure::lasting(bad_input!(
+            return Err(Failure::own(bad_input!(
                 "{name} has no prior that can be used: it lacks {missing}; {} are models that have one",
                 presets::names()
             )));
@@ -190,9 +288,10 @@ struct Cached {
     commit: String,
 }
 
-fn from_cache(snapshot: &Snapshot, plan: Plan, commit: String) -> Model {
-    let folder = Folder::from(snapshot.path());
-    Model { files: files_in(&folder, plan), folder, commit: Some(commit) }
+impl Cached {
+    fn into_model(self) -> Model {
+        Model::of_snapshot(&self.snapshot, self.plan, &self.commit)
+    }
 }
 
 /// A model that is inside the program or in a folder of the user's. What it lacks, loading it will say.
@@ -203,7 +302,7 @@ fn local(name: &ModelName, needs: Needs) -> Result<Model> {
     };
     // For the user's own folder, loading has the better messages.
     let plan = Plan::new(&mut folder, needs).unwrap_or_default();
-    Ok(Model { files: files_in(&folder, plan), folder, commit: None })
+    Ok(Model { files: files_in(&folder, plan), folder, commit: None, repair: None })
 }
 
 fn files_in(folder: &Folder, plan: Plan) -> Vec<ModelFile> {
@@ -212,127 +311,4 @@ fn files_in(folder: &Folder, plan: Plan) -> Vec<ModelFile> {
         ModelFile { path, bytes, is_here: true }
     };
     plan.files.into_iter().map(file).collect()
-}
-
-/// A model on the hub, and what to bring of it.
-struct Found {
-    tree: Remote,
-    plan: Plan,
-}
-
-impl Found {
-    /// Downloads what is not here and makes it a snapshot.
-    fn bring(self, watcher: &mut dyn Watcher) -> Result<Model, Failure> {
-        let Self { tree, plan } = self;
-        let Remote { client, cache, snapshot, listing, name, .. } = &tree;
-        let commit = &listing.commit;
-        let mut wanted = Vec::new();
-        for path in plan.files.iter().filter(|path| !snapshot.has(path)) {
-            wanted.push(tree.remote_file(path, watcher)?);
-        }
-        let is_new = |file: &&RemoteFile| !cache.blob(&file.metadata.etag).is_file();
-        let new: Vec<&RemoteFile> = wanted.iter().filter(is_new).collect();
-        let size = |file: &RemoteFile| file.metadata.size.unwrap_or(0);
-        if !new.is_empty() {
-            check_space(cache, &new)?;
-            watcher.begin(&name.to_string(), new.len(), new.iter().map(|file| size(file)).sum());
-        }
-        let mut before = 0;
-        for file in new {
-            let repository = &name.repository;
-            Download { client, cache, repository, commit, file, before }.run(watcher)?;
-            before += size(file);
-        }
-        watcher.end();
-        // A snapshot grows only by what is whole, and a branch moves only when its new commit is.
-        for file in &wanted {
-            cache.link(commit, &file.path, &file.metadata.etag)?;
-        }
-        for path in &plan.absent {
-            cache.mark_absent(commit, path);
-        }
-        if name.revision != *commit {
-            cache.set_commit(commit)?;
-        }
-        let (snapshot, commit) = (snapshot.clone(), commit.clone());
-        Ok(from_cache(&snapshot, plan, commit))
-    }
-}
-
-/// Refuses a download that does not fit, before it begins.
-fn check_space(cache: &RepositoryCache, new: &[&RemoteFile]) -> Result<(), Failure> {
-    let to_come = |file: &&RemoteFile| {
-        let size = file.metadata.size.unwrap_or(0);
-        size.saturating_sub(left_over(cache, &file.metadata))
-    };
-    let needed: u64 = new.iter().map(to_come).sum();
-    match free_bytes(&cache.folder()) {
-        Some(free) if free < needed => {
-            Err(Failure::lasting(anyhow::anyhow!("{}", disk_full(cache, Some(needed - free)))))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A commit on the hub. Indices are downloaded when they are read.
-struct Remote {
-    client: Client,
-    cache: RepositoryCache,
-    snapshot: Snapshot,
-    listing: Listing,
-    name: HubName,
-    /// Why something could not be read, with what a plain error does not tell.
-    failure: Option<Failure>,
-}
-
-impl Remote {
-    fn remote_file(&self, path: &str, watcher: &mut dyn Watcher) -> Result<RemoteFile, Failure> {
-        let (repository, commit) = (&self.name.repository, &self.listing.commit);
-        let metadata = with_retries(watcher, || self.client.metadata(repository, commit, path))?;
-        Ok(RemoteFile { path: path.into(), metadata })
-    }
-
-    fn model_file(&self, path: &str) -> ModelFile {
-        let bytes = self.listing.files.get(path).copied().flatten();
-        ModelFile { path: path.into(), bytes, is_here: false }
-    }
-
-    fn bring_small_file(&self, path: &str) -> Result<(), Failure> {
-        if self.snapshot.has(path) {
-            return Ok(());
-        }
-        let file = &self.remote_file(path, &mut ())?;
-        let Self { client, cache, listing: Listing { commit, .. }, name, .. } = self;
-        Download { client, cache, repository: &name.repository, commit, file, before: 0 }.run(&mut ())?;
-        Ok(cache.link(commit, path, &file.metadata.etag)?)
-    }
-}
-
-impl Tree for Remote {
-    fn presence(&self, path: &str) -> Presence {
-        if self.listing.files.contains_key(path) { Presence::Yes } else { Presence::No }
-    }
-
-    fn may_have_folder(&self, name: &str) -> bool {
-        let prefix = format!("{name}/");
-        let mut from = self.listing.files.range(prefix.clone()..);
-        from.next().is_some_and(|(path, _)| path.starts_with(&prefix))
-    }
-
-    fn read_text(&mut self, path: &str) -> Result<String> {
-        if let Err(failure) = self.bring_small_file(path) {
-            let error = anyhow::anyhow!("{}", failure.line());
-            self.failure = Some(failure);
-            return Err(error);
-        }
-        self.snapshot.read_text(path)
-    }
-
-    fn is_remote(&self) -> bool {
-        true
-    }
-
-    fn title(&self) -> String {
-        self.name.to_string()
-    }
 }

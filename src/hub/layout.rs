@@ -6,7 +6,7 @@
 
 use crate::bad_input;
 use crate::diffusion::scheduler::SchedulerClass;
-use crate::error::OrBadInput;
+use crate::error::{FETCH_AGAIN, OrBadInput};
 use crate::files::Folder;
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -114,7 +114,7 @@ fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
 /// # Errors
 /// [`crate::error::BadInput`] if it is not a JSON object.
 pub(super) fn parse_index(text: &str, path: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(text).or_bad_input(|| format!("{path} is not a JSON object"))
+    serde_json::from_str(text).or_bad_input(|| format!("{path} is not a JSON object; {FETCH_AGAIN}"))
 }
 
 fn find(folder: &Folder, index: Option<&Map<String, Value>>, part: &Part) -> Result<Option<Folder>> {

@@ -6,7 +6,7 @@
 use super::candidates::{SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
 use super::layout::{self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED};
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{FETCH_AGAIN, OrBadInput};
 use crate::files::Folder;
 use anyhow::Result;
 use serde::Deserialize;
@@ -20,7 +20,18 @@ pub struct Needs {
     /// Whether weights of 16 bits are as good as those of 32, because the run computes in no more.
     pub sixteen_bit: bool,
     /// Whether the embedding of a black image is asked for.
-    pub image_encoder: bool,
+    pub image_encoder: Wish,
+}
+
+/// How much something is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Not at all.
+    No,
+    /// A run does without where it cannot be had.
+    Welcome,
+    /// Not having it is an error.
+    Needed,
 }
 
 /// Whether a model has a file.
@@ -58,7 +69,7 @@ pub struct Plan {
     pub files: Vec<String>,
     /// Files that would have been taken but that the model is known not to have.
     pub absent: Vec<String>,
-    /// Files that would be taken if the hub has them.
+    /// Files that would be taken if the hub has them, and that matter.
     pub unknown: Vec<String>,
     /// What a run cannot do without and that was not found.
     pub missing: Vec<String>,
@@ -100,7 +111,7 @@ impl Search<'_> {
             true => Some(layout::parse_index(&self.tree.read_text(INDEX)?, &index_path)?),
             false => None,
         };
-        self.want(ZERO_IMAGE_EMBED);
+        self.take(ZERO_IMAGE_EMBED);
         let mut found = Vec::new();
         for part in [&PRIOR, &TEXT_ENCODER, &TOKENIZER, &SCHEDULER, &IMAGE_ENCODER] {
             let is_there = |name: &str| self.tree.may_have_folder(name);
@@ -117,20 +128,36 @@ impl Search<'_> {
         if let Some(name) = tokenizer {
             self.need_tokenizer(name);
         }
-        if self.needs.image_encoder && image_encoder.is_none() {
+        if self.needs.image_encoder != Wish::No && image_encoder.is_none() {
             // Asked for, so that it becomes known that the model has none.
             for name in IMAGE_ENCODER.names {
                 self.want(&format!("{name}/config.json"));
             }
         }
-        let image_encoder = image_encoder.filter(|_| self.needs.image_encoder);
-        for name in [*text_encoder, *prior, image_encoder].into_iter().flatten() {
-            self.need(&format!("{name}/config.json"));
-            if self.needs.weights {
-                self.need_weights(name)?;
+        for name in [text_encoder, prior].into_iter().flatten() {
+            self.need_network(name)?;
+        }
+        if let Some(name) = image_encoder.filter(|_| self.needs.image_encoder != Wish::No) {
+            let missing_before = self.plan.missing.len();
+            self.need_network(name)?;
+            if self.needs.image_encoder == Wish::Welcome {
+                let missing = self.plan.missing.split_off(missing_before);
+                self.plan.unknown.extend(missing);
             }
         }
         Ok(())
+    }
+
+    fn need_network(&mut self, name: &str) -> Result<()> {
+        self.need(&format!("{name}/config.json"));
+        if self.needs.weights { self.need_weights(name) } else { Ok(()) }
+    }
+
+    /// Takes a file if it is known that the model has it; a run that has all the rest does not ask for it.
+    fn take(&mut self, path: &str) {
+        let unknown_before = self.plan.unknown.len();
+        self.want(path);
+        self.plan.unknown.truncate(unknown_before);
     }
 
     /// Takes a file if the model has it.
@@ -154,18 +181,26 @@ impl Search<'_> {
 
     /// The forms in which a tokenizer is saved, as [`crate::tokenizer`] reads them: the vocabulary is in one file or two.
     fn need_tokenizer(&mut self, folder: &str) {
-        for name in ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
-            self.want(&format!("{folder}/{name}"));
+        self.want(&format!("{folder}/tokenizer_config.json"));
+        for name in ["special_tokens_map.json", "added_tokens.json"] {
+            self.take(&format!("{folder}/{name}"));
         }
+        let unknown_before = self.plan.unknown.len();
         if !self.want(&format!("{folder}/tokenizer.json")) {
+            let missing_before = self.plan.missing.len();
             self.need(&format!("{folder}/vocab.json"));
             self.need(&format!("{folder}/merges.txt"));
+            if self.plan.missing.len() == missing_before {
+                // The two say as much as the one.
+                self.plan.unknown.truncate(unknown_before);
+            }
         }
     }
 
     /// Takes the first weights that are there, in the order in which they are loaded.
     ///
-    /// Where not all is known, a run in 16 bits does with whatever is here: looking for a smaller file would be a waste.
+    /// Where not all is known, a run does with whatever is here: the same weights in another format, or a smaller file where
+    /// 16 bits are enough, are not worth a look. More exact ones are.
     fn need_weights(&mut self, folder: &str) -> Result<()> {
         let prefers_small = self.needs.sixteen_bit && self.tree.is_remote();
         let variants = if prefers_small { SIXTEEN_BIT_VARIANTS } else { VARIANTS };
@@ -175,7 +210,7 @@ impl Search<'_> {
             if !self.want(&path) {
                 continue;
             }
-            if self.needs.sixteen_bit {
+            if self.needs.sixteen_bit || candidate.is_plain {
                 self.plan.unknown.truncate(unknown_before);
             }
             return if candidate.is_index { self.need_shards(folder, &path) } else { Ok(()) };
@@ -192,7 +227,7 @@ impl Search<'_> {
         let title = self.tree.title();
         let text = self.tree.read_text(index)?;
         let Index { weight_map } = serde_json::from_str(&text)
-            .or_bad_input(|| format!("{title}: {index} is not an index of shards: it must have a weight_map"))?;
+            .or_bad_input(|| format!("{title}: {index} is not an index of shards with a weight_map; {FETCH_AGAIN}"))?;
         let shards: BTreeSet<&String> = weight_map.values().collect();
         for shard in shards {
             let path = format!("{folder}/{shard}");
@@ -243,131 +278,4 @@ impl Tree for Folder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hub::candidates::is_weights;
-
-    /// A listing, or the part of it that is here.
-    struct Fake {
-        files: Vec<&'static str>,
-        is_complete: bool,
-        index: &'static str,
-    }
-
-    impl Tree for Fake {
-        fn presence(&self, path: &str) -> Presence {
-            match self.files.contains(&path) {
-                true => Presence::Yes,
-                false if self.is_complete => Presence::No,
-                false => Presence::Unknown,
-            }
-        }
-
-        fn may_have_folder(&self, name: &str) -> bool {
-            let prefix = format!("{name}/");
-            self.files.iter().any(|file| file.starts_with(&prefix))
-        }
-
-        fn read_text(&mut self, path: &str) -> Result<String> {
-            Ok(if path == INDEX { "{}".into() } else { self.index.into() })
-        }
-
-        fn is_remote(&self) -> bool {
-            self.is_complete
-        }
-
-        fn title(&self) -> String {
-            "fake".into()
-        }
-    }
-
-    const SMALL: [&str; 5] = [
-        "prior/config.json",
-        "text_encoder/config.json",
-        "text_encoder/model.safetensors",
-        "tokenizer/tokenizer.json",
-        "scheduler/scheduler_config.json",
-    ];
-    const RUN: Needs = Needs { weights: true, sixteen_bit: false, image_encoder: false };
-
-    fn plan(weights: &[&'static str], is_complete: bool, needs: Needs) -> Plan {
-        let files = SMALL.iter().chain(weights).copied().collect();
-        let index = r#"{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors", "c": "x-1.safetensors"}}"#;
-        Plan::new(&mut Fake { files, is_complete, index }, needs).unwrap()
-    }
-
-    /// The file of the prior's weights that is chosen.
-    fn chosen(weights: &[&'static str], needs: Needs) -> Option<String> {
-        let files = plan(weights, true, needs).files;
-        files.into_iter().find(|path| path.starts_with("prior/d")).map(|path| path["prior/".len()..].to_string())
-    }
-
-    #[test]
-    fn weights_are_chosen_as_they_are_loaded() {
-        let all = [
-            "prior/diffusion_pytorch_model.safetensors",
-            "prior/diffusion_pytorch_model.bin",
-            "prior/diffusion_pytorch_model.fp16.safetensors",
-        ];
-        let sixteen_bit = Needs { sixteen_bit: true, ..RUN };
-        assert_eq!(chosen(&all, RUN).unwrap(), "diffusion_pytorch_model.safetensors");
-        assert_eq!(chosen(&all[1..], RUN).unwrap(), "diffusion_pytorch_model.bin");
-        assert_eq!(chosen(&all[2..], RUN).unwrap(), "diffusion_pytorch_model.fp16.safetensors");
-        assert_eq!(chosen(&all, sixteen_bit).unwrap(), "diffusion_pytorch_model.fp16.safetensors");
-        assert_eq!(chosen(&all[..2], sixteen_bit).unwrap(), "diffusion_pytorch_model.safetensors");
-        assert_eq!(plan(&[], true, RUN).missing, ["prior/*.safetensors"]);
-    }
-
-    #[test]
-    fn what_is_not_needed_is_left_out() {
-        let others = [
-            "prior/diffusion_pytorch_model.safetensors",
-            "unet/diffusion_pytorch_model.safetensors",
-            "image_encoder/config.json",
-            "image_encoder/model.safetensors",
-            "README.md",
-        ];
-        let is_needed = |plan: &Plan, part: &str| plan.files.iter().any(|file| file.starts_with(part));
-        let without = plan(&others, true, RUN);
-        assert!(without.is_whole() && !is_needed(&without, "image_encoder") && !is_needed(&without, "unet"));
-        let with = plan(&others, true, Needs { image_encoder: true, ..RUN });
-        assert!(with.is_whole() && is_needed(&with, "image_encoder/model.safetensors"));
-        let small = plan(&others, true, Needs { weights: false, ..RUN });
-        assert!(small.is_whole() && !small.files.iter().any(|file| is_weights(file)));
-    }
-
-    #[test]
-    fn shards_are_those_of_the_index() {
-        let index = "prior/diffusion_pytorch_model.safetensors.index.json";
-        let found =
-            plan(&[index, "prior/x-1.safetensors", "prior/x-2.safetensors", "prior/x-3.safetensors"], true, RUN);
-        let prior: Vec<&String> = found.files.iter().filter(|file| file.starts_with("prior/x")).collect();
-        assert_eq!(prior, ["prior/x-1.safetensors", "prior/x-2.safetensors"]);
-        assert_eq!(plan(&[index, "prior/x-1.safetensors"], true, RUN).missing, ["prior/x-2.safetensors"]);
-        let mut hostile = Fake {
-            files: SMALL.iter().copied().chain([index]).collect(),
-            is_complete: true,
-            index: r#"{"weight_map": {"a": "../../x.safetensors"}}"#,
-        };
-        assert!(Plan::new(&mut hostile, RUN).unwrap_err().to_string().contains("plain file name"));
-    }
-
-    #[test]
-    fn a_part_of_a_model_is_told_from_a_whole() {
-        let half = ["prior/diffusion_pytorch_model.fp16.safetensors"];
-        let sixteen_bit = Needs { sixteen_bit: true, ..RUN };
-        let unknown = |plan: Plan| plan.unknown.iter().any(|file| file.starts_with("prior/"));
-        assert!(unknown(plan(&half, false, RUN)), "the hub may have more exact weights");
-        assert!(plan(&half, false, RUN).is_usable());
-        assert!(!unknown(plan(&half, false, sixteen_bit)), "what is here is enough");
-        assert!(!plan(&[], false, RUN).is_usable());
-    }
-
-    #[test]
-    fn paths_stay_in_the_folder() {
-        assert!(is_safe_path("prior/config.json") && is_safe_path(".gitattributes") && is_safe_path("a b/ü"));
-        for path in ["", "/etc/passwd", "a/../b", "..", "a//b", "a\\b", "C:/x", "a/./b", "a/", "a\0b"] {
-            assert!(!is_safe_path(path), "{path:?}");
-        }
-    }
-}
+mod tests;

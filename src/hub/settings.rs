@@ -14,6 +14,9 @@ const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// Seconds without a byte after which a server counts as gone.
 const DEFAULT_TIMEOUT: u64 = 30;
 
+/// The most of them: a week, which is for ever, and no clock ends before.
+const LONGEST_TIMEOUT: u64 = 7 * 24 * 3600;
+
 /// What the user says on the command line about the hub.
 #[derive(Debug, Clone, Default)]
 pub struct HubOptions {
@@ -38,7 +41,9 @@ impl HubOptions {
 
     /// Whether the network must not be touched.
     pub fn is_offline(&self) -> bool {
-        self.offline || ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| is_true(name))
+        // The hub's own variable counts, if it says anything.
+        let said = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().find_map(|name| variable(name));
+        self.offline || said.is_some_and(|text| is_true(&text))
     }
 }
 
@@ -61,12 +66,7 @@ impl Connection {
     /// # Errors
     /// [`crate::error::BadInput`] if a variable or the token's file makes no sense.
     pub fn from_environment() -> Result<Self> {
-        let timeout = match variable("HF_HUB_DOWNLOAD_TIMEOUT") {
-            None => DEFAULT_TIMEOUT,
-            Some(text) => text.parse().ok().filter(|&seconds| seconds > 0).ok_or_else(|| {
-                bad_input!("HF_HUB_DOWNLOAD_TIMEOUT is {text:?}, it must be a number of seconds, 1 or more")
-            })?,
-        };
+        let timeout = variable("HF_HUB_DOWNLOAD_TIMEOUT").map_or(Ok(DEFAULT_TIMEOUT), |text| timeout(&text))?;
         Ok(Self {
             endpoint: endpoint(&variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into()))?,
             token: token()?,
@@ -93,6 +93,19 @@ impl fmt::Debug for Token {
     }
 }
 
+/// Seconds; none at all are the default, as in Python.
+fn timeout(text: &str) -> Result<u64> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(bad_input!("HF_HUB_DOWNLOAD_TIMEOUT is {text:?}, it must be a number of seconds"));
+    }
+    match text.parse() {
+        Ok(0) => Ok(DEFAULT_TIMEOUT),
+        Ok(seconds) => Ok(LONGEST_TIMEOUT.min(seconds)),
+        // More digits than fit.
+        Err(_) => Ok(LONGEST_TIMEOUT),
+    }
+}
+
 fn endpoint(text: &str) -> Result<Url> {
     let wrong = || bad_input!("HF_ENDPOINT is {text:?}, it must be an address such as {DEFAULT_ENDPOINT}");
     let url = Url::parse(&format!("{}/", text.trim_end_matches('/'))).map_err(|_| wrong())?;
@@ -102,13 +115,13 @@ fn endpoint(text: &str) -> Result<Url> {
     if url.has_host() && is_plain { Ok(url) } else { Err(wrong()) }
 }
 
-/// The token in the environment or, unless that is forbidden, in the file where a login left it.
+/// The token in the environment or in the file where a login left it, unless it is forbidden to send one unasked.
 fn token() -> Result<Option<Token>> {
+    if variable("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|text| is_true(&text)) {
+        return Ok(None);
+    }
     if let Some(text) = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].iter().find_map(|name| variable(name)) {
         return clean_token(&text, "HF_TOKEN");
-    }
-    if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-        return Ok(None);
     }
     let path = match path_variable("HF_TOKEN_PATH") {
         Some(path) => path,
@@ -155,17 +168,36 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|text| text.trim().to_string()).filter(|text| !text.is_empty())
 }
 
-/// A path in an environment variable, with the home folder for `~`.
+/// A path in an environment variable, with the home folder for `~` and other variables for their names.
 fn path_variable(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os(name).filter(|value| !value.is_empty())?);
+    let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+    let path = PathBuf::from(value.to_str().map_or_else(|| value.clone(), |text| expanded(text).into()));
     match (path.strip_prefix("~"), std::env::home_dir()) {
         (Ok(rest), Some(home)) => Some(home.join(rest)),
         _ => Some(path),
     }
 }
 
-fn is_true(name: &str) -> bool {
-    variable(name).is_some_and(|text| ["1", "ON", "YES", "TRUE"].contains(&text.to_uppercase().as_str()))
+/// A text with the values of the variables that it names as `$NAME` or `${NAME}`; of those that are not set, the names.
+fn expanded(text: &str) -> String {
+    let mut parts = text.split('$');
+    let mut expanded = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
+        let (name, rest) = match part.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+            Some(split) => split,
+            None => part.split_at(part.find(|char| !is_name(char)).unwrap_or(part.len())),
+        };
+        match std::env::var(name) {
+            Ok(value) if !name.is_empty() => expanded += &(value + rest),
+            _ => expanded += &format!("${part}"),
+        }
+    }
+    expanded
+}
+
+fn is_true(text: &str) -> bool {
+    ["1", "ON", "YES", "TRUE"].contains(&text.to_uppercase().as_str())
 }
 
 /// Whether a folder or the nearest one above it that is there has a device with a known amount of free bytes.
@@ -188,6 +220,25 @@ mod tests {
         assert_eq!(endpoint("http://127.0.0.1:8080/mirror").unwrap().as_str(), "http://127.0.0.1:8080/mirror/");
         for text in ["hub.example", "ftp://hub.example", "https://me:secret@hub.example", "https://", "http://h/?a=b"] {
             assert!(endpoint(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_seconds_that_a_clock_can_hold() {
+        assert_eq!((timeout("0").unwrap(), timeout("7").unwrap()), (DEFAULT_TIMEOUT, 7));
+        assert_eq!(timeout(&u64::MAX.to_string()).unwrap(), LONGEST_TIMEOUT);
+        assert_eq!(timeout(&"9".repeat(40)).unwrap(), LONGEST_TIMEOUT);
+        for text in ["soon", "-1", "1.5", "+3"] {
+            assert!(timeout(text).unwrap_err().to_string().contains("HF_HUB_DOWNLOAD_TIMEOUT"), "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_may_name_variables() {
+        let home = std::env::var("CARGO_PKG_NAME").unwrap();
+        assert_eq!(expanded("/a/$CARGO_PKG_NAME/${CARGO_PKG_NAME}b"), format!("/a/{home}/{home}b"));
+        for text in ["$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}", "a$", "$$", "${", "/plain"] {
+            assert_eq!(expanded(text), text);
         }
     }
 

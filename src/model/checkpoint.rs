@@ -15,7 +15,7 @@ pub use weights::{Placement, Weights};
 pub(super) use borrowed::StackedWeight;
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{FETCH_AGAIN, OrBadInput, some_of};
 use crate::files::{Bytes, Folder};
 use crate::model::lora::{Delta, Lora};
 use anyhow::Result;
@@ -47,7 +47,7 @@ fn read_index(folder: &Folder, name: &str) -> Result<BTreeMap<String, String>> {
     let index = folder.path_of(name);
     let text = folder.read_text(name).or_bad_input(|| format!("cannot read {index}"))?;
     let Index { weight_map } = serde_json::from_str(&text)
-        .or_bad_input(|| format!("{index} is not an index of shards: a JSON object with a weight_map is needed"))?;
+        .or_bad_input(|| format!("{index} is not an index of shards with a weight_map; {FETCH_AGAIN}"))?;
     // An index names files beside it; anything else would let a downloaded model read where it should not.
     let is_plain = |name: &str| Path::new(name).file_name().is_some_and(|file_name| file_name == name);
     match shards(&weight_map).iter().find(|shard| !is_plain(shard)) {
@@ -114,7 +114,7 @@ impl Checkpoint {
         let absent: Vec<&str> =
             weight_map.keys().filter(|name| !checkpoint.tensors.contains_key(*name)).map(String::as_str).collect();
         if !absent.is_empty() {
-            return Err(bad_input!("{index} lists tensors that no shard holds: {}", absent.join(", ")));
+            return Err(bad_input!("{index} lists tensors that no shard holds: {}", some_of(&absent)));
         }
         Ok(checkpoint)
     }
@@ -127,7 +127,7 @@ impl Checkpoint {
         let entries = match is_safetensors {
             _ if bytes.is_empty() => {
                 let format = if is_safetensors { "safetensors" } else { "torch" };
-                return Err(bad_input!("{path} is not a sound {format} file (it is empty); fetch it again"));
+                return Err(bad_input!("{path} is not a sound {format} file (it is empty); {FETCH_AGAIN}"));
             }
             true => entry::safetensors_entries(&bytes, file, &path)?,
             false => torch::entries(&bytes, file, &path)?,
@@ -250,8 +250,8 @@ impl Report {
         let groups = [("missing", &self.missing), ("unexpected", &self.unexpected), ("wrong", &self.wrong)];
         let parts: Vec<String> = groups
             .iter()
-            .filter(|(_, names)| !names.is_empty())
-            .map(|(what, names)| format!("{} {what} ({})", names.len(), names.join(", ")))
+            .filter(|(_, list)| !list.is_empty())
+            .map(|(what, list)| format!("{} {what} ({})", list.len(), some_of(list)))
             .collect();
         (!parts.is_empty()).then(|| format!("tensors {}", parts.join("; ")))
     }

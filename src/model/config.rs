@@ -1,7 +1,7 @@
 //! Reads a component's JSON configuration: wrong types are named by key, unknown keys are reported.
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{FETCH_AGAIN, OrBadInput, json_advice, some_of};
 use crate::files::Folder;
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -45,7 +45,7 @@ pub fn read<C: Config>(folder: &Folder, name: &str) -> Result<C> {
 pub fn parse<C: Config>(text: &str, origin: &str) -> Result<C> {
     // serde would take an array for the fields in their order.
     if !text.trim_start().starts_with('{') {
-        return Err(bad_input!("{origin} is not a JSON object"));
+        return Err(bad_input!("{origin} is not a JSON object; {FETCH_AGAIN}"));
     }
     let mut unknown = Vec::new();
     let mut note_unknown = |path: serde_ignored::Path| unknown.push(path.to_string());
@@ -54,11 +54,11 @@ pub fn parse<C: Config>(text: &str, origin: &str) -> Result<C> {
     let config: C = serde_path_to_error::deserialize(watched).map_err(|error| {
         let key = error.path().to_string();
         let place = if key == "." { String::new() } else { format!(" at key {key:?}") };
-        bad_input!("{origin}{place}: {}", error.inner())
+        bad_input!("{origin}{place}: {}{}", error.inner(), json_advice(error.inner()))
     })?;
     unknown.retain(|key| !key.starts_with('_'));
     if C::WARNS_OF_UNKNOWN_KEYS && !unknown.is_empty() {
-        log::warn!("{origin}: unknown keys are ignored: {}", unknown.join(", "));
+        log::warn!("{origin}: unknown keys are ignored: {}", some_of(&unknown));
     }
     let validated = config.validate();
     validated.map_err(|error| bad_input!("{origin}: {error}"))?;

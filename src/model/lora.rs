@@ -8,6 +8,7 @@ mod keys;
 
 use super::checkpoint::Checkpoint;
 use crate::bad_input;
+use crate::error::FETCH_AGAIN;
 use crate::files::Folder;
 use adapter::AdapterConfig;
 use anyhow::Result;
@@ -96,7 +97,7 @@ impl Lora {
     pub fn open(path: &Path, scale: f64) -> Result<Self> {
         let (folder, name) = find(path)?;
         let checkpoint = Checkpoint::open_file(&folder, &name)?;
-        let config = AdapterConfig::find(&folder)?;
+        let config = AdapterConfig::find(&folder, &name)?;
         let origin = checkpoint.origin().to_string();
         let layers = group(&checkpoint)?;
         let layer = |(module, names): (String, Names)| -> Result<Layer> {
@@ -191,7 +192,7 @@ fn read_layer(
     let read = |name: &str| -> Result<Tensor> {
         let tensor = checkpoint.read(name)?.ok_or_else(|| bad_input!("{origin}: {name} holds no floats"))?;
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Err(bad_input!("{origin}: {name} has NaN or infinity in it; fetch it again"));
+            return Err(bad_input!("{origin}: {name} has NaN or infinity in it; {FETCH_AGAIN}"));
         }
         Ok(tensor)
     };

@@ -4,8 +4,9 @@
 //! that a file of tensors needs, and makes plain values in their place; whatever else a pickle names is refused.
 //!
 //! Source: Python's `Lib/pickletools.py` for the opcodes, torch 2.13 `_utils.py` and `serialization.py` for the functions.
-//! What a pickle can make this allocate is bounded by its own length and by [`MOST_OPCODES`]: values refer to each other
-//! by number, so nothing is copied, nested or freed recursively.
+//! What a pickle can make this allocate is bounded by [`MOST_OPCODES`], some 300 bytes a step at most: a value has a fixed
+//! size, strings lie in the pickle's bytes, and what has parts costs a step for each. Values refer to each other by number,
+//! so nothing is copied, nested or freed recursively.
 
 mod global;
 mod machine;
@@ -18,7 +19,7 @@ use global::Global;
 use machine::Machine;
 
 /// The most steps of a pickle; a checkpoint of a thousand tensors takes some 50 000.
-const MOST_OPCODES: usize = 1 << 23;
+const MOST_OPCODES: usize = 1 << 20;
 
 /// Why a pickle is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -204,6 +205,21 @@ mod tests {
         ]
         .concat();
         Pickle::read(&bytes).map(drop)
+    }
+
+    #[test]
+    fn every_part_of_a_tensor_costs_a_step() {
+        let sizes = [b"(".to_vec(), b"K\x01".repeat(8), b"t".to_vec()].concat();
+        let storage =
+            b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQK\x00";
+        let start = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x00(";
+        let many = |count: usize| {
+            let calls = b"h\x00h\x01R0".repeat(count);
+            let end = b"\x89ccollections\nOrderedDict\n)Rtq\x01";
+            Pickle::read(&[&start[..], storage, &sizes, &sizes, end, &calls, b"."].concat()).map(drop)
+        };
+        assert_eq!(many(10_000), Ok(()));
+        assert!(matches!(many(60_000), Err(PickleError::Corrupt(why)) if why.contains("steps")));
     }
 
     #[test]

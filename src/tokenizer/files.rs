@@ -1,7 +1,7 @@
 //! The files of a saved tokenizer, in each of the forms that transformers has written over the years.
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{BadInput, OrBadInput, json_advice};
 use crate::files::Folder;
 use ahash::AHashMap;
 use anyhow::Result;
@@ -328,6 +328,8 @@ fn read_json<T: DeserializeOwned>(folder: &Folder, name: &str) -> Result<Option<
     let Some(text) = folder.find_text(name).or_bad_input(|| format!("cannot read {}", path()))? else {
         return Ok(None);
     };
-    let value = serde_json::from_str(&text);
-    value.map(Some).or_bad_input(|| format!("{} is not what a CLIP tokenizer has there", path()))
+    serde_json::from_str(&text).map(Some).map_err(|error| {
+        let line = format!("{} is not what a CLIP tokenizer has there{}", path(), json_advice(&error));
+        anyhow::Error::new(error).context(BadInput(line))
+    })
 }

@@ -1,4 +1,4 @@
-//! Torch files, `convert` and `--lora` on the real binary.
+//! Torch files and `convert` on the real binary.
 
 use crate::common::{Workplace, assert_done, assert_refused, largest, model, read_npy, stderr};
 use serde_json::Value;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 const WEIGHTS: &str = "model/prior/diffusion_pytorch_model.bin";
 
-fn fixtures() -> PathBuf {
+pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
 /// The small model whose weights are pickles.
-fn pickle_model() -> PathBuf {
+pub fn pickle_model() -> PathBuf {
     fixtures().join("pipelines/pickle_weights")
 }
 
@@ -26,7 +26,7 @@ fn with_pickles() -> (Workplace, PathBuf) {
 }
 
 /// The embedding of one prompt by a model in the workplace.
-fn embed(place: &Workplace, model: &Path, options: &[&str]) -> ndarray::Array2<f32> {
+pub fn embed(place: &Workplace, model: &Path, options: &[&str]) -> ndarray::Array2<f32> {
     let mut command = place.bare();
     command.arg("-m").arg(model).args(["-p", "a red apple", "--steps", "3", "--out", "e.npy", "--overwrite", "-q"]);
     assert_done(command.args(options));
@@ -152,6 +152,41 @@ fn broken_torch_files_are_refused() {
 }
 
 #[test]
+fn a_small_torch_file_takes_little_memory() {
+    // One tensor under one long name, again and again.
+    let key = vec![b'k'; 1 << 20];
+    let mut pickle = b"\x80\x02}X".to_vec();
+    pickle.extend((key.len() as u32).to_le_bytes());
+    pickle.extend(&key);
+    pickle.extend(b"q\x000");
+    let tensor = one_tensor(4);
+    let start = tensor.windows(6).position(|bytes| bytes == b"ctorch").unwrap();
+    pickle.extend(&tensor[start..tensor.len() - 2]);
+    pickle.extend(b"q\x010(");
+    pickle.extend(b"h\x00h\x01".repeat(100_000));
+    pickle.extend(b"u.");
+    let (place, weights) = with_pickles();
+    fs::write(&weights, archive(&[("a/data.pkl", &pickle, None), ("a/data/0", &[0; 16], None)])).unwrap();
+    let script = format!(
+        "ulimit -v 8388608; exec {:?} -m model -p x --steps 2 --out e.npy --threads 1",
+        env!("CARGO_BIN_EXE_prior-embed")
+    );
+    let mut command = assert_cmd::Command::new("bash");
+    command.current_dir(place.folder.path()).args(["-c", &script]);
+    assert_refused(&place, &mut command, 2, &["model/prior", "does not fit", "kkkk…"]);
+}
+
+#[test]
+fn names_in_files_cannot_draw_on_the_screen() {
+    let mut pickle = one_tensor(4);
+    let at = pickle.windows(4).position(|bytes| bytes == b"proj").unwrap();
+    pickle[at..at + 4].copy_from_slice(b"\x1b[2J");
+    let (place, weights) = with_pickles();
+    fs::write(&weights, archive(&[("a/data.pkl", &pickle, None), ("a/data/0", &[0; 16], None)])).unwrap();
+    assert_weights_refused(&place, &["1 unexpected (\\u{1b}[2J_in.bias)", " more)"]);
+}
+
+#[test]
 fn converted_models_give_the_same_embeddings() {
     let place = Workplace::new();
     for source in [pickle_model(), model()] {
@@ -196,9 +231,14 @@ fn conversions_that_cannot_be_are_refused_and_leave_nothing() {
     fs::copy(&karlo, place.path("prior.ckpt")).unwrap();
     fs::create_dir(place.path("precious")).unwrap();
     fs::write(place.path("precious/diary.txt"), "x").unwrap();
-    let cases: [(&[&str], &str); 10] = [
+    place.copy(&pickle_model(), "other");
+    fs::create_dir(place.path("other/unet")).unwrap();
+    let cases: [(&[&str], &str); 13] = [
         (&["none", "out"], "none"),
         (&["model", "model"], "--overwrite"),
+        (&["model", "model", "--overwrite"], "holds what is converted"),
+        (&["model", "./model/../model/", "--overwrite"], "holds what is converted"),
+        (&["model", "other", "--overwrite"], "unet"),
         (&["model", "precious", "--overwrite"], "no model"),
         (&["model", "prior.ckpt", "--overwrite"], "no folder"),
         (&["model", "no/such/out"], "no/such"),
@@ -215,7 +255,8 @@ fn conversions_that_cannot_be_are_refused_and_leave_nothing() {
     let mut command = place.bare();
     command.arg("convert").arg(&karlo).args(["out", "--config"]).arg(model());
     assert_refused(&place, &mut command, 2, &["prior.ckpt", "does not fit"]);
-    assert!(place.path("precious/diary.txt").is_file());
+    assert!(place.path("precious/diary.txt").is_file() && place.path("other/unet").is_dir());
+    assert!(place.path("model/prior/diffusion_pytorch_model.bin").is_file());
 }
 
 #[test]
@@ -260,47 +301,6 @@ fn numbers_too_large_for_float16_are_named() {
     command.args(["convert", "model", "out", "--dtype", "f16"]);
     assert_refused(&place, &mut command, 2, &["norm_out.weight", "bf16"]);
     assert_done(place.bare().args(["convert", "model", "out", "--dtype", "bf16"]));
-}
-
-#[test]
-fn a_lora_changes_the_embedding_by_its_scale() {
-    let place = Workplace::new();
-    let lora = fixtures().join("checkpoints/lora/peft");
-    let option = |scale: &str| format!("{}{scale}", lora.display());
-    let plain = embed(&place, &model(), &[]);
-    let changed = embed(&place, &model(), &["--lora", &option("")]);
-    assert!(largest(&(&changed - &plain)) > 0.01);
-    assert_eq!(embed(&place, &model(), &["--lora", &option(":1.0")]), changed);
-    let nothing = embed(&place, &model(), &["--lora", &option(":0")]);
-    assert!(largest(&(&nothing - &plain)) < 1e-5);
-    let both = embed(&place, &model(), &["--lora", &option(":2"), "--lora", &option(":-2")]);
-    assert!(largest(&(&both - &plain)) < 1e-4);
-}
-
-#[test]
-fn loras_that_do_not_fit_are_refused() {
-    let place = Workplace::new();
-    let lora = fixtures().join("checkpoints/lora/peft");
-    let refuse = |option: &str, words: &[&str]| {
-        let mut command = place.command();
-        assert_refused(&place, command.args(["-p", "x", "--out", "e.npy", "--lora", option]), 2, words);
-    };
-    refuse("none.safetensors", &["none.safetensors"]);
-    refuse("none.safetensors:nan", &["--lora"]);
-    fs::create_dir(place.path("empty")).unwrap();
-    refuse("empty", &["empty", "adapter_model.safetensors"]);
-    refuse(model().join("prior/diffusion_pytorch_model.safetensors").to_str().unwrap(), &["no part of a LoRA"]);
-    fs::write(place.path("evil.bin"), b"cos\nsystem\n(X\x01\x00\x00\x00xtR.").unwrap();
-    refuse("evil.bin", &["evil.bin", "os.system"]);
-    place.copy(&lora, "dora");
-    let config = place.path("dora/adapter_config.json");
-    let text = fs::read_to_string(&config).unwrap().replace("\"use_dora\": false", "\"use_dora\": true");
-    fs::write(&config, text).unwrap();
-    refuse("dora", &["adapter_config.json", "use_dora"]);
-    // For a prior of another width, of which this one has a layer less.
-    let mut command = place.bare();
-    command.arg("-m").arg(pickle_model()).args(["-p", "x", "--out", "e.npy", "--steps", "2", "--lora"]).arg(&lora);
-    assert_refused(&place, &mut command, 2, &["lora", "another model"]);
 }
 
 #[test]

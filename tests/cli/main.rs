@@ -8,6 +8,7 @@ mod builtin;
 mod checkpoints;
 mod common;
 mod formats;
+mod lora;
 mod output;
 mod precision;
 mod resume;

@@ -67,10 +67,11 @@ fn check_loras(loras: &[(&str, f64)], expected: &Path) {
 }
 
 #[test]
-fn loras_change_the_embeddings_as_in_peft() {
+fn loras_change_the_embeddings_as_in_peft_and_diffusers() {
     let loras = fixtures().join("checkpoints/lora");
     check_loras(&[("peft", 1.0)], &loras.join("peft"));
     check_loras(&[("peft/adapter_model.safetensors", 1.0)], &loras.join("peft"));
+    check_loras(&[("diffusers", 1.0)], &loras.join("diffusers"));
     check_loras(&[("peft_rslora_bin", 1.0)], &loras.join("peft_rslora_bin"));
     check_loras(&[("attention_processors", 0.5)], &loras.join("attention_processors"));
 }

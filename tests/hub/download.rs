@@ -234,18 +234,124 @@ fn busy_and_stalling_servers_are_waited_for() {
 fn where_the_hub_is_out_of_reach_the_cache_does() {
     let place = Place::new();
     let expected = place.embeds(&mut place.embed(REPOSITORY));
-    // As a cache of Python's, which does not note what a model lacks.
+    // As a cache of Python's, which does not note what a model lacks: that matters little.
     fs::remove_dir_all(place.cache().join(".no_exist")).unwrap();
+    place.server.reset();
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert!(place.server.requests("").is_empty(), "all that matters is here");
+    // That there may be more exact weights matters; without the hub, what is here does.
+    let exact = place.snapshot(PRIOR);
+    fs::rename(&exact, place.snapshot("prior/diffusion_pytorch_model.fp16.safetensors")).unwrap();
     let line = assert_done(place.embed(REPOSITORY).env("HF_ENDPOINT", "http://127.0.0.1:1"));
     assert!(line.contains("cannot reach 127.0.0.1:1") && line.contains("in the cache"), "{line}");
     assert_eq!(line.lines().count(), 1, "{line}");
     assert_eq!(place.embeds(place.embed(REPOSITORY).arg("--offline")), expected);
+    // The same where the hub answers, but not as before, or cannot be asked at all.
+    let api = "api/models";
+    for (fault, words) in [
+        (Fault::Answer(401, Vec::new()), "no public repository"),
+        (Fault::Answer(403, Vec::new()), "forbids access"),
+        (Fault::Answer(404, vec![("x-error-code", "RepoNotFound".into())]), "no repository"),
+        (Fault::Answer(404, vec![("x-error-code", "RevisionNotFound".into())]), "no revision"),
+        (Fault::Body("<html>log in</html>".into()), "no listing"),
+    ] {
+        place.server.reset();
+        place.server.fail(api, 1, fault.clone());
+        let line = assert_done(&mut place.embed(REPOSITORY));
+        assert!(line.contains(words) && line.contains("using what is in the cache"), "{line}");
+        place.server.fail(api, 1, fault);
+        assert_eq!(place.download(REPOSITORY).output().unwrap().status.code().map(|code| code > 0), Some(true));
+    }
+    for (name, value) in [("HF_TOKEN", "two words"), ("http_proxy", "nonsense://x:y:z"), ("SSL_CERT_FILE", "none.pem")]
+    {
+        let line = assert_done(place.embed(REPOSITORY).env(name, value));
+        assert!(line.contains(name) && line.contains("using what is in the cache"), "{line}");
+    }
+    place.server.reset();
+    assert_eq!(place.embeds(&mut place.embed(REPOSITORY)), expected);
+    assert_eq!(place.server.requests("GET /owner/kandinsky/resolve").len(), 0, "the content is here");
+    assert!(exact.exists());
+}
+
+#[test]
+fn a_plain_run_never_moves_a_branch() {
+    let place = Place::new();
+    assert_done(place.command().args(["info", "-m", REPOSITORY]));
+    let mut newer = small_model();
+    newer.commit = "2".repeat(40);
+    place.server.put(REPOSITORY, newer);
+    // The hub knows the older commit no more, and it cannot be used as it is: only then the newer one is taken.
+    let mut older = place.embed(REPOSITORY);
+    place.server.fail("api/models", 1, Fault::Answer(500, vec![("retry-after", "900".into())]));
+    assert_refused(&place.work, older.arg("--quiet"), 1, &["900 s"]);
+    assert_eq!(fs::read_to_string(place.cache().join("refs/main")).unwrap(), COMMIT);
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert_eq!(fs::read_to_string(place.cache().join("refs/main")).unwrap(), "2".repeat(40));
+
+    let place = Place::new();
+    assert_done(place.command().args(["info", "-m", REPOSITORY]));
     place.server.reset();
     place.embeds(&mut place.embed(REPOSITORY));
-    assert_eq!(place.server.requests("").len(), 1, "the listing is enough");
+    let listings = place.server.requests("api/models");
+    assert_eq!(listings.len(), 1);
+    assert!(listings[0].line.contains(COMMIT), "{:?}", listings[0].line);
+}
+
+#[test]
+fn what_a_format_would_like_to_have_is_not_missed_offline() {
+    let place = Place::new();
+    assert_done(&mut place.download(REPOSITORY));
+    let run = |options: &[&str]| {
+        let mut command = place.command();
+        command.args(["-p", "x", "--steps", "2", "--overwrite", "--offline", "--model", REPOSITORY]).args(options);
+        command
+    };
+    let line = assert_done(&mut run(&["--out", "e.npz"]));
+    let advice = "run `prior-embed download owner/kandinsky --image-encoder`";
+    assert!(line.contains("image encoder") && line.contains(advice) && line.lines().count() == 1, "{line}");
+    let mut command = run(&["--out", "e.npy", "--negative-out", "n.npy"]);
+    assert_refused(&place.work, &mut command, 2, &["image_encoder/config.json", advice]);
+    assert_done(place.download(REPOSITORY).arg("--image-encoder"));
+    assert_eq!(assert_done(&mut run(&["--out", "e.npz"])), "");
+    // The advice is for the same revision, cache and type.
+    let folder = place.work.path("other");
+    let mut command = place.embed(&format!("{REPOSITORY}@v1"));
+    command.args(["--offline", "--dtype", "int8", "--cache-dir"]).arg(&folder);
+    let advice = format!("run `prior-embed download {REPOSITORY}@v1 --dtype bf16 --cache-dir {folder:?}`");
+    assert_refused(&place.work, &mut command, 2, &[&advice]);
+}
+
+#[test]
+fn variables_mean_what_they_mean_in_python() {
+    let place = Place::new();
+    place.server.fail("HEAD", 1, Fault::Answer(503, vec![("retry-after", "0".into())]));
+    let huge = u64::MAX.to_string();
+    assert_done(place.download(REPOSITORY).env("HF_HUB_DOWNLOAD_TIMEOUT", huge));
+    assert_done(place.download(REPOSITORY).env("HF_HUB_DOWNLOAD_TIMEOUT", "0"));
     place.server.reset();
-    place.embeds(&mut place.embed(REPOSITORY));
+    assert_done(place.download(REPOSITORY).env("HF_HUB_OFFLINE", "0").env("TRANSFORMERS_OFFLINE", "1"));
+    assert!(!place.server.requests("").is_empty());
+    place.server.reset();
+    assert_done(place.download(REPOSITORY).env("TRANSFORMERS_OFFLINE", "1"));
     assert!(place.server.requests("").is_empty());
+    let secret = place.download(REPOSITORY).env("HF_TOKEN", "hf_x").env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1").ok();
+    assert!(secret.is_ok());
+    assert!(place.server.requests("").iter().all(|request| !request.headers.contains_key("authorization")));
+    let mut command = place.download(REPOSITORY);
+    command.env("HF_HUB_CACHE", "$SOMEWHERE/${SOMEWHERE}x").env("SOMEWHERE", "cache").current_dir(place.work.path(""));
+    assert_done(&mut command);
+    assert!(place.work.path("cache/cachex/models--owner--kandinsky/refs/main").is_file());
+    // The proxy of another scheme is none of ours, and that of ours comes before that for all.
+    assert_done(place.download(REPOSITORY).env("https_proxy", "http://127.0.0.1:1").env("no_proxy", "other.example"));
+    let mut command = place.download(REPOSITORY);
+    assert_done(command.env("ALL_PROXY", "http://127.0.0.1:1").env("NO_PROXY", "other.example, 127.0.0.1"));
+    let proxy = place.server.endpoint();
+    place.server.fail("", usize::MAX, Fault::Answer(407, Vec::new()));
+    for (name, other) in [("http_proxy", "ALL_PROXY"), ("HTTP_PROXY", "https_proxy"), ("ALL_PROXY", "https_proxy")] {
+        let mut command = place.download(REPOSITORY);
+        command.env("HF_ENDPOINT", "http://hub.invalid").env(name, &proxy).env(other, "http://127.0.0.1:1");
+        assert_refused(&place.work, command.arg("--quiet"), 1, &["proxy", "407"]);
+    }
 }
 
 #[test]

@@ -10,5 +10,6 @@ mod common;
 mod download;
 mod place;
 mod refused;
+mod repair;
 #[allow(dead_code)]
 mod server;

@@ -98,8 +98,8 @@ fn a_proxy_that_wants_a_login() {
     command.env("HF_ENDPOINT", "http://hub.invalid").env("http_proxy", proxy.server.endpoint());
     assert_refused(&place.work, &mut command, 1, &["proxy", "407", "HTTPS_PROXY"]);
     let mut command = place.embed(REPOSITORY);
-    command.env("https_proxy", "nonsense://x:y:z");
-    assert_refused(&place.work, &mut command, 2, &["https_proxy is not the address of a proxy"]);
+    command.env("http_proxy", "nonsense://x:y:z");
+    assert_refused(&place.work, &mut command, 2, &["http_proxy is not the address of a proxy"]);
 }
 
 #[test]

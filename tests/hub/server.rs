@@ -64,6 +64,8 @@ pub enum Fault {
     Body(String),
     /// Ranges are not understood.
     IgnoreRange,
+    /// How long the body is the end of the connection tells, which comes after so many bytes.
+    NoLength(usize),
 }
 
 /// A fault for requests whose method and path contain `pattern`.
@@ -187,6 +189,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: b
         (route(&state, &path, &headers, cdn, is_cdn), due)
     };
     let mut end = None;
+    let mut has_length = true;
     if let Some(fault) = fault {
         match fault {
             Fault::Answer(status, headers) => {
@@ -200,12 +203,13 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: b
             Fault::Body(body) => reply = Reply { body: body.into_bytes(), ..Reply::new(200) },
             Fault::Cut(len) => end = Some((len, Duration::ZERO)),
             Fault::Stall(len) => end = Some((len, Duration::from_secs(20))),
+            Fault::NoLength(len) => (has_length, end) = (false, Some((len, Duration::ZERO))),
             Fault::IgnoreRange => {}
         }
     }
     let length = reply.body.len();
     let mut head = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
-    if !reply.headers.iter().any(|(name, _)| name == "content-length") {
+    if has_length && !reply.headers.iter().any(|(name, _)| name == "content-length") {
         reply = reply.header("content-length", length);
     }
     for (name, value) in &reply.headers {

@@ -34,6 +34,10 @@ pub struct DownloadArgs {
     #[arg(long)]
     pub image_encoder: bool,
 
+    /// Check what is here already by its hash, and download again what differs
+    #[arg(long)]
+    pub force: bool,
+
     #[command(flatten)]
     pub hub: HubArgs,
 

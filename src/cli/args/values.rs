@@ -82,7 +82,7 @@ pub enum Dtype {
 
 impl Dtype {
     /// What it names, whether this machine can do it or not.
-    pub fn wanted(self) -> Precision {
+    fn wanted(self) -> Precision {
         match self {
             Self::Auto | Self::F32 => Precision::F32,
             Self::Bf16 => Precision::Bf16,

@@ -1,7 +1,7 @@
 //! Where a tensor lies in its file.
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{FETCH_AGAIN, OrBadInput};
 use anyhow::Result;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -57,7 +57,7 @@ impl Entry {
 /// # Errors
 /// [`crate::error::BadInput`] if it is truncated or corrupt.
 pub(super) fn safetensors_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
-    let line = |why: &str| format!("{path} is not a sound safetensors file ({why}); fetch it again");
+    let line = |why: &str| format!("{path} is not a sound safetensors file ({why}); {FETCH_AGAIN}");
     let (header_len, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| bad_input!("{}", line(&error.to_string())))?;
     let start = header_len + size_of::<u64>();

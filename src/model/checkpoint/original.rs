@@ -6,6 +6,7 @@
 use super::Checkpoint;
 use super::entry::{Entry, Strided};
 use crate::bad_input;
+use crate::error::some_of;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
@@ -86,7 +87,7 @@ impl Checkpoint {
             }
         }
         if !ignored.is_empty() {
-            log::warn!("{}: left out what belongs to no prior: {}", self.origin, ignored.join(", "));
+            log::warn!("{}: left out what belongs to no prior: {}", self.origin, some_of(&ignored));
         }
         self.tensors = tensors;
         if let Some(statistics) = statistics {

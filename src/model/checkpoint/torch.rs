@@ -5,8 +5,10 @@
 use super::archive::Archive;
 use super::entry::{Entry, Strided};
 use crate::bad_input;
+use crate::error::FETCH_AGAIN;
 use crate::model::pickle::{Pickle, PickleError, Storage, StoredTensor, Value};
 use anyhow::{Error, Result};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -124,15 +126,16 @@ fn check_size(storage: &Storage, range: &Range<usize>) -> Result<(), String> {
 
 /// The tensors of a pickle, in their file.
 fn place_all(pickle: &Pickle, storages: &Storages, file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
-    let mut placed = BTreeMap::new();
-    for (name, tensor) in tensors(pickle) {
-        let storage = storages.get(tensor.storage.key).ok_or_else(|| broken(path, "a tensor in it has no storage"))?;
-        placed.insert(name, place(tensor, storage.start, file));
-    }
-    if placed.is_empty() {
+    // A name may be there any number of times; the last one counts, and is copied once.
+    let named: BTreeMap<Cow<str>, &StoredTensor> = tensors(pickle).collect();
+    if named.is_empty() {
         return Err(bad_input!("{path} holds no tensors, or none where a checkpoint has them; give a file of weights"));
     }
-    Ok(placed.into_iter().collect())
+    let entry = |(name, tensor): (Cow<str>, &StoredTensor)| {
+        let storage = storages.get(tensor.storage.key).ok_or_else(|| broken(path, "a tensor in it has no storage"))?;
+        Ok((name.into_owned(), place(tensor, storage.start, file)))
+    };
+    named.into_iter().map(entry).collect()
 }
 
 fn place(tensor: &StoredTensor, storage: usize, file: usize) -> Entry {
@@ -147,7 +150,7 @@ fn place(tensor: &StoredTensor, storage: usize, file: usize) -> Entry {
 }
 
 /// The tensors that a checkpoint is about, with their names.
-fn tensors<'p, 'a>(pickle: &'p Pickle<'a>) -> Vec<(String, &'p StoredTensor<'a>)> {
+fn tensors<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str>, &'p StoredTensor<'a>)> + 'p> {
     let mut root = pickle.root();
     for _ in WRAPPERS {
         let Value::Dict(dict) = root else { break };
@@ -159,22 +162,19 @@ fn tensors<'p, 'a>(pickle: &'p Pickle<'a>) -> Vec<(String, &'p StoredTensor<'a>)
         root = inner;
     }
     match root {
-        Value::Dict(dict) => dict
-            .iter()
-            .filter_map(|(key, value)| match (pickle.get(*key), pickle.get(*value)) {
-                (Value::Text(name), Value::Tensor(tensor)) => Some((name.to_string(), tensor)),
+        Value::Dict(dict) => {
+            Box::new(dict.iter().filter_map(|(key, value)| match (pickle.get(*key), pickle.get(*value)) {
+                (Value::Text(name), Value::Tensor(tensor)) => Some((Cow::Borrowed(*name), tensor)),
                 _ => None,
-            })
-            .collect(),
-        Value::Sequence(list) => list
-            .iter()
-            .enumerate()
-            .filter_map(|(place, value)| match pickle.get(*value) {
-                Value::Tensor(tensor) => Some((place.to_string(), tensor)),
+            }))
+        }
+        Value::Sequence(list) => {
+            Box::new(list.iter().enumerate().filter_map(|(place, value)| match pickle.get(*value) {
+                Value::Tensor(tensor) => Some((Cow::Owned(place.to_string()), tensor)),
                 _ => None,
-            })
-            .collect(),
-        _ => Vec::new(),
+            }))
+        }
+        _ => Box::new(std::iter::empty()),
     }
 }
 
@@ -188,5 +188,5 @@ fn refused(path: &str, error: PickleError) -> Error {
 }
 
 fn broken(path: &str, why: &str) -> Error {
-    bad_input!("{path} is not a sound torch file ({why}); fetch it again")
+    bad_input!("{path} is not a sound torch file ({why}); {FETCH_AGAIN}")
 }

@@ -1,15 +1,24 @@
-//! `adapter_config.json`, where PEFT keeps the scale of a LoRA.
+//! Where the scale of a LoRA is kept: PEFT's `adapter_config.json`, or the header of a file that diffusers wrote.
 
 use crate::bad_input;
 use crate::error::OrBadInput;
 use crate::files::Folder;
 use crate::model::config::{self, Config};
 use anyhow::Result;
+use safetensors::SafeTensors;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The file's name.
 const FILE: &str = "adapter_config.json";
+
+/// The entry of a safetensors header that holds the same. Source: diffusers 0.42 `loaders/lora_base.py`.
+const HEADER_KEY: &str = "lora_adapter_metadata";
+
+/// What a pipeline puts before the keys there: the component that the LoRA is for.
+const COMPONENTS: [&str; 2] = ["prior.", "transformer."];
 
 /// What of the file counts when a LoRA is merged; names and defaults as in PEFT's `LoraConfig`.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,11 +77,41 @@ impl Config for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// Reads the configuration in a LoRA's folder, if there is one.
+    /// Reads the configuration of the LoRA in the file `name`, if it has one: what its own header says comes before a file
+    /// beside it.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if it is broken or asks for what is not supported.
-    pub(super) fn find(folder: &Folder) -> Result<Option<Self>> {
+    pub(super) fn find(folder: &Folder, name: &str) -> Result<Option<Self>> {
+        let in_header = Self::in_header(folder, name)?;
+        if in_header.is_some() { Ok(in_header) } else { Self::beside(folder) }
+    }
+
+    fn in_header(folder: &Folder, name: &str) -> Result<Option<Self>> {
+        if Path::new(name).extension().is_none_or(|extension| extension != "safetensors") {
+            return Ok(None);
+        }
+        let path = folder.path_of(name);
+        let bytes = folder.open(name).or_bad_input(|| format!("cannot read {path}"))?;
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).or_bad_input(|| format!("{path} is not a sound safetensors file"))?;
+        let text = header.metadata().as_ref().and_then(|entries| entries.get(HEADER_KEY));
+        text.map(|text| Self::parse_entry(text, &format!("{HEADER_KEY} in {path}"))).transpose()
+    }
+
+    /// Parses a header's entry, without the component's name before the keys.
+    fn parse_entry(text: &str, origin: &str) -> Result<Self> {
+        let entry: Map<String, Value> =
+            serde_json::from_str(text).or_bad_input(|| format!("{origin} is not a JSON object"))?;
+        let plain = |key: String| {
+            let inner = COMPONENTS.iter().find_map(|component| key.strip_prefix(component));
+            inner.map_or_else(|| key.clone(), String::from)
+        };
+        let entry: Map<String, Value> = entry.into_iter().map(|(key, value)| (plain(key), value)).collect();
+        config::parse(&Value::Object(entry).to_string(), origin)
+    }
+
+    fn beside(folder: &Folder) -> Result<Option<Self>> {
         let path = folder.path_of(FILE);
         let text = folder.find_text(FILE).or_bad_input(|| format!("cannot read {path}"))?;
         text.map(|text| config::parse(&text, &path)).transpose()
@@ -105,6 +144,22 @@ mod tests {
         assert_eq!(config.strength("a.q", 2), 0.5);
         let config = parse(r#"{"lora_alpha": 6, "use_rslora": true}"#).unwrap();
         assert_eq!(config.strength("proj_in", 9), 2.0);
+    }
+
+    #[test]
+    fn a_header_names_the_component_or_not() {
+        for text in [
+            r#"{"lora_alpha": 6, "alpha_pattern": {"to_q": 12}}"#,
+            r#"{"prior.lora_alpha": 6, "prior.alpha_pattern": {"to_q": 12}, "text_encoder.lora_alpha": 1}"#,
+            r#"{"transformer.lora_alpha": 6, "transformer.alpha_pattern": {"to_q": 12}}"#,
+        ] {
+            let config = AdapterConfig::parse_entry(text, HEADER_KEY).unwrap();
+            assert_eq!((config.strength("proj_in", 3), config.strength("attn1.to_q", 3)), (2.0, 4.0), "{text}");
+        }
+        for (text, word) in [("[]", "JSON object"), (r#"{"prior.use_dora": true}"#, "use_dora")] {
+            let error = AdapterConfig::parse_entry(text, HEADER_KEY).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains(HEADER_KEY), "{error}");
+        }
     }
 
     #[test]

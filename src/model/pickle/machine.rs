@@ -214,8 +214,8 @@ impl<'a> Machine<'a> {
         Ok(Value::Dict(dict))
     }
 
-    fn tensor(&self, storage: Id, dtype: Option<Dtype>, [offset, shape, strides]: [Id; 3]) -> Result<Value<'a>> {
-        let Value::Storage(storage) = self.get(storage) else {
+    fn tensor(&mut self, storage: Id, dtype: Option<Dtype>, [offset, shape, strides]: [Id; 3]) -> Result<Value<'a>> {
+        let Value::Storage(storage) = *self.get(storage) else {
             return Err(PickleError::corrupt("a tensor in it has no storage"));
         };
         let Some(dtype) = dtype.or(storage.dtype) else {
@@ -225,7 +225,8 @@ impl<'a> Machine<'a> {
             return Err(PickleError::corrupt("a tensor in it has no place in its storage"));
         };
         let (shape, strides) = (self.integers(shape)?, self.integers(strides)?);
-        StoredTensor::new(*storage, dtype, offset, shape, strides).map(Value::Tensor)
+        self.spend(shape.len() + strides.len())?;
+        StoredTensor::new(storage, dtype, offset, shape, strides).map(Value::Tensor)
     }
 
     /// Sizes or strides.

@@ -3,8 +3,8 @@
 use super::PickleError;
 use safetensors::tensor::Dtype;
 
-/// The most dimensions of a tensor, as in libtorch.
-pub(super) const MOST_DIMENSIONS: usize = 64;
+/// The most dimensions of a tensor. No weights have more; libtorch would allow 64, and one tensor may stand for many.
+pub(super) const MOST_DIMENSIONS: usize = 8;
 
 /// The memory of tensors, which lies outside the pickle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

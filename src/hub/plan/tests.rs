@@ -1,0 +1,149 @@
+//! Which files are chosen, and what is told from what.
+
+use super::*;
+use crate::hub::candidates::is_weights;
+
+/// A listing, or the part of it that is here.
+struct Fake {
+    files: Vec<&'static str>,
+    is_complete: bool,
+    index: &'static str,
+}
+
+impl Tree for Fake {
+    fn presence(&self, path: &str) -> Presence {
+        match self.files.contains(&path) {
+            true => Presence::Yes,
+            false if self.is_complete => Presence::No,
+            false => Presence::Unknown,
+        }
+    }
+
+    fn may_have_folder(&self, name: &str) -> bool {
+        let prefix = format!("{name}/");
+        self.files.iter().any(|file| file.starts_with(&prefix))
+    }
+
+    fn read_text(&mut self, path: &str) -> Result<String> {
+        Ok(if path == INDEX { "{}".into() } else { self.index.into() })
+    }
+
+    fn is_remote(&self) -> bool {
+        self.is_complete
+    }
+
+    fn title(&self) -> String {
+        "fake".into()
+    }
+}
+
+const SMALL: [&str; 5] = [
+    "prior/config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+    "scheduler/scheduler_config.json",
+];
+const RUN: Needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
+
+fn plan(weights: &[&'static str], is_complete: bool, needs: Needs) -> Plan {
+    let files = SMALL.iter().chain(weights).copied().collect();
+    let index = r#"{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors", "c": "x-1.safetensors"}}"#;
+    Plan::new(&mut Fake { files, is_complete, index }, needs).unwrap()
+}
+
+/// The file of the prior's weights that is chosen.
+fn chosen(weights: &[&'static str], needs: Needs) -> Option<String> {
+    let files = plan(weights, true, needs).files;
+    files.into_iter().find(|path| path.starts_with("prior/d")).map(|path| path["prior/".len()..].to_string())
+}
+
+#[test]
+fn weights_are_chosen_as_they_are_loaded() {
+    let all = [
+        "prior/diffusion_pytorch_model.safetensors",
+        "prior/diffusion_pytorch_model.bin",
+        "prior/diffusion_pytorch_model.fp16.safetensors",
+    ];
+    let sixteen_bit = Needs { sixteen_bit: true, ..RUN };
+    assert_eq!(chosen(&all, RUN).unwrap(), "diffusion_pytorch_model.safetensors");
+    assert_eq!(chosen(&all[1..], RUN).unwrap(), "diffusion_pytorch_model.bin");
+    assert_eq!(chosen(&all[2..], RUN).unwrap(), "diffusion_pytorch_model.fp16.safetensors");
+    assert_eq!(chosen(&all, sixteen_bit).unwrap(), "diffusion_pytorch_model.fp16.safetensors");
+    assert_eq!(chosen(&all[..2], sixteen_bit).unwrap(), "diffusion_pytorch_model.safetensors");
+    assert_eq!(plan(&[], true, RUN).missing, ["prior/*.safetensors"]);
+}
+
+#[test]
+fn what_is_not_needed_is_left_out() {
+    let others = [
+        "prior/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "image_encoder/config.json",
+        "image_encoder/model.safetensors",
+        "README.md",
+    ];
+    let is_needed = |plan: &Plan, part: &str| plan.files.iter().any(|file| file.starts_with(part));
+    let without = plan(&others, true, RUN);
+    assert!(without.is_whole() && !is_needed(&without, "image_encoder") && !is_needed(&without, "unet"));
+    let with = plan(&others, true, Needs { image_encoder: Wish::Needed, ..RUN });
+    assert!(with.is_whole() && is_needed(&with, "image_encoder/model.safetensors"));
+    let small = plan(&others, true, Needs { weights: false, ..RUN });
+    assert!(small.is_whole() && !small.files.iter().any(|file| is_weights(file)));
+}
+
+#[test]
+fn shards_are_those_of_the_index() {
+    let index = "prior/diffusion_pytorch_model.safetensors.index.json";
+    let found = plan(&[index, "prior/x-1.safetensors", "prior/x-2.safetensors", "prior/x-3.safetensors"], true, RUN);
+    let prior: Vec<&String> = found.files.iter().filter(|file| file.starts_with("prior/x")).collect();
+    assert_eq!(prior, ["prior/x-1.safetensors", "prior/x-2.safetensors"]);
+    assert_eq!(plan(&[index, "prior/x-1.safetensors"], true, RUN).missing, ["prior/x-2.safetensors"]);
+    let mut hostile = Fake {
+        files: SMALL.iter().copied().chain([index]).collect(),
+        is_complete: true,
+        index: r#"{"weight_map": {"a": "../../x.safetensors"}}"#,
+    };
+    assert!(Plan::new(&mut hostile, RUN).unwrap_err().to_string().contains("plain file name"));
+}
+
+#[test]
+fn a_part_of_a_model_is_told_from_a_whole() {
+    let half = ["prior/diffusion_pytorch_model.fp16.safetensors"];
+    let sixteen_bit = Needs { sixteen_bit: true, ..RUN };
+    let unknown = |plan: Plan| plan.unknown.iter().any(|file| file.starts_with("prior/"));
+    assert!(unknown(plan(&half, false, RUN)), "the hub may have more exact weights");
+    assert!(plan(&half, false, RUN).is_usable());
+    assert!(!unknown(plan(&half, false, sixteen_bit)), "what is here is enough");
+    assert!(!plan(&[], false, RUN).is_usable());
+}
+
+#[test]
+fn what_matters_little_is_not_asked_for() {
+    let weights = ["prior/diffusion_pytorch_model.bin", "tokenizer/tokenizer_config.json", "model_index.json"];
+    assert_eq!(plan(&weights, false, RUN).unknown, Vec::<String>::new(), "a cache that nobody made notes in");
+    assert!(plan(&weights[..2], false, RUN).unknown.contains(&INDEX.to_string()));
+    assert!(!plan(&weights[1..], false, RUN).is_usable());
+}
+
+#[test]
+fn what_is_welcome_is_not_missed() {
+    let here = [
+        "prior/diffusion_pytorch_model.safetensors",
+        "tokenizer/tokenizer_config.json",
+        "model_index.json",
+        "image_encoder/config.json",
+    ];
+    let with = |image_encoder| plan(&here, false, Needs { image_encoder, ..RUN });
+    assert!(with(Wish::No).is_whole());
+    assert!(!with(Wish::Welcome).is_whole() && with(Wish::Welcome).is_usable());
+    assert!(!with(Wish::Needed).is_usable());
+}
+
+#[test]
+fn paths_stay_in_the_folder() {
+    assert!(is_safe_path("prior/config.json") && is_safe_path(".gitattributes") && is_safe_path("a b/ü"));
+    for path in ["", "/etc/passwd", "a/../b", "..", "a//b", "a\\b", "C:/x", "a/./b", "a/", "a\0b"] {
+        assert!(!is_safe_path(path), "{path:?}");
+    }
+}
