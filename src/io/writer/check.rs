@@ -18,7 +18,7 @@ pub fn check(options: &WriteOptions) -> Result<()> {
     options.check()?;
     let filed = options.outputs.iter().filter(|output| !stream::is_stream(&output.path));
     let outputs: Vec<Output> = filed.cloned().map(resolve).collect();
-    check_paths(&outputs)?;
+    check_paths(&outputs, options.shard.is_some())?;
     let stopped = outputs.first().is_some_and(|main| working_folder(main).exists());
     if !(options.resume && stopped) {
         check_free(&outputs, options)?;
