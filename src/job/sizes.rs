@@ -5,6 +5,7 @@ use super::source::{Rules, Survey};
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::writer::WriteOptions;
+use crate::model::kernels::processor::Processor;
 use crate::pipeline::{Demand, Pipeline};
 use anyhow::Result;
 use std::path::Path;
@@ -105,6 +106,20 @@ impl Sizes {
         fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
         fingerprint.push("--dtype", options.precision.name());
         fingerprint.push("--batch-size", self.batch_size);
+        if options.device == Device::Cpu {
+            self.add_processor_to(fingerprint)?;
+        }
+        Ok(())
+    }
+    /// Adds what the last bits of a product depend on beside its factors.
+    fn add_processor_to(self, fingerprint: &mut Fingerprint) -> Result<()> {
+        let Processor { instructions, extensions, caches } = Processor::find()?;
+        fingerprint.push("the processor's instruction set", instructions);
+        fingerprint.push("the processor's extensions", extensions);
+        fingerprint.push("the processor's caches", caches);
+        // Those of a small model have one each, however many there are.
+        let threads = self.threads.unwrap_or_else(|| usize::try_from(tch::get_num_threads()).unwrap_or(1));
+        fingerprint.push("the number of threads that share a batch (--threads)", threads);
         Ok(())
     }
 }
