@@ -19,6 +19,7 @@ mod parquet;
 mod paths;
 mod publish;
 mod safetensors;
+mod sink;
 mod store;
 mod stream;
 mod values;
@@ -26,7 +27,7 @@ mod working;
 
 pub(in crate::io) use folder::{METADATA, array_folder};
 pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
-pub(in crate::io) use paths::{shard_file, shown};
+pub(in crate::io) use paths::{has_stopped_run, shard_file, shown};
 
 pub use check::check;
 pub use file::FileWriter;
