@@ -25,6 +25,7 @@ pub use stop::{Stop, exit_code};
 pub use worker::Opener;
 
 use crate::bad_input;
+use crate::io::merge::finished;
 use crate::io::writer::{EmbeddingWriter, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use anyhow::Result;
@@ -86,6 +87,8 @@ pub struct Job {
 pub enum Outcome {
     /// Everything is written.
     Done,
+    /// An earlier run with the same settings had written everything.
+    WasDone,
     /// Whoever read the output has closed it.
     ReaderGone,
     /// A signal asked to stop.
@@ -124,6 +127,25 @@ pub struct Summary {
     pub batch_size: usize,
 }
 
+impl Summary {
+    /// Of a run that finds its rows written.
+    fn of_finished(rows: u64, sizes: Sizes, read: Duration) -> Self {
+        Self {
+            outcome: Outcome::WasDone,
+            rows,
+            resumed: rows,
+            total: Some(rows),
+            skipped: None,
+            timings: Timings::default(),
+            read,
+            write: Duration::ZERO,
+            workers: 0,
+            threads: 0,
+            batch_size: sizes.batch_size,
+        }
+    }
+}
+
 impl Job {
     /// Runs the job until it is done or `stop` asks to stop.
     ///
@@ -159,6 +181,9 @@ impl Job {
         // What came from a pipe will not come again. What a single batch left is made again as quickly.
         self.write.keep = !is_stream;
         self.write.restart = sizes.is_single;
+        if let Some(rows) = finished(&self.write)? {
+            return Ok(Summary::of_finished(rows, sizes, first_pass));
+        }
         let writer = EmbeddingWriter::open(self.write)?;
         let (resumed, keeps) = (writer.rows_done(), !is_stream && writer.is_resumable());
         // Only where somebody can see that rows come one by one.

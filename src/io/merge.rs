@@ -1,8 +1,11 @@
 //! Joins the outputs of shards into the output of the whole, and checks that it is whole.
 
 mod arrays;
+mod finished;
 mod part;
 mod tables;
+
+pub use finished::finished;
 
 use super::shard::ShardRecord;
 use super::writer::{Arrays, Batch, EmbeddingWriter, Flow, Output, OutputFormat, OutputRow, WriteOptions, shown};

@@ -113,6 +113,37 @@ fn a_record_that_lies_about_is_not_taken_for_a_new_output() {
 }
 
 #[test]
+fn a_shard_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
+    for out in ["a.npy", "a.safetensors", "a.parquet"] {
+        let place = workplace();
+        let command = |options: &[&str]| {
+            let mut command = place.command();
+            command.args(["-f", "p.txt", "--batch-size", "3", "--out", out, "--resume"]).args(options);
+            command
+        };
+        assert_eq!(assert_done(&mut command(&["--shard", "1/2"])), "");
+        let bytes = fs::read(place.path(out)).unwrap();
+        let note = assert_done(&mut command(&["--shard", "1/2", "--stats", "s.json"]));
+        assert!(note.contains("there already") && note.lines().count() == 1, "{note}");
+        let stats: serde_json::Value = serde_json::from_slice(&fs::read(place.path("s.json")).unwrap()).unwrap();
+        assert_eq!((&stats["rows"], &stats["resumed_rows"]), (&6.into(), &6.into()));
+        for (options, word) in [
+            (["--shard", "2/2", "--steps", "3"], "--shard was 1/2, is 2/2"),
+            (["--shard", "1/2", "--steps", "4"], "--steps was 3, is 4"),
+            (["--shard", "1/2", "--out-dtype", "f16"], "--out-dtype was f32, is f16"),
+        ] {
+            assert_refused(&place, &mut command(&options), 2, &[out, word, "--overwrite"]);
+        }
+        assert!(fs::read(place.path(out)).unwrap() == bytes);
+        fs::write(place.path("foreign.npy"), "x").unwrap();
+        let mut foreign = command(&["--shard", "1/2", "--out", "foreign.npy"]);
+        assert_refused(&place, &mut foreign, 2, &["foreign.npy", "there already", "--overwrite"]);
+        // What does not say how it was made is not taken for this.
+        assert_refused(&place, &mut command(&[]), 2, &[out, "does not say"]);
+    }
+}
+
+#[test]
 fn shards_that_do_not_make_a_whole_are_refused() {
     let place = workplace();
     for (shard, part) in [("1/2", "a.npy"), ("2/2", "b.npy")] {
@@ -127,6 +158,13 @@ fn shards_that_do_not_make_a_whole_are_refused() {
     merge(&["a.npy", "a.npy"], &["both shard 1/2"]);
     merge(&["a.npy", "other.npy"], &["other.npy", "--seed was 0, is 5"]);
     merge(&["a.npy", "none.npy"], &["none.npy"]);
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut command = place.command();
+        command.args(["-f", "p.txt", "--samples-per-prompt", "2", "--batch-size", "3", "--shard", "2/2"]);
+        assert_done(command.args(["--out", "elsewhere.npy"]).env("ATEN_CPU_CAPABILITY", "default"));
+        merge(&["a.npy", "elsewhere.npy"], &["elsewhere.npy", "the processor's instruction set", "is DEFAULT"]);
+    }
     fs::write(place.path("all.npy"), "precious").unwrap();
     merge(&["a.npy", "b.npy"], &["all.npy", "--overwrite"]);
     // More shards than can be counted are as good as many.

@@ -40,10 +40,15 @@ enum Rows {
 }
 
 impl Part {
-    /// Opens the output at `path` and checks that it is as long as its record says.
+    /// Opens the output at `path`, whose name tells its form, and checks that it is as long as its record says.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let name = shown(path);
         let format = if path.is_dir() { OutputFormat::Folder } else { OutputFormat::of_path(path)? };
+        Self::open_as(path, format)
+    }
+
+    /// The same of an output of a known form.
+    pub(super) fn open_as(path: &Path, format: OutputFormat) -> Result<Self> {
+        let name = shown(path);
         if let Err(error) = fs::metadata(path) {
             return Err(error).or_bad_input(|| format!("cannot read {name}"));
         }

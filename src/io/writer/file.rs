@@ -74,8 +74,6 @@ impl FileWriter {
         if stopped && !working.is_complete() {
             check_free(&outputs, options)?;
         }
-        let mut fingerprint = options.fingerprint.clone();
-        fingerprint.push("--normalize", options.normalize);
         Ok(Self {
             name,
             arrays,
@@ -86,7 +84,7 @@ impl FileWriter {
             shard: options.shard,
             total_rows: options.total_rows,
             dim: working.dim().or(options.dim),
-            fingerprint,
+            fingerprint: options.row_fingerprint(),
             broken: false,
             _made: made,
             working,

@@ -236,11 +236,17 @@ impl WriteOptions {
         Ok(())
     }
 
+    /// What decides the rows, without what decides how these outputs hold them.
+    pub(in crate::io) fn row_fingerprint(&self) -> Fingerprint {
+        let mut fingerprint = self.fingerprint.clone();
+        fingerprint.push("--normalize", self.normalize);
+        fingerprint
+    }
+
     /// What decides the rows and how they are written.
     pub(super) fn whole_fingerprint(&self) -> Fingerprint {
-        let mut fingerprint = self.fingerprint.clone();
+        let mut fingerprint = self.row_fingerprint();
         fingerprint.push("--out-dtype", self.out_dtype.name());
-        fingerprint.push("--normalize", self.normalize);
         for (place, output) in self.outputs.iter().enumerate() {
             let name = if place == 0 { "the output" } else { "--negative-out" };
             let arrays: Vec<&str> = output.arrays.names().iter().map(|array| array.name()).collect();

@@ -43,6 +43,11 @@ pub(super) fn working_folder(output: &Output) -> PathBuf {
     }
 }
 
+/// Whether an earlier run that writes the output has not come to its end.
+pub(in crate::io) fn has_stopped_run(output: &Output) -> bool {
+    working_folder(&resolve(output.clone())).exists()
+}
+
 /// The file with a shard's record that goes with an output.
 pub(in crate::io) fn shard_file(path: &Path, format: OutputFormat) -> PathBuf {
     match format {
