@@ -158,14 +158,7 @@ impl Folder {
     /// If the file is not there or cannot be opened.
     pub fn open(&self, name: &str) -> io::Result<Bytes> {
         match &self.0 {
-            Place::Disk(path) => {
-                let file = File::open(path.join(name))?;
-                // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile could end this one
-                // with a bus error, as with every memory-mapped reader; copying gigabytes first would be the alternative.
-                #[allow(unsafe_code)]
-                let mmap = unsafe { Mmap::map(&file) }?;
-                Ok(Bytes(Source::Mapped(mmap)))
-            }
+            Place::Disk(path) => Bytes::of_file(&path.join(name)),
             Place::Builtin { model, path } => {
                 let bytes = builtin_file(model, path, name).ok_or(io::ErrorKind::NotFound)?;
                 Ok(Bytes(Source::Builtin(bytes)))
@@ -237,6 +230,19 @@ impl Deref for Bytes {
 }
 
 impl Bytes {
+    /// What the file at `path` holds, without reading it yet.
+    ///
+    /// # Errors
+    /// If the file is not there or cannot be opened.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile could end this one with a bus
+        // error, as with every memory-mapped reader; copying gigabytes first would be the alternative.
+        #[allow(unsafe_code)]
+        let mmap = unsafe { Mmap::map(&file) }?;
+        Ok(Self(Source::Mapped(mmap)))
+    }
+
     /// Lets the pages of a range that was read leave the process' memory. They can still be read, from the file again.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]

@@ -25,6 +25,7 @@ pub use stop::{Stop, exit_code};
 pub use worker::Opener;
 
 use crate::bad_input;
+use crate::io::merge::finished;
 use crate::io::writer::{EmbeddingWriter, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use anyhow::Result;
@@ -86,6 +87,8 @@ pub struct Job {
 pub enum Outcome {
     /// Everything is written.
     Done,
+    /// An earlier run with the same settings had written everything.
+    WasDone,
     /// Whoever read the output has closed it.
     ReaderGone,
     /// A signal asked to stop.
@@ -124,6 +127,25 @@ pub struct Summary {
     pub batch_size: usize,
 }
 
+impl Summary {
+    /// Of a run that finds its rows written.
+    fn of_finished(rows: u64, sizes: Sizes, read: Duration) -> Self {
+        Self {
+            outcome: Outcome::WasDone,
+            rows,
+            resumed: rows,
+            total: Some(rows),
+            skipped: None,
+            timings: Timings::default(),
+            read,
+            write: Duration::ZERO,
+            workers: 0,
+            threads: 0,
+            batch_size: sizes.batch_size,
+        }
+    }
+}
+
 impl Job {
     /// Runs the job until it is done or `stop` asks to stop.
     ///
@@ -139,6 +161,11 @@ impl Job {
                 "--resume needs prompts that can be read again, and {name} cannot; write them into a file"
             ));
         }
+        if is_stream && self.write.shard.is_some() {
+            return Err(bad_input!(
+                "--shard needs prompts that can be read again, since every run counts them all, and {name} cannot; write them into a file"
+            ));
+        }
         let (survey, entries) = if is_stream {
             (None, self.entries)
         } else {
@@ -146,18 +173,23 @@ impl Job {
         };
         let first_pass = start.elapsed();
         let total = survey.as_ref().map(|survey| survey.rows);
-        let sizes = Sizes::plan(&self.pipeline, &self.rules, total, &self.write, self.wanted)?;
+        let sizes = Sizes::plan(&self.pipeline, &self.rules, survey.as_ref(), &self.write, self.wanted)?;
         if sizes.may_resume {
             sizes.add_to(&mut self.write.fingerprint, &self.pipeline, &self.rules, survey.as_ref())?;
         }
         (self.write.dim, self.write.total_rows) = (Some(self.pipeline.embedding_dim()), total);
-        // What a single batch left is made again as quickly.
+        // What came from a pipe will not come again. What a single batch left is made again as quickly.
+        self.write.keep = !is_stream;
         self.write.restart = sizes.is_single;
+        if let Some(rows) = finished(&self.write)? {
+            return Ok(Summary::of_finished(rows, sizes, first_pass));
+        }
         let writer = EmbeddingWriter::open(self.write)?;
         let (resumed, keeps) = (writer.rows_done(), !is_stream && writer.is_resumable());
         // Only where somebody can see that rows come one by one.
         let is_live = is_stream && !writer.is_resumable();
-        let may_be_only = sizes.blocks.shard.is_none() && resumed == 0;
+        // A share, or a run that goes on, has the bits of the whole: this depends on nothing else.
+        let may_be_only = sizes.is_single || total.is_none();
         let plan = plan(self.rules, &mut self.pipeline, total, sizes)?;
         let own = total.map(|total| sizes.blocks.own_rows(total));
         watcher.begin(own, resumed);

@@ -11,6 +11,7 @@ mod negative;
 mod text;
 
 pub use load::LoadOptions;
+pub use memory::Demand;
 
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::BatchNoise;

@@ -72,6 +72,9 @@ fn compute(
         let (count, report) = (rows(*count), report.display().to_string());
         log::warn!("{count} could not be used and are zeros; {report:?} says which and why");
     }
+    if summary.outcome == Outcome::WasDone {
+        screen.note("the output is there already, whole and with these settings; nothing is left to do");
+    }
     if let Outcome::Stopped { signal, kept } = summary.outcome {
         screen.error(&stopped(&summary, kept));
         return Ok(exit_code(signal));

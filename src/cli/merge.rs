@@ -17,7 +17,9 @@ pub fn run(args: &MergeArgs, screen: &Screen) -> Result<()> {
     spinner.set_message("merging");
     let merged = merge(&args.parts, &out, &options);
     spinner.finish_and_clear();
-    let (rows, parts) = (merged?, args.parts.len());
-    screen.note(&format!("{rows} rows of {parts} parts are in {:?}", out.display().to_string()));
+    let parts = args.parts.len();
+    if let Some(rows) = merged?.filter(|_| out.as_os_str() != "-") {
+        screen.note(&format!("{rows} rows of {parts} parts are in {:?}", out.display().to_string()));
+    }
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
-use tempfile::{Builder, NamedTempFile};
+use tempfile::{Builder, NamedTempFile, tempfile_in};
 
 /// An output that was checked, and opened where it can be, before the work begins.
 #[derive(Debug)]
@@ -22,7 +22,6 @@ enum Kind {
     Special(File),
     /// Written beside the final place and renamed there when it is complete.
     Replacing {
-        part: NamedTempFile,
         target: PathBuf,
         overwrite: bool,
     },
@@ -54,7 +53,10 @@ impl Destination {
             Ok(_) if !overwrite => {
                 return Err(bad_input!("{name} is there already; give another name, or --overwrite to replace it"));
             }
-            _ => Kind::Replacing { part: create_part(&target, &name)?, target, overwrite },
+            _ => {
+                check_folder(&target, &name)?;
+                Kind::Replacing { target, overwrite }
+            }
         };
         Ok(Self { name, kind })
     }
@@ -80,7 +82,8 @@ impl Destination {
         match self.kind {
             Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).with_context(failed),
             Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).with_context(failed),
-            Kind::Replacing { mut part, target, overwrite } => {
+            Kind::Replacing { target, overwrite } => {
+                let mut part = create_part(&target).with_context(failed)?;
                 buffered(part.as_file_mut(), write).with_context(failed)?;
                 part.as_file().sync_all().with_context(failed)?;
                 let persisted = if overwrite { part.persist(target) } else { part.persist_noclobber(target) };
@@ -101,23 +104,30 @@ impl Destination {
 
 /// A path of a file that may not be there yet, without links and dots.
 fn whole(path: &Path) -> Option<PathBuf> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Some(std::fs::canonicalize(folder).ok()?.join(path.file_name()?))
+    Some(std::fs::canonicalize(parent(path)).ok()?.join(path.file_name()?))
 }
 
-fn create_part(target: &Path, name: &str) -> Result<NamedTempFile> {
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+fn parent(target: &Path) -> &Path {
+    target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Checks that a file can be made beside `target`, with one that has no name: a process that is killed leaves nothing.
+fn check_folder(target: &Path, name: &str) -> Result<()> {
+    let folder = parent(target);
     if !folder.is_dir() {
         return Err(bad_input!("cannot write {name}: there is no folder {folder:?}; make it first"));
     }
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(target.file_name().unwrap_or_default());
+    let made = tempfile_in(folder);
+    made.map(drop).or_bad_input(|| format!("cannot write {name}: folder {folder:?} cannot be written to"))
+}
+
+fn create_part(target: &Path) -> std::io::Result<NamedTempFile> {
     let mut builder = Builder::new();
-    builder.prefix(&prefix).suffix(".part");
+    builder.prefix(".prior-embed-").suffix(".part");
     // The permissions of any new file, which the user's umask narrows; a temporary file's own would be private.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).or_bad_input(|| format!("cannot write {name}: folder {folder:?} cannot be written to"))
+    builder.tempfile_in(parent(target))
 }
 
 fn buffered(output: impl Write, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
@@ -134,4 +144,21 @@ fn ignore_broken_pipe(result: Result<()>) -> Result<()> {
             .any(|cause| cause.kind() == ErrorKind::BrokenPipe)
     };
     result.or_else(|error| if is_broken_pipe(&error) { Ok(()) } else { Err(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn nothing_is_there_before_it_is_written() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("s".repeat(250) + ".json");
+        let destination = Destination::open(&path, false).unwrap();
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+        destination.write(|output| Ok(output.write_all(b"{}")?)).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"{}");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
 }

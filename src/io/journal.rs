@@ -42,6 +42,9 @@ pub struct Header {
     pub dim: usize,
     /// Settings by name.
     pub fingerprint: Fingerprint,
+    /// Whether no run can go on with the rows.
+    #[serde(default)]
+    pub is_temporary: bool,
 }
 
 /// The state after a batch.
@@ -170,7 +173,7 @@ mod tests {
         fingerprint.push("--steps", 25);
         let batch = |rows| Line::Batch(BatchLine { rows, bytes: vec![rows * 8], crc: 7, runs: None });
         vec![
-            Line::Header(Header { version: VERSION, dim: 2, fingerprint }),
+            Line::Header(Header { version: VERSION, dim: 2, fingerprint, is_temporary: false }),
             batch(3),
             batch(5),
             Line::Complete { rows: 5 },

@@ -1,13 +1,16 @@
 //! Joins the outputs of shards into the output of the whole, and checks that it is whole.
 
 mod arrays;
+mod finished;
 mod part;
 mod tables;
 
+pub use finished::finished;
+
 use super::shard::ShardRecord;
-use super::writer::{Arrays, Batch, EmbeddingWriter, Output, OutputFormat, OutputRow, WriteOptions, shown};
+use super::writer::{Arrays, Batch, EmbeddingWriter, Flow, Output, OutputFormat, OutputRow, WriteOptions, shown};
 use crate::bad_input;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use ndarray::ArrayView2;
 use part::{Part, PartRow};
 use std::cmp::Reverse;
@@ -29,13 +32,13 @@ pub struct MergeOptions {
     pub overwrite: bool,
 }
 
-/// Joins `parts`, the outputs of all shards in any order, into `out`, and gives the number of rows. The same form as an
-/// unsharded run's has the same bytes.
+/// Joins `parts`, the outputs of all shards in any order, into `out`, and gives the number of rows; `None` if whoever read
+/// them has closed `out`. The same form as an unsharded run's has the same bytes.
 ///
 /// # Errors
 /// [`crate::error::BadInput`] if a part is none, is there twice or is missing, belongs to a run with other settings, or is
 /// damaged; if rows are there twice or not at all; if `out` cannot be written. Then nothing is.
-pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<u64> {
+pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Option<u64>> {
     let mut parts = parts.iter().map(|path| Part::open(path)).collect::<Result<Vec<_>>>()?;
     check(&parts)?;
     let Some(first) = parts.first() else {
@@ -54,14 +57,16 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<u6
     write_options.out_dtype = record.dtype;
     write_options.rows_per_file = options.rows_per_file;
     write_options.overwrite = options.overwrite;
-    write_options.restart = true;
-    write_options.fingerprint = record.fingerprint.clone();
-    write_options.fingerprint.push("the run", "a merge of shards");
+    write_options.keep = false;
     write_options.dim = Some(record.dim);
     write_options.total_rows = Some(record.total_rows);
     let mut writer = EmbeddingWriter::open(write_options)?;
     match join(&mut parts, &record, &mut writer) {
-        Ok(()) => writer.finish()?,
+        Ok(Flow::GoOn) => writer.finish()?,
+        Ok(Flow::ReaderGone) => {
+            writer.discard()?;
+            return Ok(None);
+        }
         Err(error) => {
             writer.discard()?;
             return Err(match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
@@ -73,7 +78,7 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<u6
             });
         }
     }
-    Ok(record.total_rows)
+    Ok(Some(record.total_rows))
 }
 
 /// Checks that the parts are all shards of one run, each once.
@@ -118,7 +123,7 @@ fn differences(first: &ShardRecord, other: &ShardRecord) -> Vec<String> {
 }
 
 /// Brings the rows of all parts into order.
-fn join(parts: &mut [Part], record: &ShardRecord, writer: &mut EmbeddingWriter) -> Result<()> {
+fn join(parts: &mut [Part], record: &ShardRecord, writer: &mut EmbeddingWriter) -> Result<Flow> {
     let rows: Vec<_> = parts.iter().map(|part| part.record.rows.clone().into_rows()).collect();
     let mut rows: Vec<_> = rows.into_iter().map(Iterator::peekable).collect();
     let next = rows.iter_mut().enumerate().filter_map(|(place, rows)| Some(Reverse((*rows.peek()?, place))));
@@ -143,8 +148,8 @@ fn join(parts: &mut [Part], record: &ShardRecord, writer: &mut EmbeddingWriter) 
             heap.push(Reverse((*next, place)));
         }
         last_place = Some(place);
-        if gathered.is_full() {
-            gathered.write(writer)?;
+        if gathered.is_full() && gathered.write(writer)? == Flow::ReaderGone {
+            return Ok(Flow::ReaderGone);
         }
     }
     if let Some(Reverse((row, place))) = heap.pop() {
@@ -185,21 +190,19 @@ impl Gathered {
         self.rows.len() * self.dim >= BATCH_NUMBERS
     }
 
-    fn write(&mut self, writer: &mut EmbeddingWriter) -> Result<()> {
+    fn write(&mut self, writer: &mut EmbeddingWriter) -> Result<Flow> {
         if self.rows.is_empty() {
-            return Ok(());
+            return Ok(Flow::GoOn);
         }
         let shape = (self.rows.len(), self.dim);
         let mut batch = Batch { rows: &self.rows, image: None, negative: None };
         for (array, numbers) in self.arrays.names().iter().zip(&self.numbers) {
             *batch.values_mut(*array) = Some(ArrayView2::from_shape(shape, numbers)?);
         }
-        if writer.write(&batch)? == super::writer::Flow::ReaderGone {
-            bail!(io::Error::from(io::ErrorKind::BrokenPipe));
-        }
+        let flow = writer.write(&batch)?;
         self.rows.clear();
         self.numbers.iter_mut().for_each(Vec::clear);
-        Ok(())
+        Ok(flow)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Shards: several runs that share the rows of one, and what each notes so that they can be joined and checked.
 
 use super::fingerprint::Fingerprint;
-use super::writer::{Arrays, OutputDtype};
+use super::writer::{Arrays, OutputDtype, OutputRow};
 use crate::bad_input;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,60 @@ pub struct ShardRecord {
     pub dim: usize,
     /// What decided the rows.
     pub fingerprint: Fingerprint,
+    /// Of what is in the file.
+    pub checksums: Checksums,
+}
+
+/// CRC-32 of what an output holds, the same in every form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checksums {
+    /// Of the bytes of each array's numbers, in the order of [`Arrays::names`].
+    pub arrays: Vec<u32>,
+    /// Of what is known of the rows, an [`OutputRow`] a line as JSON, where the form has a place for that.
+    pub rows: Option<u32>,
+}
+
+/// [`Checksums`] of rows that are read one by one.
+#[derive(Debug)]
+pub struct Summing {
+    dtype: OutputDtype,
+    arrays: Vec<crc32fast::Hasher>,
+    rows: crc32fast::Hasher,
+    bytes: Vec<u8>,
+}
+
+impl Summing {
+    /// Begins, for what a record tells of.
+    pub fn new(record: &ShardRecord) -> Self {
+        let arrays = vec![crc32fast::Hasher::new(); record.arrays.names().len()];
+        Self { dtype: record.dtype, arrays, rows: crc32fast::Hasher::new(), bytes: Vec::new() }
+    }
+
+    /// Adds a row: what is known of it, if anything, and each array's numbers.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn add(&mut self, known: Option<&OutputRow>, numbers: &[Vec<f32>]) -> Result<()> {
+        for (hasher, numbers) in self.arrays.iter_mut().zip(numbers) {
+            self.bytes.clear();
+            self.dtype.encode(numbers, &mut self.bytes);
+            hasher.update(&self.bytes);
+        }
+        if let Some(known) = known {
+            self.bytes.clear();
+            serde_json::to_writer(&mut self.bytes, known)?;
+            self.bytes.push(b'\n');
+            self.rows.update(&self.bytes);
+        }
+        Ok(())
+    }
+
+    /// Whether the rows so far are those of `checksums`.
+    pub fn is(&self, checksums: &Checksums) -> bool {
+        let arrays = self.arrays.iter().map(|hasher| hasher.clone().finalize());
+        let rows = self.rows.clone().finalize();
+        arrays.eq(checksums.arrays.iter().copied()) && checksums.rows.is_none_or(|expected| expected == rows)
+    }
 }
 
 /// Numbers of rows in rising order, as runs of neighbours at regular distances: `(start, len, step, times)` stands for

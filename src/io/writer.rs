@@ -11,6 +11,7 @@ mod check;
 mod file;
 mod folder;
 mod jsonl;
+mod lock;
 mod npy;
 mod npz;
 mod options;
@@ -18,6 +19,7 @@ mod parquet;
 mod paths;
 mod publish;
 mod safetensors;
+mod sink;
 mod store;
 mod stream;
 mod values;
@@ -25,7 +27,7 @@ mod working;
 
 pub(in crate::io) use folder::{METADATA, array_folder};
 pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
-pub(in crate::io) use paths::{shard_file, shown};
+pub(in crate::io) use paths::{has_stopped_run, shard_file, shown};
 
 pub use check::check;
 pub use file::FileWriter;
@@ -122,12 +124,8 @@ impl EmbeddingWriter {
         options.check()?;
         let (streamed, filed): (Vec<Output>, Vec<Output>) =
             options.outputs.iter().cloned().partition(|output| stream::is_stream(&output.path));
-        if let Some(output) = streamed.first().filter(|_| options.resume) {
-            let path = &output.path;
-            return Err(crate::bad_input!(
-                "--resume needs files, and {path:?} is a stream; leave it out, or name a file"
-            ));
-        }
+        // A stream cannot be gone on with, and so neither can what goes with it.
+        let options = WriteOptions { keep: options.keep && streamed.is_empty(), ..options };
         // Streams last: opening one may already make its reader wait for us.
         let file = if filed.is_empty() { None } else { Some(FileWriter::open(filed, &options)?) };
         let streams = streamed.into_iter().map(|output| StreamWriter::open(output, &options)).collect::<Result<_>>()?;

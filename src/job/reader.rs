@@ -41,10 +41,14 @@ impl Blocks {
     pub(super) fn own_rows(self, rows: u64) -> u64 {
         let Some(Shard { index, count }) = self.shard else { return rows };
         let blocks = rows.div_ceil(self.rows);
-        let own = (blocks + count).saturating_sub(index) / count;
+        if index > blocks {
+            return 0;
+        }
+        let others = (blocks - index) / count;
         // The last block may be short.
-        let missing = if blocks > 0 && self.has(blocks - 1) { blocks * self.rows - rows } else { 0 };
-        own * self.rows - missing
+        let last = blocks - 1;
+        let of_last = if self.has(last) { rows - last * self.rows } else { self.rows };
+        others * self.rows + of_last
     }
 
     /// Whether a block is to be computed.
@@ -211,6 +215,15 @@ mod tests {
             rows.sort();
             assert_eq!(rows, all());
         }
+    }
+
+    #[test]
+    fn no_number_of_rows_or_shards_is_too_large_to_share() {
+        let own = |rows, index, count, all| Blocks { rows, shard: Some(Shard { index, count }) }.own_rows(all);
+        assert_eq!(own(64, u64::MAX, u64::MAX, 100), 0);
+        assert_eq!([own(64, 1, u64::MAX, 100), own(64, 2, u64::MAX, 100)], [64, 36]);
+        assert_eq!(own(64, 1, 2, u64::MAX) + own(64, 2, 2, u64::MAX), u64::MAX);
+        assert_eq!(own(64, 1, 1, u64::MAX), u64::MAX);
     }
 
     #[test]

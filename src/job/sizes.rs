@@ -5,7 +5,8 @@ use super::source::{Rules, Survey};
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::writer::WriteOptions;
-use crate::pipeline::Pipeline;
+use crate::model::kernels::processor::Processor;
+use crate::pipeline::{Demand, Pipeline};
 use anyhow::Result;
 use std::path::Path;
 use std::thread;
@@ -25,7 +26,7 @@ pub struct Wanted {
 pub(super) struct Sizes {
     pub(super) batch_size: usize,
     pub(super) blocks: Blocks,
-    /// Whether there is one block.
+    /// Whether the whole is one block, whoever computes it.
     pub(super) is_single: bool,
     /// Whether rows may be left for a run that goes on.
     pub(super) may_resume: bool,
@@ -35,24 +36,27 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Plans a run of `total` rows, if that is known.
+    /// Plans a run over the rows that a survey found, if there was one.
     ///
     /// # Errors
     /// If there is not enough memory, or there are not enough seeds.
     pub(super) fn plan(
         pipeline: &Pipeline,
         rules: &Rules,
-        total: Option<u64>,
+        survey: Option<&Survey>,
         write: &WriteOptions,
         wanted: Wanted,
     ) -> Result<Self> {
-        check_seeds(rules.seed, total)?;
+        let total = survey.map(|survey| survey.rows);
+        let is_uniform = survey.is_none_or(|survey| survey.is_uniform);
+        let has_negatives = rules.wants_negative && (rules.negative_prompt.is_some() || !is_uniform);
+        check_seeds(rules.seed, total, has_negatives)?;
         let samples_negative = rules.wants_negative && rules.negative_prompt.is_some();
         // A row of the output and its negative are computed together.
         let rows_each = if samples_negative { 2 } else { 1 };
         let rows = total.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(usize::MAX).saturating_mul(rows_each);
-        let needs_zero_embed = rules.wants_negative && !samples_negative;
-        let batch_size = pipeline.plan_batch(rows, wanted.batch_size, needs_zero_embed)?;
+        let demand = Demand { rows, is_uniform, zero_embed: rules.wants_negative && !samples_negative };
+        let batch_size = pipeline.plan_batch(demand, wanted.batch_size)?;
         let blocks = Blocks { rows: (batch_size / rows_each).max(1) as u64, shard: write.shard };
         let count = total.map_or(u64::MAX, |rows| rows.div_ceil(blocks.rows));
         let (workers, threads) = if pipeline.options().device == Device::Cpu && pipeline.is_small()? {
@@ -65,7 +69,7 @@ impl Sizes {
         Ok(Self {
             batch_size,
             blocks,
-            is_single: write.shard.is_none() && count == 1,
+            is_single: count == 1,
             may_resume: write.outputs.iter().any(|output| output.path != Path::new("-")),
             workers,
             threads,
@@ -88,8 +92,9 @@ impl Sizes {
         let (rows, prompts) = survey.map_or_else(not_known, |survey| (survey.rows.to_string(), survey.hash.clone()));
         let negative_prompt = rules.negative_prompt.as_ref();
         fingerprint.push("the program's version", env!("CARGO_PKG_VERSION"));
-        // A single batch leaves nothing that other weights could go on with.
-        fingerprint.push("the model's hash", pipeline.identity(!self.is_single)?);
+        // A single batch leaves nothing that other weights could go on with; a shard leaves its record.
+        let is_thorough = !self.is_single || self.blocks.shard.is_some();
+        fingerprint.push("the model's hash", pipeline.identity(is_thorough)?);
         fingerprint.push("the number of rows", rows);
         fingerprint.push("the prompts' hash", prompts);
         fingerprint
@@ -101,14 +106,29 @@ impl Sizes {
         fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
         fingerprint.push("--dtype", options.precision.name());
         fingerprint.push("--batch-size", self.batch_size);
+        if options.device == Device::Cpu {
+            self.add_processor_to(fingerprint)?;
+        }
+        Ok(())
+    }
+    /// Adds what the last bits of a product depend on beside its factors.
+    fn add_processor_to(self, fingerprint: &mut Fingerprint) -> Result<()> {
+        let Processor { instructions, extensions, caches } = Processor::find()?;
+        fingerprint.push("the processor's instruction set", instructions);
+        fingerprint.push("the processor's extensions", extensions);
+        fingerprint.push("the processor's caches", caches);
+        // Those of a small model have one each, however many there are.
+        let threads = self.threads.unwrap_or_else(|| usize::try_from(tch::get_num_threads()).unwrap_or(1));
+        fingerprint.push("the number of threads that share a batch (--threads)", threads);
         Ok(())
     }
 }
 
 /// Refuses a seed with too few above it. Negative rows count on from the image rows.
-fn check_seeds(seed: u64, rows: Option<u64>) -> Result<()> {
-    let Some(rows) = rows.map(|rows| rows.saturating_mul(2)) else { return Ok(()) };
-    match seed.checked_add(rows) {
+fn check_seeds(seed: u64, rows: Option<u64>, has_negatives: bool) -> Result<()> {
+    let rows_each = if has_negatives { 2 } else { 1 };
+    let Some(rows) = rows.map(|rows| rows.saturating_mul(rows_each)) else { return Ok(()) };
+    match seed.checked_add(rows.saturating_sub(1)) {
         Some(_) => Ok(()),
         None => Err(bad_input!("--seed {seed} leaves no seeds for {rows} rows below 2^64; give a smaller one")),
     }
@@ -131,7 +151,8 @@ mod tests {
         let negative_prompt = negative.then(|| "rain".to_string());
         let rules = Rules { negative_prompt, wants_negative: negative, ..rules() };
         let write = WriteOptions { shard, ..WriteOptions::new(Vec::new()) };
-        Sizes::plan(&pipeline(), &rules, total, &write, Wanted { batch_size, threads: Some(3) }).unwrap()
+        let survey = total.map(|rows| Survey { rows, hash: String::new(), is_uniform: true });
+        Sizes::plan(&pipeline(), &rules, survey.as_ref(), &write, Wanted { batch_size, threads: Some(3) }).unwrap()
     }
 
     #[test]
@@ -144,7 +165,8 @@ mod tests {
         assert_eq!(workers(Some(10), Some(5)), (2, Some(1), false));
         assert_eq!(workers(Some(100), Some(5)), (3, Some(1), false));
         assert_eq!(workers(None, None), (3, Some(1), false));
-        assert!(!plan(Some(1), false, None, Some(Shard { index: 1, count: 2 })).is_single);
+        // A share of one batch is computed as the batch would be.
+        assert!(plan(Some(1), false, None, Some(Shard { index: 1, count: 2 })).is_single);
     }
 
     #[test]
@@ -162,8 +184,9 @@ mod tests {
 
     #[test]
     fn a_seed_needs_others_above_it() {
-        assert!(check_seeds(u64::MAX - 20, Some(10)).is_ok());
-        assert!(check_seeds(u64::MAX - 19, Some(10)).is_err());
-        assert!(check_seeds(u64::MAX, None).is_ok());
+        let check = |seed, rows, has_negatives| check_seeds(seed, rows, has_negatives).is_ok();
+        assert!(check(u64::MAX, Some(1), false) && !check(u64::MAX, Some(2), false));
+        assert!(check(u64::MAX - 19, Some(10), true) && !check(u64::MAX - 18, Some(10), true));
+        assert!(check(u64::MAX, None, true));
     }
 }

@@ -108,6 +108,14 @@ impl Rules {
         Ok(record)
     }
 
+    /// Whether a prompt's rows can be computed together with those of one that says nothing, as far as settings go.
+    fn is_plain(&self, record: &PromptRecord) -> bool {
+        let has_steps = record.steps.is_none_or(|steps| steps == self.settings.steps);
+        let has_scale = record.guidance_scale.is_none_or(|scale| scale == self.settings.guidance_scale);
+        let adds_negative = self.wants_negative && self.negative_prompt.is_none() && record.negative_prompt.is_some();
+        has_steps && has_scale && !adds_negative
+    }
+
     /// How many rows a prompt has; one that cannot be used has as many as one that says nothing.
     pub fn samples_of(&self, record: Option<&PromptRecord>) -> u64 {
         record.and_then(|record| record.samples).map_or(self.samples, |samples| samples as u64).max(1)
@@ -121,6 +129,8 @@ pub struct Survey {
     pub rows: u64,
     /// A hash over all entries.
     pub hash: String,
+    /// Whether no prompt has settings of its own, or a negative embedding where others have none.
+    pub is_uniform: bool,
 }
 
 impl Survey {
@@ -131,13 +141,16 @@ impl Survey {
     pub fn of(entries: Entries, rules: &Rules) -> Result<Self> {
         let name = entries.name().to_string();
         let mut hash = Hash(Sha256::new());
-        let mut rows = 0_u64;
+        let (mut rows, mut is_uniform) = (0_u64, true);
         for entry in entries {
             let entry = entry?;
             // The debug form is another one for any two entries that differ.
             let _ = writeln!(hash, "{entry:?}");
             let samples = match rules.judge(entry) {
-                Ok(record) => rules.samples_of(Some(&record)),
+                Ok(record) => {
+                    is_uniform &= rules.is_plain(&record);
+                    rules.samples_of(Some(&record))
+                }
                 Err(row) if rules.on_error == OnError::Fail => return Err(refused(&name, &row)),
                 Err(_) => rules.samples_of(None),
             };
@@ -146,7 +159,7 @@ impl Survey {
         if rows == 0 {
             return Err(no_prompts(&name));
         }
-        Ok(Self { rows, hash: hash.finish() })
+        Ok(Self { rows, hash: hash.finish(), is_uniform })
     }
 }
 
@@ -243,6 +256,24 @@ pub(super) mod tests {
             assert!(error.contains("p.jsonl:2: ") && error.contains(word), "{error}");
             let rules = Rules { on_error: OnError::Skip, ..rules() };
             assert_eq!(Survey::of(source.open().unwrap(), &rules).unwrap().rows, 6, "{line}");
+        }
+    }
+
+    #[test]
+    fn prompts_with_settings_of_their_own_are_noticed() {
+        let is_uniform = |line: &str, wants_negative| {
+            let (_folder, source) = source("p.jsonl", &format!("{{\"prompt\": \"a\"}}\n{line}\n"));
+            let rules = Rules { wants_negative, ..rules() };
+            Survey::of(source.open().unwrap(), &rules).unwrap().is_uniform
+        };
+        for (rest, with_negatives, without) in [
+            ("\"seed\": 5, \"steps\": 25, \"guidance_scale\": 4", true, true),
+            ("\"steps\": 24", false, false),
+            ("\"guidance_scale\": 3", false, false),
+            ("\"negative_prompt\": \"rain\"", false, true),
+        ] {
+            let line = format!("{{\"prompt\": \"b\", {rest}}}");
+            assert_eq!([is_uniform(&line, true), is_uniform(&line, false)], [with_negatives, without], "{rest}");
         }
     }
 

@@ -7,20 +7,22 @@
 #![allow(unsafe_code)]
 
 pub mod process;
+pub mod processor;
 mod rounding;
+mod text;
 
 use anyhow::{Result, anyhow};
 use rounding::on_rounded_rows;
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 use std::ptr::{null, null_mut};
 use tch::Tensor;
+use text::text_of;
 use torch_sys::C_tensor;
 
 /// A message, or null for success.
 type Failure = *mut c_char;
 
 unsafe extern "C" {
-    fn prior_embed_free(message: *mut c_char);
     fn prior_embed_has_packed_linear() -> bool;
     fn prior_embed_pack_linear(out: *mut *mut C_tensor, weight: *const C_tensor) -> Failure;
     fn prior_embed_packed_linear(
@@ -250,13 +252,8 @@ fn take(call: impl FnOnce(*mut *mut C_tensor) -> Failure) -> Result<Tensor> {
         // SAFETY: without a failure, `out` is a new tensor that nobody else owns.
         return Ok(unsafe { Tensor::from_ptr(out) });
     }
-    // SAFETY: a failure is a string that ends in 0 and is freed once, here.
-    let message = unsafe {
-        let message = CStr::from_ptr(failure).to_string_lossy().into_owned();
-        prior_embed_free(failure);
-        message
-    };
-    Err(anyhow!("libtorch: {message}"))
+    // SAFETY: a failure is a text of the C++ side.
+    Err(anyhow!("libtorch: {}", unsafe { text_of(failure) }))
 }
 
 #[cfg(test)]

@@ -29,6 +29,17 @@ pub(super) struct Parameters {
     image_encoder: u64,
 }
 
+/// What a run computes, as far as its memory depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand {
+    /// Rows in all, negative ones included.
+    pub rows: usize,
+    /// Whether all have the same settings. Others are never computed together.
+    pub is_uniform: bool,
+    /// Whether [`Pipeline::zero_embed`] will be asked for.
+    pub zero_embed: bool,
+}
+
 impl Pipeline {
     /// Whether the networks are so small that they are best computed by one thread.
     ///
@@ -42,12 +53,12 @@ impl Pipeline {
         Ok(prior.max(text_encoder).max(image_encoder) <= FEW_WEIGHTS)
     }
 
-    /// How many rows to compute together, of `rows` in all: `wanted`, or as many as memory allows up to where more are no
-    /// gain. `zero_embed` says that [`Pipeline::zero_embed`] will be asked for afterwards.
+    /// How many rows to compute together: `wanted`, or as many as memory allows up to where more are no gain.
     ///
     /// # Errors
     /// If not even that fits into the memory that is free: needed and free are named, and what to do.
-    pub fn plan_batch(&self, rows: usize, wanted: Option<usize>, zero_embed: bool) -> Result<usize> {
+    pub fn plan_batch(&self, demand: Demand, wanted: Option<usize>) -> Result<usize> {
+        let Demand { rows, is_uniform, zero_embed } = demand;
         let most = rows.clamp(1, MOST_ROWS);
         let Some(free) = self.free_bytes() else { return Ok(wanted.unwrap_or(most)) };
         let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
@@ -58,7 +69,7 @@ impl Pipeline {
         let needed = |batch: usize| {
             let caches = self.token_bytes().saturating_mul(self.cached_tokens(batch.min(rows)));
             // With a single batch the text encoder is gone by the time that the prior is read.
-            let together = if batch >= rows { prior.max(text) } else { prior.saturating_add(text) };
+            let together = if is_uniform && batch >= rows { prior.max(text) } else { prior.saturating_add(text) };
             together.saturating_add(caches).max(image).saturating_add(BASE_BYTES)
         };
         let batch = wanted.unwrap_or_else(|| largest_that_fits(most, free, &needed));

@@ -96,6 +96,22 @@ fn a_run_with_other_settings_is_refused_by_name() {
     assert_done(place.command().args(&options));
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_run_does_not_go_on_with_other_instructions() {
+    let place = workplace();
+    let options = [&OPTIONS[..], &["--out", "e.npy", "--resume"]].concat();
+    kill_after_rows(&place, &options, 8);
+    for (name, value, word) in
+        [("ATEN_CPU_CAPABILITY", "default", "is DEFAULT"), ("ONEDNN_MAX_CPU_ISA", "SSE41", "SSE41")]
+    {
+        let mut command = place.command();
+        command.args(&options).env(name, value);
+        assert_refused(&place, &mut command, 2, &["the processor's instruction set was", word]);
+    }
+    assert_done(place.command().args(&options));
+}
+
 #[test]
 fn a_signal_stops_the_run_and_says_how_to_go_on() {
     for (signal, code) in [("INT", 130), ("TERM", 143)] {

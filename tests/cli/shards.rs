@@ -1,6 +1,6 @@
 //! Runs that share the rows of one, and their outputs joined.
 
-use crate::common::{Workplace, assert_done, assert_refused, prompts, read_npy};
+use crate::common::{Workplace, assert_done, assert_refused, prompts, read_npy, stderr};
 use std::fs;
 
 /// Ten prompts of two rows, in batches of three.
@@ -61,6 +61,89 @@ fn more_shards_than_batches_are_no_error() {
 }
 
 #[test]
+fn shards_of_a_single_batch_are_the_whole() {
+    for count in [1, 3] {
+        let place = Workplace::new();
+        fs::write(place.path("p.txt"), (0..count).map(|number| prompts(number) + "\n").collect::<String>()).unwrap();
+        let embed = |options: &[&str]| assert_done(place.command().args(["-f", "p.txt"]).args(options));
+        embed(&["--out", "whole.npz"]);
+        for (shards, parts) in [(["1/1"].as_slice(), ["a.npz"].as_slice()), (&["1/2", "2/2"], &["b.npz", "c.npz"])] {
+            shards.iter().zip(parts).for_each(|(shard, part)| drop(embed(&["--shard", shard, "--out", part])));
+            assert_done(place.bare().arg("merge").args(parts).args(["--out", "all.npz", "--overwrite"]));
+            let [all, whole] = ["all.npz", "whole.npz"].map(|name| fs::read(place.path(name)).unwrap());
+            assert!(all == whole, "{count} prompts in {} shards: the bytes differ", shards.len());
+        }
+    }
+}
+
+#[test]
+fn shares_of_a_pipe_are_refused() {
+    let place = Workplace::new();
+    let mut command = place.command();
+    command.args(["-f", "-", "--out", "e.npy", "--shard", "1/2"]).write_stdin("a\nb\n");
+    assert_refused(&place, &mut command, 2, &["--shard", "standard input", "file"]);
+    fs::write(place.path("p.txt"), "a\nb\n").unwrap();
+    let mut command = place.command();
+    command.args(["-f", "p.txt", "--shard", "1/2", "--out", "-", "--format", "parquet"]);
+    assert_refused(&place, &mut command, 2, &["--shard", "name a file"]);
+}
+
+#[test]
+fn a_reader_of_the_whole_may_go() {
+    let place = Workplace::new();
+    fs::write(place.path("p.txt"), "a cat\n".repeat(3000)).unwrap();
+    assert_done(place.command().args(["-f", "p.txt", "--steps", "1", "--shard", "1/1", "--out", "a.jsonl"]));
+    let script = format!("{:?} merge a.jsonl --out - --format jsonl | head -c 9", env!("CARGO_BIN_EXE_prior-embed"));
+    let mut command = assert_cmd::Command::new("bash");
+    let output = command.current_dir(place.folder.path()).args(["-o", "pipefail", "-c", &script]).output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    assert_eq!(output.stdout.len(), 9);
+}
+
+#[test]
+fn a_record_that_lies_about_is_not_taken_for_a_new_output() {
+    let place = workplace();
+    embed(&place, &["--shard", "1/1", "--out", "a.npy"]);
+    fs::remove_file(place.path("a.npy")).unwrap();
+    let mut command = place.command();
+    assert_refused(&place, command.args(["-p", "x", "--out", "a.npy"]), 2, &["a.npy.shard.json", "--overwrite"]);
+    embed(&place, &["--seed", "9", "--out", "a.npy", "--overwrite"]);
+    assert!(!place.path("a.npy.shard.json").exists());
+    assert_refused(&place, place.bare().args(["merge", "a.npy", "--out", "all.npy"]), 2, &["a.npy", "--shard"]);
+}
+
+#[test]
+fn a_shard_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
+    for out in ["a.npy", "a.safetensors", "a.parquet"] {
+        let place = workplace();
+        let command = |options: &[&str]| {
+            let mut command = place.command();
+            command.args(["-f", "p.txt", "--batch-size", "3", "--out", out, "--resume"]).args(options);
+            command
+        };
+        assert_eq!(assert_done(&mut command(&["--shard", "1/2"])), "");
+        let bytes = fs::read(place.path(out)).unwrap();
+        let note = assert_done(&mut command(&["--shard", "1/2", "--stats", "s.json"]));
+        assert!(note.contains("there already") && note.lines().count() == 1, "{note}");
+        let stats: serde_json::Value = serde_json::from_slice(&fs::read(place.path("s.json")).unwrap()).unwrap();
+        assert_eq!((&stats["rows"], &stats["resumed_rows"]), (&6.into(), &6.into()));
+        for (options, word) in [
+            (["--shard", "2/2", "--steps", "3"], "--shard was 1/2, is 2/2"),
+            (["--shard", "1/2", "--steps", "4"], "--steps was 3, is 4"),
+            (["--shard", "1/2", "--out-dtype", "f16"], "--out-dtype was f32, is f16"),
+        ] {
+            assert_refused(&place, &mut command(&options), 2, &[out, word, "--overwrite"]);
+        }
+        assert!(fs::read(place.path(out)).unwrap() == bytes);
+        fs::write(place.path("foreign.npy"), "x").unwrap();
+        let mut foreign = command(&["--shard", "1/2", "--out", "foreign.npy"]);
+        assert_refused(&place, &mut foreign, 2, &["foreign.npy", "there already", "--overwrite"]);
+        // What does not say how it was made is not taken for this.
+        assert_refused(&place, &mut command(&[]), 2, &[out, "does not say"]);
+    }
+}
+
+#[test]
 fn shards_that_do_not_make_a_whole_are_refused() {
     let place = workplace();
     for (shard, part) in [("1/2", "a.npy"), ("2/2", "b.npy")] {
@@ -75,8 +158,17 @@ fn shards_that_do_not_make_a_whole_are_refused() {
     merge(&["a.npy", "a.npy"], &["both shard 1/2"]);
     merge(&["a.npy", "other.npy"], &["other.npy", "--seed was 0, is 5"]);
     merge(&["a.npy", "none.npy"], &["none.npy"]);
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut command = place.command();
+        command.args(["-f", "p.txt", "--samples-per-prompt", "2", "--batch-size", "3", "--shard", "2/2"]);
+        assert_done(command.args(["--out", "elsewhere.npy"]).env("ATEN_CPU_CAPABILITY", "default"));
+        merge(&["a.npy", "elsewhere.npy"], &["elsewhere.npy", "the processor's instruction set", "is DEFAULT"]);
+    }
     fs::write(place.path("all.npy"), "precious").unwrap();
     merge(&["a.npy", "b.npy"], &["all.npy", "--overwrite"]);
+    // More shards than can be counted are as good as many.
+    assert_done(place.command().args(["-p", "x", "--shard", "1/18446744073709551615", "--out", "one.npy"]));
     for shard in ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"] {
         let option = format!("--shard={shard}");
         assert_refused(&place, place.command().args(["-p", "x", "--out", "e.npy", &option]), 2, &["--shard"]);

@@ -141,3 +141,35 @@ fn a_pipe_by_name_is_a_stream() {
     assert_done(command.current_dir(place.folder.path()).args(["-c", &script]));
     assert_eq!(read_npy(&fs::read(place.path("e.npy")).unwrap()).nrows(), 2);
 }
+
+#[test]
+fn what_came_from_a_pipe_leaves_nothing_when_it_fails() {
+    let place = Workplace::new();
+    let run = |options: &[&str], input: &str| {
+        let mut command = place.command();
+        command.args(["-f", "-", "--format-in", "jsonl", "--batch-size", "1", "--out", "e.npy"]).args(options);
+        command.write_stdin(input).output().unwrap()
+    };
+    // The second row fails when the first is written already.
+    let output = run(&[], "{\"prompt\": \"a\"}\n{\"prompt\": 5}\n");
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("standard input:2") && !message.contains("--resume"), "{message}");
+    assert!(place.names().is_empty(), "{:?}", place.names());
+}
+
+#[test]
+fn what_a_killed_run_had_from_a_pipe_is_not_in_the_way() {
+    let place = Workplace::new();
+    let options = ["-f", "-", "--batch-size", "1", "--out", "e.npy"];
+    let mut child = place.spawn(&options, Stdio::piped(), Stdio::null());
+    let mut input = child.stdin.take().unwrap();
+    writeln!(input, "a\nb").unwrap();
+    place.wait_for_rows("e.npy", 1, &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(place.names(), [".e.npy.prior-embed"]);
+    assert_done(place.command().args(options).write_stdin("c\n"));
+    assert_eq!(place.names(), ["e.npy"]);
+    assert_eq!(read_npy(&fs::read(place.path("e.npy")).unwrap()).nrows(), 1);
+}

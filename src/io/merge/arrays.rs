@@ -1,6 +1,6 @@
 //! Arrays in `.npy`, `.npz` and safetensors files, read row by row.
 
-use crate::files::Folder;
+use crate::files::Bytes;
 use crate::io::shard::{METADATA_KEY, ShardRecord};
 use crate::io::writer::{NPY_HEADER_LEN, OutputDtype, OutputFormat, npy_header};
 use anyhow::{Context, Result, bail};
@@ -100,9 +100,7 @@ fn open_safetensors(path: &Path, name: &str, rows: u64, record: &ShardRecord) ->
 
 /// The length of the header, and what it says.
 fn safetensors_header(path: &Path) -> Result<(usize, Metadata)> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().and_then(|name| name.to_str()).context("its name is not UTF-8")?;
-    Ok(SafeTensors::read_metadata(&Folder::from(folder).open(name)?)?)
+    Ok(SafeTensors::read_metadata(&Bytes::of_file(path)?)?)
 }
 
 /// What a safetensors file says of its shard.

@@ -4,7 +4,7 @@ use super::arrays::{self, ArrayRows};
 use super::tables::{JsonRows, TableRows};
 use crate::bad_input;
 use crate::error::{BadInput, OrBadInput};
-use crate::io::shard::{METADATA_KEY, ShardRecord};
+use crate::io::shard::{METADATA_KEY, ShardRecord, Summing};
 use crate::io::writer::{METADATA, OutputFormat, OutputRow, array_folder, shard_file, shown};
 use anyhow::{Result, bail};
 use std::fs;
@@ -28,6 +28,8 @@ pub(super) struct Part {
     pub(super) format: OutputFormat,
     pub(super) record: ShardRecord,
     rows: Rows,
+    /// Of the rows read so far.
+    summing: Summing,
 }
 
 enum Rows {
@@ -38,10 +40,15 @@ enum Rows {
 }
 
 impl Part {
-    /// Opens the output at `path` and checks that it is as long as its record says.
+    /// Opens the output at `path`, whose name tells its form, and checks that it is as long as its record says.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let name = shown(path);
         let format = if path.is_dir() { OutputFormat::Folder } else { OutputFormat::of_path(path)? };
+        Self::open_as(path, format)
+    }
+
+    /// The same of an output of a known form.
+    pub(super) fn open_as(path: &Path, format: OutputFormat) -> Result<Self> {
+        let name = shown(path);
         if let Err(error) = fs::metadata(path) {
             return Err(error).or_bad_input(|| format!("cannot read {name}"));
         }
@@ -56,7 +63,8 @@ impl Part {
             OutputFormat::Folder => FolderRows::open(path, &record).map(Rows::Folder),
         };
         let rows = rows.map_err(|error| damaged(&name, error))?;
-        Ok(Self { path: path.to_path_buf(), format, record, rows })
+        let summing = Summing::new(&record);
+        Ok(Self { path: path.to_path_buf(), format, record, rows, summing })
     }
 
     /// Reads the next row, which is row `expected` of the whole.
@@ -77,12 +85,12 @@ impl Part {
         read.and_then(|()| match &row.known {
             Some(known) if known.row != expected => bail!("row {} is where row {expected} should be", known.row),
             _ if row.numbers.iter().any(|numbers| numbers.len() != dim) => bail!("row {expected} is not {dim} numbers"),
-            _ => Ok(()),
+            known => self.summing.add(known.as_ref(), &row.numbers),
         })
         .map_err(|error| damaged(&name, error))
     }
 
-    /// Checks that nothing follows the rows that were read.
+    /// Checks that nothing follows the rows that were read, and that they are the ones that were written.
     pub(super) fn check_end(&mut self) -> Result<()> {
         let ended = match &mut self.rows {
             Rows::Arrays(_) => Ok(true),
@@ -92,7 +100,10 @@ impl Part {
         };
         let name = shown(&self.path);
         match ended.map_err(|error| damaged(&name, error))? {
-            true => Ok(()),
+            true if self.summing.is(&self.record.checksums) => Ok(()),
+            true => Err(bad_input!(
+                "{name} is damaged (its rows are not those that were written with its record of them); make it again"
+            )),
             false => Err(bad_input!("{name} holds more rows than it says; make it again")),
         }
     }
@@ -131,9 +142,12 @@ fn record(path: &Path, format: OutputFormat) -> Result<ShardRecord> {
 }
 
 fn check(record: &ShardRecord) -> Result<()> {
-    let ShardRecord { index, count, dim, dtype, .. } = record;
+    let ShardRecord { index, count, dim, dtype, arrays, checksums, .. } = record;
     if *index == 0 || index > count || *dim == 0 || *dim > i32::MAX as usize {
         bail!("shard {index} of {count}, {dim} numbers a row");
+    }
+    if checksums.arrays.len() != arrays.names().len() {
+        bail!("{} checksums of {arrays:?}", checksums.arrays.len());
     }
     record.rows.check()?;
     let bytes = record.rows.count().checked_mul((dim.saturating_mul(dtype.size())) as u64);

@@ -60,7 +60,7 @@ impl Shards {
     fn merge(&self, parts: &[PathBuf], out: &str) -> Result<PathBuf> {
         let out = self.path(out);
         let format = if self.format == OutputFormat::Folder { Some(OutputFormat::Folder) } else { None };
-        assert_eq!(merge(parts, &out, &MergeOptions { format, ..merge_options() })?, ROWS as u64);
+        assert_eq!(merge(parts, &out, &MergeOptions { format, ..merge_options() })?, Some(ROWS as u64));
         Ok(out)
     }
 
@@ -165,7 +165,7 @@ fn a_damaged_part_is_named_and_nothing_is_written() {
 }
 
 #[test]
-fn bytes_changed_anywhere_never_panic() {
+fn bytes_changed_anywhere_never_panic_nor_reach_the_whole() {
     for format in FORMATS.into_iter().filter(|format| *format != OutputFormat::Folder) {
         let shards = Shards::new(format, 2, STRIDED);
         let whole = fs::read(&shards.parts[1]).unwrap();
@@ -174,9 +174,76 @@ fn bytes_changed_anywhere_never_panic() {
             changed[place] ^= 0x55;
             fs::write(&shards.parts[1], changed).unwrap();
             if let Ok(out) = shards.merge(&shards.parts, "changed") {
+                assert!(contents(&out) == contents(&shards.whole), "{format:?}: byte {place}");
                 fs::remove_file(out).unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn rows_of_another_run_beside_a_record_are_noticed() {
+    for format in FORMATS.into_iter().filter(|format| !holds_its_record(*format)) {
+        let shards = Shards::new(format, 2, STRIDED);
+        let strange = shards.path("strange");
+        let mut other = Run::new(ROWS, 5).select(&(1..ROWS).step_by(2).collect::<Vec<_>>());
+        other.image[[3, 2]] += 1e-6;
+        write(&other, shards.options(&strange, 1, 2));
+        // The record of the one beside the rows of the other.
+        let part = &shards.parts[1];
+        match format {
+            OutputFormat::Folder => ["img_emb/img_emb_0000.npy", "img_emb/img_emb_0001.npy"]
+                .iter()
+                .for_each(|name| assert!(fs::copy(strange.join(name), part.join(name)).unwrap() > 0)),
+            _ => assert!(fs::copy(&strange, part).unwrap() > 0),
+        }
+        shards.assert_refused(&shards.parts, "not those that were written");
+    }
+}
+
+fn holds_its_record(format: OutputFormat) -> bool {
+    matches!(format, OutputFormat::Parquet | OutputFormat::Safetensors)
+}
+
+#[test]
+fn what_another_output_left_is_no_part_of_a_new_one() {
+    for format in FORMATS.into_iter().filter(|format| !holds_its_record(*format)) {
+        let shards = Shards::new(format, 2, STRIDED);
+        let part = shards.parts[0].clone();
+        let stale: Vec<PathBuf> = match format {
+            OutputFormat::Folder => ["shard.json", "negative_img_emb"].map(|name| part.join(name)).to_vec(),
+            _ => vec![shards.path("part0").with_extension(format!("{}.shard.json", format.name()))],
+        };
+        match format {
+            OutputFormat::Folder => {
+                ["img_emb", "metadata"].iter().for_each(|name| fs::remove_dir_all(part.join(name)).unwrap())
+            }
+            _ => fs::remove_file(&part).unwrap(),
+        }
+        let mut fresh = options(&part, format);
+        fresh.outputs[0].arrays = crate::io::writer::Arrays::Image;
+        let error = EmbeddingWriter::open(fresh.clone()).unwrap_err();
+        assert!(error.to_string().contains("there already"), "{error}");
+        assert!(stale.iter().all(|path| path.exists()));
+        fresh.overwrite = true;
+        write(&Run::new(ROWS, 5), fresh);
+        assert!(!stale.iter().any(|path| path.exists()), "{format:?}");
+        assert!(part.exists());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_may_be_any_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    for format in FORMATS {
+        let shards = Shards::new(format, 2, STRIDED);
+        let mut parts = shards.parts.clone();
+        let strange = std::ffi::OsStr::from_bytes(b"part\xff.").to_os_string();
+        parts[1] = shards.folder.path().join(strange).with_extension(format.name());
+        write(&Run::new(ROWS, 5).select(&(1..ROWS).step_by(2).collect::<Vec<_>>()), shards.options(&parts[1], 1, 2));
+        let out = shards.merge(&parts, "merged").unwrap();
+        assert!(contents(&out) == contents(&shards.whole), "{format:?}");
     }
 }
 
@@ -193,6 +260,7 @@ fn a_record_that_makes_no_sense_is_refused() {
         ("rows", serde_json::json!([[0, u64::MAX, 0, 1]])),
         ("rows", serde_json::json!([[5, 1, 0, 1], [1, 1, 0, 1]])),
         ("total_rows", serde_json::json!("many")),
+        ("checksums", serde_json::json!({ "arrays": [], "rows": null })),
     ] {
         let mut wrong = record.clone();
         wrong[key] = value;
@@ -206,11 +274,14 @@ fn a_merge_that_was_killed_is_no_obstacle_and_a_stopped_run_is() {
     let shards = Shards::new(OutputFormat::Npy, 2, STRIDED);
     let out = shards.path("merged");
     let mut killed = options(&out, OutputFormat::Npy);
-    killed.fingerprint.push("--normalize", false);
-    killed.fingerprint.push("the run", "a merge of shards");
+    killed.keep = false;
     let mut writer = EmbeddingWriter::open(killed).unwrap();
     Run::new(4, 5).write(&mut writer, 2).unwrap();
+    // As a kill would: nothing is tidied up.
+    let [hidden, away] = [".merged.npy.prior-embed", "away"].map(|name| shards.folder.path().join(name));
+    fs::rename(&hidden, &away).unwrap();
     drop(writer);
+    fs::rename(&away, &hidden).unwrap();
     let out = shards.merge(&shards.parts, "merged").unwrap();
     assert!(contents(&out) == contents(&shards.whole));
     let mut writer = EmbeddingWriter::open(options(&shards.path("refused"), OutputFormat::Npy)).unwrap();

@@ -1,6 +1,6 @@
 //! A look at where outputs are to go, before the work that decides what they hold.
 
-use super::paths::{check_free, check_paths, resolve, shown, working_folder};
+use super::paths::{check_free, check_paths, has_stopped_run, resolve, shown};
 use super::publish::parent;
 use super::{Output, OutputFormat, WriteOptions, stream};
 use crate::error::OrBadInput;
@@ -18,9 +18,10 @@ pub fn check(options: &WriteOptions) -> Result<()> {
     options.check()?;
     let filed = options.outputs.iter().filter(|output| !stream::is_stream(&output.path));
     let outputs: Vec<Output> = filed.cloned().map(resolve).collect();
-    check_paths(&outputs)?;
-    let stopped = outputs.first().is_some_and(|main| working_folder(main).exists());
-    if !(options.resume && stopped) {
+    check_paths(&outputs, options.shard.is_some())?;
+    // A shard that is there already may be the one that is asked for.
+    let may_be_there = options.resume && (options.shard.is_some() || outputs.first().is_some_and(has_stopped_run));
+    if !may_be_there {
         check_free(&outputs, options)?;
     }
     for output in &outputs {

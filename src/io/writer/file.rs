@@ -2,17 +2,17 @@
 
 use super::folder::create;
 use super::paths::{
-    MadeFolder, SHARD_SUFFIX, check_free, check_paths, hidden_name, holds_record, resolve, shard_file, shown,
+    MadeFolder, SHARD_SUFFIX, check_free, check_paths, hidden_name, holds_record, places, resolve, shard_file, shown,
     with_suffix, working_folder,
 };
-use super::publish::{Publication, parent};
+use super::publish::{Publication, Rules, parent, remove_stale};
 use super::store::{self, Content, Store};
 use super::values::Encoding;
 use super::working::{Expected, Working};
 use super::{Arrays, Batch, Flow, Output, OutputFormat, WriteOptions, folder, jsonl, npy, npz, parquet, safetensors};
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
-use crate::io::shard::{RowRuns, Shard, ShardRecord};
+use crate::io::shard::{Checksums, RowRuns, Shard, ShardRecord};
 use anyhow::{Context, Error, Result, anyhow, bail};
 use std::fs;
 use std::io::{self, Write};
@@ -29,6 +29,7 @@ pub struct FileWriter {
     encoding: Encoding,
     rows_per_file: u64,
     overwrite: bool,
+    keep: bool,
     shard: Option<Shard>,
     total_rows: Option<u64>,
     dim: Option<usize>,
@@ -44,7 +45,7 @@ impl FileWriter {
     /// Checks the outputs and finds what an earlier run left.
     pub(super) fn open(outputs: Vec<Output>, options: &WriteOptions) -> Result<Self> {
         let outputs: Vec<Output> = outputs.into_iter().map(resolve).collect();
-        check_paths(&outputs)?;
+        check_paths(&outputs, options.shard.is_some())?;
         let Some((main, others)) = outputs.split_first() else { bail!("no output") };
         if others.iter().any(|output| output.format == OutputFormat::Folder) {
             bail!("a folder is a main output");
@@ -67,23 +68,23 @@ impl FileWriter {
             resume: options.resume,
             overwrite: options.overwrite,
             restart: options.restart,
+            keep: options.keep,
         };
         let working = Working::open(folder, &expected)?;
         if stopped && !working.is_complete() {
             check_free(&outputs, options)?;
         }
-        let mut fingerprint = options.fingerprint.clone();
-        fingerprint.push("--normalize", options.normalize);
         Ok(Self {
             name,
             arrays,
             encoding: Encoding { dtype: options.out_dtype, normalize: options.normalize },
             rows_per_file: options.rows_per_file,
             overwrite: options.overwrite,
+            keep: options.keep,
             shard: options.shard,
             total_rows: options.total_rows,
             dim: working.dim().or(options.dim),
-            fingerprint,
+            fingerprint: options.row_fingerprint(),
             broken: false,
             _made: made,
             working,
@@ -139,10 +140,12 @@ impl FileWriter {
     /// A failure while rows are written, with what the user can do.
     fn kept(&self, path: &Path, error: io::Error) -> Error {
         let rows = self.working.rows();
-        let line = format!(
-            "cannot write {:?}: {error}; {rows} rows are kept, and --resume goes on from row {rows} once there is room",
-            path.display().to_string()
-        );
+        let what_now = if self.keep {
+            format!("{rows} rows are kept, and --resume goes on from row {rows} once there is room")
+        } else {
+            "nothing is kept".to_string()
+        };
+        let line = format!("cannot write {:?}: {error}; {what_now}", path.display().to_string());
         Error::new(error).context(line)
     }
 
@@ -157,32 +160,47 @@ impl FileWriter {
             let made = self.assemble(dim).and_then(|()| Ok(self.working.complete(dim)?));
             made.map_err(|error| match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
                 Some(cause) => {
-                    let line = format!(
-                        "cannot write {}: {cause}; all {rows} rows are kept, and --resume finishes it once there is room",
-                        self.name
-                    );
+                    let what_now = if self.keep {
+                        format!("all {rows} rows are kept, and --resume finishes it once there is room")
+                    } else {
+                        "nothing is kept".to_string()
+                    };
+                    let line = format!("cannot write {}: {cause}; {what_now}", self.name);
                     error.context(line)
                 }
                 None => error,
             })?;
         }
-        let trash = self.working.folder().join("replaced");
-        for place in (0..self.outputs.len()).rev() {
-            for publication in self.publications(place) {
-                publication.publish(self.overwrite, &trash)?;
-            }
-        }
+        self.publish()?;
         self.working
             .remove()
             .with_context(|| format!("{} is written, but cannot remove the folder of its rows", self.name))
     }
 
-    pub(super) fn discard(mut self) -> Result<()> {
-        for place in 1..self.outputs.len() {
-            for publication in self.publications(place) {
-                let _ = fs::remove_file(publication.part);
-            }
+    /// Moves the outputs into their places, the main one last, and what is stale there out of the way first: a record
+    /// must never lie beside rows that it was not made for.
+    fn publish(&self) -> Result<()> {
+        let trash = self.working.folder().join("replaced");
+        let rules = Rules { overwrite: self.overwrite, keep: self.keep, trash: &trash };
+        for place in (0..self.outputs.len()).rev() {
+            let publications = self.publications(place);
+            let is_ours = |place: &Path| publications.iter().any(|publication| publication.target == place);
+            let all = places(&self.outputs[place]);
+            all.iter().filter(|place| !is_ours(place)).try_for_each(|place| remove_stale(place, rules))?;
+            publications.iter().try_for_each(|publication| publication.publish(rules))?;
         }
+        Ok(())
+    }
+
+    /// Removes what outputs are made of that lies beside them and not in the hidden folder.
+    fn remove_parts(&self) {
+        for publication in (1..self.outputs.len()).flat_map(|place| self.publications(place)) {
+            let _ = fs::remove_file(publication.part);
+        }
+    }
+
+    pub(super) fn discard(mut self) -> Result<()> {
+        self.remove_parts();
         self.working.remove().with_context(|| format!("cannot remove the folder of the rows of {}", self.name))
     }
 
@@ -190,7 +208,7 @@ impl FileWriter {
     fn assemble(&self, dim: usize) -> Result<()> {
         let store = Store { folder: self.working.folder(), rows: self.working.rows(), dim, dtype: self.encoding.dtype };
         for (place, output) in self.outputs.iter().enumerate() {
-            let record = self.record(output.arrays, dim)?;
+            let record = self.record(output, &store)?;
             let part = self.part(place);
             write_output(&store, output, record.as_ref(), self.rows_per_file, &part)?;
             if let Some(record) = record.filter(|_| !holds_record(output.format)) {
@@ -203,17 +221,20 @@ impl FileWriter {
         Ok(())
     }
 
-    fn record(&self, arrays: Arrays, dim: usize) -> Result<Option<ShardRecord>> {
+    fn record(&self, output: &Output, store: &Store) -> Result<Option<ShardRecord>> {
         let Some(Shard { index, count }) = self.shard else { return Ok(None) };
         let total_rows = self.total_rows.ok_or_else(|| anyhow!("a shard without the number of all rows"))?;
+        let arrays = output.arrays.names().iter().map(|array| store.checksum(Content::Values(*array)));
+        let rows = output.format.holds_rows().then(|| store.checksum(Content::Rows)).transpose()?;
         Ok(Some(ShardRecord {
+            checksums: Checksums { arrays: arrays.collect::<Result<_>>()?, rows },
             index,
             count,
             total_rows,
             rows: self.working.runs().clone().finish(),
-            arrays,
-            dtype: self.encoding.dtype,
-            dim,
+            arrays: output.arrays,
+            dtype: store.dtype,
+            dim: store.dim,
             fingerprint: self.fingerprint.clone(),
         }))
     }
@@ -252,6 +273,15 @@ impl FileWriter {
             publications.push(Publication { part, target: output.path.clone() });
         }
         publications
+    }
+}
+
+impl Drop for FileWriter {
+    /// What no run can go on with is not left behind.
+    fn drop(&mut self) {
+        if !self.keep {
+            self.remove_parts();
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What to write, where and how.
 
+use super::stream;
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::shard::Shard;
@@ -179,6 +180,9 @@ pub struct WriteOptions {
     pub resume: bool,
     /// Whether rows that an earlier run with the same fingerprint left may be dropped: where they are made again quickly.
     pub restart: bool,
+    /// Whether the rows of a run that ends early are kept for one that goes on; if not, not even those of a run that
+    /// was killed are in the way of the next.
+    pub keep: bool,
     /// What decides the rows, beside what is in here.
     pub fingerprint: Fingerprint,
     /// Numbers in a row, if known; needed for an output without rows.
@@ -200,6 +204,7 @@ impl WriteOptions {
             overwrite: false,
             resume: false,
             restart: false,
+            keep: true,
             fingerprint: Fingerprint::default(),
             dim: None,
             total_rows: None,
@@ -215,6 +220,13 @@ impl WriteOptions {
         if self.rows_per_file == 0 {
             return Err(bad_input!("--rows-per-file 0 leaves no room for rows; give 1 or more"));
         }
+        let streamed = self.outputs.iter().find(|output| stream::is_stream(&output.path));
+        if let Some(Output { path, .. }) = streamed
+            && (self.resume || self.shard.is_some())
+        {
+            let option = if self.resume { "--resume" } else { "--shard" };
+            return Err(bad_input!("{option} needs files, and {path:?} is a stream; leave it out, or name a file"));
+        }
         for output in &self.outputs {
             if output.arrays == Arrays::Both && !output.format.holds_several() {
                 let path = &output.path;
@@ -224,11 +236,17 @@ impl WriteOptions {
         Ok(())
     }
 
+    /// What decides the rows, without what decides how these outputs hold them.
+    pub(in crate::io) fn row_fingerprint(&self) -> Fingerprint {
+        let mut fingerprint = self.fingerprint.clone();
+        fingerprint.push("--normalize", self.normalize);
+        fingerprint
+    }
+
     /// What decides the rows and how they are written.
     pub(super) fn whole_fingerprint(&self) -> Fingerprint {
-        let mut fingerprint = self.fingerprint.clone();
+        let mut fingerprint = self.row_fingerprint();
         fingerprint.push("--out-dtype", self.out_dtype.name());
-        fingerprint.push("--normalize", self.normalize);
         for (place, output) in self.outputs.iter().enumerate() {
             let name = if place == 0 { "the output" } else { "--negative-out" };
             let arrays: Vec<&str> = output.arrays.names().iter().map(|array| array.name()).collect();

@@ -1,7 +1,7 @@
 //! Where files lie: outputs, what is beside them, and what must not be there already.
 
 use super::publish::parent;
-use super::{Output, OutputFormat, WriteOptions, folder};
+use super::{Arrays, Output, OutputFormat, WriteOptions, folder};
 use crate::bad_input;
 use crate::error::OrBadInput;
 use anyhow::Result;
@@ -12,6 +12,12 @@ use std::path::{Path, PathBuf};
 
 /// What the name of a file with a shard's record adds to the output's.
 pub(in crate::io) const SHARD_SUFFIX: &str = ".shard.json";
+
+/// Bytes of the longest name that common file systems take.
+const LONGEST_NAME: usize = 255;
+
+/// Characters of a name that is shortened: of four bytes each, they still leave room for a suffix.
+const SHORT_NAME: usize = 48;
 
 /// Whether a form of output has a place for a shard's record.
 pub(super) fn holds_record(format: OutputFormat) -> bool {
@@ -37,6 +43,11 @@ pub(super) fn working_folder(output: &Output) -> PathBuf {
     }
 }
 
+/// Whether an earlier run that writes the output has not come to its end.
+pub(in crate::io) fn has_stopped_run(output: &Output) -> bool {
+    working_folder(&resolve(output.clone())).exists()
+}
+
 /// The file with a shard's record that goes with an output.
 pub(in crate::io) fn shard_file(path: &Path, format: OutputFormat) -> PathBuf {
     match format {
@@ -51,16 +62,22 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The name of a path between a dot and `suffix`.
+/// The name of a path between a dot and `suffix`, shortened if no file name may be as long.
 pub(super) fn hidden_name(path: &Path, suffix: &str) -> OsString {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(suffix);
-    name
+    let name = path.file_name().unwrap_or_default();
+    let mut hidden = OsString::from(".");
+    if 1 + name.len() + suffix.len() <= LONGEST_NAME {
+        hidden.push(name);
+    } else {
+        let start: String = name.to_string_lossy().chars().take(SHORT_NAME).collect();
+        hidden.push(format!("{start}-{:08x}", crc32fast::hash(name.as_encoded_bytes())));
+    }
+    hidden.push(suffix);
+    hidden
 }
 
-/// Refuses places where nothing can be written, and two outputs in one place.
-pub(super) fn check_paths(outputs: &[Output]) -> Result<()> {
+/// Refuses places where nothing can be written, and two outputs in one place; `is_shard` says that records go beside them.
+pub(super) fn check_paths(outputs: &[Output], is_shard: bool) -> Result<()> {
     for (place, output) in outputs.iter().enumerate() {
         let path = &output.path;
         let name = shown(path);
@@ -76,6 +93,12 @@ pub(super) fn check_paths(outputs: &[Output]) -> Result<()> {
         }
         if !is_folder && path.file_name().is_none() {
             return Err(bad_input!("{name} is no file name"));
+        }
+        let record = shard_file(path, output.format);
+        let longest = if is_shard && !holds_record(output.format) { &record } else { path };
+        if longest.file_name().is_some_and(|name| name.len() > LONGEST_NAME) {
+            let name = shown(longest);
+            return Err(bad_input!("{name} is longer than a file's name may be; give a shorter one"));
         }
         if outputs[..place].iter().any(|other| whole(&other.path) == whole(path)) {
             return Err(bad_input!("{name} is named twice as an output; give two names"));
@@ -94,24 +117,33 @@ pub(super) fn check_free(outputs: &[Output], options: &WriteOptions) -> Result<(
     if options.overwrite {
         return Ok(());
     }
-    for output in outputs {
-        let mut places = match output.format {
-            OutputFormat::Folder => folder::parts(output.arrays).iter().map(|part| output.path.join(part)).collect(),
-            _ => vec![output.path.clone()],
-        };
-        if options.shard.is_some() && !holds_record(output.format) {
-            places.push(shard_file(&output.path, output.format));
-        }
-        if let Some(place) = places.iter().find(|place| fs::symlink_metadata(place).is_ok()) {
-            let name = shown(place);
+    for place in outputs.iter().flat_map(places) {
+        if fs::symlink_metadata(&place).is_ok() {
+            let name = shown(&place);
             return Err(if options.resume {
-                bad_input!("{name} is there already, and no run that stopped: it is done, or --overwrite replaces it")
+                bad_input!(
+                    "{name} is there already, and no stopped run of it to go on with; it does not say with which settings it was made: keep it, or give --overwrite to make it again"
+                )
             } else {
                 bad_input!("{name} is there already; give another name, or --overwrite to replace it")
             });
         }
     }
     Ok(())
+}
+
+/// All places that a form of output has, whatever this one puts there: what is left there of another output would be
+/// taken for a part of this one.
+pub(super) fn places(output: &Output) -> Vec<PathBuf> {
+    let path = &output.path;
+    let mut places = match output.format {
+        OutputFormat::Folder => folder::parts(Arrays::Both).iter().map(|part| path.join(part)).collect(),
+        _ => vec![path.clone()],
+    };
+    if !holds_record(output.format) {
+        places.push(shard_file(path, output.format));
+    }
+    places
 }
 
 /// A folder that was made for an output, and goes if nothing comes of it.

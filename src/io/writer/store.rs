@@ -134,11 +134,30 @@ impl Store<'_> {
         Ok(())
     }
 
+    /// CRC-32 of an array's numbers, or of what is known of the rows.
+    pub(super) fn checksum(&self, content: Content) -> Result<u32> {
+        let mut input: Box<dyn Read> = match content {
+            Content::Values(array) => Box::new(self.values(array, 0)?),
+            Content::Rows => Box::new(self.rows_file()?),
+        };
+        let mut hasher = crc32fast::Hasher::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match input.read(&mut buffer)? {
+                0 => return Ok(hasher.finalize()),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
+    }
+
+    fn rows_file(&self) -> Result<File> {
+        let path = self.folder.join(Content::Rows.file_name());
+        File::open(&path).with_context(|| format!("cannot read {path:?}"))
+    }
+
     /// What is known of each row.
     pub(super) fn output_rows(&self) -> Result<OutputRows> {
-        let path = self.folder.join(Content::Rows.file_name());
-        let file = File::open(&path).with_context(|| format!("cannot read {path:?}"))?;
-        Ok(OutputRows { input: BufReader::new(file), left: self.rows, line: Vec::new() })
+        Ok(OutputRows { input: BufReader::new(self.rows_file()?), left: self.rows, line: Vec::new() })
     }
 }
 

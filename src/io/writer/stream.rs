@@ -7,7 +7,7 @@ use super::file::write_output;
 use super::paths::shown;
 use super::store::{self, DataFile, Store};
 use super::values::Encoding;
-use super::{Batch, Flow, Output, OutputFormat, WriteOptions, jsonl, npy};
+use super::{Batch, Flow, Output, OutputFormat, WriteOptions, jsonl, npy, sink};
 use crate::bad_input;
 use crate::error::OrBadInput;
 use anyhow::{Context, Result, bail};
@@ -59,7 +59,8 @@ impl StreamWriter {
                 "standard output is a terminal, and embeddings are binary; give a file name or a pipe"
             ));
         }
-        Self::new(Box::new(io::stdout()), "standard output".into(), output, options)
+        let sink = sink::standard_output().context("cannot open standard output")?;
+        Self::new(sink, "standard output".into(), output, options)
     }
 
     /// Writes `output` to `sink`, which messages call `name`; its path is not looked at.
@@ -172,7 +173,7 @@ impl StreamWriter {
 
     /// Hands bytes to whoever reads them, at once.
     fn send(&mut self, bytes: &[u8]) -> Result<Flow> {
-        match self.sink.write_all(bytes).and_then(|()| self.sink.flush()) {
+        match sink::write_all(&mut self.sink, bytes) {
             Ok(()) => Ok(Flow::GoOn),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.reader_gone = true;

@@ -52,6 +52,14 @@ fn half(value: f32, row: &OutputRow) -> Result<f16> {
 }
 
 impl OutputDtype {
+    /// Appends the bytes of numbers that [`OutputDtype::decode`] gave.
+    pub(in crate::io) fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
+        match self {
+            Self::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Self::F16 => bytes.extend(values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes())),
+        }
+    }
+
     /// The numbers in `bytes`, as [`Encoding::encode`] wrote them, appended to `values`.
     pub(in crate::io) fn decode(self, bytes: &[u8], values: &mut Vec<f32>) {
         match self {

@@ -1,5 +1,6 @@
 //! The hidden folder beside an output in which its rows gather: data files, a journal of what of them is safe, a lock.
 
+use super::lock::{LOCK, lock};
 use super::publish::{parent, sync_folder};
 use super::store::{Content, DataFile};
 use crate::bad_input;
@@ -8,12 +9,11 @@ use crate::io::fingerprint::Fingerprint;
 use crate::io::journal::{self, BatchLine, Header, Journal, Line};
 use crate::io::shard::RowRuns;
 use anyhow::{Context, Result};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const LOCK: &str = "lock";
 const JOURNAL: &str = "journal.jsonl";
 
 /// How long written rows may wait to be on the disk. A killed process loses nothing: the system has them by then.
@@ -33,6 +33,7 @@ pub(super) struct Expected<'a> {
     pub(super) resume: bool,
     pub(super) overwrite: bool,
     pub(super) restart: bool,
+    pub(super) keep: bool,
 }
 
 /// The folder, locked for this run.
@@ -53,6 +54,7 @@ pub(super) struct Working {
     /// When rows began to wait for the disk.
     unsynced_since: Option<Instant>,
     removed: bool,
+    keep: bool,
 }
 
 impl Working {
@@ -65,9 +67,11 @@ impl Working {
         let name = expected.name;
         let lock = lock(&folder, name)?;
         let survey = Survey::of(&folder)?;
-        if !expected.resume {
+        let is_temporary = survey.header.as_ref().is_some_and(|header| header.is_temporary);
+        let resume = expected.resume && !is_temporary;
+        if !resume {
             let is_ours = survey.header.as_ref().is_some_and(|header| header.fingerprint == *expected.fingerprint);
-            let may_drop = expected.overwrite || expected.restart && is_ours;
+            let may_drop = is_temporary || expected.overwrite || expected.restart && is_ours;
             if !may_drop && survey.rows > 0 {
                 let rows = survey.rows;
                 return Err(bad_input!(
@@ -80,11 +84,11 @@ impl Working {
         }
         let failed = || format!("cannot write {name}: folder {folder:?} cannot be written to");
         // A complete run's data may be in its place already: an empty file in its stead would be taken for the output.
-        let is_complete = expected.resume && survey.complete;
+        let is_complete = resume && survey.complete;
         let contents = if is_complete { &[] } else { expected.contents };
         let data = contents.iter().map(|content| DataFile::open(&folder, *content));
         let data = data.collect::<io::Result<Vec<_>>>().or_bad_input(failed)?;
-        let mut found = match expected.resume {
+        let mut found = match resume {
             true if is_complete => survey.into_found(),
             true => verify(&folder, &data, expected.number_bytes)?,
             false => Found::default(),
@@ -104,6 +108,7 @@ impl Working {
             complete: found.complete,
             unsynced_since: None,
             removed: false,
+            keep: expected.keep,
         };
         if !working.complete {
             let cut = working.data.iter_mut().zip(found.bytes).try_for_each(|(file, bytes)| file.cut(bytes));
@@ -168,7 +173,8 @@ impl Working {
     fn begin(&mut self, dim: usize) -> io::Result<()> {
         if self.dim.is_none() {
             let fingerprint = self.fingerprint.clone();
-            self.journal.append(&Line::Header(Header { version: journal::VERSION, dim, fingerprint }))?;
+            let (version, is_temporary) = (journal::VERSION, !self.keep);
+            self.journal.append(&Line::Header(Header { version, dim, fingerprint, is_temporary }))?;
             self.dim = Some(dim);
         }
         Ok(())
@@ -204,9 +210,9 @@ impl Working {
 }
 
 impl Drop for Working {
-    /// A run that failed before its first row leaves nothing behind.
+    /// A run that failed before its first row, or that none can go on with, leaves nothing behind.
     fn drop(&mut self) {
-        if !self.removed && self.rows == 0 && !self.complete {
+        if !self.removed && (!self.keep || self.rows == 0 && !self.complete) {
             let _ = self.remove();
         }
     }
@@ -327,48 +333,6 @@ fn is_whole(batch: &BatchLine, before: &[u64], inputs: &mut [File]) -> io::Resul
         }
     }
     Ok(hasher.finalize() == batch.crc)
-}
-
-/// Makes the folder and locks it; `None` where the file system has no locks.
-fn lock(folder: &Path, name: &str) -> Result<Option<File>> {
-    let failed = || format!("cannot write {name}: folder {:?} cannot be written to", parent(folder));
-    let path = folder.join(LOCK);
-    loop {
-        match fs::create_dir(folder) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error).or_bad_input(failed),
-            _ => {}
-        }
-        let file = match File::options().write(true).create(true).truncate(false).open(&path) {
-            // Another run has just finished, and removed the folder.
-            Err(error) if error.kind() == ErrorKind::NotFound && !folder.exists() => continue,
-            file => file.or_bad_input(failed)?,
-        };
-        match file.try_lock() {
-            Ok(()) if is_at(&file, &path) => return Ok(Some(file)),
-            Ok(()) => continue,
-            Err(TryLockError::WouldBlock) => {
-                return Err(bad_input!("{name} is being written by another run; wait for it, or give another name"));
-            }
-            Err(TryLockError::Error(error)) => {
-                log::warn!("{folder:?} cannot be locked ({error}); let no other run write {name}");
-                return Ok(None);
-            }
-        }
-    }
-}
-
-/// Whether a file is still the one at `path`: the run that held the lock may have removed it.
-fn is_at(file: &File, path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        matches!((file.metadata(), fs::metadata(path)), (Ok(file), Ok(there)) if identity(file.clone()) == identity(there.clone()))
-    }
-    #[cfg(not(unix))]
-    {
-        file.metadata().is_ok() && path.exists()
-    }
 }
 
 /// Removes all that is in the folder but the lock; the journal first, since without it the rest counts for nothing.

@@ -36,6 +36,54 @@ fn bytes_depend_on_rows_and_not_on_batches_or_stops() {
 }
 
 #[test]
+fn rows_that_no_run_can_go_on_with_are_never_in_the_way() {
+    let folder = TempDir::new().unwrap();
+    let (path, hidden) = (folder.path().join("e.jsonl"), folder.path().join(".e.jsonl.prior-embed"));
+    let run = Run::new(6, 3);
+    let plain = options(&path, OutputFormat::JsonLines);
+    let temporary = WriteOptions { keep: false, ..plain.clone() };
+    let mut writer = EmbeddingWriter::open(temporary.clone()).unwrap();
+    run.write_until(&mut writer, 4, 2).unwrap();
+    drop(writer);
+    assert!(names(folder.path()).is_empty(), "an error leaves nothing");
+    for next in [temporary.clone(), plain.clone(), WriteOptions { resume: true, ..plain }] {
+        let mut killed = EmbeddingWriter::open(temporary.clone()).unwrap();
+        run.write_until(&mut killed, 4, 2).unwrap();
+        // As a kill would: nothing is tidied up.
+        fs::rename(&hidden, folder.path().join("away")).unwrap();
+        drop(killed);
+        fs::rename(folder.path().join("away"), &hidden).unwrap();
+        let mut writer = EmbeddingWriter::open(next).unwrap();
+        assert_eq!(writer.rows_done(), 0);
+        run.write(&mut writer, 3).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(names(folder.path()).len(), 1, "{:?}", names(folder.path()));
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn a_name_may_be_as_long_as_a_name_can_be() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(6, 3);
+    for (name, length) in [("é".repeat(122) + ".npy", 248), ("a".repeat(251) + ".npy", 255)] {
+        assert_eq!(name.len(), length);
+        let plain = options(&folder.path().join(&name), OutputFormat::Npy);
+        let mut writer = EmbeddingWriter::open(plain.clone()).unwrap();
+        run.write_until(&mut writer, 4, 2).unwrap();
+        drop(writer);
+        let mut writer = EmbeddingWriter::open(WriteOptions { resume: true, ..plain.clone() }).unwrap();
+        assert_eq!(writer.rows_done(), 4);
+        run.write(&mut writer, 3).unwrap();
+        writer.finish().unwrap();
+        assert!(folder.path().join(&name).is_file());
+        let shard = Some(Shard { index: 1, count: 1 });
+        let error = error_of(EmbeddingWriter::open(WriteOptions { shard, overwrite: true, ..plain }), 2);
+        assert!(error.contains("shorter"), "its record's name would be longer: {error}");
+    }
+}
+
+#[test]
 fn rows_of_an_earlier_run_are_kept_until_someone_says() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("e.jsonl");
