@@ -4,7 +4,7 @@ use crate::hub::Watcher as FetchWatcher;
 use crate::job::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use log::{LevelFilter, Log, Metadata, Record};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ impl Screen {
     /// Prints a line that is no warning, which is worth a look all the same.
     pub fn note(&self, line: &str) {
         if !self.quiet {
-            self.bars.suspend(|| eprintln!("prior-embed: {line}"));
+            self.bars.suspend(|| tell(line));
         }
     }
 
@@ -49,7 +49,7 @@ impl Screen {
     pub fn error(&self, line: &str) {
         // A library may have left a bar behind.
         let _ = self.bars.clear();
-        eprintln!("prior-embed: error: {line}");
+        tell(&format!("error: {line}"));
     }
 
     /// A spinner for work of unknown length; its message says what goes on.
@@ -78,6 +78,11 @@ impl Screen {
     fn add(&self, bar: ProgressBar) -> ProgressBar {
         if self.quiet { ProgressBar::hidden() } else { self.bars.add(bar) }
     }
+}
+
+/// Writes a line to standard error at once. Where that is closed or full, nobody is left to tell.
+pub fn tell(line: &str) {
+    let _ = std::io::stderr().write_all(format!("prior-embed: {line}\n").as_bytes());
 }
 
 /// Shows how a download gets on: a bar on a terminal, elsewhere a line a minute.
@@ -288,7 +293,8 @@ impl Log for Screen {
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_lowercase();
-            self.bars.suspend(|| eprintln!("prior-embed: {level}: {}", record.args()));
+            let line = format!("{level}: {}", record.args());
+            self.bars.suspend(|| tell(&line));
         }
     }
 
