@@ -7,6 +7,7 @@ mod embed;
 mod info;
 mod merge;
 mod models;
+mod notices;
 mod outputs;
 mod progress;
 mod stats;

@@ -1,5 +1,6 @@
 //! What a person sees while the program runs, all of it on standard error: bars on a terminal, warnings, the error.
 
+use super::notices::Notices;
 use crate::hub::Watcher as FetchWatcher;
 use crate::job::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -161,6 +162,8 @@ struct State {
     resumed: u64,
     written: u64,
     batches: u64,
+    cut_off: Notices,
+    skipped: Notices,
     /// Rows computed by this run, with the parts that are done of those under way.
     computed: f64,
     /// When this run began to compute.
@@ -181,6 +184,8 @@ impl RunProgress {
             resumed: 0,
             written: 0,
             batches: 0,
+            cut_off: Notices::new(log::log_enabled!(log::Level::Info)),
+            skipped: Notices::new(log::log_enabled!(log::Level::Info)),
             computed: 0.0,
             start: now,
             last_line: now,
@@ -188,6 +193,12 @@ impl RunProgress {
         };
         let has_bar = std::io::stderr().is_terminal();
         Self { screen: screen.clone(), has_bar, state: Mutex::new(state) }
+    }
+
+    /// Rows whose prompts were cut off by this run, and rows that could not be used and no report tells of.
+    pub fn cut_off_and_skipped(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.cut_off.rows(), state.skipped.rows())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -235,6 +246,28 @@ impl Watcher for RunProgress {
         (state.written, state.batches) = (rows, batches);
     }
 
+    fn cut_off(&self, rows: u64, text: &str) {
+        if self.state().cut_off.add(rows, text) {
+            log::warn!("{text}");
+        }
+    }
+
+    fn skipped(&self, rows: u64, text: &str) {
+        if self.state().skipped.add(rows, text) {
+            log::warn!("{text}");
+        }
+    }
+
+    fn completing(&self, output: &str) {
+        let mut state = self.state();
+        let line = format!("writing {output}");
+        if self.has_bar {
+            state.spinner.get_or_insert_with(|| self.screen.spinner()).set_message(line);
+        } else if state.start.elapsed() >= LINE_INTERVAL {
+            self.screen.note(&line);
+        }
+    }
+
     fn tick(&self) {
         let mut state = self.state();
         if let Some(bar) = state.bar.clone() {
@@ -253,6 +286,12 @@ impl Watcher for RunProgress {
         let mut state = self.state();
         let state = &mut *state;
         state.spinner.take().iter().chain(&state.bar.take()).for_each(ProgressBar::finish_and_clear);
+        if let Some(count) = state.cut_off.take_rest() {
+            log::warn!("the prompts of {} were too long and cut off; -v names all", self::rows(count));
+        }
+        if let Some(count) = state.skipped.take_rest() {
+            log::warn!("{} could not be used and are zeros; -v names all", self::rows(count));
+        }
     }
 }
 

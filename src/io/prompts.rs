@@ -33,6 +33,7 @@ use clap::ValueEnum;
 use source::Source;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A file format for prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -93,7 +94,7 @@ pub struct PromptRecord {
     /// What the user calls the row.
     pub id: Option<String>,
     /// The prompt, which may be empty.
-    pub prompt: String,
+    pub prompt: Arc<str>,
     /// What the embedding is to lead away from.
     pub negative_prompt: Option<String>,
     /// The seed of the row's noise.

@@ -1,15 +1,14 @@
 //! What the caller's thread does while the others work: it writes what they compute, in order.
 
 use super::crew::Crew;
-use super::reader::ReadSummary;
+use super::reader::{Change, ReadSummary};
 use super::report::Report;
 use super::sizes::Sizes;
-use super::source::no_prompts;
+use super::source::{edited, no_prompts};
 use super::stop::Stop;
 use super::worker::{Computed, Embedded};
 use super::{Outcome, Summary, Watcher};
-use crate::bad_input;
-use crate::io::writer::{Batch, EmbeddingWriter, Flow};
+use crate::io::writer::{Batch, EmbeddingWriter, Flow, Interrupted};
 use crate::pipeline::Timings;
 use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeMap;
@@ -32,13 +31,14 @@ pub(super) struct End {
 pub(super) struct Run {
     /// What messages call the prompts.
     pub(super) name: String,
+    /// What they call the main output.
+    pub(super) output: String,
     pub(super) writer: EmbeddingWriter,
     pub(super) watcher: Arc<dyn Watcher>,
     pub(super) report: Option<Arc<Mutex<Report>>>,
     /// Whether a run that stops can go on later.
     pub(super) keeps: bool,
-    pub(super) total: Option<u64>,
-    /// Those of them that this run is to write.
+    /// Rows that this run is to write, if that is known.
     pub(super) own: Option<u64>,
     pub(super) resumed: u64,
     pub(super) sizes: Sizes,
@@ -57,6 +57,7 @@ impl Run {
                 break Outcome::Stopped { signal, kept: self.keeps };
             }
             self.watcher.tick();
+            self.writer.sync_if_due()?;
             match results.recv_timeout(TICK) {
                 Ok(Computed { number, worker, block, timings: its }) => {
                     timings[worker] = its;
@@ -68,7 +69,11 @@ impl Run {
             }
             let mut flow = Flow::GoOn;
             while let Some(block) = waiting.remove(&batches) {
-                flow = self.write(&block?)?;
+                flow = match self.write(&block?) {
+                    // That there is a signal is seen at once.
+                    Err(error) if error.is::<Interrupted>() => break,
+                    flow => flow?,
+                };
                 batches += 1;
                 self.watcher.written(self.writer.rows_done(), batches);
                 if flow == Flow::ReaderGone {
@@ -93,7 +98,7 @@ impl Run {
 
     fn write(&mut self, block: &Embedded) -> Result<Flow> {
         let start = Instant::now();
-        let Embedded { rows, image, negative } = block;
+        let Embedded { rows, image, negative, .. } = block;
         let negative = negative.as_ref().map(|negative| negative.view());
         let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative });
         self.write += start.elapsed();
@@ -101,21 +106,44 @@ impl Run {
     }
 
     /// Completes the outputs, or leaves what is to be kept.
-    pub(super) fn finish(mut self, end: End, first_pass: Duration) -> Result<Summary> {
+    pub(super) fn finish(mut self, end: End, first_pass: Duration, stop: &Stop) -> Result<Summary> {
         let start = Instant::now();
         let mut rows = self.writer.rows_done();
         let mut skipped = None;
         let mut outcome = end.outcome;
         match (outcome, &end.read) {
             (Outcome::Done, Some(read)) => {
-                self.check(read.rows)?;
+                match read.change {
+                    Change::Edited => {
+                        self.discard_report();
+                        self.writer.discard()?;
+                        return Err(edited(&self.name));
+                    }
+                    Change::Grown => {
+                        log::warn!("{} has grown since its rows were counted; the new ones are left out", self.name);
+                    }
+                    Change::None if read.rows == 0 => return Err(no_prompts(&self.name)),
+                    Change::None => {}
+                }
                 self.writer.set_total_rows(read.rows);
                 if let Some(report) = &self.report {
                     let mut report = locked(report);
                     let count = report.finish()?;
                     skipped = (count > 0).then(|| (count, report.path().to_path_buf()));
                 }
-                self.writer.finish()?;
+                self.watcher.completing(&self.output);
+                let completed = self.writer.finish();
+                self.watcher.end();
+                match (completed, stop.signal()) {
+                    (Err(error), Some(signal)) if error.is::<Interrupted>() => {
+                        outcome = Outcome::Stopped { signal, kept: self.keeps };
+                        rows = if self.keeps { rows } else { 0 };
+                    }
+                    (completed, _) => {
+                        completed?;
+                        self.report.iter().try_for_each(|report| locked(report).remove_old())?;
+                    }
+                }
             }
             (Outcome::Stopped { signal, kept }, _) => {
                 outcome = Outcome::Stopped { signal, kept: kept && rows > 0 };
@@ -148,18 +176,6 @@ impl Run {
     /// Gives up the report of a run that is not done: one that goes on writes it again.
     pub(super) fn discard_report(&self) {
         self.report.iter().for_each(|report| locked(report).discard());
-    }
-
-    /// Checks that as many rows were read as expected.
-    fn check(&self, rows: u64) -> Result<()> {
-        match self.total {
-            Some(total) if total != rows => Err(bad_input!(
-                "{} changed while it was read: {total} rows became {rows}; run again with --overwrite",
-                self.name
-            )),
-            None if rows == 0 => Err(no_prompts(&self.name)),
-            _ => Ok(()),
-        }
     }
 }
 

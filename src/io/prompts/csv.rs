@@ -78,8 +78,8 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::super::PromptFormat::{Csv, Tsv};
-    use super::super::tests::{Dribble, read_with, record};
     use super::super::lines::MAX_BYTES;
+    use super::super::tests::{Dribble, read_with, record};
     use std::io::{self, Read};
 
     fn read(text: &str) -> Vec<String> {
@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_quote_that_is_never_closed_spoils_its_line_and_no_other() {
-        let open = "line 3: !a quote opens in this record that is never closed; close it, or double the quotes in the cell";
+        let open =
+            "line 3: !a quote opens in this record that is never closed; close it, or double the quotes in the cell";
         for rest in ["\"b\nc\nd\n", "\"b\nc\nd"] {
             assert_eq!(read(&format!("prompt\na\n{rest}")), ["line 2: a", open, "line 4: c", "line 5: d"], "{rest:?}");
         }
@@ -199,7 +200,10 @@ mod tests {
         }
         let many = format!("prompt\n\"{}", "line\n".repeat(MAX_BYTES / 5 + 10));
         let rows = read(&many);
-        assert_eq!((rows.len(), rows[0].as_str(), rows[1].as_str()), (MAX_BYTES / 5 + 10, &*long.replace('3', "2"), "line 3: line"));
+        assert_eq!(
+            (rows.len(), rows[0].as_str(), rows[1].as_str()),
+            (MAX_BYTES / 5 + 10, &*long.replace('3', "2"), "line 3: line")
+        );
         let blank = format!("prompt\n{}a\n", "\r".repeat(MAX_BYTES + 10));
         assert_eq!(self::read(&blank).len(), 1, "blank lines are no part of a record");
         let mut old = "prompt\r".to_string();

@@ -9,7 +9,8 @@ use super::publish::{Publication, parent};
 use super::store::{self, Content, Store};
 use super::values::Encoding;
 use super::working::{Expected, Working};
-use super::{Arrays, Batch, Flow, Output, OutputFormat, WriteOptions, folder, jsonl, npy, npz, parquet, safetensors};
+use super::{Arrays, Batch, Flow, Interrupted, Output, OutputFormat, WriteOptions};
+use super::{folder, jsonl, npy, npz, parquet, safetensors};
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::shard::{RowRuns, Shard, ShardRecord};
@@ -17,6 +18,8 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes rows into the hidden folder, and at the end the outputs that are files.
 #[derive(Debug)]
@@ -36,6 +39,7 @@ pub struct FileWriter {
     fingerprint: Fingerprint,
     /// Whether a write failed: what is in the data files beyond the journal is of no use.
     broken: bool,
+    interrupt: Arc<AtomicBool>,
     /// Dropped after the working folder, which may be in it.
     _made: MadeFolder,
 }
@@ -85,6 +89,7 @@ impl FileWriter {
             dim: working.dim().or(options.dim),
             fingerprint,
             broken: false,
+            interrupt: Arc::clone(&options.interrupt),
             _made: made,
             working,
             outputs,
@@ -136,6 +141,10 @@ impl FileWriter {
         self.working.sync().map_err(|(path, error)| self.kept(&path, error))
     }
 
+    pub(super) fn sync_if_due(&mut self) -> Result<()> {
+        self.working.sync_if_due().map_err(|(path, error)| self.kept(&path, error))
+    }
+
     /// A failure while rows are written, with what the user can do.
     fn kept(&self, path: &Path, error: io::Error) -> Error {
         let rows = self.working.rows();
@@ -155,6 +164,9 @@ impl FileWriter {
             self.sync()?;
             let rows = self.working.rows();
             let made = self.assemble(dim).and_then(|()| Ok(self.working.complete(dim)?));
+            if made.is_err() && self.interrupt.load(Ordering::Relaxed) {
+                return Err(Interrupted.into());
+            }
             made.map_err(|error| match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
                 Some(cause) => {
                     let line = format!(
@@ -188,7 +200,8 @@ impl FileWriter {
 
     /// Makes the outputs of the rows.
     fn assemble(&self, dim: usize) -> Result<()> {
-        let store = Store { folder: self.working.folder(), rows: self.working.rows(), dim, dtype: self.encoding.dtype };
+        let (rows, dtype, interrupt) = (self.working.rows(), self.encoding.dtype, Arc::clone(&self.interrupt));
+        let store = Store { folder: self.working.folder(), rows, dim, dtype, interrupt };
         for (place, output) in self.outputs.iter().enumerate() {
             let record = self.record(output.arrays, dim)?;
             let part = self.part(place);

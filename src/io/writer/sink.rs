@@ -1,0 +1,95 @@
+//! Where a stream's bytes go.
+
+use super::Interrupted;
+use anyhow::{Context, Result, bail};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often whoever waits for a slow reader looks up.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long a reader that is only slow has to take what it is being given when somebody asks to stop.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Writes in a thread of its own: who waits for a reader that takes nothing can stop waiting.
+pub(super) struct Sink {
+    bytes: SyncSender<Vec<u8>>,
+    written: Receiver<io::Result<()>>,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Sink {
+    /// # Errors
+    /// If the system has no more threads.
+    pub(super) fn new(mut target: Box<dyn Write + Send>, interrupt: Arc<AtomicBool>) -> Result<Self> {
+        let (bytes, receiver) = sync_channel::<Vec<u8>>(1);
+        let (sender, written) = sync_channel(1);
+        let work = move || {
+            for bytes in receiver {
+                if sender.send(target.write_all(&bytes).and_then(|()| target.flush())).is_err() {
+                    break;
+                }
+            }
+        };
+        thread::Builder::new().spawn(work).context("cannot start a thread")?;
+        Ok(Self { bytes, written, interrupt })
+    }
+
+    /// Writes and flushes. After [`Interrupted`] the sink is of no use.
+    ///
+    /// # Errors
+    /// [`Interrupted`] if somebody asks to stop while nobody takes the bytes; or what writing them ends in.
+    pub(super) fn write(&mut self, bytes: Vec<u8>) -> Result<io::Result<()>> {
+        self.bytes.send(bytes).context("nothing is left to write with")?;
+        let mut asked = None;
+        loop {
+            match self.written.recv_timeout(TICK) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Disconnected) => bail!("nothing is left to write with"),
+                Err(RecvTimeoutError::Timeout) if !self.interrupt.load(Ordering::Relaxed) => {}
+                Err(RecvTimeoutError::Timeout) if asked.get_or_insert_with(Instant::now).elapsed() < GRACE => {}
+                Err(RecvTimeoutError::Timeout) => return Err(Interrupted.into()),
+            }
+        }
+    }
+}
+
+/// Standard output without the lock and the buffer of its own: a write that waits must not hold up the process' end.
+///
+/// # Errors
+/// If it is closed.
+pub(super) fn stdout() -> io::Result<Box<dyn Write + Send>> {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsFd;
+        Ok(Box::new(std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+    }
+    #[cfg(not(unix))]
+    Ok(Box::new(io::stdout()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_waits_for_a_reader_that_takes_nothing_once_asked_to_stop() {
+        let (reader, writer) = io::pipe().unwrap();
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let mut sink = Sink::new(Box::new(writer), Arc::clone(&interrupt)).unwrap();
+        sink.write(vec![1; 100]).unwrap().unwrap();
+        let asking = thread::spawn(move || {
+            thread::sleep(TICK);
+            interrupt.store(true, Ordering::Relaxed);
+        });
+        let error = sink.write(vec![2; 1 << 20]).unwrap_err();
+        assert!(error.is::<Interrupted>(), "{error}");
+        asking.join().unwrap();
+        drop(reader);
+    }
+}
