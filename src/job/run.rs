@@ -12,6 +12,7 @@ use crate::io::writer::{Batch, EmbeddingWriter, Flow, Interrupted};
 use crate::pipeline::Timings;
 use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -113,36 +114,26 @@ impl Run {
         let mut outcome = end.outcome;
         match (outcome, &end.read) {
             (Outcome::Done, Some(read)) => {
-                match read.change {
-                    Change::Edited => {
-                        self.discard_report();
-                        self.writer.discard()?;
-                        return Err(edited(&self.name));
-                    }
-                    Change::Grown => {
-                        log::warn!("{} has grown since its rows were counted; the new ones are left out", self.name);
-                    }
-                    Change::None if read.rows == 0 => return Err(no_prompts(&self.name)),
-                    Change::None => {}
+                if read.change == Change::Edited {
+                    self.discard_report();
+                    self.writer.discard()?;
+                    return Err(edited(&self.name));
+                }
+                if read.change == Change::Grown {
+                    log::warn!("{} has grown since its rows were counted; the new ones are left out", self.name);
+                } else if read.rows == 0 {
+                    return Err(no_prompts(&self.name));
                 }
                 self.writer.set_total_rows(read.rows);
-                if let Some(report) = &self.report {
-                    let mut report = locked(report);
-                    let count = report.finish()?;
-                    skipped = (count > 0).then(|| (count, report.path().to_path_buf()));
-                }
                 self.watcher.completing(&self.output);
-                let completed = self.writer.finish();
+                let completed = complete(self.writer, self.report.as_deref());
                 self.watcher.end();
                 match (completed, stop.signal()) {
                     (Err(error), Some(signal)) if error.is::<Interrupted>() => {
                         outcome = Outcome::Stopped { signal, kept: self.keeps };
                         rows = if self.keeps { rows } else { 0 };
                     }
-                    (completed, _) => {
-                        completed?;
-                        self.report.iter().try_for_each(|report| locked(report).remove_old())?;
-                    }
+                    (completed, _) => skipped = completed?,
                 }
             }
             (Outcome::Stopped { signal, kept }, _) => {
@@ -177,6 +168,18 @@ impl Run {
     pub(super) fn discard_report(&self) {
         self.report.iter().for_each(|report| locked(report).discard());
     }
+}
+
+/// Completes the report and the outputs. Gives the number of rows that are reported, if any are, and the report.
+fn complete(writer: EmbeddingWriter, report: Option<&Mutex<Report>>) -> Result<Option<(u64, PathBuf)>> {
+    let Some(mut report) = report.map(locked) else {
+        writer.finish()?;
+        return Ok(None);
+    };
+    let count = report.finish()?;
+    writer.finish()?;
+    report.remove_old()?;
+    Ok((count > 0).then(|| (count, report.path().to_path_buf())))
 }
 
 fn locked(report: &Mutex<Report>) -> MutexGuard<'_, Report> {

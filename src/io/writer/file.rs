@@ -296,8 +296,11 @@ pub(super) fn write_output(
 
 #[cfg(test)]
 mod tests {
-    use super::super::EmbeddingWriter;
     use super::super::tests::{Run, options};
+    use super::super::{EmbeddingWriter, Interrupted};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+    use std::time::{Duration, Instant};
     use tempfile::TempDir;
 
     #[cfg(target_os = "linux")]
@@ -323,5 +326,48 @@ mod tests {
         run.write(&mut writer, 2).unwrap();
         writer.finish().unwrap();
         assert_eq!(std::fs::metadata(folder.path().join("e.npy")).unwrap().len(), 128 + 6 * 3 * 4);
+    }
+
+    #[test]
+    fn rows_wait_for_the_disk_for_a_moment_at_most() {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(6, 3);
+        let mut writer =
+            EmbeddingWriter::open(options(&folder.path().join("e.npy"), super::OutputFormat::Npy)).unwrap();
+        let now = Instant::now();
+        let mut write = |rows: &[usize], last_sync: Instant| {
+            writer.file.as_mut().unwrap().working.last_sync = last_sync;
+            if rows.is_empty() {
+                writer.sync_if_due().unwrap();
+            } else {
+                run.select(&(0..rows[0]).chain(rows.iter().copied()).collect::<Vec<_>>())
+                    .write(&mut writer, 2)
+                    .unwrap();
+            }
+            writer.file.as_ref().unwrap().working.is_unsynced
+        };
+        let (lately, long_ago) = (now + Duration::from_secs(100), now.checked_sub(Duration::from_secs(1)).unwrap());
+        assert!(write(&[0, 1], lately), "the disk is not asked for every batch");
+        assert!(!write(&[], long_ago), "no row has to come for it");
+        assert!(!write(&[2, 3], long_ago), "nor does the one that comes have to wait");
+    }
+
+    #[test]
+    fn who_asks_to_stop_need_not_wait_for_the_output() {
+        for format in [super::OutputFormat::Npz, super::OutputFormat::JsonLines, super::OutputFormat::Parquet] {
+            let folder = TempDir::new().unwrap();
+            let run = Run::new(6, 3);
+            let mut options = options(&folder.path().join("e"), format);
+            let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+            run.write(&mut writer, 2).unwrap();
+            options.interrupt.store(true, Ordering::Relaxed);
+            assert!(writer.finish().unwrap_err().is::<Interrupted>(), "{format:?}");
+            assert!(!folder.path().join("e").exists());
+            (options.resume, options.interrupt) = (true, Arc::default());
+            let writer = EmbeddingWriter::open(options).unwrap();
+            assert_eq!(writer.rows_done(), 6);
+            writer.finish().unwrap();
+            assert!(folder.path().join("e").exists());
+        }
     }
 }

@@ -51,8 +51,8 @@ pub(super) struct Working {
     runs: RowRuns,
     complete: bool,
     /// Whether rows wait for the disk, and when they last did not.
-    is_unsynced: bool,
-    last_sync: Instant,
+    pub(super) is_unsynced: bool,
+    pub(super) last_sync: Instant,
     removed: bool,
 }
 
