@@ -8,6 +8,7 @@
 //! computes the same batches, and its rows are the same to the last bit. Blocks are written in order, whichever worker is
 //! done first.
 
+mod budget;
 mod crew;
 mod feed;
 mod reader;
@@ -18,7 +19,7 @@ mod source;
 mod stop;
 mod worker;
 
-pub use report::Report;
+pub use report::{Old, Report};
 pub use sizes::Wanted;
 pub use source::{Entries, OnError, Rules, Source};
 pub use stop::{Stop, exit_code};
@@ -26,7 +27,7 @@ pub use worker::Opener;
 
 use crate::bad_input;
 use crate::io::merge::finished;
-use crate::io::writer::{EmbeddingWriter, WriteOptions};
+use crate::io::writer::{EmbeddingWriter, Interrupted, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use anyhow::Result;
 use crew::Crew;
@@ -53,6 +54,13 @@ pub trait Watcher: Send + Sync {
     fn computed(&self, _rows: f64) {}
     /// So many rows are written in all, in so many batches of this run.
     fn written(&self, _rows: u64, _batches: u64) {}
+    /// The prompts of so many rows were too long, and cut off; of none where it is what they lead away from. The text says
+    /// which prompt and where.
+    fn cut_off(&self, _rows: u64, _text: &str) {}
+    /// So many rows are zeros because they could not be used, and the text says why.
+    fn skipped(&self, _rows: u64, _text: &str) {}
+    /// All rows are there, and the output is made of them.
+    fn completing(&self, _output: &str) {}
     /// Some time has passed.
     fn tick(&self) {}
     /// Nothing more will come.
@@ -130,18 +138,29 @@ pub struct Summary {
 impl Summary {
     /// Of a run that finds its rows written.
     fn of_finished(rows: u64, sizes: Sizes, read: Duration) -> Self {
+        let (resumed, total, batch_size) = (rows, Some(rows), sizes.batch_size);
+        Self { rows, resumed, total, batch_size, read, ..Self::of_nothing(Outcome::WasDone) }
+    }
+
+    /// Of a run that was asked to stop while its rows were counted: what an earlier one left is still there.
+    fn before_the_first_row(stop: &Stop) -> Self {
+        Self::of_nothing(Outcome::Stopped { signal: stop.signal().unwrap_or_default(), kept: true })
+    }
+
+    /// Of a run that did nothing.
+    fn of_nothing(outcome: Outcome) -> Self {
         Self {
-            outcome: Outcome::WasDone,
-            rows,
-            resumed: rows,
-            total: Some(rows),
+            outcome,
+            rows: 0,
+            resumed: 0,
+            total: None,
             skipped: None,
             timings: Timings::default(),
-            read,
+            read: Duration::ZERO,
             write: Duration::ZERO,
             workers: 0,
             threads: 0,
-            batch_size: sizes.batch_size,
+            batch_size: 0,
         }
     }
 }
@@ -166,10 +185,14 @@ impl Job {
                 "--shard needs prompts that can be read again, since every run counts them all, and {name} cannot; write them into a file"
             ));
         }
+        self.write.interrupt = stop.flag();
         let (survey, entries) = if is_stream {
             (None, self.entries)
         } else {
-            (Some(Survey::of(self.entries, &self.rules)?), self.source.open()?)
+            match Survey::of(self.entries, &self.rules, stop) {
+                Err(error) if error.is::<Interrupted>() => return Ok(Summary::before_the_first_row(stop)),
+                survey => (Some(survey?), self.source.open()?),
+            }
         };
         let first_pass = start.elapsed();
         let total = survey.as_ref().map(|survey| survey.rows);
@@ -184,6 +207,7 @@ impl Job {
         if let Some(rows) = finished(&self.write)? {
             return Ok(Summary::of_finished(rows, sizes, first_pass));
         }
+        let output = self.write.outputs.first().map(|output| output.path.display().to_string()).unwrap_or_default();
         let writer = EmbeddingWriter::open(self.write)?;
         let (resumed, keeps) = (writer.rows_done(), !is_stream && writer.is_resumable());
         // Only where somebody can see that rows come one by one.
@@ -196,9 +220,21 @@ impl Job {
         let report = self.report.map(|report| Arc::new(Mutex::new(report)));
         let blocks = sizes.blocks;
         let (rules, reports) = (plan.rules.clone(), report.clone());
-        let reader = |spans| Reader { entries, rules, blocks, done: resumed, report: reports, spans };
+        let watches = Arc::clone(&watcher);
+        let reader = |spans, budget| Reader {
+            entries,
+            rules,
+            blocks,
+            done: resumed,
+            report: reports,
+            survey,
+            budget,
+            watcher: watches,
+            spans,
+        };
         let crew = Crew::start(reader, plan, sizes, (is_live, may_be_only), (self.pipeline, self.open), &watcher)?;
-        let mut run = Run { name, writer, watcher, report, keeps, total, own, resumed, sizes, write: Duration::ZERO };
+        let write = Duration::ZERO;
+        let mut run = Run { name, output, writer, watcher, report, keeps, own, resumed, sizes, write };
         let ended = run.drive(crew, stop);
         run.watcher.end();
         let end = match ended {
@@ -208,7 +244,7 @@ impl Job {
                 ended?
             }
         };
-        run.finish(end, first_pass)
+        run.finish(end, first_pass, stop)
     }
 }
 

@@ -54,6 +54,11 @@ pub struct Settings {
 pub trait Observer {
     /// A component is about to be loaded.
     fn loading(&mut self, _component: &str) {}
+    /// The prompt of a row of the batch was too long and cut off; without a row, one that guidance leads away from. The
+    /// text says which prompt and where.
+    fn cut_off(&mut self, _row: Option<usize>, text: &str) {
+        log::warn!("{text}");
+    }
     /// A denoising step of a batch is done.
     fn step_done(&mut self) {}
 }
@@ -130,8 +135,19 @@ impl Pipeline {
 
         // Text, and then the prior: with a single batch the two never share the memory.
         self.load_text_encoder(observer)?;
-        let text = self.encode(&[&prompts, beside].concat())?;
-        let text_apart = if apart.is_empty() { None } else { Some(self.encode(apart)?) };
+        let mut cut_off = |place: usize, text: &str| {
+            let rows = prompt_of_row.iter().enumerate().filter(|(_, prompt)| **prompt == place);
+            rows.for_each(|(row, _)| observer.cut_off(Some(row), text));
+            if place >= prompts.len() {
+                observer.cut_off(None, text);
+            }
+        };
+        let text = self.encode(&[&prompts, beside].concat(), &mut cut_off)?;
+        let text_apart = if apart.is_empty() {
+            None
+        } else {
+            Some(self.encode(apart, &mut |_, text| observer.cut_off(None, text))?)
+        };
         if is_only {
             self.text.release();
         }
@@ -173,10 +189,10 @@ impl Pipeline {
         }
     }
 
-    /// Tokenizes and encodes prompts.
-    fn encode(&mut self, prompts: &[&str]) -> Result<TextCondition> {
+    /// Tokenizes and encodes prompts; `cut_off` hears of those that are too long.
+    fn encode(&mut self, prompts: &[&str], cut_off: &mut dyn FnMut(usize, &str)) -> Result<TextCondition> {
         let start = Instant::now();
-        let encodings = self.text.tokenize(prompts)?;
+        let encodings = self.text.tokenize(prompts, cut_off)?;
         self.timings.tokenize += start.elapsed();
         let text = self.text.encode(&encodings)?;
         self.timings.text += start.elapsed();

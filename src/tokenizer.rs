@@ -26,12 +26,17 @@ const END_OF_WORD: &str = "</w>";
 const WORD_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// Bytes of a prompt that are looked at first: many times what any prompt needs that makes sense.
+const FIRST_BYTES: usize = 16 << 10;
+
 /// Turns prompts into token ids.
 #[derive(Debug)]
 pub struct Tokenizer {
     backend: Backend,
     max_length: usize,
     pad_id: i64,
+    /// Whether no token spans a space, so that what comes behind one does not matter to what is before it.
+    ends_at_spaces: bool,
 }
 
 /// A prompt as token ids.
@@ -41,7 +46,7 @@ pub struct Encoding {
     pub ids: Vec<i64>,
     /// How many of the ids are not padding; the attention mask is that many ones, then zeros.
     pub len: usize,
-    /// The part of the prompt that did not fit, if any, as its tokens read.
+    /// The part of the prompt that did not fit, if any, as its tokens read; far behind the cut, as it is written.
     pub removed: Option<String>,
 }
 
@@ -56,6 +61,7 @@ impl Tokenizer {
     pub fn open(folder: impl Into<Folder>, default_max_length: usize) -> Result<Self> {
         let folder = folder.into();
         let files = TokenizerFiles::read(&folder)?;
+        let ends_at_spaces = !files.added_tokens().iter().any(|token| token.content.contains(char::is_whitespace));
         let broken = || format!("{folder} does not hold a sound CLIP tokenizer");
         let mut backend = build_backend(&files).or_bad_input(broken)?;
         backend.add_tokens(files.added_tokens()).map_err(|error| anyhow!(error)).or_bad_input(broken)?;
@@ -71,7 +77,7 @@ impl Tokenizer {
         if max_length < 2 {
             return Err(bad_input!("{folder}: model_max_length is {max_length}, start and end of text need 2"));
         }
-        Ok(Self { backend, max_length, pad_id: i64::from(pad_id) })
+        Ok(Self { backend, max_length, pad_id: i64::from(pad_id), ends_at_spaces })
     }
 
     /// The number of ids in every [`Encoding`].
@@ -84,6 +90,27 @@ impl Tokenizer {
     /// # Errors
     /// If the backend fails, which it does for no text that is known.
     pub fn encode(&self, prompt: &str) -> Result<Encoding> {
+        // Of a prompt without end not all is tokenized. Words, added tokens, and what normalization composes or reorders
+        // all end at a space, so the tokens before one are the same whatever follows it.
+        let mut least = FIRST_BYTES;
+        while let Some(end) = self.space_after(prompt, least) {
+            let mut encoding = self.encode_whole(&prompt[..end])?;
+            if let Some(removed) = &mut encoding.removed {
+                removed.push_str(&prompt[end..]);
+                return Ok(encoding);
+            }
+            least = least.saturating_mul(8);
+        }
+        self.encode_whole(prompt)
+    }
+
+    /// The first space behind so many bytes, if that is a place to cut at.
+    fn space_after(&self, prompt: &str, least: usize) -> Option<usize> {
+        let rest = prompt.as_bytes().get(least..).filter(|_| self.ends_at_spaces)?;
+        Some(least + memchr::memchr3(b' ', b'\n', b'\t', rest)?)
+    }
+
+    fn encode_whole(&self, prompt: &str) -> Result<Encoding> {
         let encoding = self.backend.encode_fast(prompt, true).map_err(|error| anyhow!(error))?;
         let all: &[u32] = encoding.get_ids();
         let mut ids: Vec<i64> = all.iter().take(self.max_length).map(|&id| i64::from(id)).collect();
@@ -124,4 +151,46 @@ fn build_backend(files: &TokenizerFiles) -> Result<Backend> {
     backend.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
     backend.with_decoder(Some(ByteLevel::default()));
     Ok(backend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    fn tokenizer() -> Tokenizer {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/clip_tokenizer");
+        Tokenizer::open(&folder, 77).unwrap()
+    }
+
+    #[test]
+    fn a_prompt_without_end_has_the_tokens_of_its_start() {
+        let tokenizer = tokenizer();
+        // The last has its words where a second look finds them.
+        for text in
+            ["two cats ".repeat(4000), "x\n".repeat(20_000), format!("{}{}", " ".repeat(40_000), "a b ".repeat(40_000))]
+        {
+            let (cut, whole) = (tokenizer.encode(&text).unwrap(), tokenizer.encode_whole(&text).unwrap());
+            assert_eq!((&cut.ids, cut.len), (&whole.ids, whole.len));
+            let start = |encoding: &Encoding| encoding.removed.as_ref().unwrap()[..200].to_string();
+            assert_eq!(start(&cut), start(&whole));
+        }
+        let few = format!("{}a b", " ".repeat(400_000));
+        assert_eq!(tokenizer.encode(&few).unwrap(), tokenizer.encode_whole(&few).unwrap());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn tokens_before_a_space_do_not_depend_on_what_follows_it(
+            parts in proptest::collection::vec("[a-zA-Z0-9 \n\t.,'!ΣσςßİéÅ\u{300}\u{327}\u{1100}\u{1161}\u{2003}]{0,12}|<\\|endoftext\\|>|'s|<\\|", 1..30),
+            behind in "[ \n\t][a-z\u{300}\u{327}'sΣ|>]{0,12}",
+        ) {
+            let tokenizer = tokenizer();
+            let before = parts.concat();
+            let ids = |text: &str| tokenizer.backend.encode_fast(text, false).unwrap().get_ids().to_vec();
+            prop_assert!(ids(&(before.clone() + &behind)).starts_with(&ids(&before)), "{before:?} {behind:?}");
+        }
+    }
 }

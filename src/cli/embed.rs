@@ -8,7 +8,7 @@ use crate::bad_input;
 use crate::hub::builtin::EMOJI;
 use crate::hub::{Hub, Model, Needs, Wish};
 use crate::io::prompts::ReadOptions;
-use crate::job::{Entries, Job, Opener, Outcome, Rules, Source, Stop, Summary, Wanted, exit_code};
+use crate::job::{Entries, Job, Opener, Outcome, Rules, Source, Stop, Summary, Wanted, Watcher, exit_code};
 use crate::model::precision::Precision;
 use crate::pipeline::{LoadOptions, Pipeline, Settings};
 use anyhow::Result;
@@ -67,7 +67,8 @@ fn compute(
         format!("using the built-in model {EMOJI} (trained on emoji pictures); --model takes a larger one; prior-embed models lists some")
     });
     let stop = Stop::listen()?;
-    let summary = job.run(Arc::new(RunProgress::new(screen, note)), &stop)?;
+    let progress = Arc::new(RunProgress::new(screen, note));
+    let summary = job.run(Arc::clone(&progress) as Arc<dyn Watcher>, &stop)?;
     if let Some((count, report)) = &summary.skipped {
         let (count, report) = (rows(*count), report.display().to_string());
         log::warn!("{count} could not be used and are zeros; {report:?} says which and why");
@@ -80,7 +81,7 @@ fn compute(
         return Ok(exit_code(signal));
     }
     if let Some(destination) = stats {
-        write_stats(&summary, settings, start.elapsed()).write(destination)?;
+        write_stats(&summary, settings, &progress, start.elapsed()).write(destination)?;
     }
     Ok(0)
 }
@@ -89,6 +90,7 @@ fn compute(
 fn stopped(summary: &Summary, kept: bool) -> String {
     let of = summary.total.map(|total| format!(" of {total}")).unwrap_or_default();
     match kept {
+        true if summary.rows == 0 => "stopped while the prompts were counted; nothing has changed".to_string(),
         true => {
             format!("stopped after {}{of} rows, which are kept; the same command with --resume goes on", summary.rows)
         }
@@ -186,13 +188,16 @@ fn settings(args: &Args, pipeline: &Pipeline) -> stats::Settings {
     }
 }
 
-fn write_stats(summary: &Summary, mut settings: stats::Settings, total: Duration) -> Stats {
+fn write_stats(summary: &Summary, mut settings: stats::Settings, progress: &RunProgress, total: Duration) -> Stats {
+    let (cut_off_rows, unreported) = progress.cut_off_and_skipped();
     let Summary { rows, resumed, threads, workers, batch_size, .. } = *summary;
     (settings.threads, settings.workers, settings.batch_size) = (threads, workers, batch_size);
     let seconds = Seconds::new(summary, total);
     Stats {
         rows,
         resumed_rows: resumed,
+        cut_off_rows,
+        skipped_rows: summary.skipped.as_ref().map_or(unreported, |(rows, _)| *rows),
         rows_per_second: rows.saturating_sub(resumed) as f64 / total.as_secs_f64(),
         seconds,
         peak_rss_bytes: peak_rss_bytes(),

@@ -7,6 +7,7 @@ mod embed;
 mod info;
 mod merge;
 mod models;
+mod notices;
 mod outputs;
 mod progress;
 mod stats;
@@ -75,6 +76,6 @@ fn refuse(error: &clap::Error) -> u8 {
     let problem: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
     let problem = problem.join(" ");
     let problem = problem.strip_prefix("error: ").unwrap_or(&problem);
-    eprintln!("prior-embed: {problem}; see prior-embed --help");
+    progress::tell(&format!("{problem}; see prior-embed --help"));
     2
 }

@@ -3,8 +3,8 @@
 use super::args::Args;
 use crate::bad_input;
 use crate::io::destination::Destination;
-use crate::io::writer::{Arrays, Output, OutputFormat, WriteOptions, check};
-use crate::job::{OnError, Report};
+use crate::io::writer::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
+use crate::job::{Old, OnError, Report};
 use anyhow::Result;
 use std::path::Path;
 
@@ -24,16 +24,19 @@ impl Outputs {
     pub(super) fn open(args: &Args) -> Result<Self> {
         let write = write_options(args)?;
         check(&write)?;
-        // A run that goes on makes its report again.
-        let replaces = args.overwrite || args.resume;
-        let main = &write.outputs[0].path;
-        let reports = args.on_error == OnError::Skip && main != Path::new("-");
-        let report = reports.then(|| Report::beside(main, replaces)).transpose()?;
+        let report = report(args, &write.outputs[0].path)?;
         let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
         let names = ["--out", "--negative-out"];
         let same = stats.as_ref().and_then(|stats| write.outputs.iter().position(|output| stats.is_at(&output.path)));
         if let Some(place) = same {
             return Err(bad_input!("{} and --stats are the same file; give two names", names[place.min(1)]));
+        }
+        if let (Some(stats), Some(report)) = (&stats, &report)
+            && stats.is_at(report.path())
+        {
+            return Err(bad_input!(
+                "--stats and the report on rows that are skipped are the same file; give another name"
+            ));
         }
         Ok(Self { write, stats, report })
     }
@@ -55,6 +58,26 @@ impl Outputs {
             main.arrays = Arrays::Both;
         }
     }
+}
+
+/// The report on rows that cannot be used. One that an earlier run left goes with the output that it was about.
+fn report(args: &Args, main: &Path) -> Result<Option<Report>> {
+    let skips = args.on_error == OnError::Skip;
+    if is_stream(main) {
+        if skips && args.talk.quiet && args.stats.is_none() {
+            return Err(bad_input!(
+                "--on-error skip with --quiet and a stream as --out leaves no place to tell of skipped rows; leave out \
+                 --quiet, or add --stats FILE, which has their number"
+            ));
+        }
+        return Ok(None);
+    }
+    let old = match (args.overwrite, args.resume) {
+        (true, _) => Old::Replaced,
+        (false, true) => Old::Compared,
+        (false, false) => Old::Refused,
+    };
+    (skips || args.overwrite).then(|| Report::beside(main, old)).transpose()
 }
 
 /// Formats that hold the negative embeddings unless a file of their own is named: what decoders read.

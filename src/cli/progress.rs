@@ -1,11 +1,12 @@
 //! What a person sees while the program runs, all of it on standard error: bars on a terminal, warnings, the error.
 
+use super::notices::Notices;
 use crate::error::printable;
 use crate::hub::Watcher as FetchWatcher;
 use crate::job::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use log::{LevelFilter, Log, Metadata, Record};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ impl Screen {
     /// Prints a line that is no warning, which is worth a look all the same.
     pub fn note(&self, line: &str) {
         if !self.quiet {
-            self.bars.suspend(|| eprintln!("prior-embed: {}", printable(line)));
+            self.bars.suspend(|| tell(&printable(line)));
         }
     }
 
@@ -50,7 +51,7 @@ impl Screen {
     pub fn error(&self, line: &str) {
         // A library may have left a bar behind.
         let _ = self.bars.clear();
-        eprintln!("prior-embed: error: {line}");
+        tell(&format!("error: {line}"));
     }
 
     /// A spinner for work of unknown length; its message says what goes on.
@@ -79,6 +80,11 @@ impl Screen {
     fn add(&self, bar: ProgressBar) -> ProgressBar {
         if self.quiet { ProgressBar::hidden() } else { self.bars.add(bar) }
     }
+}
+
+/// Writes a line to standard error at once. Where that is closed or full, nobody is left to tell.
+pub fn tell(line: &str) {
+    let _ = std::io::stderr().write_all(format!("prior-embed: {line}\n").as_bytes());
 }
 
 /// Shows how a download gets on: a bar on a terminal, elsewhere a line a minute.
@@ -157,6 +163,8 @@ struct State {
     resumed: u64,
     written: u64,
     batches: u64,
+    cut_off: Notices,
+    skipped: Notices,
     /// Rows computed by this run, with the parts that are done of those under way.
     computed: f64,
     /// When this run began to compute.
@@ -177,6 +185,8 @@ impl RunProgress {
             resumed: 0,
             written: 0,
             batches: 0,
+            cut_off: Notices::new(log::log_enabled!(log::Level::Info)),
+            skipped: Notices::new(log::log_enabled!(log::Level::Info)),
             computed: 0.0,
             start: now,
             last_line: now,
@@ -184,6 +194,12 @@ impl RunProgress {
         };
         let has_bar = std::io::stderr().is_terminal();
         Self { screen: screen.clone(), has_bar, state: Mutex::new(state) }
+    }
+
+    /// Rows whose prompts were cut off by this run, and rows that could not be used and no report tells of.
+    pub fn cut_off_and_skipped(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.cut_off.rows(), state.skipped.rows())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -231,6 +247,28 @@ impl Watcher for RunProgress {
         (state.written, state.batches) = (rows, batches);
     }
 
+    fn cut_off(&self, rows: u64, text: &str) {
+        if self.state().cut_off.add(rows, text) {
+            log::warn!("{text}");
+        }
+    }
+
+    fn skipped(&self, rows: u64, text: &str) {
+        if self.state().skipped.add(rows, text) {
+            log::warn!("{text}");
+        }
+    }
+
+    fn completing(&self, output: &str) {
+        let mut state = self.state();
+        let line = format!("writing {output}");
+        if self.has_bar {
+            state.spinner.get_or_insert_with(|| self.screen.spinner()).set_message(line);
+        } else if state.start.elapsed() >= LINE_INTERVAL {
+            self.screen.note(&line);
+        }
+    }
+
     fn tick(&self) {
         let mut state = self.state();
         if let Some(bar) = state.bar.clone() {
@@ -249,6 +287,12 @@ impl Watcher for RunProgress {
         let mut state = self.state();
         let state = &mut *state;
         state.spinner.take().iter().chain(&state.bar.take()).for_each(ProgressBar::finish_and_clear);
+        if let Some(count) = state.cut_off.take_rest() {
+            log::warn!("the prompts of {} were too long and cut off; -v names all", self::rows(count));
+        }
+        if let Some(count) = state.skipped.take_rest() {
+            log::warn!("{} could not be used and are zeros; -v names all", self::rows(count));
+        }
     }
 }
 
@@ -289,8 +333,8 @@ impl Log for Screen {
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_lowercase();
-            let line = printable(&record.args().to_string());
-            self.bars.suspend(|| eprintln!("prior-embed: {level}: {line}"));
+            let line = format!("{level}: {}", printable(&record.args().to_string()));
+            self.bars.suspend(|| tell(&line));
         }
     }
 

@@ -12,6 +12,10 @@ pub(super) struct Stats {
     pub(super) rows: u64,
     /// Those of them that an earlier run left.
     pub(super) resumed_rows: u64,
+    /// Rows of this run whose prompts were too long and cut off.
+    pub(super) cut_off_rows: u64,
+    /// Rows that are zeros because they could not be used.
+    pub(super) skipped_rows: u64,
     /// Rows of this run, by the time from the start of the process to the end.
     pub(super) rows_per_second: f64,
     pub(super) seconds: Seconds,

@@ -181,7 +181,7 @@ impl Gathered {
         for (numbers, read) in self.numbers.iter_mut().zip(&self.row.numbers) {
             numbers.extend_from_slice(read);
         }
-        let unknown = OutputRow { row, id: None, prompt: String::new(), seed: 0 };
+        let unknown = OutputRow { row, id: None, prompt: "".into(), seed: 0 };
         self.rows.push(self.row.known.take().unwrap_or(unknown));
         Ok(())
     }

@@ -8,17 +8,19 @@
 //! - `jsonl`: a line is an object with `prompt` and, optionally, `id`, `negative_prompt`, `seed`, `guidance_scale`,
 //!   `steps` and `samples`. Other keys are ignored, and null is as good as absent. Blank lines are skipped.
 //! - `csv`, `tsv`: a header, then records. One column holds the prompts; those named like a key of `jsonl` hold what
-//!   the key does. An empty cell is the empty prompt, and no value in the other columns. Empty lines are skipped.
+//!   the key does. An empty cell is the empty prompt, and no value in the other columns. Empty lines are skipped. What
+//!   quotes mean is told in the format's module: in TSV less than in CSV.
 //! - `parquet`: columns as in `csv`; null is no value.
 //!
 //! A row that cannot be used is an [`Entry::Bad`], and reading goes on after it. What makes the rest unreadable (a
-//! compressed file that is cut short, a quote that is never closed) is an error and the end.
+//! compressed file that is cut short) is an error and the end.
 
 mod csv;
 mod jsonl;
 mod lines;
 mod parquet;
 mod record;
+mod records;
 mod source;
 mod table;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use clap::ValueEnum;
 use source::Source;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A file format for prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -91,7 +94,7 @@ pub struct PromptRecord {
     /// What the user calls the row.
     pub id: Option<String>,
     /// The prompt, which may be empty.
-    pub prompt: String,
+    pub prompt: Arc<str>,
     /// What the embedding is to lead away from.
     pub negative_prompt: Option<String>,
     /// The seed of the row's noise.

@@ -32,11 +32,12 @@ pub(in crate::io) use paths::{has_stopped_run, shard_file, shown};
 pub use check::check;
 pub use file::FileWriter;
 pub use options::{ArrayName, Arrays, Output, OutputDtype, OutputFormat, WriteOptions};
-pub use stream::StreamWriter;
+pub use stream::{StreamWriter, is_stream};
 
 use anyhow::{Result, bail};
 use ndarray::ArrayView2;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::sync::Arc;
 
 /// What is known of a row beside its embedding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,9 +47,18 @@ pub struct OutputRow {
     /// What the prompts call it.
     pub id: Option<String>,
     /// What it is the embedding of.
-    pub prompt: String,
+    #[serde(serialize_with = "serialize_text", deserialize_with = "deserialize_text")]
+    pub prompt: Arc<str>,
     /// What its noise was drawn from.
     pub seed: u64,
+}
+
+fn serialize_text<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+fn deserialize_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    String::deserialize(deserializer).map(Arc::from)
 }
 
 /// Rows that were computed together.
@@ -107,6 +117,11 @@ pub enum Flow {
     ReaderGone,
 }
 
+/// Why an output is not complete: somebody asked to stop before it was.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped before the output was complete")]
+pub struct Interrupted;
+
 /// Writes embeddings to all outputs of a run.
 #[derive(Debug)]
 pub struct EmbeddingWriter {
@@ -154,7 +169,8 @@ impl EmbeddingWriter {
     /// Writes the next rows. When this returns, they survive the end of this process; of the machine, within a second.
     ///
     /// # Errors
-    /// If the disk is full or fails, saying from where `--resume` goes on. The writer is of no use afterwards.
+    /// If the disk is full or fails, saying from where `--resume` goes on; [`Interrupted`] if nobody took the rows until
+    /// [`WriteOptions::interrupt`]. The writer is of no use afterwards.
     pub fn write(&mut self, batch: &Batch) -> Result<Flow> {
         if let Some(file) = &mut self.file {
             let _ = file.write(batch)?;
@@ -168,6 +184,14 @@ impl EmbeddingWriter {
         Ok(flow)
     }
 
+    /// Puts on the disk what has waited for it long enough, for times at which no rows come.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync_if_due(&mut self) -> Result<()> {
+        self.file.as_mut().map_or(Ok(()), FileWriter::sync_if_due)
+    }
+
     /// Puts everything safely on the disk, as far as it goes: before the process ends early.
     ///
     /// # Errors
@@ -179,7 +203,8 @@ impl EmbeddingWriter {
     /// Completes the outputs and moves files into their places, the first of [`WriteOptions::outputs`] last.
     ///
     /// # Errors
-    /// If the disk is full or fails, or a file appeared in the meantime; the rows are kept for `--resume`.
+    /// If the disk is full or fails, or a file appeared in the meantime; [`Interrupted`] at
+    /// [`WriteOptions::interrupt`]. The rows are kept for `--resume`.
     pub fn finish(self) -> Result<()> {
         if let Some(file) = self.file {
             file.finish()?;

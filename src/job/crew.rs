@@ -1,6 +1,7 @@
 //! The threads that read and compute, and what connects them.
 
 use super::Watcher;
+use super::budget::{self, Budget};
 use super::feed::Feed;
 use super::reader::{ReadSummary, Reader, Span};
 use super::sizes::Sizes;
@@ -32,7 +33,7 @@ impl Crew {
     /// # Errors
     /// If the system has no more threads.
     pub(super) fn start(
-        reader: impl FnOnce(SyncSender<Result<Span>>) -> Reader,
+        reader: impl FnOnce(SyncSender<Result<Span>>, Arc<Budget>) -> Reader,
         plan: Plan,
         sizes: Sizes,
         (is_live, may_be_only): (bool, bool),
@@ -40,6 +41,7 @@ impl Crew {
         watcher: &Arc<dyn Watcher>,
     ) -> Result<Self> {
         let (sender, spans) = sync_channel(SPANS_AHEAD);
+        let budget = Budget::new(budget::MOST);
         let (permits, receiver) = channel();
         let under_way = sizes.workers * BLOCKS_A_WORKER;
         for _ in 0..under_way {
@@ -49,6 +51,7 @@ impl Crew {
             spans,
             permits: receiver,
             blocks: sizes.blocks,
+            budget: Arc::clone(&budget),
             is_live,
             may_be_only,
             held: None,
@@ -70,7 +73,7 @@ impl Crew {
             };
             start(move || worker.run())?;
         }
-        let reader = reader(sender);
+        let reader = reader(sender, budget);
         Ok(Self { reader: start(move || reader.run())?, results, permits })
     }
 }

@@ -1,7 +1,9 @@
 //! What hands blocks of rows to the workers.
 
+use super::budget::Budget;
 use super::reader::{Blocks, Span};
 use anyhow::Result;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ pub(super) struct Feed {
     /// One for each block that may be under way at a time: so that a slow one does not let the others pile up.
     pub(super) permits: Receiver<()>,
     pub(super) blocks: Blocks,
+    pub(super) budget: Arc<Budget>,
     /// Whether a row may be long in coming, and those before it must not wait.
     pub(super) is_live: bool,
     /// Whether the first block may be the only one that the run has.
@@ -61,10 +64,21 @@ impl Feed {
     /// Whether no row follows; not known, and so false, where that would have to be waited for.
     fn is_at_end(&mut self) -> bool {
         if self.held.is_none() && !self.is_live {
-            self.held = self.spans.recv().ok();
+            self.held = self.needed().ok();
             return self.held.is_none();
         }
         false
+    }
+
+    /// The next of the spans that a block needs to be whole, however much text is in memory already.
+    fn needed(&self) -> Result<Result<Span>, RecvTimeoutError> {
+        if let Ok(span) = self.spans.try_recv() {
+            return Ok(span);
+        }
+        self.budget.set_needed(true);
+        let span = if self.is_live { self.spans.recv_timeout(GRACE) } else { self.spans.recv().map_err(Into::into) };
+        self.budget.set_needed(false);
+        span
     }
 
     /// The rest of the block that begins with a span, as far as it is there or can be waited for.
@@ -73,12 +87,7 @@ impl Feed {
         let mut end = first.rows.end;
         let mut spans = vec![first];
         while self.blocks.of_row(end) == block {
-            let next = if self.is_live {
-                self.spans.recv_timeout(GRACE)
-            } else {
-                self.spans.recv().map_err(RecvTimeoutError::from)
-            };
-            match next {
+            match self.needed() {
                 Ok(Ok(span)) if self.blocks.of_row(span.rows.start) == block => {
                     end = span.rows.end;
                     spans.push(span);
@@ -108,7 +117,9 @@ mod tests {
         let (permit, permits) = channel();
         let blocks = Blocks { rows: 4, shard: None };
         let may_be_only = true;
-        (Feed { spans, permits, blocks, is_live, may_be_only, held: None, handed: 0, ended: false }, sender, permit)
+        let budget = Budget::new(1 << 20);
+        let (held, handed, ended) = (None, 0, false);
+        (Feed { spans, permits, blocks, budget, is_live, may_be_only, held, handed, ended }, sender, permit)
     }
 
     fn rows(block: Option<(u64, Result<Block>)>) -> Option<(u64, Vec<u64>)> {

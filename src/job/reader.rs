@@ -1,7 +1,9 @@
 //! The thread that reads: prompts become the rows that this run computes.
 
+use super::Watcher;
+use super::budget::{Budget, Held};
 use super::report::Report;
-use super::source::{Entries, OnError, Rules, refused};
+use super::source::{Entries, Hash, OnError, Rules, Survey, refused};
 use crate::io::prompts::{Entry, PromptRecord};
 use crate::io::shard::Shard;
 use anyhow::Result;
@@ -11,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Consecutive rows of one prompt within one block.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Span {
     /// What their prompt says; `None` for one that cannot be used, whose rows are zeros.
-    pub(super) record: Option<Arc<PromptRecord>>,
+    pub(super) record: Option<Arc<Held>>,
     /// Their numbers in the whole.
     pub(super) rows: Range<u64>,
     /// Which of the prompt's samples the first one is.
@@ -64,6 +66,18 @@ pub(super) struct ReadSummary {
     pub(super) rows: u64,
     /// Time spent reading, and waiting for whoever writes the prompts.
     pub(super) read: Duration,
+    /// Whether the prompts are still those of the first pass, if there was one.
+    pub(super) change: Change,
+}
+
+/// What became of a file between the first pass over it and the end of the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    /// There is more behind what there was.
+    Grown,
+    /// What there was is not there any more.
+    Edited,
 }
 
 /// Reads entries and sends what is to be computed.
@@ -74,32 +88,50 @@ pub(super) struct Reader {
     /// Rows of this run that are there already.
     pub(super) done: u64,
     pub(super) report: Option<Arc<Mutex<Report>>>,
+    /// What a first pass told: no more than that is read.
+    pub(super) survey: Option<Survey>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) watcher: Arc<dyn Watcher>,
     pub(super) spans: SyncSender<Result<Span>>,
 }
 
 impl Reader {
     /// Reads until the end, an error, or nobody takes the rows any more. An error is the last thing sent.
     pub(super) fn run(mut self) -> ReadSummary {
-        let mut summary = ReadSummary { rows: 0, read: Duration::ZERO };
+        let mut summary = ReadSummary { rows: 0, read: Duration::ZERO, change: Change::None };
+        let mut hash = Hash::default();
+        let expected = self.survey.take();
         loop {
             let start = Instant::now();
             let entry = self.entries.next();
             summary.read += start.elapsed();
-            let Some(entry) = entry else { break };
-            let sent = match entry.and_then(|entry| self.record(entry, summary.rows)) {
-                Ok((record, samples)) => {
-                    let first = summary.rows;
-                    summary.rows = first.saturating_add(samples);
-                    self.send(record, first..summary.rows)
-                }
-                Err(error) => {
-                    let _ = self.spans.send(Err(error));
-                    break;
-                }
-            };
-            if !sent {
+            if expected.as_ref().is_some_and(|survey| survey.rows == summary.rows) {
+                summary.change = if entry.is_some() { Change::Grown } else { Change::None };
                 break;
             }
+            let Some(entry) = entry else { break };
+            if let (Some(_), Ok(entry)) = (&expected, &entry) {
+                hash.add(entry);
+            }
+            let first = summary.rows;
+            let (record, samples) = match entry.and_then(|entry| self.record(entry, first)) {
+                Ok(record) => record,
+                Err(error) => {
+                    let _ = self.spans.send(Err(error));
+                    return summary;
+                }
+            };
+            let end = first.saturating_add(samples);
+            if expected.as_ref().is_some_and(|survey| survey.rows < end) {
+                break;
+            }
+            summary.rows = end;
+            if !self.send(record, first..end) {
+                return summary;
+            }
+        }
+        if expected.is_some_and(|survey| survey.rows != summary.rows || survey.hash != hash.finish()) {
+            summary.change = Change::Edited;
         }
         summary
     }
@@ -120,7 +152,9 @@ impl Reader {
                         report.lock().unwrap_or_else(PoisonError::into_inner).add(row, samples, &bad)?;
                     }
                     Some(_) => {}
-                    None => log::warn!("{}: {bad}; row {row} is zeros", self.entries.name()),
+                    None => {
+                        self.watcher.skipped(samples, &format!("{}: {bad}; row {row} is zeros", self.entries.name()));
+                    }
                 }
                 Ok((None, samples))
             }
@@ -129,7 +163,7 @@ impl Reader {
 
     /// Sends a prompt's rows, cut at the blocks' borders; whether there is someone to take them.
     fn send(&mut self, record: Option<PromptRecord>, rows: Range<u64>) -> bool {
-        let record = record.map(Arc::new);
+        let record = record.map(|record| self.budget.hold(record));
         let mut start = rows.start;
         while start < rows.end {
             let block = self.blocks.of_row(start);
@@ -154,6 +188,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::super::source::tests::{rules, source};
+    use super::super::stop::Stop;
     use super::*;
     use std::sync::mpsc::sync_channel;
 
@@ -163,7 +198,9 @@ mod tests {
         let (sender, spans) = sync_channel(1000);
         let rules = Rules { on_error, ..rules() };
         let entries = source.open().unwrap();
-        let summary = Reader { entries, rules, blocks, done, report: None, spans: sender }.run();
+        let (watcher, budget) = (Arc::new(()), Budget::new(1 << 20));
+        let summary =
+            Reader { entries, rules, blocks, done, report: None, survey: None, budget, watcher, spans: sender }.run();
         let mut rows = Vec::new();
         for span in spans {
             let Ok(span) = span else {
@@ -171,7 +208,7 @@ mod tests {
                 continue;
             };
             assert_eq!(blocks.of_row(span.rows.start), blocks.of_row(span.rows.end - 1), "a span is in one block");
-            let prompt = span.record.map_or_else(|| "-".to_string(), |record| record.prompt.clone());
+            let prompt = span.record.map_or_else(|| "-".to_string(), |record| record.prompt.to_string());
             rows.extend(span.rows.zip(span.first_sample..).map(|(row, sample)| (row, prompt.clone(), sample)));
         }
         (rows, summary.rows)
@@ -231,5 +268,38 @@ mod tests {
         let (rows, _) = read(LINES, Blocks { rows: 4, shard: None }, 0, OnError::Fail);
         assert_eq!(rows[..9], all()[..9]);
         assert_eq!(rows[9..], [(u64::MAX, "error".to_string(), 0)]);
+    }
+
+    #[test]
+    fn a_file_that_changed_after_the_first_pass_is_noticed() {
+        let lines = "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n";
+        for (now, rows, change) in [
+            (lines.to_string(), 6, Change::None),
+            (format!("{lines}{{\"prompt\": \"c\"}}\n"), 6, Change::Grown),
+            (format!("{lines}nonsense\n"), 6, Change::Grown),
+            (lines.replace('b', "c"), 6, Change::Edited),
+            (lines.replace('a', "c"), 6, Change::Edited),
+            (lines.replace("\"b\"", "\"b\", \"samples\": 3"), 4, Change::Edited),
+            (lines[..lines.len() / 2].to_string(), 4, Change::Edited),
+        ] {
+            let (_folder, mut source) = source("p.jsonl", lines);
+            let survey = Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap();
+            std::fs::write(source.file.as_mut().unwrap(), &now).unwrap();
+            let (sender, spans) = sync_channel(1000);
+            let reader = Reader {
+                entries: source.open().unwrap(),
+                rules: rules(),
+                blocks: Blocks { rows: 2, shard: None },
+                done: 0,
+                report: None,
+                survey: Some(survey),
+                budget: Budget::new(1 << 20),
+                watcher: Arc::new(()),
+                spans: sender,
+            };
+            let summary = reader.run();
+            assert_eq!((summary.rows, summary.change), (rows, change), "{now}");
+            assert!(spans.into_iter().all(|span| span.unwrap().rows.end <= 6));
+        }
     }
 }

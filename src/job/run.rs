@@ -1,18 +1,18 @@
 //! What the caller's thread does while the others work: it writes what they compute, in order.
 
 use super::crew::Crew;
-use super::reader::ReadSummary;
+use super::reader::{Change, ReadSummary};
 use super::report::Report;
 use super::sizes::Sizes;
-use super::source::no_prompts;
+use super::source::{edited, no_prompts};
 use super::stop::Stop;
 use super::worker::{Computed, Embedded};
 use super::{Outcome, Summary, Watcher};
-use crate::bad_input;
-use crate::io::writer::{Batch, EmbeddingWriter, Flow};
+use crate::io::writer::{Batch, EmbeddingWriter, Flow, Interrupted};
 use crate::pipeline::Timings;
 use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,13 +32,14 @@ pub(super) struct End {
 pub(super) struct Run {
     /// What messages call the prompts.
     pub(super) name: String,
+    /// What they call the main output.
+    pub(super) output: String,
     pub(super) writer: EmbeddingWriter,
     pub(super) watcher: Arc<dyn Watcher>,
     pub(super) report: Option<Arc<Mutex<Report>>>,
     /// Whether a run that stops can go on later.
     pub(super) keeps: bool,
-    pub(super) total: Option<u64>,
-    /// Those of them that this run is to write.
+    /// Rows that this run is to write, if that is known.
     pub(super) own: Option<u64>,
     pub(super) resumed: u64,
     pub(super) sizes: Sizes,
@@ -57,6 +58,7 @@ impl Run {
                 break Outcome::Stopped { signal, kept: self.keeps };
             }
             self.watcher.tick();
+            self.writer.sync_if_due()?;
             match results.recv_timeout(TICK) {
                 Ok(Computed { number, worker, block, timings: its }) => {
                     timings[worker] = its;
@@ -68,7 +70,11 @@ impl Run {
             }
             let mut flow = Flow::GoOn;
             while let Some(block) = waiting.remove(&batches) {
-                flow = self.write(&block?)?;
+                flow = match self.write(&block?) {
+                    // That there is a signal is seen at once.
+                    Err(error) if error.is::<Interrupted>() => break,
+                    flow => flow?,
+                };
                 batches += 1;
                 self.watcher.written(self.writer.rows_done(), batches);
                 if flow == Flow::ReaderGone {
@@ -93,7 +99,7 @@ impl Run {
 
     fn write(&mut self, block: &Embedded) -> Result<Flow> {
         let start = Instant::now();
-        let Embedded { rows, image, negative } = block;
+        let Embedded { rows, image, negative, .. } = block;
         let negative = negative.as_ref().map(|negative| negative.view());
         let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative });
         self.write += start.elapsed();
@@ -101,21 +107,34 @@ impl Run {
     }
 
     /// Completes the outputs, or leaves what is to be kept.
-    pub(super) fn finish(mut self, end: End, first_pass: Duration) -> Result<Summary> {
+    pub(super) fn finish(mut self, end: End, first_pass: Duration, stop: &Stop) -> Result<Summary> {
         let start = Instant::now();
         let mut rows = self.writer.rows_done();
         let mut skipped = None;
         let mut outcome = end.outcome;
         match (outcome, &end.read) {
             (Outcome::Done, Some(read)) => {
-                self.check(read.rows)?;
-                self.writer.set_total_rows(read.rows);
-                if let Some(report) = &self.report {
-                    let mut report = locked(report);
-                    let count = report.finish()?;
-                    skipped = (count > 0).then(|| (count, report.path().to_path_buf()));
+                if read.change == Change::Edited {
+                    self.discard_report();
+                    self.writer.discard()?;
+                    return Err(edited(&self.name));
                 }
-                self.writer.finish()?;
+                if read.change == Change::Grown {
+                    log::warn!("{} has grown since its rows were counted; the new ones are left out", self.name);
+                } else if read.rows == 0 {
+                    return Err(no_prompts(&self.name));
+                }
+                self.writer.set_total_rows(read.rows);
+                self.watcher.completing(&self.output);
+                let completed = complete(self.writer, self.report.as_deref());
+                self.watcher.end();
+                match (completed, stop.signal()) {
+                    (Err(error), Some(signal)) if error.is::<Interrupted>() => {
+                        outcome = Outcome::Stopped { signal, kept: self.keeps };
+                        rows = if self.keeps { rows } else { 0 };
+                    }
+                    (completed, _) => skipped = completed?,
+                }
             }
             (Outcome::Stopped { signal, kept }, _) => {
                 outcome = Outcome::Stopped { signal, kept: kept && rows > 0 };
@@ -149,18 +168,18 @@ impl Run {
     pub(super) fn discard_report(&self) {
         self.report.iter().for_each(|report| locked(report).discard());
     }
+}
 
-    /// Checks that as many rows were read as expected.
-    fn check(&self, rows: u64) -> Result<()> {
-        match self.total {
-            Some(total) if total != rows => Err(bad_input!(
-                "{} changed while it was read: {total} rows became {rows}; run again with --overwrite",
-                self.name
-            )),
-            None if rows == 0 => Err(no_prompts(&self.name)),
-            _ => Ok(()),
-        }
-    }
+/// Completes the report and the outputs. Gives the number of rows that are reported, if any are, and the report.
+fn complete(writer: EmbeddingWriter, report: Option<&Mutex<Report>>) -> Result<Option<(u64, PathBuf)>> {
+    let Some(mut report) = report.map(locked) else {
+        writer.finish()?;
+        return Ok(None);
+    };
+    let count = report.finish()?;
+    writer.finish()?;
+    report.remove_old()?;
+    Ok((count > 0).then(|| (count, report.path().to_path_buf())))
 }
 
 fn locked(report: &Mutex<Report>) -> MutexGuard<'_, Report> {

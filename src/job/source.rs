@@ -1,7 +1,9 @@
 //! Where a job's prompts come from, what is asked of them, and what a first pass over them tells.
 
+use super::stop::Stop;
 use crate::bad_input;
 use crate::io::prompts::{BadRow, Entry, Place, PromptReader, PromptRecord, ReadOptions};
+use crate::io::writer::Interrupted;
 use crate::pipeline::Settings;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
@@ -66,7 +68,7 @@ impl Iterator for Entries {
     fn next(&mut self) -> Option<Result<Entry>> {
         let Some(prompt) = self.given.next() else { return self.reader.as_mut()?.next() };
         self.number += 1;
-        let record = PromptRecord { prompt, ..PromptRecord::default() };
+        let record = PromptRecord { prompt: prompt.into(), ..PromptRecord::default() };
         Some(Ok(Entry::Prompt { place: Place::Row(self.number), record }))
     }
 }
@@ -137,15 +139,18 @@ impl Survey {
     /// Reads all entries.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there are none, one cannot be used and that is an error, or the file is broken.
-    pub fn of(entries: Entries, rules: &Rules) -> Result<Self> {
+    /// [`crate::error::BadInput`] if there are none, one cannot be used and that is an error, or the file is broken;
+    /// [`Interrupted`] if `stop` asks to stop.
+    pub fn of(entries: Entries, rules: &Rules, stop: &Stop) -> Result<Self> {
         let name = entries.name().to_string();
-        let mut hash = Hash(Sha256::new());
+        let mut hash = Hash::default();
         let (mut rows, mut is_uniform) = (0_u64, true);
         for entry in entries {
+            if stop.signal().is_some() {
+                return Err(Interrupted.into());
+            }
             let entry = entry?;
-            // The debug form is another one for any two entries that differ.
-            let _ = writeln!(hash, "{entry:?}");
+            hash.add(&entry);
             let samples = match rules.judge(entry) {
                 Ok(record) => {
                     is_uniform &= rules.is_plain(&record);
@@ -176,11 +181,24 @@ pub(super) fn no_prompts(name: &str) -> anyhow::Error {
     bad_input!("{name} holds no prompts; write one a line")
 }
 
-/// A hash to be written to as a text.
-struct Hash(Sha256);
+/// The error for a file that is another one than it was when its rows were counted.
+pub(super) fn edited(name: &str) -> anyhow::Error {
+    bad_input!(
+        "{name} was edited while it was read, and rows of both texts do not belong together: none are kept; run again"
+    )
+}
+
+/// A hash over entries.
+#[derive(Debug, Default)]
+pub(super) struct Hash(Sha256);
 
 impl Hash {
-    fn finish(self) -> String {
+    pub(super) fn add(&mut self, entry: &Entry) {
+        // The debug form is another one for any two entries that differ.
+        let _ = writeln!(self, "{entry:?}");
+    }
+
+    pub(super) fn finish(self) -> String {
         self.0.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
@@ -223,7 +241,7 @@ pub(super) mod tests {
     #[test]
     fn rows_are_counted_with_the_samples_of_each_prompt() {
         let (_folder, source) = source("p.jsonl", LINES);
-        let survey = Survey::of(source.open().unwrap(), &rules()).unwrap();
+        let survey = Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap();
         assert_eq!(survey.rows, 2 + 2 + 5);
         assert!(!source.is_stream());
         assert!(Source { file: Some("-".into()), ..Source::default() }.is_stream());
@@ -233,7 +251,7 @@ pub(super) mod tests {
     fn the_hash_is_of_what_the_prompts_say_and_not_of_how_they_are_written() {
         let hash = |name: &str, text: &str| {
             let (_folder, source) = source(name, text);
-            Survey::of(source.open().unwrap(), &rules()).unwrap().hash
+            Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap().hash
         };
         let of_lines = hash("p.jsonl", LINES);
         assert_eq!(of_lines, hash("q.jsonl", &LINES.replace(": ", ":").replace('\n', "\r\n")));
@@ -252,10 +270,10 @@ pub(super) mod tests {
             ("{", ""),
         ] {
             let (_folder, source) = source("p.jsonl", &format!("{{\"prompt\": \"a\"}}\n{line}\n"));
-            let error = Survey::of(source.open().unwrap(), &rules()).unwrap_err().to_string();
+            let error = Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap_err().to_string();
             assert!(error.contains("p.jsonl:2: ") && error.contains(word), "{error}");
             let rules = Rules { on_error: OnError::Skip, ..rules() };
-            assert_eq!(Survey::of(source.open().unwrap(), &rules).unwrap().rows, 6, "{line}");
+            assert_eq!(Survey::of(source.open().unwrap(), &rules, &Stop::default()).unwrap().rows, 6, "{line}");
         }
     }
 
@@ -264,7 +282,7 @@ pub(super) mod tests {
         let is_uniform = |line: &str, wants_negative| {
             let (_folder, source) = source("p.jsonl", &format!("{{\"prompt\": \"a\"}}\n{line}\n"));
             let rules = Rules { wants_negative, ..rules() };
-            Survey::of(source.open().unwrap(), &rules).unwrap().is_uniform
+            Survey::of(source.open().unwrap(), &rules, &Stop::default()).unwrap().is_uniform
         };
         for (rest, with_negatives, without) in [
             ("\"seed\": 5, \"steps\": 25, \"guidance_scale\": 4", true, true),
@@ -281,6 +299,11 @@ pub(super) mod tests {
     fn no_prompts_are_an_error() {
         let (_folder, mut source) = source("p.txt", "\n\n");
         source.prompts.clear();
-        assert!(Survey::of(source.open().unwrap(), &rules()).unwrap_err().to_string().contains("holds no prompts"));
+        assert!(
+            Survey::of(source.open().unwrap(), &rules(), &Stop::default())
+                .unwrap_err()
+                .to_string()
+                .contains("holds no prompts")
+        );
     }
 }

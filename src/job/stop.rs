@@ -7,8 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Whether the run is asked to stop.
-#[derive(Debug)]
-pub struct Stop(Arc<AtomicUsize>);
+#[derive(Debug, Default)]
+pub struct Stop {
+    number: Arc<AtomicUsize>,
+    is_asked: Arc<AtomicBool>,
+}
 
 impl Stop {
     /// Listens from now on.
@@ -17,24 +20,29 @@ impl Stop {
     /// If the system does not allow it.
     pub fn listen() -> Result<Self> {
         let number = Arc::new(AtomicUsize::new(0));
-        let asked = Arc::new(AtomicBool::new(false));
+        let is_asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             let listen = || -> std::io::Result<()> {
-                // In this order: the first signal must find the flag still down.
-                flag::register_conditional_shutdown(signal, exit_code(signal).into(), Arc::clone(&asked))?;
-                flag::register(signal, Arc::clone(&asked))?;
+                // In this order: the first signal must find the flag still down, and who sees it up the number.
+                flag::register_conditional_shutdown(signal, exit_code(signal).into(), Arc::clone(&is_asked))?;
                 flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
+                flag::register(signal, Arc::clone(&is_asked))?;
                 Ok(())
             };
             listen().context("cannot listen for Ctrl-C")?;
         }
-        Ok(Self(number))
+        Ok(Self { number, is_asked })
     }
 
     /// The signal that asks to stop, if one does.
     pub fn signal(&self) -> Option<i32> {
-        let signal = self.0.load(Ordering::Relaxed);
+        let signal = self.number.load(Ordering::Relaxed);
         (signal != 0).then_some(signal as i32)
+    }
+
+    /// Set when one does.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_asked)
     }
 }
 

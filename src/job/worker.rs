@@ -1,6 +1,7 @@
 //! A worker: blocks of rows become embeddings, with a pipeline of its own.
 
 use super::Watcher;
+use super::budget::Held;
 use super::feed::{Block, Feed};
 use super::reader::Span;
 use super::source::Rules;
@@ -8,6 +9,7 @@ use crate::io::writer::{ArrayName, OutputRow};
 use crate::pipeline::{Observer, Pipeline, Row, Settings, Timings};
 use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2, s};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +48,8 @@ pub(super) struct Embedded {
     pub(super) image: Array2<f32>,
     /// `(rows, dim)`, if they are wanted.
     pub(super) negative: Option<Array2<f32>>,
+    /// What they are of, which counts as in memory until it is written.
+    pub(super) _records: Vec<Arc<Held>>,
 }
 
 /// What a worker sends.
@@ -131,7 +135,7 @@ impl Plan {
             let settings = batch[0].settings;
             // The rows of an output are done when all that is computed for them is.
             let share = (batch.len() * rows.len()) as f64 / tasks.len() as f64;
-            let mut meter = Meter { watcher, rows_per_step: share / settings.steps as f64 };
+            let mut meter = Meter { watcher, batch, rows_per_step: share / settings.steps as f64 };
             let is_only = block.is_only && batches.len() == 1;
             let embeds = pipeline.embed(&batch_rows, &settings, is_only, &mut meter)?;
             for (task, embed) in batch.iter().zip(embeds.rows()) {
@@ -144,17 +148,18 @@ impl Plan {
                 }
             }
         }
-        Ok(Embedded { rows, image, negative })
+        let records = spans.iter().filter_map(|span| span.record.clone()).collect();
+        Ok(Embedded { rows, image, negative, _records: records })
     }
 
     fn output_rows<'a>(&'a self, span: &'a Span) -> impl Iterator<Item = OutputRow> + 'a {
-        let record = span.record.as_deref();
+        let record = span.record.as_deref().map(Deref::deref);
         span.rows.clone().zip(span.first_sample..).map(move |(row, sample)| {
             let own_seed = record.and_then(|record| record.seed);
             OutputRow {
                 row,
                 id: record.and_then(|record| record.id.clone()),
-                prompt: record.map(|record| record.prompt.clone()).unwrap_or_default(),
+                prompt: record.map_or_else(|| "".into(), |record| Arc::clone(&record.prompt)),
                 seed: own_seed.map_or_else(|| self.rules.seed.wrapping_add(row), |seed| seed.wrapping_add(sample)),
             }
         })
@@ -211,12 +216,18 @@ fn places_without_negative<'a>(spans: &'a [Span], rules: &'a Rules) -> impl Iter
 /// Tells how the computing of a batch gets on.
 struct Meter<'a> {
     watcher: &'a dyn Watcher,
+    batch: &'a [&'a Task<'a>],
     rows_per_step: f64,
 }
 
 impl Observer for Meter<'_> {
     fn loading(&mut self, component: &str) {
         self.watcher.loading(component);
+    }
+
+    fn cut_off(&mut self, row: Option<usize>, text: &str) {
+        let is_image = row.is_some_and(|row| self.batch[row].array == ArrayName::Image);
+        self.watcher.cut_off(u64::from(is_image), text);
     }
 
     fn step_done(&mut self) {
@@ -226,6 +237,7 @@ impl Observer for Meter<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::budget::Budget;
     use super::super::source::tests::rules;
     use super::*;
     use crate::io::prompts::PromptRecord;
@@ -245,7 +257,7 @@ mod tests {
             ..record("own")
         };
         let span = |record: Option<PromptRecord>, rows, first_sample| Span {
-            record: record.map(Arc::new),
+            record: record.map(|record| Budget::new(1 << 20).hold(record)),
             rows,
             first_sample,
         };

@@ -16,12 +16,13 @@ pub(super) struct TextStage {
 }
 
 impl TextStage {
-    /// Tokenizes prompts.
+    /// Tokenizes prompts. `cut_off` hears the place of each that is too long, and what to say of it.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if a token is unknown to the encoder.
-    pub(super) fn tokenize(&self, prompts: &[&str]) -> Result<Vec<Encoding>> {
-        prompts.iter().map(|prompt| self.tokenize_one(prompt)).collect()
+    pub(super) fn tokenize(&self, prompts: &[&str], cut_off: &mut dyn FnMut(usize, &str)) -> Result<Vec<Encoding>> {
+        let tokenize_one = |(place, prompt)| self.tokenize_one(prompt, |text| cut_off(place, text));
+        prompts.iter().copied().enumerate().map(tokenize_one).collect()
     }
 
     /// Encodes tokenized prompts.
@@ -45,11 +46,11 @@ impl TextStage {
         self.encoder = None;
     }
 
-    fn tokenize_one(&self, prompt: &str) -> Result<Encoding> {
+    fn tokenize_one(&self, prompt: &str, cut_off: impl FnOnce(&str)) -> Result<Encoding> {
         let encoding = self.tokenizer.encode(prompt)?;
         if let Some(removed) = &encoding.removed {
             let (prompt, removed, most) = (shorten(prompt), shorten(removed), self.tokenizer.max_length());
-            log::warn!("prompt {prompt:?} is longer than {most} tokens; this part was cut off: {removed:?}");
+            cut_off(&format!("prompt {prompt:?} is longer than {most} tokens; this part was cut off: {removed:?}"));
         }
         let vocab_size = self.config.vocab_size;
         if let Some(id) = encoding.ids.iter().find(|&&id| id >= vocab_size) {

@@ -132,6 +132,27 @@ fn a_row_does_not_depend_on_how_many_work() {
 }
 
 #[test]
+fn nobody_has_to_hear_what_is_said() {
+    let place = Workplace::new();
+    std::fs::write(place.path("p.txt"), format!("{}\n", "very long ".repeat(100))).unwrap();
+    let binary = format!("{:?} --steps 2 -m {:?}", env!("CARGO_BIN_EXE_prior-embed"), crate::common::model());
+    let code = |script: &str| {
+        let mut command = Process::new("bash");
+        command.args(["-c", script]).current_dir(place.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().unwrap().code()
+    };
+    // A full device, a closed descriptor, and a pipe that nobody reads any more.
+    for stderr in ["2>/dev/full", "2>&-", "2> >(exec 0<&-)"] {
+        let wait = "sleep 0.2;";
+        // A warning, an error, and a wrong usage.
+        let done = format!("exec {stderr}; {wait} {binary} -f p.txt --out e.npy --overwrite");
+        assert_eq!(code(&done), Some(0), "{stderr}");
+        assert_eq!(code(&format!("exec {stderr}; {wait} {binary} -f none.txt --out e.npy")), Some(2), "{stderr}");
+        assert_eq!(code(&format!("exec {stderr}; {wait} {binary} --no-such-option")), Some(2), "{stderr}");
+    }
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     let place = Workplace::new();
     let help = place.bare().arg("--help").output().unwrap();

@@ -2,8 +2,10 @@
 
 use crate::common::{Workplace, assert_done, assert_refused, kill_after_rows, prompts, send_signal, stderr, wait};
 use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 /// Small batches, so that there are many moments to stop at, and steps enough to notice them.
 const OPTIONS: [&str; 8] = ["-f", "p.jsonl", "--batch-size", "4", "--seed", "3", "--steps", "200"];
@@ -142,6 +144,107 @@ fn a_signal_while_prompts_are_waited_for_ends_the_run() {
     let output = wait(child);
     assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
     assert!(place.names().is_empty(), "{:?}", place.names());
+}
+
+#[test]
+fn a_signal_ends_a_run_that_nobody_reads_from() {
+    let place = Workplace::new();
+    fs::write(place.path("p.txt"), "a cat\n".repeat(5000)).unwrap();
+    for format in ["npy", "npz"] {
+        let options = ["-f", "p.txt", "--batch-size", "500", "--steps", "1", "--out", "-", "--format", format];
+        let mut child = place.spawn(&options, Stdio::null(), Stdio::piped());
+        // The first bytes are there; the rest fills the pipe.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        send_signal(&child, "TERM");
+        // Open, and not read.
+        let stdout = child.stdout.take();
+        let output = wait(child);
+        assert_eq!(output.status.code(), Some(143), "{format}: {}", stderr(&output));
+        assert!(stderr(&output).contains("nothing is kept"), "{}", stderr(&output));
+        drop(stdout);
+    }
+}
+
+/// Whether a process does something of its own at Ctrl-C.
+fn catches_interrupt(child: &std::process::Child) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+    u64::from_str_radix(caught, 16).unwrap() & 2 != 0
+}
+
+#[test]
+fn a_signal_ends_the_counting_of_prompts() {
+    let place = Workplace::new();
+    fs::write(place.path("p.txt"), "a cat on a mat\n".repeat(6_000_000)).unwrap();
+    let child = place.spawn(&["-f", "p.txt", "--out", "e.npy"], Stdio::null(), Stdio::null());
+    // It listens by then, and counts for much longer than it takes to notice.
+    place.wait_until(|| catches_interrupt(&child));
+    send_signal(&child, "INT");
+    let output = wait(child);
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("while the prompts were counted"), "{}", stderr(&output));
+    assert_eq!(place.names(), ["p.txt"]);
+}
+
+#[test]
+fn a_file_that_grows_is_written_as_it_was_and_one_that_is_edited_is_not() {
+    let place = workplace();
+    let lines = fs::read_to_string(place.path("p.jsonl")).unwrap();
+    assert_done(place.command().args(OPTIONS).args(["--out", "whole.npy"]));
+    let run = |change: &dyn Fn()| {
+        let options = [&OPTIONS[..], &["--out", "e.npy"]].concat();
+        let mut child = place.spawn(&options, Stdio::null(), Stdio::null());
+        // It has counted the rows. How far it has read is not known, but the file is read to its end again.
+        place.wait_for_rows("e.npy", 4, &mut child);
+        change();
+        wait(child)
+    };
+    // The second pass reads ahead, so a file as short as this is read by now: only a longer one can be seen to change.
+    let long = lines.clone() + &format!("{{\"prompt\": \"{}\", \"steps\": 1}}\n", "x ".repeat(1 << 20)).repeat(60);
+    fs::write(place.path("p.jsonl"), &long).unwrap();
+    let output = run(&|| {
+        let mut file = fs::File::options().append(true).open(place.path("p.jsonl")).unwrap();
+        file.write_all(b"{\"prompt\": \"one more\"}\n").unwrap();
+    });
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("has grown"), "{}", stderr(&output));
+    let (grown, whole) = (fs::read(place.path("e.npy")).unwrap(), fs::read(place.path("whole.npy")).unwrap());
+    assert_eq!(grown[128..whole.len()], whole[128..]);
+    fs::remove_file(place.path("e.npy")).unwrap();
+    let output = run(&|| {
+        // In place, where the run that is on its way has not read yet.
+        let mut file = fs::File::options().write(true).open(place.path("p.jsonl")).unwrap();
+        file.seek(SeekFrom::End(-100)).unwrap();
+        file.write_all(b"y y").unwrap();
+    });
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("was edited while it was read"), "{}", stderr(&output));
+    assert_eq!(place.names(), ["p.jsonl", "whole.npy"]);
+}
+
+#[test]
+fn a_full_disk_keeps_the_rows_before_it() {
+    let place = workplace();
+    let embed = |out: &str| {
+        let mut command = place.command();
+        command.args(OPTIONS).args(["--out", out]);
+        command
+    };
+    assert_done(&mut embed("whole.npy"));
+    let size = fs::metadata(place.path("whole.npy")).unwrap().len();
+    // As large a file as may be, and a write beyond that is an error.
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", size / 2 / 1024);
+    let program = embed("e.npy");
+    let mut limited = assert_cmd::Command::new("bash");
+    limited.current_dir(place.folder.path()).args(["-c", &script, "bash"]).arg(program.get_program());
+    let output = limited.args(program.get_args()).output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.lines().count() == 1 && message.contains("rows are kept, and --resume goes on"), "{message}");
+    assert!(!message.contains(" 0 rows are kept"), "{message}");
+    assert_done(embed("e.npy").arg("--resume"));
+    assert!(fs::read(place.path("e.npy")).unwrap() == fs::read(place.path("whole.npy")).unwrap());
 }
 
 #[test]

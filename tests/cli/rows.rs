@@ -1,6 +1,6 @@
 //! Rows that cannot be used, and files that are not what they are said to be.
 
-use crate::common::{Workplace, assert_done, assert_refused, read_npy};
+use crate::common::{Workplace, assert_done, assert_refused, kill_after_rows, prompts, read_npy, stderr};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -75,4 +75,111 @@ fn as_many_samples_as_can_be_counted_and_no_more() {
     let place = Workplace::new();
     fs::write(place.path("p.jsonl"), "{\"prompt\": \"a\", \"samples\": 4294967296}\n").unwrap();
     assert_refused(&place, place.command().args(["-f", "p.jsonl", "--out", "e.npy"]), 2, &["p.jsonl:1", "samples"]);
+}
+
+#[test]
+fn the_report_of_an_earlier_run_goes_with_its_output() {
+    let place = Workplace::new();
+    fs::write(place.path("bad.jsonl"), LINES).unwrap();
+    fs::write(place.path("good.jsonl"), "{\"prompt\": \"a\"}\n").unwrap();
+    let embed = |prompts: &str, more: &[&str]| {
+        let mut command = place.command();
+        command.args(["-f", prompts, "--on-error", "skip", "--out", "e.npy"]).args(more);
+        command
+    };
+    let report = place.path("e.npy.errors.jsonl");
+    assert_done(&mut embed("bad.jsonl", &[]));
+    assert!(report.exists());
+    for on_error in ["skip", "fail"] {
+        assert_done(&mut embed("bad.jsonl", &["--overwrite"]));
+        assert!(report.exists());
+        assert_done(&mut embed("good.jsonl", &["--on-error", on_error, "--overwrite"]));
+        assert!(!report.exists(), "it tells of an output that is no more");
+    }
+    // What has nothing to do with this program stays.
+    fs::remove_file(place.path("e.npy")).unwrap();
+    fs::write(&report, "precious").unwrap();
+    assert_refused(&place, &mut embed("bad.jsonl", &[]), 2, &["errors.jsonl", "--overwrite"]);
+    let output = embed("bad.jsonl", &["--resume"]).output().unwrap();
+    assert!(stderr(&output).contains("of another run") && output.status.code() == Some(2), "{}", stderr(&output));
+    assert_eq!(fs::read(&report).unwrap(), b"precious");
+    fs::remove_file(&report).unwrap();
+    assert_done(&mut embed("bad.jsonl", &["--resume"]));
+    assert!(report.exists() && place.path("e.npy").exists());
+}
+
+#[test]
+fn a_report_is_beside_a_folder_and_not_beside_a_device() {
+    let place = Workplace::new();
+    fs::write(place.path("p.jsonl"), LINES).unwrap();
+    let options = ["-f", "p.jsonl", "--on-error", "skip"];
+    assert_done(place.command().args(options).args(["--out-dir", "dd/"]));
+    assert_eq!(place.names(), ["dd", "dd.errors.jsonl", "p.jsonl"]);
+    let told = assert_done(place.command().args(options).args(["--out", "/dev/null", "--format", "npy"]));
+    assert!(told.contains("line 2") && told.contains("line 4"), "{told}");
+    assert!(!std::path::Path::new("/dev/null.errors.jsonl").exists());
+    // What is skipped is told somewhere.
+    let mut silent = place.command();
+    silent.args(options).args(["--out", "-", "--quiet"]);
+    assert_refused(&place, &mut silent, 2, &["--quiet", "--stats"]);
+    let output = silent.args(["--stats", "s.json"]).output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    let stats: Value = serde_json::from_slice(&fs::read(place.path("s.json")).unwrap()).unwrap();
+    assert_eq!((&stats["rows"], &stats["skipped_rows"]), (&json!(4), &json!(2)));
+    let mut same = place.command();
+    same.args(options).args(["--out", "e.npy", "--stats", "e.npy.errors.jsonl"]);
+    assert_refused(&place, &mut same, 2, &["--stats", "report"]);
+}
+
+#[test]
+fn warnings_are_few_however_many_rows_they_are_about() {
+    let place = Workplace::new();
+    let lines: String = (0..30).map(|row| format!("{{\"prompt\": \"{}\"}}\n", format!("{row} ").repeat(100))).collect();
+    fs::write(place.path("p.jsonl"), lines + &"nonsense\n".repeat(20)).unwrap();
+    let run = |more: &[&str]| {
+        let options = ["-f", "p.jsonl", "--on-error", "skip", "--batch-size", "4", "--stats", "s.json", "--overwrite"];
+        let output = place.command().args(options).args(["--out", "-"]).args(more).output().unwrap();
+        assert!(output.status.success());
+        stderr(&output)
+    };
+    let told = run(&[]);
+    assert_eq!(told.lines().count(), 22, "{told}");
+    assert!(
+        told.contains("the prompts of 30 rows were too long") && told.contains("20 rows could not be used"),
+        "{told}"
+    );
+    let stats: Value = serde_json::from_slice(&fs::read(place.path("s.json")).unwrap()).unwrap();
+    assert_eq!((&stats["cut_off_rows"], &stats["skipped_rows"]), (&json!(30), &json!(20)));
+    assert_eq!(run(&["-v"]).matches("warn: ").count(), 50);
+}
+
+#[test]
+fn what_is_skipped_keeps_its_place_in_shards_and_when_a_run_goes_on() {
+    let place = Workplace::new();
+    let line =
+        |row: usize| if row % 7 == 3 { "{}\n".into() } else { format!("{{\"prompt\": \"{}\"}}\n", prompts(row)) };
+    fs::write(place.path("p.jsonl"), (0..40).map(line).collect::<String>()).unwrap();
+    let options = ["-f", "p.jsonl", "--on-error", "skip", "--batch-size", "4", "--steps", "200"];
+    assert_done(place.command().args(options).args(["--out", "whole.npy"]));
+    for (shard, part) in [("1/2", "a.npy"), ("2/2", "b.npy")] {
+        assert_done(place.command().args(options).args(["--shard", shard, "--out", part]));
+    }
+    assert_done(place.bare().args(["merge", "a.npy", "b.npy", "--out", "all.npy"]));
+    let read = |name: &str| fs::read(place.path(name)).unwrap();
+    assert!(read("all.npy") == read("whole.npy"), "shards");
+    let lines = |name: &str| {
+        let mut lines: Vec<String> = String::from_utf8(read(name)).unwrap().lines().map(str::to_string).collect();
+        lines.sort();
+        lines
+    };
+    let mut parts = [lines("a.npy.errors.jsonl"), lines("b.npy.errors.jsonl")].concat();
+    parts.sort();
+    assert_eq!(parts, lines("whole.npy.errors.jsonl"));
+    let resumed = [&options[..], &["--out", "e.npy", "--stats", "s.json"]].concat();
+    kill_after_rows(&place, &resumed, 8);
+    assert_done(place.command().args(&resumed).arg("--resume"));
+    assert!(read("e.npy") == read("whole.npy") && read("e.npy.errors.jsonl") == read("whole.npy.errors.jsonl"));
+    let stats: Value = serde_json::from_slice(&read("s.json")).unwrap();
+    let rows = stats["resumed_rows"].as_u64().unwrap();
+    assert!((8..40).contains(&rows) && stats["rows"] == 40 && stats["skipped_rows"] == 6, "{stats}");
 }

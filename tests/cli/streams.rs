@@ -1,13 +1,17 @@
 //! Pipes: a filter that answers line by line, streams of rows, readers that go.
 
 use crate::common::{Workplace, assert_done, assert_refused, model, read_npy, stderr, wait};
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use flate2::write::GzEncoder;
+use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const FILTER: [&str; 8] = ["-f", "-", "--format-in", "jsonl", "--out", "-", "--format", "jsonl"];
 
@@ -37,6 +41,62 @@ fn a_filter_answers_line_by_line() {
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
     reader.join().unwrap();
     assert!(lines.recv().is_err(), "no line without a prompt");
+}
+
+#[test]
+fn a_filter_does_not_keep_answers_waiting() {
+    let place = Workplace::new();
+    let mut child = place.spawn(&FILTER, Stdio::piped(), Stdio::piped());
+    let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut times: Vec<Duration> = (0..30)
+        .map(|row| {
+            let start = Instant::now();
+            writeln!(input, "{{\"prompt\": \"cat {row}\"}}").unwrap();
+            assert!(output.read_line(&mut String::new()).unwrap() > 0);
+            start.elapsed()
+        })
+        .collect();
+    drop(input);
+    assert_eq!(wait(child).status.code(), Some(0));
+    // The first waits for the model. An answer takes milliseconds; a timer or a full batch would take much longer.
+    times.remove(0);
+    times.sort();
+    assert!(times[times.len() / 2] < Duration::from_millis(500), "{times:?}");
+}
+
+#[test]
+fn prompts_come_compressed_and_in_other_encodings_through_a_pipe() {
+    let place = Workplace::new();
+    let run = |name: &str, format: &str, bytes: Vec<u8>| {
+        fs::write(place.path(name), &bytes).unwrap();
+        let filed = place.command().args(["-f", name, "--out", "-"]).output().unwrap();
+        let mut command = place.command();
+        command.args(["-f", "-", "--format-in", format, "--out", "-"]).write_stdin(bytes);
+        let piped = command.output().unwrap();
+        assert_eq!(read_npy(&piped.stdout).nrows(), 2, "{name}: {}", stderr(&piped));
+        assert!(piped.stdout == filed.stdout, "{name}");
+        piped.stdout
+    };
+    let plain = run("p.txt", "txt", "a cät\ntwo dogs\n".into());
+    let utf16: Vec<u8> = "\u{feff}a cät\ntwo dogs\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all("{\"prompt\": \"a cät\"}\n{\"prompt\": \"two dogs\"}\n".as_bytes()).unwrap();
+    let zstd = zstd::encode_all("prompt,id\na cät,1\ntwo dogs,2\n".as_bytes(), 0).unwrap();
+    let batch =
+        RecordBatch::try_from_iter([("prompt", Arc::new(StringArray::from(vec!["a cät", "two dogs"])) as ArrayRef)]);
+    let batch = batch.unwrap();
+    let mut parquet = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut parquet, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    for (name, format, bytes) in [
+        ("u.txt", "txt", utf16),
+        ("p.jsonl.gz", "jsonl", gzip.finish().unwrap()),
+        ("p.csv.zst", "csv", zstd),
+        ("p.parquet", "parquet", parquet),
+    ] {
+        assert!(run(name, format, bytes) == plain, "{name}");
+    }
 }
 
 #[test]

@@ -104,7 +104,8 @@ impl TableRows {
                 .with_context(|| format!("{name} is no embedding"))?;
         }
         let prompt = text(self.prompt_column)?.with_context(|| format!("no {}", self.prompt_column))?;
-        row.known = Some(OutputRow { row: number("row")?, id: text("id")?, prompt, seed: number("seed")? });
+        let (id, prompt) = (text("id")?, prompt.into());
+        row.known = Some(OutputRow { row: number("row")?, id, prompt, seed: number("seed")? });
         Ok(())
     }
 

@@ -1,49 +1,46 @@
-//! CSV and TSV: a header, then records, which may span lines where a quoted cell does.
+//! CSV and TSV: a header, then records.
+//!
+//! In CSV a cell that begins with a quote goes on to its closing quote, over line breaks where need be, and a quote in it
+//! is written twice (RFC 4180). In TSV, which many write without a thought of quotes, it is so only where the closing
+//! quote is on the same line and ends its cell; any other quote is a character as any other. A record of CSV with a cell
+//! that is never closed, or goes on after its closing quote, is bad; it is taken to end with its first line, so that the
+//! rows below it are not lost with it.
 
-use super::lines::MAX_BYTES;
 use super::record::{Draft, Scalar};
+use super::records::Records;
 use super::source::Text;
 use super::table::{Column, Layout};
-use super::{Entry, Place, PromptRecord, Rows};
+use super::{Entry, PromptRecord, Rows};
 use crate::bad_input;
 use anyhow::Result;
-use csv::ByteRecord;
-use std::io::{self, BufRead, Read};
 
 /// The records of `text` below its header.
 ///
 /// # Errors
 /// [`crate::error::BadInput`] if there is no header, or none with a column of prompts.
 pub(super) fn rows(text: Text, delimiter: u8, prompt_column: Option<&str>) -> Result<Rows> {
-    let feed = Feed::new(text);
-    // Records of another length than the header's are for us to name.
-    let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).delimiter(delimiter).from_reader(feed);
-    let mut table = Table {
-        reader,
-        record: ByteRecord::new(),
-        width: 0,
-        layout: Layout { prompt_name: String::new(), columns: Vec::new() },
-    };
-    let place = table.read_record()?;
-    let name = &table.reader.get_ref().text.name;
-    let Some(place) = place else {
+    let mut records = Records::new(text, delimiter);
+    let first = records.next_record()?;
+    let name = &records.text.name;
+    let Some((place, state)) = first else {
         return Err(bad_input!("{name} is empty; a header with the names of the columns is needed"));
     };
-    let mut columns = Vec::with_capacity(table.record.len());
-    for cell in &table.record {
+    if let Err(reason) = state {
+        return Err(bad_input!("{name}: {place}: in the header {reason}"));
+    }
+    let mut columns = Vec::new();
+    for cell in records.cells() {
         let Ok(cell) = std::str::from_utf8(cell) else {
             return Err(bad_input!("{name}: {place}: the header is not UTF-8; convert the file"));
         };
         columns.push(Column { name: cell.trim().to_string(), is_text: true });
     }
-    table.layout = Layout::find(name, &columns, prompt_column)?;
-    table.width = columns.len();
-    Ok(Box::new(table))
+    let layout = Layout::find(name, &columns, prompt_column)?;
+    Ok(Box::new(Table { records, width: columns.len(), layout }))
 }
 
 struct Table {
-    reader: csv::Reader<Feed>,
-    record: ByteRecord,
+    records: Records,
     /// Number of columns.
     width: usize,
     layout: Layout,
@@ -53,42 +50,24 @@ impl Iterator for Table {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Result<Entry>> {
-        match self.read_record() {
-            Ok(place) => Some(Ok(Entry::new(place?, self.parse()))),
-            Err(error) => Some(Err(error)),
-        }
+        let (place, state) = match self.records.next_record() {
+            Ok(record) => record?,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(Ok(Entry::new(place, state.and_then(|()| self.parse()))))
     }
 }
 
 impl Table {
-    /// Reads the next record and says where it starts, if there is one.
-    fn read_record(&mut self) -> Result<Option<Place>> {
-        self.reader.get_mut().start_record();
-        let read = self.reader.read_byte_record(&mut self.record);
-        let feed = self.reader.get_ref();
-        let (name, place) = (&feed.text.name, feed.place());
-        match read {
-            Err(_) if feed.left == 0 => {
-                let limit = MAX_BYTES >> 20;
-                Err(bad_input!("{name}: {place}: the record is longer than {limit} MiB; is a quote not closed?"))
-            }
-            Err(error) => Err(feed.text.broken(place, error.into())),
-            Ok(true) if feed.is_unclosed() => {
-                Err(bad_input!("{name}: {place}: a quote opens in this record that is never closed; close it"))
-            }
-            Ok(true) => Ok(Some(place)),
-            Ok(false) => Ok(None),
-        }
-    }
-
     fn parse(&self) -> Result<PromptRecord, String> {
-        let Self { record, width, layout, .. } = self;
-        if record.len() != *width {
-            return Err(format!("{} cells where the header has {width}", record.len()));
+        let Self { records, width, layout } = self;
+        let cells: Vec<&[u8]> = records.cells().collect();
+        if cells.len() != *width {
+            return Err(format!("{} cells where the header has {width}", cells.len()));
         }
         let mut draft = Draft::new(&layout.prompt_name);
         for &(place, field) in &layout.columns {
-            let cell = std::str::from_utf8(&record[place])
+            let cell = std::str::from_utf8(cells[place])
                 .map_err(|_| format!("the cell in column {} is not UTF-8; convert the file", place + 1))?;
             draft.set(field, Scalar::of_cell(field, cell))?;
         }
@@ -96,93 +75,12 @@ impl Table {
     }
 }
 
-/// Hands a text to the parser line by line. So nothing is waited for that a record does not need, it is known where a
-/// record starts, and one that never ends cannot fill the memory.
-struct Feed {
-    text: Text,
-    /// The line that was read last, counted from 1, and whether it was read to its end.
-    line: u64,
-    is_at_line_end: bool,
-    is_at_end: bool,
-    /// Where the current record starts, once that is known: blank lines before it are no part of it.
-    record_line: Option<u64>,
-    /// Bytes that the current record may still take.
-    left: usize,
-    has_odd_quotes: bool,
-}
-
-impl Feed {
-    fn new(text: Text) -> Self {
-        Self {
-            text,
-            line: 0,
-            is_at_line_end: true,
-            is_at_end: false,
-            record_line: None,
-            left: MAX_BYTES,
-            has_odd_quotes: false,
-        }
-    }
-
-    fn start_record(&mut self) {
-        (self.record_line, self.left, self.has_odd_quotes) = (None, MAX_BYTES, false);
-    }
-
-    /// Where the current record starts.
-    fn place(&self) -> Place {
-        Place::Line(self.record_line.unwrap_or(self.line.max(1)))
-    }
-
-    /// Whether the current record, which is complete, ended only because the text did. A line break is part of a record
-    /// within quotes alone; a quote within a cell without quotes is a character as any other.
-    fn is_unclosed(&self) -> bool {
-        let spans_lines = self.record_line.is_some_and(|first| first < self.line);
-        self.is_at_end && self.record_line.is_some() && (self.is_at_line_end || (spans_lines && self.has_odd_quotes))
-    }
-
-    fn note(&mut self, piece: &[u8]) {
-        self.line += u64::from(self.is_at_line_end);
-        self.is_at_line_end = piece.ends_with(b"\n");
-        if self.record_line.is_none() && piece.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
-            self.record_line = Some(self.line);
-        }
-        if self.record_line.is_some() {
-            self.left -= piece.len();
-            self.has_odd_quotes ^= memchr::memchr_iter(b'"', piece).count() % 2 == 1;
-        }
-    }
-}
-
-impl Read for Feed {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 {
-            return Err(io::Error::other("the record is too long"));
-        }
-        let available = loop {
-            match self.text.reader.fill_buf() {
-                // The parser takes every error for the end.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result?,
-            }
-        };
-        let size = available.len().min(buffer.len()).min(self.left);
-        let size = memchr::memchr(b'\n', &available[..size]).map_or(size, |end| end + 1);
-        buffer[..size].copy_from_slice(&available[..size]);
-        self.text.reader.consume(size);
-        if size == 0 {
-            self.is_at_end = true;
-        } else {
-            self.note(&buffer[..size]);
-        }
-        Ok(size)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::PromptFormat::{Csv, Tsv};
+    use super::super::lines::MAX_BYTES;
     use super::super::tests::{Dribble, read_with, record};
-    use super::*;
+    use std::io::{self, Read};
 
     fn read(text: &str) -> Vec<String> {
         read_with(text, Csv, None)
@@ -254,23 +152,59 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_is_never_closed_is_the_end() {
-        let end = "error: rows: line 3: a quote opens in this record that is never closed; close it";
-        for rest in ["\"b\nc\nd\n", "\"b\nc\nd", "\"b\n"] {
-            assert_eq!(read(&format!("prompt\na\n{rest}")), ["line 2: a", end], "{rest:?}");
+    fn a_quote_that_is_never_closed_spoils_its_line_and_no_other() {
+        let open =
+            "line 3: !a quote opens in this record that is never closed; close it, or double the quotes in the cell";
+        for rest in ["\"b\nc\nd\n", "\"b\nc\nd"] {
+            assert_eq!(read(&format!("prompt\na\n{rest}")), ["line 2: a", open, "line 4: c", "line 5: d"], "{rest:?}");
         }
+        assert_eq!(read("prompt\na\n\"b\n"), ["line 2: a", open]);
         assert_eq!(read("prompt\n5\" nail\na \"b\" c"), ["line 2: 5\" nail", "line 3: a \"b\" c"]);
         assert_eq!(read("prompt\n\"a\nb\""), ["line 2: a\nb"], "no line break at the end");
+        assert_eq!(read("\"prompt\na\n").len(), 1, "a header too");
+    }
+
+    #[test]
+    fn a_cell_that_goes_on_after_its_closing_quote_spoils_its_line_and_no_other() {
+        let more = "!a cell goes on after its closing quote; double the quotes in the cell";
+        let text = "prompt,id\n\"big\" cat,1\na,2\n\"b,3\nc,4\n\"d\",5\n\"e\n\"\"f\"\"\",6\n";
+        let expected = [
+            format!("line 2: {more}"),
+            "line 3: a".into(),
+            format!("line 4: {more}"),
+            "line 5: c".into(),
+            "line 6: d".into(),
+            "line 7: e\n\"f\"".into(),
+        ];
+        assert_eq!(read(text), expected);
+        assert_eq!(read(&text.replace('\n', "\r\n")).len(), 6);
+    }
+
+    #[test]
+    fn in_tsv_a_quote_is_one_only_if_it_closes_its_cell_on_its_line() {
+        let tsv = |text: &str| read_with(text, Tsv, None);
+        let text = "prompt\tid\n\"a\tb\"\t1\n\"big\" cat\t2\n\"open\t3\nx\"\t4\n\"say \"\"hi\"\"\"\t5\r\n\"\"\t6";
+        let prompts = ["a\tb", "\"big\" cat", "\"open", "x\"", "say \"hi\"", ""];
+        let expected: Vec<String> = (2..).zip(prompts).map(|(line, prompt)| format!("line {line}: {prompt}")).collect();
+        assert_eq!(tsv(text), expected);
+        assert_eq!(tsv("prompt\n\"last"), ["line 2: \"last"]);
     }
 
     #[test]
     fn a_record_that_never_ends_does_not_fill_the_memory() {
-        let endless = io::Cursor::new("prompt\nfine\n\"").chain(io::repeat(b'x'));
-        let read = super::super::tests::read_stream(endless, Csv, None);
-        let end = "error: rows: line 3: the record is longer than 16 MiB; is a quote not closed?";
-        assert_eq!(read, ["line 2: fine", end]);
+        let endless = || io::repeat(b'x').take(MAX_BYTES as u64 + 10);
+        let long = "line 3: !the record is longer than 16 MiB; is a quote not closed?";
+        for start in ["prompt\nfine\n\"", "prompt\nfine\n"] {
+            let text = io::Cursor::new(start).chain(endless()).chain(io::Cursor::new("\nnext\n"));
+            assert_eq!(super::super::tests::read_stream(text, Csv, None), ["line 2: fine", long, "line 4: next"]);
+        }
+        let line = "x".repeat(1023) + "\n";
+        let count = MAX_BYTES / line.len() + 10;
+        let rows = read(&format!("prompt\n\"{}", line.repeat(count)));
+        assert_eq!((rows.len(), &*rows[0], rows[1].len()), (count, &*long.replace('3', "2"), "line 3: ".len() + 1023));
         let blank = format!("prompt\n{}a\n", "\r".repeat(MAX_BYTES + 10));
         assert_eq!(self::read(&blank).len(), 1, "blank lines are no part of a record");
+        assert_eq!(read("prompt\ra\rb"), ["line 1: a", "line 1: b"], "lines may end as they once did");
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl<'a> Draft<'a> {
         match (field, value) {
             (_, Scalar::Null) => {}
             (Field::Prompt, value) => {
-                record.prompt = text(name, value)?;
+                record.prompt = text(name, value)?.into();
                 self.has_prompt = true;
             }
             (Field::Id, Scalar::Unsigned(number)) => record.id = Some(number.to_string()),

@@ -277,7 +277,7 @@ fn any_record() -> impl Strategy<Value = PromptRecord> {
     let numbers = (proptest::option::of(any::<u64>()), proptest::option::of(-1e6..1e6));
     (id, "[^\\r\\n\u{feff}]{0,20}", numbers).prop_map(|(id, prompt, (seed, guidance_scale))| PromptRecord {
         id,
-        prompt,
+        prompt: prompt.into(),
         seed,
         guidance_scale,
         ..PromptRecord::default()
@@ -287,8 +287,7 @@ fn any_record() -> impl Strategy<Value = PromptRecord> {
 fn as_jsonl(records: &[PromptRecord]) -> Vec<u8> {
     let line = |record: &PromptRecord| {
         let PromptRecord { id, prompt, seed, guidance_scale, .. } = record;
-        let object =
-            serde_json::json!({"prompt": prompt, "id": id, "seed": seed, "guidance_scale": guidance_scale, "x": [1]});
+        let object = serde_json::json!({"prompt": &**prompt, "id": id, "seed": seed, "guidance_scale": guidance_scale, "x": [1]});
         format!("{object}\n")
     };
     records.iter().map(line).collect::<String>().into_bytes()
@@ -300,13 +299,13 @@ fn as_table(records: &[PromptRecord], delimiter: u8) -> Vec<u8> {
     for PromptRecord { id, prompt, seed, guidance_scale, .. } in records {
         let [seed, scale] = [seed.map(|seed| seed.to_string()), guidance_scale.map(|scale| format!("{scale:?}"))]
             .map(Option::unwrap_or_default);
-        writer.write_record([&seed, prompt, id.as_deref().unwrap_or_default(), &scale]).unwrap();
+        writer.write_record([&*seed, prompt, id.as_deref().unwrap_or_default(), &scale]).unwrap();
     }
     writer.into_inner().unwrap()
 }
 
 fn as_parquet(records: &[PromptRecord]) -> Vec<u8> {
-    let prompts: StringArray = records.iter().map(|record| Some(record.prompt.as_str())).collect();
+    let prompts: StringArray = records.iter().map(|record| Some(&*record.prompt)).collect();
     let ids: StringArray = records.iter().map(|record| record.id.as_deref()).collect();
     let seeds: UInt64Array = records.iter().map(|record| record.seed).collect();
     let scales: Float64Array = records.iter().map(|record| record.guidance_scale).collect();
@@ -331,9 +330,9 @@ proptest! {
         prop_assert_eq!(&records(as_table(&written, b','), PromptFormat::Csv), &written);
         prop_assert_eq!(&records(as_table(&written, b'\t'), PromptFormat::Tsv), &written);
         prop_assert_eq!(&records(as_parquet(&written), PromptFormat::Parquet), &written);
-        let prompts: Vec<&str> = written.iter().map(|record| record.prompt.as_str()).collect();
+        let prompts: Vec<&str> = written.iter().map(|record| &*record.prompt).collect();
         let read = records(prompts.join("\n").into_bytes(), PromptFormat::Text);
-        let read: Vec<&str> = read.iter().map(|record| record.prompt.as_str()).collect();
+        let read: Vec<&str> = read.iter().map(|record| &*record.prompt).collect();
         let not_blank: Vec<&str> = prompts.into_iter().filter(|prompt| !prompt.trim().is_empty()).collect();
         prop_assert_eq!(read, not_blank);
     }

@@ -9,7 +9,8 @@ use super::publish::{Publication, Rules, parent, remove_stale};
 use super::store::{self, Content, Store};
 use super::values::Encoding;
 use super::working::{Expected, Working};
-use super::{Arrays, Batch, Flow, Output, OutputFormat, WriteOptions, folder, jsonl, npy, npz, parquet, safetensors};
+use super::{Arrays, Batch, Flow, Interrupted, Output, OutputFormat, WriteOptions};
+use super::{folder, jsonl, npy, npz, parquet, safetensors};
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::shard::{Checksums, RowRuns, Shard, ShardRecord};
@@ -17,6 +18,8 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes rows into the hidden folder, and at the end the outputs that are files.
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub struct FileWriter {
     fingerprint: Fingerprint,
     /// Whether a write failed: what is in the data files beyond the journal is of no use.
     broken: bool,
+    interrupt: Arc<AtomicBool>,
     /// Dropped after the working folder, which may be in it.
     _made: MadeFolder,
 }
@@ -86,6 +90,7 @@ impl FileWriter {
             dim: working.dim().or(options.dim),
             fingerprint: options.row_fingerprint(),
             broken: false,
+            interrupt: Arc::clone(&options.interrupt),
             _made: made,
             working,
             outputs,
@@ -137,6 +142,10 @@ impl FileWriter {
         self.working.sync().map_err(|(path, error)| self.kept(&path, error))
     }
 
+    pub(super) fn sync_if_due(&mut self) -> Result<()> {
+        self.working.sync_if_due().map_err(|(path, error)| self.kept(&path, error))
+    }
+
     /// A failure while rows are written, with what the user can do.
     fn kept(&self, path: &Path, error: io::Error) -> Error {
         let rows = self.working.rows();
@@ -158,6 +167,9 @@ impl FileWriter {
             self.sync()?;
             let rows = self.working.rows();
             let made = self.assemble(dim).and_then(|()| Ok(self.working.complete(dim)?));
+            if made.is_err() && self.interrupt.load(Ordering::Relaxed) {
+                return Err(Interrupted.into());
+            }
             made.map_err(|error| match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
                 Some(cause) => {
                     let what_now = if self.keep {
@@ -206,7 +218,8 @@ impl FileWriter {
 
     /// Makes the outputs of the rows.
     fn assemble(&self, dim: usize) -> Result<()> {
-        let store = Store { folder: self.working.folder(), rows: self.working.rows(), dim, dtype: self.encoding.dtype };
+        let (rows, dtype, interrupt) = (self.working.rows(), self.encoding.dtype, Arc::clone(&self.interrupt));
+        let store = Store { folder: self.working.folder(), rows, dim, dtype, interrupt };
         for (place, output) in self.outputs.iter().enumerate() {
             let record = self.record(output, &store)?;
             let part = self.part(place);
@@ -313,8 +326,11 @@ pub(super) fn write_output(
 
 #[cfg(test)]
 mod tests {
-    use super::super::EmbeddingWriter;
     use super::super::tests::{Run, options};
+    use super::super::{EmbeddingWriter, Interrupted};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+    use std::time::{Duration, Instant};
     use tempfile::TempDir;
 
     #[cfg(target_os = "linux")]
@@ -340,5 +356,48 @@ mod tests {
         run.write(&mut writer, 2).unwrap();
         writer.finish().unwrap();
         assert_eq!(std::fs::metadata(folder.path().join("e.npy")).unwrap().len(), 128 + 6 * 3 * 4);
+    }
+
+    #[test]
+    fn rows_wait_for_the_disk_for_a_moment_at_most() {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(6, 3);
+        let mut writer =
+            EmbeddingWriter::open(options(&folder.path().join("e.npy"), super::OutputFormat::Npy)).unwrap();
+        let now = Instant::now();
+        let mut write = |rows: &[usize], last_sync: Instant| {
+            writer.file.as_mut().unwrap().working.last_sync = last_sync;
+            if rows.is_empty() {
+                writer.sync_if_due().unwrap();
+            } else {
+                run.select(&(0..rows[0]).chain(rows.iter().copied()).collect::<Vec<_>>())
+                    .write(&mut writer, 2)
+                    .unwrap();
+            }
+            writer.file.as_ref().unwrap().working.is_unsynced
+        };
+        let (lately, long_ago) = (now + Duration::from_secs(100), now.checked_sub(Duration::from_secs(1)).unwrap());
+        assert!(write(&[0, 1], lately), "the disk is not asked for every batch");
+        assert!(!write(&[], long_ago), "no row has to come for it");
+        assert!(!write(&[2, 3], long_ago), "nor does the one that comes have to wait");
+    }
+
+    #[test]
+    fn who_asks_to_stop_need_not_wait_for_the_output() {
+        for format in [super::OutputFormat::Npz, super::OutputFormat::JsonLines, super::OutputFormat::Parquet] {
+            let folder = TempDir::new().unwrap();
+            let run = Run::new(6, 3);
+            let mut options = options(&folder.path().join("e"), format);
+            let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+            run.write(&mut writer, 2).unwrap();
+            options.interrupt.store(true, Ordering::Relaxed);
+            assert!(writer.finish().unwrap_err().is::<Interrupted>(), "{format:?}");
+            assert!(!folder.path().join("e").exists());
+            (options.resume, options.interrupt) = (true, Arc::default());
+            let writer = EmbeddingWriter::open(options).unwrap();
+            assert_eq!(writer.rows_done(), 6);
+            writer.finish().unwrap();
+            assert!(folder.path().join("e").exists());
+        }
     }
 }

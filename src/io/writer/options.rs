@@ -7,6 +7,8 @@ use crate::io::shard::Shard;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// An array of embeddings, `(rows, dim)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,6 +193,8 @@ pub struct WriteOptions {
     pub total_rows: Option<u64>,
     /// The share of the rows that these are, if they are not all.
     pub shard: Option<Shard>,
+    /// Set by whoever wants the writing to stop soon.
+    pub interrupt: Arc<AtomicBool>,
 }
 
 impl WriteOptions {
@@ -209,6 +213,7 @@ impl WriteOptions {
             dim: None,
             total_rows: None,
             shard: None,
+            interrupt: Arc::default(),
         }
     }
 

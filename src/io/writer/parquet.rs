@@ -138,7 +138,7 @@ fn seeds_column(rows: &[OutputRow]) -> ArrayRef {
 }
 
 fn prompts_column(rows: &[OutputRow]) -> ArrayRef {
-    Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.prompt)))
+    Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &*row.prompt)))
 }
 
 fn ids_column(rows: &[OutputRow]) -> ArrayRef {

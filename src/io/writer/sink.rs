@@ -1,26 +1,78 @@
-//! What a stream's bytes go to.
+//! Where a stream's bytes go.
 
+use super::Interrupted;
+use anyhow::{Context, Result, bail};
 use std::io::{self, ErrorKind, Write};
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long to wait for room where the system does not wait for us.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Standard output without a buffer: so that nobody has to guess what of a write that failed went out.
+/// How often whoever waits for a slow reader looks up.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long a reader that is only slow has to take what it is being given when somebody asks to stop.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Writes in a thread of its own: who waits for a reader that takes nothing can stop waiting.
+pub(super) struct Sink {
+    bytes: SyncSender<Vec<u8>>,
+    written: Receiver<io::Result<()>>,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Sink {
+    /// # Errors
+    /// If the system has no more threads.
+    pub(super) fn new(mut target: Box<dyn Write + Send>, interrupt: Arc<AtomicBool>) -> Result<Self> {
+        let (bytes, receiver) = sync_channel::<Vec<u8>>(1);
+        let (sender, written) = sync_channel(1);
+        let work = move || {
+            for bytes in receiver {
+                if sender.send(write_all(&mut *target, &bytes)).is_err() {
+                    break;
+                }
+            }
+        };
+        thread::Builder::new().spawn(work).context("cannot start a thread")?;
+        Ok(Self { bytes, written, interrupt })
+    }
+
+    /// Writes and flushes. After [`Interrupted`] the sink is of no use.
+    ///
+    /// # Errors
+    /// [`Interrupted`] if somebody asks to stop while nobody takes the bytes; or what writing them ends in.
+    pub(super) fn write(&mut self, bytes: Vec<u8>) -> Result<io::Result<()>> {
+        self.bytes.send(bytes).context("nothing is left to write with")?;
+        let mut asked = None;
+        loop {
+            match self.written.recv_timeout(TICK) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Disconnected) => bail!("nothing is left to write with"),
+                Err(RecvTimeoutError::Timeout) if !self.interrupt.load(Ordering::Relaxed) => {}
+                Err(RecvTimeoutError::Timeout) if asked.get_or_insert_with(Instant::now).elapsed() < GRACE => {}
+                Err(RecvTimeoutError::Timeout) => return Err(Interrupted.into()),
+            }
+        }
+    }
+}
+
+/// Standard output without the lock and the buffer of its own: a write that waits must not hold up the process' end.
 ///
 /// # Errors
-/// If the system has no more file descriptors.
-pub(super) fn standard_output() -> io::Result<Box<dyn Write + Send>> {
+/// If it is closed.
+pub(super) fn stdout() -> io::Result<Box<dyn Write + Send>> {
     #[cfg(unix)]
     {
         use std::os::fd::AsFd;
         Ok(Box::new(std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?)))
     }
     #[cfg(not(unix))]
-    {
-        Ok(Box::new(io::stdout()))
-    }
+    Ok(Box::new(io::stdout()))
 }
 
 /// Writes all bytes, at once. Where another process has made a pipe one that does not wait for its reader, this does.
@@ -33,7 +85,7 @@ pub(super) fn write_all(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(PAUSE),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
             Err(error) => return Err(error),
         }
     }
@@ -43,6 +95,23 @@ pub(super) fn write_all(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_waits_for_a_reader_that_takes_nothing_once_asked_to_stop() {
+        let (reader, writer) = io::pipe().unwrap();
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let mut sink = Sink::new(Box::new(writer), Arc::clone(&interrupt)).unwrap();
+        sink.write(vec![1; 100]).unwrap().unwrap();
+        let asking = thread::spawn(move || {
+            thread::sleep(TICK);
+            interrupt.store(true, Ordering::Relaxed);
+        });
+        let error = sink.write(vec![2; 1 << 20]).unwrap_err();
+        assert!(error.is::<Interrupted>(), "{error}");
+        asking.join().unwrap();
+        drop(reader);
+    }
 
     /// Takes three bytes at a time, and has no room every other time.
     #[derive(Default)]

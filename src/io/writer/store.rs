@@ -1,11 +1,13 @@
 //! The data files that rows are gathered in until the output is made of them: raw numbers, and what is known of rows.
 
 use super::values::Encoding;
-use super::{ArrayName, Arrays, Batch, OutputDtype, OutputRow};
+use super::{ArrayName, Arrays, Batch, Interrupted, OutputDtype, OutputRow};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Numbers begin where they do in a `.npy` file, so that such a file needs its header only.
 pub(super) const VALUES_START: u64 = super::npy::HEADER_LEN;
@@ -47,14 +49,14 @@ pub(super) struct DataFile {
 
 impl DataFile {
     /// Opens the file of `content` in `folder`, or makes an empty one.
-    pub(super) fn open(folder: &Path, content: Content) -> std::io::Result<Self> {
+    pub(super) fn open(folder: &Path, content: Content) -> io::Result<Self> {
         let path = folder.join(content.file_name());
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
         Ok(Self { content, file, path, bytes: 0 })
     }
 
     /// Cuts the file to `bytes` bytes of data, after which it goes on.
-    pub(super) fn cut(&mut self, bytes: u64) -> std::io::Result<()> {
+    pub(super) fn cut(&mut self, bytes: u64) -> io::Result<()> {
         let end = self.content.start() + bytes;
         self.file.set_len(end)?;
         self.file.seek(SeekFrom::Start(end))?;
@@ -94,6 +96,24 @@ pub(super) struct Store<'a> {
     pub(super) rows: u64,
     pub(super) dim: usize,
     pub(super) dtype: OutputDtype,
+    /// Ends the reading when it is set.
+    pub(super) interrupt: Arc<AtomicBool>,
+}
+
+/// A data file that can be read until somebody asks to stop.
+#[derive(Debug)]
+pub(super) struct Input {
+    file: File,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Read for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.interrupt.load(Ordering::Relaxed) {
+            return Err(io::Error::other(Interrupted));
+        }
+        self.file.read(buffer)
+    }
 }
 
 impl Store<'_> {
@@ -115,10 +135,10 @@ impl Store<'_> {
     /// The bytes of an array from row `first` on.
     pub(super) fn values(&self, array: ArrayName, first: u64) -> Result<impl Read + use<>> {
         let path = self.path(array);
-        let open = || -> std::io::Result<File> {
+        let open = || -> io::Result<Input> {
             let mut file = File::open(&path)?;
             file.seek(SeekFrom::Start(VALUES_START + first * self.row_bytes() as u64))?;
-            Ok(file)
+            Ok(Input { file, interrupt: Arc::clone(&self.interrupt) })
         };
         let rest = self.array_bytes() - first * self.row_bytes() as u64;
         Ok(BufReader::with_capacity(1 << 20, open().with_context(|| format!("cannot read {path:?}"))?).take(rest))
@@ -127,7 +147,7 @@ impl Store<'_> {
     /// Copies `rows` rows of an array from row `first` on to `output`.
     pub(super) fn copy_values(&self, array: ArrayName, first: u64, rows: u64, output: &mut dyn Write) -> Result<()> {
         let bytes = rows * self.row_bytes() as u64;
-        let copied = std::io::copy(&mut self.values(array, first)?.take(bytes), output)?;
+        let copied = io::copy(&mut self.values(array, first)?.take(bytes), output)?;
         if copied != bytes {
             bail!("{:?} ends early", self.path(array));
         }
@@ -157,14 +177,15 @@ impl Store<'_> {
 
     /// What is known of each row.
     pub(super) fn output_rows(&self) -> Result<OutputRows> {
-        Ok(OutputRows { input: BufReader::new(self.rows_file()?), left: self.rows, line: Vec::new() })
+        let input = BufReader::new(Input { file: self.rows_file()?, interrupt: Arc::clone(&self.interrupt) });
+        Ok(OutputRows { input, left: self.rows, line: Vec::new() })
     }
 }
 
 /// Reads what is known of each row.
 #[derive(Debug)]
 pub(super) struct OutputRows {
-    input: BufReader<File>,
+    input: BufReader<Input>,
     left: u64,
     line: Vec<u8>,
 }

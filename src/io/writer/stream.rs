@@ -5,9 +5,10 @@
 
 use super::file::write_output;
 use super::paths::shown;
+use super::sink::{self, Sink};
 use super::store::{self, DataFile, Store};
 use super::values::Encoding;
-use super::{Batch, Flow, Output, OutputFormat, WriteOptions, jsonl, npy, sink};
+use super::{Batch, Flow, Interrupted, Output, OutputFormat, WriteOptions, jsonl, npy};
 use crate::bad_input;
 use crate::error::OrBadInput;
 use anyhow::{Context, Result, bail};
@@ -16,12 +17,15 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 /// Writes rows to a stream.
 pub struct StreamWriter {
     name: String,
-    sink: Box<dyn Write + Send>,
+    sink: Sink,
+    interrupt: Arc<AtomicBool>,
     output: Output,
     encoding: Encoding,
     rows_per_file: u64,
@@ -42,7 +46,7 @@ enum Form {
 
 /// Whether `path` is written from its beginning to its end, and cannot be moved into place: standard output, a pipe or a
 /// device.
-pub(super) fn is_stream(path: &Path) -> bool {
+pub fn is_stream(path: &Path) -> bool {
     path.as_os_str() == "-" || fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
@@ -59,8 +63,8 @@ impl StreamWriter {
                 "standard output is a terminal, and embeddings are binary; give a file name or a pipe"
             ));
         }
-        let sink = sink::standard_output().context("cannot open standard output")?;
-        Self::new(sink, "standard output".into(), output, options)
+        let stdout = sink::stdout().context("cannot write to standard output")?;
+        Self::new(stdout, "standard output".into(), output, options)
     }
 
     /// Writes `output` to `sink`, which messages call `name`; its path is not looked at.
@@ -82,8 +86,9 @@ impl StreamWriter {
             }
         };
         let encoding = Encoding { dtype: options.out_dtype, normalize: options.normalize };
-        let (rows_per_file, dim) = (options.rows_per_file, options.dim);
-        Ok(Self { name, sink, output, encoding, rows_per_file, form, dim, rows: 0, reader_gone: false })
+        let (rows_per_file, dim, interrupt) = (options.rows_per_file, options.dim, Arc::clone(&options.interrupt));
+        let sink = Sink::new(sink, Arc::clone(&interrupt))?;
+        Ok(Self { name, sink, interrupt, output, encoding, rows_per_file, form, dim, rows: 0, reader_gone: false })
     }
 
     pub(super) fn rows_done(&self) -> u64 {
@@ -93,7 +98,8 @@ impl StreamWriter {
     /// Writes the next rows.
     ///
     /// # Errors
-    /// If they cannot be written, other than because nobody reads them.
+    /// If they cannot be written, other than because nobody reads them; [`Interrupted`] if nobody
+    /// takes them until [`WriteOptions::interrupt`].
     pub fn write(&mut self, batch: &Batch) -> Result<Flow> {
         if self.reader_gone {
             return Ok(Flow::ReaderGone);
@@ -124,13 +130,14 @@ impl StreamWriter {
             }
         };
         self.rows += batch.rows.len() as u64;
-        self.send(&bytes)
+        self.send(bytes)
     }
 
     /// Writes the end of the output.
     ///
     /// # Errors
-    /// If it cannot be written, other than because nobody reads it; or there are fewer rows than its header says.
+    /// If it cannot be written, other than because nobody reads it, or there are fewer rows than its header says;
+    /// [`Interrupted`] at [`WriteOptions::interrupt`].
     pub fn finish(mut self) -> Result<()> {
         if self.reader_gone {
             return Ok(());
@@ -139,7 +146,7 @@ impl StreamWriter {
         match &self.form {
             Form::Lines => {}
             Form::Npy(0) => {
-                let _ = self.send(&npy::header(0, dim, self.encoding.dtype)?)?;
+                let _ = self.send(npy::header(0, dim, self.encoding.dtype)?)?;
             }
             Form::Npy(total) if *total != self.rows => {
                 bail!("{} rows in {}, which was to hold {total}", self.rows, self.name);
@@ -147,13 +154,17 @@ impl StreamWriter {
             Form::Npy(_) => {}
             Form::Kept(folder, _) => {
                 let folder = folder.path();
-                let store = Store { folder, rows: self.rows, dim, dtype: self.encoding.dtype };
+                let interrupt = Arc::clone(&self.interrupt);
+                let store = Store { folder, rows: self.rows, dim, dtype: self.encoding.dtype, interrupt };
                 let part = match self.output.format {
                     OutputFormat::Npy => store.path(self.output.arrays.names()[0]),
                     _ => folder.join("output"),
                 };
-                write_output(&store, &self.output, None, self.rows_per_file, &part)
-                    .with_context(|| format!("cannot write {}: is the disk full?", shown(&part)))?;
+                let made = write_output(&store, &self.output, None, self.rows_per_file, &part);
+                if made.is_err() && self.interrupt.load(Ordering::Relaxed) {
+                    return Err(Interrupted.into());
+                }
+                made.with_context(|| format!("cannot write {}: is the disk full?", shown(&part)))?;
                 self.copy(&mut File::open(part)?)?;
             }
         }
@@ -165,15 +176,15 @@ impl StreamWriter {
         loop {
             match input.read(&mut buffer)? {
                 0 => return Ok(()),
-                read if self.send(&buffer[..read])? == Flow::ReaderGone => return Ok(()),
+                read if self.send(buffer[..read].to_vec())? == Flow::ReaderGone => return Ok(()),
                 _ => {}
             }
         }
     }
 
     /// Hands bytes to whoever reads them, at once.
-    fn send(&mut self, bytes: &[u8]) -> Result<Flow> {
-        match sink::write_all(&mut self.sink, bytes) {
+    fn send(&mut self, bytes: Vec<u8>) -> Result<Flow> {
+        match self.sink.write(bytes)? {
             Ok(()) => Ok(Flow::GoOn),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.reader_gone = true;

@@ -27,7 +27,7 @@ impl Run {
         let row = |row: usize| OutputRow {
             row: row as u64,
             id: (!row.is_multiple_of(3)).then(|| format!("id-{row}")),
-            prompt: format!("prompt \"{row}\"\nä\u{0}"),
+            prompt: format!("prompt \"{row}\"\nä\u{0}").into(),
             seed: u64::MAX - row as u64,
         };
         let value = |(row, column): (usize, usize)| ((row * 31 + column * 17) as f32).sin() / 3.0;
@@ -202,7 +202,7 @@ fn parquet_has_a_row_a_row_in_both_widths() {
         for (place, row) in run.rows.iter().enumerate() {
             assert_eq!(batch["row"].as_primitive::<UInt64Type>().value(place), row.row);
             assert_eq!(batch["seed"].as_primitive::<UInt64Type>().value(place), row.seed);
-            assert_eq!(batch["prompt"].as_string::<i32>().value(place), row.prompt);
+            assert_eq!(batch["prompt"].as_string::<i32>().value(place), &*row.prompt);
             assert_eq!(ids.iter().nth(place).unwrap(), row.id.as_deref());
             let list = batch["negative_image_embeds"].as_fixed_size_list().value(place);
             let expected = run.negative.row(place);
@@ -224,7 +224,7 @@ fn row_groups_end_where_the_rows_say() {
     let folder = TempDir::new().unwrap();
     let mut run = Run::new(206, 16_384);
     // Numbers alone give groups of 128 (8 MiB of 64 KiB rows, of one array); then long prompts.
-    run.rows[200..].iter_mut().for_each(|row| row.prompt = "long".repeat(1 << 20));
+    run.rows[200..].iter_mut().for_each(|row| row.prompt = "long".repeat(1 << 20).into());
     let path = folder.path().join("e.parquet");
     let mut options = options(&path, OutputFormat::Parquet);
     options.outputs[0].arrays = Arrays::Image;
@@ -251,7 +251,7 @@ fn a_folder_is_numbered_files_of_embeddings_and_captions() {
         assert_eq!(Array2::<f32>::read_npy(npy).unwrap(), run.image.slice(s![rows.clone(), ..]));
         let [batch] = parquet_batches(&path.join(format!("metadata/metadata_000{file}.parquet"))).try_into().unwrap();
         let captions: Vec<_> = batch["caption"].as_string::<i32>().iter().map(Option::unwrap).collect();
-        let expected: Vec<_> = run.rows[rows].iter().map(|row| row.prompt.as_str()).collect();
+        let expected: Vec<_> = run.rows[rows].iter().map(|row| &*row.prompt).collect();
         assert_eq!(captions, expected);
     }
 }

@@ -81,7 +81,7 @@ mod tests {
     use ndarray::array;
 
     fn rows() -> Vec<OutputRow> {
-        (7..9).map(|row| OutputRow { row, id: None, prompt: String::new(), seed: 0 }).collect()
+        (7..9).map(|row| OutputRow { row, id: None, prompt: "".into(), seed: 0 }).collect()
     }
 
     fn round_trip(dtype: OutputDtype, normalize: bool, values: ArrayView2<f32>) -> Result<Vec<f32>> {

@@ -51,8 +51,9 @@ pub(super) struct Working {
     /// The rows by their numbers in the whole, in a sharded run.
     runs: RowRuns,
     complete: bool,
-    /// When rows began to wait for the disk.
-    unsynced_since: Option<Instant>,
+    /// Whether rows wait for the disk, and when they last did not.
+    pub(super) is_unsynced: bool,
+    pub(super) last_sync: Instant,
     removed: bool,
     keep: bool,
 }
@@ -94,7 +95,8 @@ impl Working {
             false => Found::default(),
         };
         let journal = Journal::open(&folder.join(JOURNAL), found.journal_bytes).or_bad_input(failed)?;
-        sync_folder(parent(&folder)).or_bad_input(failed)?;
+        // The names of the files, and of the folder itself.
+        sync_folder(&folder).and_then(|()| sync_folder(parent(&folder))).or_bad_input(failed)?;
         found.bytes.resize(data.len(), 0);
         let mut working = Self {
             folder,
@@ -106,7 +108,8 @@ impl Working {
             rows: found.rows,
             runs: found.runs,
             complete: found.complete,
-            unsynced_since: None,
+            is_unsynced: false,
+            last_sync: Instant::now(),
             removed: false,
             keep: expected.keep,
         };
@@ -163,10 +166,13 @@ impl Working {
         let line = Line::Batch(BatchLine { rows, bytes, crc: hasher.finalize(), runs });
         self.journal.append(&line).map_err(|error| (self.journal.path().to_path_buf(), error))?;
         self.rows = rows;
-        if self.unsynced_since.get_or_insert_with(Instant::now).elapsed() >= SYNC_INTERVAL {
-            self.sync()?;
-        }
-        Ok(())
+        self.is_unsynced = true;
+        self.sync_if_due()
+    }
+
+    /// Puts the rows on the disk unless that was done a moment ago.
+    pub(super) fn sync_if_due(&mut self) -> Result<(), (PathBuf, io::Error)> {
+        if self.is_unsynced && self.last_sync.elapsed() >= SYNC_INTERVAL { self.sync() } else { Ok(()) }
     }
 
     /// Writes the header, if it is not there yet.
@@ -186,7 +192,7 @@ impl Working {
             file.file.sync_data().map_err(|error| (file.path.clone(), error))?;
         }
         self.journal.sync().map_err(|error| (self.journal.path().to_path_buf(), error))?;
-        self.unsynced_since = None;
+        (self.is_unsynced, self.last_sync) = (false, Instant::now());
         Ok(())
     }
 

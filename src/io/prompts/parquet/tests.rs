@@ -76,7 +76,7 @@ fn columns_beside_the_prompt_are_its_options() {
         Compression::SNAPPY,
     );
     let record = record(bytes, PromptFormat::Parquet);
-    assert_eq!(record.prompt, "a red apple", "the only text column that is not an option's");
+    assert_eq!(&*record.prompt, "a red apple", "the only text column that is not an option's");
     assert_eq!((record.id.as_deref(), record.seed), (Some("-7"), Some(u64::MAX)));
     assert_eq!((record.guidance_scale, record.steps, record.samples), (Some(2.5), Some(10), None));
     assert_eq!(record.negative_prompt.as_deref(), Some("green"));
