@@ -341,4 +341,20 @@ mod tests {
         writer.finish().unwrap();
         assert_eq!(std::fs::metadata(folder.path().join("e.npy")).unwrap().len(), 128 + 6 * 3 * 4);
     }
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_no_run_can_go_on_with_is_not_kept_on_a_full_disk() {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(6, 3);
+        let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+        options.keep = false;
+        let mut writer = EmbeddingWriter::open(options).unwrap();
+        run.select(&[0, 1]).write(&mut writer, 2).unwrap();
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        writer.file.as_mut().unwrap().working.data[0].file = full;
+        let message = run.write(&mut writer, 2).unwrap_err().to_string();
+        assert!(message.contains("nothing is kept") && !message.contains("--resume"), "{message}");
+        drop(writer);
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+    }
 }
