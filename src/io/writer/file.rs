@@ -341,6 +341,7 @@ mod tests {
         writer.finish().unwrap();
         assert_eq!(std::fs::metadata(folder.path().join("e.npy")).unwrap().len(), 128 + 6 * 3 * 4);
     }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn what_no_run_can_go_on_with_is_not_kept_on_a_full_disk() {
