@@ -111,6 +111,7 @@ impl Sizes {
         }
         Ok(())
     }
+
     /// Adds what the last bits of a product depend on beside its factors.
     fn add_processor_to(self, fingerprint: &mut Fingerprint) -> Result<()> {
         let Processor { instructions, extensions, caches } = Processor::find()?;
@@ -180,6 +181,19 @@ mod tests {
         assert_eq!(sizes(Some(3), true, None), (6, 3));
         assert_eq!(sizes(Some(3), true, Some(1)), (1, 1));
         assert_eq!(sizes(None, false, None), (64, 64));
+    }
+
+    #[test]
+    fn the_threads_that_share_a_batch_are_a_setting() {
+        let fingerprint = |threads| {
+            let mut fingerprint = Fingerprint::default();
+            let sizes = Sizes { threads, ..plan(Some(1), false, None, None) };
+            sizes.add_processor_to(&mut fingerprint).unwrap();
+            fingerprint
+        };
+        let differences = fingerprint(Some(2)).differences(&fingerprint(Some(3)));
+        assert_eq!(differences, ["the number of threads that share a batch (--threads) was 2, is 3"]);
+        assert_eq!(fingerprint(None), fingerprint(None));
     }
 
     #[test]

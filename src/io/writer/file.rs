@@ -358,6 +358,7 @@ mod tests {
         assert_eq!(std::fs::metadata(folder.path().join("e.npy")).unwrap().len(), 128 + 6 * 3 * 4);
     }
 
+<<<<<<< HEAD
     #[test]
     fn rows_wait_for_the_disk_for_a_moment_at_most() {
         let folder = TempDir::new().unwrap();
@@ -399,5 +400,22 @@ mod tests {
             writer.finish().unwrap();
             assert!(folder.path().join("e").exists());
         }
+=======
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_no_run_can_go_on_with_is_not_kept_on_a_full_disk() {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(6, 3);
+        let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+        options.keep = false;
+        let mut writer = EmbeddingWriter::open(options).unwrap();
+        run.select(&[0, 1]).write(&mut writer, 2).unwrap();
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        writer.file.as_mut().unwrap().working.data[0].file = full;
+        let message = run.write(&mut writer, 2).unwrap_err().to_string();
+        assert!(message.contains("nothing is kept") && !message.contains("--resume"), "{message}");
+        drop(writer);
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+>>>>>>> 7e77ff0dd4ef64f0c807eb707b83e3f9bb6b8c65
     }
 }

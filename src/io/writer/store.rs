@@ -158,7 +158,7 @@ impl Store<'_> {
     pub(super) fn checksum(&self, content: Content) -> Result<u32> {
         let mut input: Box<dyn Read> = match content {
             Content::Values(array) => Box::new(self.values(array, 0)?),
-            Content::Rows => Box::new(self.rows_file()?),
+            Content::Rows => Box::new(self.rows_input()?),
         };
         let mut hasher = crc32fast::Hasher::new();
         let mut buffer = vec![0; 1 << 16];
@@ -170,15 +170,15 @@ impl Store<'_> {
         }
     }
 
-    fn rows_file(&self) -> Result<File> {
+    fn rows_input(&self) -> Result<Input> {
         let path = self.folder.join(Content::Rows.file_name());
-        File::open(&path).with_context(|| format!("cannot read {path:?}"))
+        let file = File::open(&path).with_context(|| format!("cannot read {path:?}"))?;
+        Ok(Input { file, interrupt: Arc::clone(&self.interrupt) })
     }
 
     /// What is known of each row.
     pub(super) fn output_rows(&self) -> Result<OutputRows> {
-        let input = BufReader::new(Input { file: self.rows_file()?, interrupt: Arc::clone(&self.interrupt) });
-        Ok(OutputRows { input, left: self.rows, line: Vec::new() })
+        Ok(OutputRows { input: BufReader::new(self.rows_input()?), left: self.rows, line: Vec::new() })
     }
 }
 
