@@ -1,0 +1,90 @@
+//! Tests of rows that gather beside an output.
+
+use super::super::tests::{Run, options};
+use super::super::{EmbeddingWriter, Interrupted};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_says_where_to_go_on() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(6, 3);
+    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    options.resume = true;
+    let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+    run.select(&[0, 1]).write(&mut writer, 2).unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    writer.file.as_mut().unwrap().working.data[0].file = full;
+    let error = run.write(&mut writer, 2).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains(".e.npy.prior-embed/image_embeds"), "{message}");
+    assert!(message.contains("2 rows are kept, and --resume goes on from row 2 once there is room"), "{message}");
+    assert_eq!(crate::error::exit_code(&error), 1);
+    assert!(writer.finish().is_err(), "what is not whole does not become the output");
+    assert!(!folder.path().join("e.npy").exists());
+    let mut writer = EmbeddingWriter::open(options).unwrap();
+    assert_eq!(writer.rows_done(), 2);
+    run.write(&mut writer, 2).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(std::fs::metadata(folder.path().join("e.npy")).unwrap().len(), 128 + 6 * 3 * 4);
+}
+
+#[test]
+fn rows_wait_for_the_disk_for_a_moment_at_most() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(6, 3);
+    let mut writer = EmbeddingWriter::open(options(&folder.path().join("e.npy"), super::OutputFormat::Npy)).unwrap();
+    let now = Instant::now();
+    let mut write = |rows: &[usize], last_sync: Instant| {
+        writer.file.as_mut().unwrap().working.last_sync = last_sync;
+        if rows.is_empty() {
+            writer.sync_if_due().unwrap();
+        } else {
+            run.select(&(0..rows[0]).chain(rows.iter().copied()).collect::<Vec<_>>()).write(&mut writer, 2).unwrap();
+        }
+        writer.file.as_ref().unwrap().working.is_unsynced
+    };
+    let (lately, long_ago) = (now + Duration::from_secs(100), now.checked_sub(Duration::from_secs(1)).unwrap());
+    assert!(write(&[0, 1], lately), "the disk is not asked for every batch");
+    assert!(!write(&[], long_ago), "no row has to come for it");
+    assert!(!write(&[2, 3], long_ago), "nor does the one that comes have to wait");
+}
+
+#[test]
+fn who_asks_to_stop_need_not_wait_for_the_output() {
+    for format in [super::OutputFormat::Npz, super::OutputFormat::JsonLines, super::OutputFormat::Parquet] {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(6, 3);
+        let mut options = options(&folder.path().join("e"), format);
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        run.write(&mut writer, 2).unwrap();
+        options.interrupt.store(true, Ordering::Relaxed);
+        assert!(writer.finish().unwrap_err().is::<Interrupted>(), "{format:?}");
+        assert!(!folder.path().join("e").exists());
+        (options.resume, options.interrupt) = (true, Arc::default());
+        let writer = EmbeddingWriter::open(options).unwrap();
+        assert_eq!(writer.rows_done(), 6);
+        writer.finish().unwrap();
+        assert!(folder.path().join("e").exists());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_no_run_can_go_on_with_is_not_kept_on_a_full_disk() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(6, 3);
+    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    options.keep = false;
+    let mut writer = EmbeddingWriter::open(options).unwrap();
+    run.select(&[0, 1]).write(&mut writer, 2).unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    writer.file.as_mut().unwrap().working.data[0].file = full;
+    let message = run.write(&mut writer, 2).unwrap_err().to_string();
+    assert!(message.contains("nothing is kept") && !message.contains("--resume"), "{message}");
+    drop(writer);
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+}
