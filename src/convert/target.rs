@@ -1,7 +1,7 @@
 //! A folder that appears whole or not at all.
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{OrBadInput, some_of};
 use crate::hub::layout::ZERO_IMAGE_EMBED;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -107,13 +107,17 @@ fn check_replaceable(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<
     if sources.iter().any(is_inside) {
         return Err(bad_input!("{shown} holds what is converted, and is not replaced; give another name"));
     }
-    let mut entries = path.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
-    match entries.find(|name| !WRITTEN.iter().any(|written| name == written)) {
-        Some(other) => Err(bad_input!(
-            "{shown} also holds {other:?}, which no conversion writes, and is not replaced; give another name"
-        )),
-        None => Ok(()),
+    let entries = path.read_dir().into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut others: Vec<String> = names.filter(|name| !WRITTEN.contains(&name.as_str())).collect();
+    others.sort();
+    if others.is_empty() {
+        return Ok(());
     }
+    Err(bad_input!(
+        "{shown} also holds {}, which no conversion writes, and is not replaced; give another name",
+        some_of(&others)
+    ))
 }
 
 /// Waits until a file or folder is on disk.
