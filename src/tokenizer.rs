@@ -158,15 +158,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::path::Path;
+    use std::sync::LazyLock;
 
-    fn tokenizer() -> Tokenizer {
+    static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/clip_tokenizer");
         Tokenizer::open(&folder, 77).unwrap()
-    }
+    });
 
     #[test]
     fn a_prompt_without_end_has_the_tokens_of_its_start() {
-        let tokenizer = tokenizer();
+        let tokenizer = &*TOKENIZER;
         // The last has its words where a second look finds them.
         for text in
             ["two cats ".repeat(4000), "x\n".repeat(20_000), format!("{}{}", " ".repeat(40_000), "a b ".repeat(40_000))]
@@ -187,9 +188,8 @@ mod tests {
             parts in proptest::collection::vec("[a-zA-Z0-9 \n\t.,'!ΣσςßİéÅ\u{300}\u{327}\u{1100}\u{1161}\u{2003}]{0,12}|<\\|endoftext\\|>|'s|<\\|", 1..30),
             behind in "[ \n\t][a-z\u{300}\u{327}'sΣ|>]{0,12}",
         ) {
-            let tokenizer = tokenizer();
             let before = parts.concat();
-            let ids = |text: &str| tokenizer.backend.encode_fast(text, false).unwrap().get_ids().to_vec();
+            let ids = |text: &str| TOKENIZER.backend.encode_fast(text, false).unwrap().get_ids().to_vec();
             prop_assert!(ids(&(before.clone() + &behind)).starts_with(&ids(&before)), "{before:?} {behind:?}");
         }
     }

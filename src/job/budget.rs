@@ -19,8 +19,17 @@ pub(super) struct Budget {
 #[derive(Debug, Default)]
 struct State {
     bytes: usize,
-    /// Whether a block waits for its next row.
-    is_needed: bool,
+    /// Whether a block waits for its next span, and how many spans went to blocks and have arrived.
+    is_awaited: bool,
+    sent: u64,
+    received: u64,
+}
+
+impl State {
+    /// Whether one more has to come, however much there is.
+    fn needs_more(&self) -> bool {
+        self.is_awaited && self.sent <= self.received
+    }
 }
 
 impl Budget {
@@ -36,15 +45,25 @@ impl Budget {
     pub(super) fn hold(self: &Arc<Self>, record: PromptRecord) -> Arc<Held> {
         let text_len = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let bytes = record.prompt.len() + text_len(&record.id) + text_len(&record.negative_prompt);
-        let is_full = |state: &mut State| state.bytes > 0 && state.bytes + bytes > self.most && !state.is_needed;
+        let is_full = |state: &mut State| state.bytes > 0 && state.bytes + bytes > self.most && !state.needs_more();
         let state = self.changed.wait_while(self.state(), is_full);
         state.unwrap_or_else(PoisonError::into_inner).bytes += bytes;
         Arc::new(Held { record, bytes, budget: Arc::clone(self) })
     }
 
-    /// Lets one who waits go on if `is_needed`, however much there is.
-    pub(super) fn set_needed(&self, is_needed: bool) {
-        self.state().is_needed = is_needed;
+    /// A span is on its way to a block.
+    pub(super) fn sent(&self) {
+        self.state().sent += 1;
+    }
+
+    /// It has arrived.
+    pub(super) fn received(&self) {
+        self.state().received += 1;
+    }
+
+    /// A block waits for its next span, or does not any more.
+    pub(super) fn set_awaited(&self, is_awaited: bool) {
+        self.state().is_awaited = is_awaited;
         self.changed.notify_all();
     }
 }
@@ -88,6 +107,9 @@ mod tests {
             for length in [20, 6, 4, 1, 9] {
                 let record = PromptRecord { prompt: "x".repeat(length).into(), ..PromptRecord::default() };
                 sender.send(reader.hold(record)).unwrap();
+                if length == 1 {
+                    reader.sent();
+                }
             }
         });
         let next = || held.recv_timeout(Duration::from_millis(100));
@@ -96,8 +118,11 @@ mod tests {
         drop(too_long);
         let (six, _four) = (next().unwrap(), next().unwrap());
         assert_eq!(next().unwrap_err(), RecvTimeoutError::Timeout);
-        budget.set_needed(true);
+        budget.set_awaited(true);
         let _one = next().unwrap();
+        assert_eq!(next().unwrap_err(), RecvTimeoutError::Timeout, "one more is enough");
+        budget.received();
+        budget.set_awaited(true);
         let _nine = next().unwrap();
         assert_eq!(budget.state().bytes, 20);
         drop(six);

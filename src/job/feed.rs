@@ -42,7 +42,11 @@ impl Feed {
         if self.ended || self.permits.recv().is_err() {
             return None;
         }
-        let Some(first) = self.held.take().or_else(|| self.spans.recv().ok()) else {
+        let first = match self.held.take() {
+            None => self.spans.recv().inspect(|_| self.budget.received()).ok(),
+            held => held,
+        };
+        let Some(first) = first else {
             self.ended = true;
             return None;
         };
@@ -72,13 +76,13 @@ impl Feed {
 
     /// The next of the spans that a block needs to be whole, however much text is in memory already.
     fn needed(&self) -> Result<Result<Span>, RecvTimeoutError> {
-        if let Ok(span) = self.spans.try_recv() {
-            return Ok(span);
+        let mut span = self.spans.try_recv().map_err(|_| RecvTimeoutError::Timeout);
+        if span.is_err() {
+            self.budget.set_awaited(true);
+            span = if self.is_live { self.spans.recv_timeout(GRACE) } else { self.spans.recv().map_err(Into::into) };
+            self.budget.set_awaited(false);
         }
-        self.budget.set_needed(true);
-        let span = if self.is_live { self.spans.recv_timeout(GRACE) } else { self.spans.recv().map_err(Into::into) };
-        self.budget.set_needed(false);
-        span
+        span.inspect(|_| self.budget.received())
     }
 
     /// The rest of the block that begins with a span, as far as it is there or can be waited for.
@@ -106,6 +110,8 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::prompts::PromptRecord;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 
     fn span(rows: std::ops::Range<u64>) -> Result<Span> {
@@ -173,6 +179,35 @@ mod tests {
         spans.send(span(1..2)).unwrap();
         spans.send(span(2..4)).unwrap();
         assert_eq!(rows(feed.next()), Some((1, vec![1, 2, 3])), "the sender is still there");
+    }
+
+    #[test]
+    fn a_block_is_gathered_however_long_its_prompts_are_and_the_next_one_waits() {
+        let (mut feed, spans, permits) = feed(false);
+        (0..5).for_each(|_| permits.send(()).unwrap());
+        feed.budget = Budget::new(10);
+        let budget = Arc::clone(&feed.budget);
+        let read = Arc::new(AtomicU64::new(0));
+        let reader = {
+            let read = Arc::clone(&read);
+            std::thread::spawn(move || {
+                for row in 0..8 {
+                    let record = PromptRecord { prompt: "long prompt".into(), ..PromptRecord::default() };
+                    let span = Span { record: Some(budget.hold(record)), rows: row..row + 1, first_sample: 0 };
+                    read.store(row + 1, Ordering::SeqCst);
+                    spans.send(Ok(span)).unwrap();
+                    budget.sent();
+                }
+            })
+        };
+        let (_, first) = feed.next().unwrap();
+        assert_eq!(first.as_ref().unwrap().spans.len(), 4);
+        std::thread::sleep(Duration::from_millis(50));
+        // A row or two may be read while the last is on its way that the block has to see.
+        assert!(read.load(Ordering::SeqCst) < 8, "the first block is still in memory");
+        drop(first);
+        assert_eq!(rows(feed.next()), Some((1, vec![4, 5, 6, 7])));
+        reader.join().unwrap();
     }
 
     #[test]

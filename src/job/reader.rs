@@ -173,10 +173,12 @@ impl Reader {
                 self.done -= skipped;
                 let rows_left = start + skipped..end;
                 let first_sample = rows_left.start - rows.start;
-                if !rows_left.is_empty()
-                    && self.spans.send(Ok(Span { record: record.clone(), rows: rows_left, first_sample })).is_err()
-                {
-                    return false;
+                if !rows_left.is_empty() {
+                    let span = Span { record: record.clone(), rows: rows_left, first_sample };
+                    if self.spans.send(Ok(span)).is_err() {
+                        return false;
+                    }
+                    self.budget.sent();
                 }
             }
             start = end;
