@@ -151,8 +151,8 @@ impl Part {
     }
 }
 
-/// The scheduler's class: what the index says, as in diffusers, or else its own configuration. One that says nothing is an
-/// `UnCLIPScheduler`'s.
+/// The scheduler's class: what the index says, as in diffusers, or else its own configuration. One that says nothing
+/// is an `UnCLIPScheduler`'s.
 fn scheduler_class(index: Option<&Map<String, Value>>, folder: &Folder) -> Result<SchedulerClass> {
     // A file that cannot be read is told of by who reads it next.
     let own: Option<Value> = folder.read_text(SCHEDULER_CONFIG).ok().and_then(|text| serde_json::from_str(&text).ok());

@@ -27,8 +27,8 @@ pub struct DdpmConfig {
     pub clip_sample_range: f64,
     /// What the model predicts.
     pub prediction_type: PredictionType,
-    /// Dynamic thresholding (arXiv 2205.11487) in place of clipping. It is for images: diffusers fails at it with embeddings,
-    /// and it is refused.
+    /// Dynamic thresholding (arXiv 2205.11487) in place of clipping. It is for images: diffusers fails at it with
+    /// embeddings, and it is refused.
     pub thresholding: bool,
     /// Of the thresholding.
     pub dynamic_thresholding_ratio: f64,
