@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
-use std::fmt::Write as _;
 use std::io::{ErrorKind, Read};
 
 /// Computes what the hub calls a content, as far as its name is a hash.
@@ -65,21 +64,12 @@ impl Digest {
     /// Whether what was taken is what `etag` names.
     pub fn matches(self, etag: &str) -> bool {
         let hash = match self {
-            Self::Sha256(hash) => hexadecimal(&hash.finalize()),
-            Self::Git(hash) => hexadecimal(&hash.finalize()),
+            Self::Sha256(hash) => format!("{:x}", hash.finalize()),
+            Self::Git(hash) => format!("{:x}", hash.finalize()),
             Self::Opaque => return true,
         };
         hash.eq_ignore_ascii_case(etag)
     }
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing into a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ impl Hash {
     }
 
     pub(super) fn finish(self) -> String {
-        self.0.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:.32x}", self.0.finalize())
     }
 }
 

@@ -53,7 +53,7 @@ impl Pipeline {
         if *has_zero_image_embed {
             add_file(&mut hasher, folder, ZERO_IMAGE_EMBED, is_thorough)?;
         }
-        Ok(hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(format!("{:.32x}", hasher.finalize()))
     }
 }
 

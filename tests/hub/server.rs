@@ -335,7 +335,7 @@ pub fn is_large(path: &str) -> bool {
 
 /// What the hub calls a large file's content.
 pub fn sha256(content: &[u8]) -> String {
-    hexadecimal(&Sha256::digest(content))
+    format!("{:x}", Sha256::digest(content))
 }
 
 /// What the hub calls a small file's content.
@@ -343,9 +343,5 @@ pub fn git_hash(content: &[u8]) -> String {
     let mut hash = Sha1::new();
     hash.update(format!("blob {}\0", content.len()));
     hash.update(content);
-    hexadecimal(&hash.finalize())
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", hash.finalize())
 }
