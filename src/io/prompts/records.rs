@@ -1,4 +1,8 @@
 //! Cuts a text into records of cells, as CSV and TSV have them.
+//!
+//! The csv crate reads on, without a word, where a quote is never closed and where a cell goes on after its quotes: one stray
+//! quote would swallow rows, and all rows after them would be others than their numbers say. Here such a record is an error of
+//! its own line, and the next line is a record again.
 
 use super::Place;
 use super::lines::MAX_BYTES;
