@@ -110,44 +110,54 @@ fn rows_of_an_earlier_run_are_kept_until_someone_says() {
     assert_eq!(names(folder.path()), ["e.jsonl"]);
 }
 
-/// A stopped run's folder, as it was.
-fn stopped_run(path: &Path, run: &Run) -> (WriteOptions, Vec<(String, Vec<u8>)>) {
-    let mut options = options(path, OutputFormat::JsonLines);
-    options.resume = true;
-    let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
-    run.write_until(&mut writer, 8, 2).unwrap();
-    drop(writer);
-    let working = path.with_file_name(".e.jsonl.prior-embed");
-    (options, contents(&working))
+/// A run of 10 rows that stopped after 8, and the bytes that it has to come to.
+struct Stopped {
+    folder: TempDir,
+    run: Run,
+    options: WriteOptions,
+    state: Vec<(String, Vec<u8>)>,
+    expected: Vec<u8>,
 }
 
-/// Puts a stopped run's folder back with one file changed, goes on and gives the rows that were there.
-fn go_on(path: &Path, run: &Run, state: &[(String, Vec<u8>)], options: &WriteOptions, expected: &[u8]) -> u64 {
-    let working = path.with_file_name(".e.jsonl.prior-embed");
-    let _ = fs::remove_dir_all(&working);
-    let _ = fs::remove_file(path);
-    fs::create_dir(&working).unwrap();
-    for (name, bytes) in state {
-        fs::write(working.join(name.trim_end_matches('/')), bytes).unwrap();
+impl Stopped {
+    fn new() -> Self {
+        let (folder, run) = (TempDir::new().unwrap(), Run::new(10, 3));
+        let [whole, path] = ["whole.jsonl", "e.jsonl"].map(|name| folder.path().join(name));
+        write_whole(&run, options(&whole, OutputFormat::JsonLines), 10);
+        let options = WriteOptions { resume: true, ..options(&path, OutputFormat::JsonLines) };
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        run.write_until(&mut writer, 8, 2).unwrap();
+        drop(writer);
+        let state = contents(&folder.path().join(WORKING));
+        Self { expected: fs::read(whole).unwrap(), folder, run, options, state }
     }
-    let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
-    let rows = writer.rows_done();
-    run.write(&mut writer, 3).unwrap();
-    writer.finish().unwrap();
-    assert!(fs::read(path).unwrap() == expected);
-    rows
+
+    /// Puts the run's files back, changed as they are given, goes on, and gives the number of rows that were there.
+    fn go_on(&self, state: &[(String, Vec<u8>)]) -> u64 {
+        let (path, working) = (self.folder.path().join("e.jsonl"), self.folder.path().join(WORKING));
+        let _ = fs::remove_dir_all(&working);
+        let _ = fs::remove_file(&path);
+        fs::create_dir(&working).unwrap();
+        for (name, bytes) in state {
+            fs::write(working.join(name.trim_end_matches('/')), bytes).unwrap();
+        }
+        let mut writer = EmbeddingWriter::open(self.options.clone()).unwrap();
+        let rows = writer.rows_done();
+        self.run.write(&mut writer, 3).unwrap();
+        writer.finish().unwrap();
+        assert!(fs::read(path).unwrap() == self.expected);
+        rows
+    }
 }
+
+/// Where a run to `e.jsonl` keeps its rows.
+const WORKING: &str = ".e.jsonl.prior-embed";
 
 #[test]
 fn cut_at_any_byte_a_run_goes_on_to_the_same_bytes() {
-    let folder = TempDir::new().unwrap();
-    let run = Run::new(10, 3);
-    let whole = folder.path().join("whole.jsonl");
-    write_whole(&run, options(&whole, OutputFormat::JsonLines), 10);
-    let expected = fs::read(whole).unwrap();
-    let path = folder.path().join("e.jsonl");
-    let (options, state) = stopped_run(&path, &run);
-    assert_eq!(go_on(&path, &run, &state, &options, &expected), 8);
+    let stopped = Stopped::new();
+    let state = &stopped.state;
+    assert_eq!(stopped.go_on(state), 8);
     let mut seen = std::collections::BTreeSet::new();
     for place in 0..state.len() {
         let len = state[place].1.len();
@@ -155,7 +165,7 @@ fn cut_at_any_byte_a_run_goes_on_to_the_same_bytes() {
         for cut in (0..len).filter(|cut| cut.is_multiple_of(7) || len - cut < 12) {
             let mut torn = state.clone();
             torn[place].1.truncate(cut);
-            let rows = go_on(&path, &run, &torn, &options, &expected);
+            let rows = stopped.go_on(&torn);
             assert!(rows < 8, "{} cut to {cut} is noticed", state[place].0);
             seen.insert(rows);
         }
@@ -165,23 +175,17 @@ fn cut_at_any_byte_a_run_goes_on_to_the_same_bytes() {
 
 #[test]
 fn a_wrong_byte_in_the_data_ends_what_counts() {
-    let folder = TempDir::new().unwrap();
-    let run = Run::new(10, 3);
-    let whole = folder.path().join("whole.jsonl");
-    write_whole(&run, options(&whole, OutputFormat::JsonLines), 10);
-    let expected = fs::read(whole).unwrap();
-    let path = folder.path().join("e.jsonl");
-    let (options, state) = stopped_run(&path, &run);
-    let image = state.iter().position(|(name, _)| name.starts_with("image_embeds")).unwrap();
+    let stopped = Stopped::new();
+    let image = stopped.state.iter().position(|(name, _)| name.starts_with("image_embeds")).unwrap();
     for (byte, rows) in [(128, 0), (128 + 24, 2), (128 + 95, 6)] {
-        let mut torn = state.clone();
+        let mut torn = stopped.state.clone();
         torn[image].1[byte] ^= 1;
-        assert_eq!(go_on(&path, &run, &torn, &options, &expected), rows);
+        assert_eq!(stopped.go_on(&torn), rows);
     }
     // Bytes beyond what the journal knows are a batch that was being written.
-    let mut longer = state.clone();
+    let mut longer = stopped.state.clone();
     longer.iter_mut().for_each(|(_, bytes)| bytes.extend_from_slice(b"torn"));
-    assert_eq!(go_on(&path, &run, &longer, &options, &expected), 8);
+    assert_eq!(stopped.go_on(&longer), 8);
 }
 
 #[test]
