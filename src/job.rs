@@ -173,18 +173,9 @@ impl Job {
     /// is kept for a run that goes on.
     pub fn run(mut self, watcher: Arc<dyn Watcher>, stop: &Stop) -> Result<Summary> {
         let start = Instant::now();
+        self.check_rereading()?;
         let name = self.entries.name().to_string();
         let is_stream = self.source.is_stream();
-        if is_stream && self.write.resume {
-            return Err(bad_input!(
-                "--resume needs prompts that can be read again, and {name} cannot; write them into a file"
-            ));
-        }
-        if is_stream && self.write.shard.is_some() {
-            return Err(bad_input!(
-                "--shard needs prompts that can be read again, since every run counts them all, and {name} cannot; write them into a file"
-            ));
-        }
         self.write.interrupt = stop.flag();
         let (survey, entries) = if is_stream {
             (None, self.entries)
@@ -245,6 +236,21 @@ impl Job {
             }
         };
         run.finish(end, first_pass, stop)
+    }
+
+    /// Refuses what needs prompts that can be read twice where they come from a pipe.
+    fn check_rereading(&self) -> Result<()> {
+        let name = self.entries.name();
+        match &self.write {
+            _ if !self.source.is_stream() => Ok(()),
+            write if write.resume => Err(bad_input!(
+                "--resume needs prompts that can be read again, and {name} cannot; write them into a file"
+            )),
+            write if write.shard.is_some() => Err(bad_input!(
+                "--shard needs prompts that can be read again, since every run counts them all, and {name} cannot; write them into a file"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -24,8 +24,16 @@ pub fn run(args: &Args, screen: &Screen, start: Instant) -> Result<u8> {
     let outputs = Outputs::open(args)?;
     let entries = source.open()?;
     let (open, model) = opener(args, image_encoder(args, &outputs), screen)?;
-    let done = compute(args, screen, start, (source, entries, outputs, open));
+    let done = compute(args, screen, start, Opened { source, entries, outputs, open });
     done.map_err(|error| model.advise(error))
+}
+
+/// What a job reads, writes and computes with, opened as the options say.
+struct Opened {
+    source: Source,
+    entries: Entries,
+    outputs: Outputs,
+    open: Opener,
 }
 
 /// The image encoder is large; it is had only where something comes of it.
@@ -37,13 +45,9 @@ fn image_encoder(args: &Args, outputs: &Outputs) -> Wish {
     }
 }
 
-/// The job, with the model that `open` gives.
-fn compute(
-    args: &Args,
-    screen: &Screen,
-    start: Instant,
-    (source, entries, mut outputs, open): (Source, Entries, Outputs, Opener),
-) -> Result<u8> {
+/// Runs the job and says how it ended.
+fn compute(args: &Args, screen: &Screen, start: Instant, opened: Opened) -> Result<u8> {
+    let Opened { source, entries, mut outputs, open } = opened;
     let pipeline = open()?;
     args.scheduler.check(pipeline.scheduler_class(), &pipeline.folder().to_string())?;
     pipeline.check_steps(args.steps)?;
@@ -81,7 +85,7 @@ fn compute(
         return Ok(exit_code(signal));
     }
     if let Some(destination) = stats {
-        write_stats(&summary, settings, &progress, start.elapsed()).write(destination)?;
+        of_run(&summary, settings(&summary), &progress, start.elapsed()).write(destination)?;
     }
     Ok(0)
 }
@@ -169,9 +173,11 @@ fn wanted(args: &Args) -> Wanted {
     Wanted { batch_size, threads: args.threads.map(|threads| threads.min(cores)) }
 }
 
-fn settings(args: &Args, pipeline: &Pipeline) -> stats::Settings {
+/// What the statistics say of the settings, once the run tells what `auto` was.
+fn settings<'a>(args: &'a Args, pipeline: &Pipeline) -> impl FnOnce(&Summary) -> stats::Settings + 'a {
     let LoadOptions { device, precision } = pipeline.options();
-    stats::Settings {
+    let scheduler = pipeline.scheduler_class().name();
+    move |summary| stats::Settings {
         model: model(args).to_string(),
         lora: args.lora.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),
         steps: args.steps,
@@ -179,19 +185,19 @@ fn settings(args: &Args, pipeline: &Pipeline) -> stats::Settings {
         seed: args.seed,
         samples_per_prompt: args.samples_per_prompt,
         negative_prompt: args.negative_prompt.clone(),
-        scheduler: pipeline.scheduler_class().name(),
+        scheduler,
         device: format!("{device:?}").to_lowercase(),
         dtype: precision.name(),
-        threads: 0,
-        workers: 0,
-        batch_size: 0,
+        threads: summary.threads,
+        workers: summary.workers,
+        batch_size: summary.batch_size,
     }
 }
 
-fn write_stats(summary: &Summary, mut settings: stats::Settings, progress: &RunProgress, total: Duration) -> Stats {
+/// The statistics of a run that took so long.
+fn of_run(summary: &Summary, settings: stats::Settings, progress: &RunProgress, total: Duration) -> Stats {
     let (cut_off_rows, unreported) = progress.cut_off_and_skipped();
-    let Summary { rows, resumed, threads, workers, batch_size, .. } = *summary;
-    (settings.threads, settings.workers, settings.batch_size) = (threads, workers, batch_size);
+    let Summary { rows, resumed, .. } = *summary;
     let seconds = Seconds::new(summary, total);
     Stats {
         rows,
