@@ -56,12 +56,27 @@ pub fn exit_code(error: &Error) -> u8 {
     if error.downcast_ref::<BadInput>().is_some() { 2 } else { 1 }
 }
 
-/// The error as one line: the outermost message or, with `causes`, all of them from the outside in.
+/// The error as one line: the outermost message with what the system says, if it is by that; or, with `causes`, all
+/// messages from the outside in.
 ///
 /// Line breaks inside a message (libtorch's are long) become `; `, and what is no text does not reach the terminal.
 pub fn one_line(error: &Error, causes: bool) -> String {
-    let messages: Vec<String> = error.chain().take(if causes { usize::MAX } else { 1 }).map(one_message).collect();
-    messages.join(": ")
+    let messages: Vec<String> = error.chain().map(one_message).collect();
+    if causes {
+        return messages.join(": ");
+    }
+    let line = messages.into_iter().next().unwrap_or_default();
+    match error.chain().find_map(system_message).filter(|reason| !line.contains(reason)) {
+        Some(reason) => format!("{line} ({reason})"),
+        None => line,
+    }
+}
+
+/// What the system says of an error that it gave: `No such file or directory`.
+fn system_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let error = error.downcast_ref::<std::io::Error>()?;
+    let text = error.raw_os_error().map(|_| error.to_string())?;
+    Some(text.split(" (os error").next().unwrap_or_default().to_string())
 }
 
 fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
@@ -116,6 +131,17 @@ mod tests {
         let error = error.unwrap_err();
         assert_eq!(one_line(&error, false), "line");
         assert_eq!(one_line(&error, true), "line: first; second");
+    }
+
+    #[test]
+    fn what_the_system_says_is_said_once() {
+        let missing = || std::fs::File::open("/no/such/file");
+        let error = missing().or_bad_input(|| "cannot read \"a\"".into()).unwrap_err();
+        assert_eq!(one_line(&error, false), "cannot read \"a\" (No such file or directory)");
+        let said = |cause: &str| format!("cannot read \"a\": {cause}; check it");
+        let cause = missing().unwrap_err().to_string();
+        let error = missing().or_bad_input(|| said(&cause)).unwrap_err();
+        assert_eq!(one_line(&error, false), said(&cause));
     }
 
     #[test]
