@@ -255,17 +255,15 @@ fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: Soc
             if !repository.is_gated && !may(repository, headers) {
                 return refuse(repository, headers);
             }
-            let revision = rest.strip_prefix(&["revision"]).map_or("main".into(), |parts| parts.join("/"));
+            let (is_tree, revision) = match rest {
+                ["revision", revision @ ..] => (false, revision.join("/")),
+                ["tree", revision @ ..] => (true, revision.join("/")),
+                _ => (false, "main".into()),
+            };
             if !knows(repository, &revision) {
                 return Reply::refused(404, "RevisionNotFound");
             }
-            let siblings = repository
-                .files
-                .iter()
-                .map(|(name, content)| serde_json::json!({"rfilename": name, "size": content.len()}));
-            let siblings: Vec<_> = siblings.collect();
-            let body =
-                serde_json::json!({"id": format!("{owner}/{name}"), "sha": repository.commit, "siblings": siblings});
+            let body = if is_tree { tree(repository) } else { info(repository, owner, name) };
             Reply { body: body.to_string().into_bytes(), ..Reply::new(200) }
         }
         [owner, name, "resolve", revision, file @ ..] => {
@@ -290,6 +288,26 @@ fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: Soc
         }
         _ => Reply::new(404),
     }
+}
+
+/// What the hub says of a repository.
+fn info(repository: &Repository, owner: &str, name: &str) -> serde_json::Value {
+    let sibling = |(name, content): (&String, &Vec<u8>)| serde_json::json!({"rfilename": name, "size": content.len()});
+    let siblings: Vec<_> = repository.files.iter().map(sibling).collect();
+    serde_json::json!({"id": format!("{owner}/{name}"), "sha": repository.commit, "siblings": siblings})
+}
+
+/// The hub's list of all files, which Python's library asks for.
+fn tree(repository: &Repository) -> serde_json::Value {
+    let entry = |(path, content): (&String, &Vec<u8>)| {
+        let mut entry =
+            serde_json::json!({"type": "file", "path": path, "size": content.len(), "oid": git_hash(content)});
+        if is_large(path) {
+            entry["lfs"] = serde_json::json!({"oid": sha256(content), "size": content.len(), "pointerSize": 134});
+        }
+        entry
+    };
+    repository.files.iter().map(entry).collect()
 }
 
 fn find<'a>(state: &'a State, owner: &str, name: &str) -> Option<&'a Repository> {
