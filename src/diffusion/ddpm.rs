@@ -43,8 +43,8 @@ impl DdpmScheduler {
 
     /// Chooses the timesteps of a run.
     ///
-    /// Of [`TimestepSpacing::Trailing`], diffusers appends a timestep of -1 to some numbers of steps, by an error of
-    /// rounding; here there are as many timesteps as steps.
+    /// Of [`TimestepSpacing::Trailing`], diffusers runs a timestep of -1 more at some numbers of steps, by an error of
+    /// rounding, 62 of the 1000; here there are as many timesteps as steps.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if there are no steps, more than training timesteps, or `steps_offset` leads beyond
@@ -77,7 +77,6 @@ impl DdpmScheduler {
             VarianceType::FixedSmall => small.sqrt(),
             VarianceType::FixedSmallLog => (0.5 * small.ln()).exp(),
             VarianceType::FixedLarge => levels.beta.sqrt(),
-            VarianceType::FixedLargeLog => (0.5 * levels.beta.ln()).exp(),
         })
     }
 

@@ -58,27 +58,3 @@ pub(super) fn betas_for_alpha_bar(steps: i64, alpha_bar: impl Fn(f64) -> f64) ->
 pub(super) fn cosine(t: f64) -> f64 {
     ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2)
 }
-
-/// Accumulated in float64 and rounded at each place, as `torch.cumprod` does on the CPU.
-pub(super) fn cumulative_product(factors: &[f32]) -> Vec<f32> {
-    let product = factors.iter().scan(1.0_f64, |product, &factor| {
-        *product *= f64::from(factor);
-        Some(*product as f32)
-    });
-    product.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::Kind;
-
-    #[test]
-    fn cumulative_product_is_torchs() {
-        let betas = betas_for_alpha_bar(1000, cosine);
-        let alphas: Vec<f32> = betas.iter().map(|beta| 1.0 - beta).collect();
-        let expected = Tensor::from_slice(&alphas).cumprod(0, Kind::Float);
-        let product = cumulative_product(&alphas);
-        assert_eq!(product, Vec::<f32>::try_from(expected).unwrap());
-    }
-}

@@ -54,7 +54,7 @@ fn steps_and_timesteps_are_as_many() {
         let config = DdpmConfig { timestep_spacing, ..DdpmConfig::default() };
         assert_eq!(config.most_steps(), 1000);
         let mut scheduler = DdpmScheduler::new(&config).unwrap();
-        // Of trailing ones, diffusers gives a timestep too many for 61 steps and 246 other numbers.
+        // Of trailing ones, diffusers gives a timestep too many for 61 steps and 61 other numbers.
         for steps in [1, 2, 25, 61, 103, 333, 999, 1000] {
             scheduler.set_timesteps(steps).unwrap();
             let timesteps = scheduler.timesteps();
@@ -94,7 +94,6 @@ fn variances_are_the_published_ones() {
         DdpmScheduler::new(&config::parse(&config, "").unwrap()).unwrap().noise_scale(500).unwrap()
     };
     assert!((scale("fixed_small") / scale("fixed_small_log") - 1.0).abs() < 1e-6);
-    assert!((scale("fixed_large") / scale("fixed_large_log") - 1.0).abs() < 1e-6);
     assert!(scale("fixed_small") < scale("fixed_large"));
 }
 
@@ -130,6 +129,7 @@ fn wrong_values_are_refused_by_name() {
     let wrong = [
         (r#"{"variance_type": "learned_range"}"#, "variance_type"),
         (r#"{"variance_type": "learned"}"#, "predicts a variance"),
+        (r#"{"variance_type": "fixed_large_log"}"#, "gives no numbers"),
         (r#"{"variance_type": "small"}"#, "variance_type"),
         (r#"{"prediction_type": "flow"}"#, "prediction_type"),
         (r#"{"beta_schedule": "exp"}"#, "beta_schedule"),
