@@ -16,7 +16,6 @@
 
 pub mod builtin;
 mod cache;
-mod candidates;
 mod client;
 mod digest;
 mod download;
@@ -30,7 +29,6 @@ mod proxy;
 mod remote;
 mod settings;
 
-pub use candidates::is_weights;
 pub use download::Watcher;
 pub use fetch::{Hub, Model, ModelFile};
 pub use name::{HubName, ModelName};

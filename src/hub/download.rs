@@ -1,11 +1,11 @@
 //! One file from the hub into the cache: resumed where an earlier try stopped, checked, and there whole or not at all.
 
 use super::cache::{RepositoryCache, is_disk_full, random};
-use super::candidates::is_weights;
 use super::client::{Client, FileMetadata, SMALL_FILE};
 use super::digest::Digest;
 use super::failure::Failure;
 use crate::bad_input;
+use crate::model::checkpoint::candidates::is_weights;
 use anyhow::{Context, Error, anyhow};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};

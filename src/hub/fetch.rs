@@ -1,7 +1,6 @@
 //! A model from the hub, or from the cache if all that is needed is there.
 
 use super::cache::{self, RepositoryCache, Snapshot};
-use super::candidates::is_weights;
 use super::client::Client;
 use super::download::{Watcher, with_retries};
 use super::failure::Failure;
@@ -14,6 +13,7 @@ use super::{builtin, presets};
 use crate::bad_input;
 use crate::error::with_advice;
 use crate::files::Folder;
+use crate::model::checkpoint::candidates::is_weights;
 use anyhow::{Error, Result};
 
 /// A model that is here, as far as it is needed.

@@ -3,14 +3,12 @@
 //! The same search runs over the listing of a repository, where all is known, over a snapshot in the cache, where a file
 //! that is not there may still be on the hub, and over a folder.
 
-use super::candidates::{SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
 use super::layout::{self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED};
-use crate::bad_input;
-use crate::error::{FETCH_AGAIN, OrBadInput};
+use crate::error::OrBadInput;
 use crate::files::Folder;
+use crate::model::checkpoint::candidates::{SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
+use crate::model::checkpoint::index::ShardIndex;
 use anyhow::Result;
-use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
 
 /// What a run needs of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,21 +218,10 @@ impl Search<'_> {
     }
 
     fn need_shards(&mut self, folder: &str, index: &str) -> Result<()> {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
         let title = self.tree.title();
-        let text = self.tree.read_text(index)?;
-        let Index { weight_map } = serde_json::from_str(&text)
-            .or_bad_input(|| format!("{title}: {index} is not an index of shards with a weight_map; {FETCH_AGAIN}"))?;
-        let shards: BTreeSet<&String> = weight_map.values().collect();
-        for shard in shards {
-            let path = format!("{folder}/{shard}");
-            if shard.contains(['/', '\\']) || !is_safe_path(&path) {
-                return Err(bad_input!("{title}: {index}: shard {shard:?} is not a plain file name"));
-            }
-            self.need(&path);
+        let index = ShardIndex::parse(&self.tree.read_text(index)?, &format!("{title}: {index}"))?;
+        for shard in index.shards() {
+            self.need(&format!("{folder}/{shard}"));
         }
         Ok(())
     }

@@ -3,9 +3,11 @@
 
 mod archive;
 mod borrowed;
+pub mod candidates;
 mod entry;
 mod export;
 mod find;
+pub mod index;
 mod original;
 mod torch;
 mod weights;
@@ -22,6 +24,7 @@ use anyhow::Result;
 use borrowed::Borrowed;
 use entry::{Entry, float_kind, kind};
 use find::Found;
+use index::ShardIndex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -34,32 +37,14 @@ use tch::{Device, Kind, Tensor};
 pub fn weight_files(folder: &Folder) -> Result<Vec<String>> {
     match find::weights(folder)? {
         Found::Whole(name) => Ok(vec![name]),
-        Found::Sharded(index) => Ok(shards(&read_index(folder, &index)?).into_iter().map(String::from).collect()),
+        Found::Sharded(index) => Ok(read_index(folder, &index)?.shards().into_iter().map(String::from).collect()),
     }
 }
 
-/// Which shard each tensor is in, as an index has it.
-fn read_index(folder: &Folder, name: &str) -> Result<BTreeMap<String, String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
+fn read_index(folder: &Folder, name: &str) -> Result<ShardIndex> {
     let index = folder.path_of(name);
     let text = folder.read_text(name).or_bad_input(|| format!("cannot read {index}"))?;
-    let Index { weight_map } = serde_json::from_str(&text)
-        .or_bad_input(|| format!("{index} is not an index of shards with a weight_map; {FETCH_AGAIN}"))?;
-    // An index names files beside it; anything else would let a downloaded model read where it should not.
-    let is_plain = |name: &str| Path::new(name).file_name().is_some_and(|file_name| file_name == name);
-    match shards(&weight_map).iter().find(|shard| !is_plain(shard)) {
-        Some(shard) => Err(bad_input!("{index}: shard {shard:?} is not a plain file name")),
-        None => Ok(weight_map),
-    }
-}
-
-/// The shards of an index, each once.
-fn shards(weight_map: &BTreeMap<String, String>) -> Vec<&str> {
-    let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
-    shards.into_iter().collect()
+    ShardIndex::parse(&text, &index)
 }
 
 /// The tensors of one component, in one or several files, mapped into memory or part of the program.
@@ -104,17 +89,16 @@ impl Checkpoint {
     }
 
     fn open_sharded(folder: &Folder, index_name: &str) -> Result<Self> {
-        let index = folder.path_of(index_name);
-        let weight_map = read_index(folder, index_name)?;
-        let shards = shards(&weight_map);
+        let name = folder.path_of(index_name);
+        let index = read_index(folder, index_name)?;
+        let shards = index.shards();
         if let Some(missing) = shards.iter().find(|shard| !folder.has_file(shard)) {
-            return Err(bad_input!("{index} names {}, which is not there", folder.path_of(missing)));
+            return Err(bad_input!("{name} names {}, which is not there", folder.path_of(missing)));
         }
         let checkpoint = Self::open_files(folder.to_string(), folder, &shards)?;
-        let absent: Vec<&str> =
-            weight_map.keys().filter(|name| !checkpoint.tensors.contains_key(*name)).map(String::as_str).collect();
+        let absent: Vec<&str> = index.tensors().filter(|name| !checkpoint.tensors.contains_key(*name)).collect();
         if !absent.is_empty() {
-            return Err(bad_input!("{index} lists tensors that no shard holds: {}", some_of(&absent)));
+            return Err(bad_input!("{name} lists tensors that no shard holds: {}", some_of(&absent)));
         }
         Ok(checkpoint)
     }

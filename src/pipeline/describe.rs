@@ -5,6 +5,7 @@ use crate::files::Folder;
 use crate::hub::ModelFile;
 use crate::hub::layout::Layout;
 use crate::model::checkpoint::Checkpoint;
+use crate::model::checkpoint::candidates::is_weights;
 use crate::model::config;
 use crate::model::precision::Precision;
 use crate::model::prior::PriorConfig;
@@ -147,7 +148,7 @@ fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<Param
     let parts = [&layout.prior, &layout.text_encoder];
     let weights_of = |part: &Folder| -> Vec<&ModelFile> {
         let prefix = format!("{}/", part.name());
-        files.iter().filter(|file| file.path.starts_with(&prefix) && crate::hub::is_weights(&file.path)).collect()
+        files.iter().filter(|file| file.path.starts_with(&prefix) && is_weights(&file.path)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
         let [prior, text_encoder] =

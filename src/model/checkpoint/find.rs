@@ -1,19 +1,9 @@
 //! Which of the files in a component's folder are its weights.
 
+use super::candidates::{Candidate, VARIANTS, candidates};
 use crate::bad_input;
 use crate::files::Folder;
 use anyhow::Result;
-
-/// Infixes of the variants that the hub holds beside or in place of the plain files; the plain one comes first.
-const VARIANTS: [&str; 3] = ["", ".fp16", ".bf16"];
-
-/// Stems and extensions of weight files, as diffusers (first) and transformers write them; safetensors come first.
-const NAMES: [(&str, &str); 4] = [
-    ("diffusion_pytorch_model", "safetensors"),
-    ("model", "safetensors"),
-    ("diffusion_pytorch_model", "bin"),
-    ("pytorch_model", "bin"),
-];
 
 /// What a component's weights are in.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,22 +20,17 @@ pub(super) enum Found {
 /// # Errors
 /// [`crate::error::BadInput`] if there are none.
 pub(super) fn weights(folder: &Folder) -> Result<Found> {
-    for variant in VARIANTS {
-        for (stem, extension) in NAMES {
-            let whole = format!("{stem}{variant}.{extension}");
-            if folder.has_file(&whole) {
-                return Ok(Found::Whole(whole));
-            }
-            // Both libraries have put the variant at either end over the years.
-            let indices =
-                [format!("{stem}.{extension}.index{variant}.json"), format!("{stem}{variant}.{extension}.index.json")];
-            if let Some(index) = indices.into_iter().find(|name| folder.has_file(name)) {
-                return Ok(Found::Sharded(index));
-            }
+    match candidates(VARIANTS).find(|candidate| folder.has_file(&candidate.name)) {
+        Some(Candidate { name, is_index: true, .. }) => Ok(Found::Sharded(name)),
+        Some(Candidate { name, .. }) => Ok(Found::Whole(name)),
+        None => {
+            let plain = candidates(VARIANTS).filter(|candidate| candidate.is_plain && !candidate.is_index);
+            let expected = plain.map(|candidate| candidate.name).collect::<Vec<_>>().join(", ");
+            Err(bad_input!(
+                "{folder} must hold weights, whole or sharded with an index, as one of {expected}; it has none"
+            ))
         }
     }
-    let expected = NAMES.map(|(stem, extension)| format!("{stem}.{extension}")).join(", ");
-    Err(bad_input!("{folder} must hold weights, whole or sharded with an index, as one of {expected}; it has none"))
 }
 
 #[cfg(test)]
