@@ -70,14 +70,9 @@ impl RepositoryCache {
             return Ok(());
         }
         let path = self.folder().join("refs").join(&self.revision);
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-            // Under a name of its own first: whoever reads meanwhile finds the old commit or the new one, and never a half.
-            let fresh = self.folder().join(format!(".{:016x}.ref", random()));
-            fs::write(&fresh, commit)?;
-            fs::rename(&fresh, &path).inspect_err(|_| drop(fs::remove_file(&fresh)))
-        };
-        write().with_context(|| self.cannot_write())
+        // Not among the references, where it would be taken for one.
+        let fresh = self.folder().join(format!(".{:016x}.ref", random()));
+        replace(&path, &fresh, |fresh| fs::write(fresh, commit)).with_context(|| self.cannot_write())
     }
 
     /// The files of a commit that are here.
@@ -108,15 +103,9 @@ impl RepositoryCache {
         let pointer = self.snapshot(commit).path.join(path);
         let depth = path.split('/').count();
         let target: PathBuf = std::iter::repeat_n("..", depth + 1).chain(["blobs", etag]).collect();
-        let link = || -> io::Result<()> {
-            let folder = pointer.parent().unwrap_or(Path::new("."));
-            fs::create_dir_all(folder)?;
-            // Under a name of its own first: replacing is one step then, in which nobody finds nothing.
-            let fresh = folder.join(format!(".{:016x}.link", random()));
-            symlink_or_copy(&target, &self.blob(etag), &fresh)?;
-            fs::rename(&fresh, &pointer).inspect_err(|_| drop(fs::remove_file(&fresh)))
-        };
-        link().with_context(|| self.cannot_write())
+        let fresh = pointer.with_file_name(format!(".{:016x}.link", random()));
+        let make = |fresh: &Path| symlink_or_copy(&target, &self.blob(etag), fresh);
+        replace(&pointer, &fresh, make).with_context(|| self.cannot_write())
     }
 
     /// Notes that a commit has no such file. What is not noted is looked up again: a failure is none.
@@ -155,6 +144,13 @@ impl RepositoryCache {
     pub fn cannot_write(&self) -> String {
         format!("cannot write to the cache in {:?}; give --cache-dir, or set HF_HOME, to a folder of yours", self.root)
     }
+}
+
+/// Makes a file under a name of its own, `fresh`, and then puts it in its place: whoever looks meanwhile finds the old one or
+/// the new one, and never a half.
+fn replace(path: &Path, fresh: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+    make(fresh).and_then(|()| fs::rename(fresh, path)).inspect_err(|_| drop(fs::remove_file(fresh)))
 }
 
 #[cfg(unix)]

@@ -1,5 +1,6 @@
 //! The proxy that the environment names, as `curl` and Python read it.
 
+use super::settings::variable;
 use crate::bad_input;
 use anyhow::Result;
 use ureq::Proxy;
@@ -33,11 +34,12 @@ fn with_exceptions(proxy: &Proxy, hosts: &str) -> Result<Proxy, ureq::Error> {
     if let Some(password) = proxy.password() {
         builder = builder.password(password);
     }
-    hosts.split(',').fold(builder, |builder, host| builder.no_proxy(host.trim())).build()
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
+    // To ureq a name stands for itself alone, and `.name` for what is below it; elsewhere either one stands for both.
+    for host in hosts.split(',').map(str::trim).filter(|host| !host.is_empty()) {
+        let name = host.trim_start_matches("*.").trim_start_matches('.');
+        builder = builder.no_proxy(name).no_proxy(&format!(".{name}"));
+    }
+    builder.build()
 }
 
 #[cfg(test)]
@@ -47,11 +49,13 @@ mod tests {
     #[test]
     fn exceptions_leave_the_rest_as_it_is() {
         let proxy = Proxy::new("http://me:secret%40@proxy.example:8080").unwrap();
-        let proxy = with_exceptions(&proxy, "localhost, .inside.example").unwrap();
+        let proxy = with_exceptions(&proxy, "localhost, .inside.example, corp.example").unwrap();
         assert_eq!((proxy.host(), proxy.port()), ("proxy.example", 8080));
         assert_eq!((proxy.username(), proxy.password()), (Some("me"), Some("secret@")));
         let is_past = |address: &str| proxy.is_no_proxy(&address.parse().unwrap());
-        assert!(is_past("http://localhost/") && is_past("https://hub.inside.example/"));
+        for host in ["localhost", "inside.example", "hub.inside.example", "corp.example", "hub.corp.example"] {
+            assert!(is_past(&format!("https://{host}/")), "{host}");
+        }
         assert!(!is_past("https://hub.example/"));
     }
 }

@@ -164,7 +164,7 @@ fn hub_home() -> Result<PathBuf> {
 }
 
 /// An environment variable; an empty one is none.
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|text| text.trim().to_string()).filter(|text| !text.is_empty())
 }
 
