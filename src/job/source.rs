@@ -101,7 +101,7 @@ impl Rules {
         };
         let bad = |reason: String| Err(BadRow { place, reason });
         if let Some(steps) = record.steps.filter(|steps| *steps > self.most_steps) {
-            return bad(format!("\"steps\" is {steps}, and the model was trained with 1 to {}", self.most_steps));
+            return bad(format!("\"steps\" is {steps}, and this model takes 1 to {}", self.most_steps));
         }
         let samples = self.samples_of(Some(&record));
         if let Some(seed) = record.seed.filter(|seed| seed.checked_add(samples - 1).is_none()) {
