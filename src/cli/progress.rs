@@ -4,7 +4,7 @@ use super::notices::Notices;
 use crate::error::printable;
 use crate::hub::Watcher as FetchWatcher;
 use crate::job::Watcher;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use log::{LevelFilter, Log, Metadata, Record};
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,8 +43,22 @@ impl Screen {
     /// Prints a line that is no warning, which is worth a look all the same.
     pub fn note(&self, line: &str) {
         if !self.quiet {
-            self.bars.suspend(|| tell(&printable(line)));
+            self.line(&printable(line));
         }
+    }
+
+    /// Whether bars are drawn: on a terminal that can, and while it is there. indicatif would panic, or keep what it cannot
+    /// draw, where one is gone.
+    fn has_bars(&self) -> bool {
+        if !std::io::stderr().is_terminal() {
+            self.bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        !self.bars.is_hidden()
+    }
+
+    /// Prints a line above the bars.
+    fn line(&self, line: &str) {
+        if self.has_bars() { self.bars.suspend(|| tell(line)) } else { tell(line) }
     }
 
     /// Prints the line that ends a failed run.
@@ -76,7 +90,7 @@ impl Screen {
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
-    /// indicatif draws nothing where standard error is not a terminal.
+    /// indicatif draws nothing where standard error is no terminal, or one that cannot go back in a line.
     fn add(&self, bar: ProgressBar) -> ProgressBar {
         if self.quiet { ProgressBar::hidden() } else { self.bars.add(bar) }
     }
@@ -108,7 +122,7 @@ impl FetchWatcher for FetchProgress<'_> {
         let files = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
         self.screen.note(&format!("downloading {model}: {files}, {}", size(bytes)));
         (self.model, self.bytes, self.last_line) = (model.into(), bytes, Instant::now());
-        if std::io::stderr().is_terminal() {
+        if self.screen.has_bars() {
             self.bar = Some(self.screen.bytes(bytes));
         }
     }
@@ -148,7 +162,6 @@ pub fn size(bytes: u64) -> String {
 /// Shows how a run gets on: a bar on a terminal, elsewhere a line a minute.
 pub struct RunProgress {
     screen: Screen,
-    has_bar: bool,
     state: Mutex<State>,
 }
 
@@ -192,8 +205,7 @@ impl RunProgress {
             last_line: now,
             last_move: now,
         };
-        let has_bar = std::io::stderr().is_terminal();
-        Self { screen: screen.clone(), has_bar, state: Mutex::new(state) }
+        Self { screen: screen.clone(), state: Mutex::new(state) }
     }
 
     /// Rows whose prompts were cut off by this run, and rows that could not be used and no report tells of.
@@ -223,7 +235,7 @@ impl Watcher for RunProgress {
     fn loading(&self, component: &str) {
         let mut state = self.state();
         // Once there is a bar, other workers load beside it.
-        if self.has_bar && state.bar.is_none() {
+        if state.bar.is_none() && self.screen.has_bars() {
             let screen = &self.screen;
             state.spinner.get_or_insert_with(|| screen.spinner()).set_message(format!("loading {component}"));
         }
@@ -237,7 +249,7 @@ impl Watcher for RunProgress {
             if let Some(spinner) = state.spinner.take() {
                 spinner.finish_and_clear();
             }
-            state.bar = self.has_bar.then(|| self.screen.rows(state.total));
+            state.bar = self.screen.has_bars().then(|| self.screen.rows(state.total));
         }
         state.computed += rows;
     }
@@ -262,7 +274,7 @@ impl Watcher for RunProgress {
     fn completing(&self, output: &str) {
         let mut state = self.state();
         let line = format!("writing {output}");
-        if self.has_bar {
+        if self.screen.has_bars() {
             state.spinner.get_or_insert_with(|| self.screen.spinner()).set_message(line);
         } else if state.start.elapsed() >= LINE_INTERVAL {
             self.screen.note(&line);
@@ -274,10 +286,15 @@ impl Watcher for RunProgress {
         if let Some(bar) = state.bar.clone() {
             if state.last_move.elapsed() >= BAR_INTERVAL {
                 state.last_move = Instant::now();
+                if !self.screen.has_bars() {
+                    // The terminal is gone; lines take over.
+                    state.bar = None;
+                    return;
+                }
                 bar.set_message(state.line(state.start.elapsed()));
                 bar.set_position(((state.resumed as f64 + state.computed) * PARTS_OF_A_ROW) as u64);
             }
-        } else if !self.has_bar && state.last_line.elapsed() >= LINE_INTERVAL {
+        } else if state.last_line.elapsed() >= LINE_INTERVAL && !self.screen.has_bars() {
             state.last_line = Instant::now();
             self.screen.note(&state.line(state.start.elapsed()));
         }
@@ -334,7 +351,7 @@ impl Log for Screen {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_lowercase();
             let line = format!("{level}: {}", printable(&record.args().to_string()));
-            self.bars.suspend(|| tell(&line));
+            self.line(&line);
         }
     }
 

@@ -16,3 +16,4 @@ mod rows;
 mod schedulers;
 mod shards;
 mod streams;
+mod terminal;

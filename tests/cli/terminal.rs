@@ -1,0 +1,46 @@
+//! Standard error that is a terminal.
+
+use crate::common::{Workplace, model, wait};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Command as Process, Stdio};
+
+/// A terminal: the side that shows it, and the side that programs write to.
+fn terminal() -> (File, File) {
+    let screen: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    // A process that inherits it would keep the terminal.
+    fcntl_setfd(&screen, FdFlags::CLOEXEC).unwrap();
+    grantpt(&screen).unwrap();
+    unlockpt(&screen).unwrap();
+    let name = ptsname(&screen, Vec::new()).unwrap();
+    let programs = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    (screen.into(), programs)
+}
+
+#[test]
+fn a_terminal_that_vanishes_does_not_end_the_run() {
+    let place = Workplace::new();
+    let (mut screen, programs) = terminal();
+    let mut command = Process::new(env!("CARGO_BIN_EXE_prior-embed"));
+    command.arg("--model").arg(model()).args(["--steps", "3", "-f", "-", "--out", "-", "--format", "jsonl"]);
+    command.current_dir(place.folder.path()).env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(programs).spawn().unwrap();
+    // It holds the last copy of the terminal's other side, which would keep the terminal.
+    drop(command);
+    let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut answers = || output.read_line(&mut String::new()).unwrap();
+    writeln!(input, "a red apple").unwrap();
+    assert!(answers() > 0);
+    assert!(screen.read(&mut [0; 4096]).unwrap() > 0, "something is shown");
+    drop(screen);
+    for _ in 0..5 {
+        // Worth a warning.
+        writeln!(input, "{}", "word ".repeat(1000)).unwrap();
+        assert!(answers() > 0);
+    }
+    drop(input);
+    assert_eq!((answers(), wait(child).status.code()), (0, Some(0)));
+}
