@@ -6,6 +6,7 @@ use crate::io::destination::Destination;
 use crate::io::writer::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
 use crate::job::{Old, OnError, Report};
 use anyhow::Result;
+use std::fs;
 use std::path::Path;
 
 /// What is to be written, checked before the work begins.
@@ -38,6 +39,13 @@ impl Outputs {
                 "--stats and the report on rows that are skipped are the same file; give another name"
             ));
         }
+        let mut replaced = write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
+        if let Some(prompts) =
+            args.prompts.as_deref().filter(|prompts| replaced.any(|path| is_same_file(prompts, path)))
+        {
+            let name = prompts.display().to_string();
+            return Err(bad_input!("{name:?} holds the prompts, and would be replaced; give the output another name"));
+        }
         Ok(Self { write, stats, report })
     }
 
@@ -58,6 +66,12 @@ impl Outputs {
             main.arrays = Arrays::Both;
         }
     }
+}
+
+/// Whether both are names of one file that is there.
+fn is_same_file(path: &Path, other: &Path) -> bool {
+    let [path, other] = [path, other].map(|path| fs::canonicalize(path).ok().filter(|path| path.is_file()));
+    path.is_some() && path == other
 }
 
 /// The report on rows that cannot be used. One that an earlier run left goes with the output that it was about.

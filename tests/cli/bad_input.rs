@@ -87,6 +87,20 @@ fn outputs_that_cannot_be_written_are_refused_before_the_work() {
 }
 
 #[test]
+fn prompts_are_not_replaced_by_what_is_made_of_them() {
+    let place = Workplace::new();
+    let text = "{\"prompt\": \"a red apple\"}\n";
+    fs::write(place.path("a.jsonl"), text).unwrap();
+    std::os::unix::fs::symlink("a.jsonl", place.path("link.jsonl")).unwrap();
+    for options in [&["--out", "a.jsonl"][..], &["--out", "./link.jsonl"], &["--out", "e.npy", "--stats", "a.jsonl"]] {
+        let mut command = place.command();
+        command.args(["-f", "a.jsonl", "--overwrite"]).args(options);
+        assert_refused(&place, &mut command, 2, &["\"a.jsonl\" holds the prompts"]);
+        assert_eq!(fs::read_to_string(place.path("a.jsonl")).unwrap(), text);
+    }
+}
+
+#[test]
 fn an_existing_output_stays_without_overwrite() {
     let place = Workplace::new();
     fs::write(place.path("e.npy"), "precious").unwrap();
