@@ -70,7 +70,7 @@ pub(super) struct ReadSummary {
     pub(super) change: Change,
 }
 
-/// What became of a file between the first pass over it and the end of the second.
+/// What became of a file between the first pass over it and the end of the second. A run that stops earlier cannot tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     None,
@@ -114,8 +114,11 @@ impl Reader {
                 hash.add(entry);
             }
             let first = summary.rows;
+            // The first pass would have refused it.
+            let was_sound = expected.is_some() && entry.is_ok() && self.rules.on_error == OnError::Fail;
             let (record, samples) = match entry.and_then(|entry| self.record(entry, first)) {
                 Ok(record) => record,
+                Err(_) if was_sound => break,
                 Err(error) => {
                     let _ = self.spans.send(Err(error));
                     return summary;
@@ -282,6 +285,7 @@ mod tests {
             (lines.replace('b', "c"), 6, Change::Edited),
             (lines.replace('a', "c"), 6, Change::Edited),
             (lines.replace("\"b\"", "\"b\", \"samples\": 3"), 4, Change::Edited),
+            (lines.replace("{\"prompt\": \"b\"}", "nonsense"), 4, Change::Edited),
             (lines[..lines.len() / 2].to_string(), 4, Change::Edited),
         ] {
             let (_folder, mut source) = source("p.jsonl", lines);
