@@ -8,17 +8,20 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 /// What is added to an output's name.
 const SUFFIX: &str = ".errors.jsonl";
+
+/// Bytes of a name that file systems take.
+const LONGEST_NAME: usize = 255;
 
 /// A line a row, in a file beside the output. It appears when the run is done, and only if there is something in it.
 #[derive(Debug)]
 pub struct Report {
     path: PathBuf,
     old: Old,
-    part: Option<BufWriter<File>>,
+    part: Option<BufWriter<NamedTempFile>>,
     rows: u64,
     /// Whether nothing more is to be written.
     closed: bool,
@@ -51,6 +54,12 @@ impl Report {
     /// [`crate::error::BadInput`] if one is there and has to stay.
     pub fn beside(output: &Path, old: Old) -> Result<Self> {
         let path = path_beside(output);
+        let name = path.file_name().unwrap_or_default();
+        if name.len() > LONGEST_NAME {
+            return Err(bad_input!(
+                "{name:?}, the report on rows that are skipped, has too long a name; give the output a shorter one"
+            ));
+        }
         if old == Old::Refused && fs::symlink_metadata(&path).is_ok() {
             return Err(bad_input!(
                 "{:?} is there already; move it away, or --overwrite replaces it",
@@ -71,7 +80,7 @@ impl Report {
         let failed = format!("cannot write the report {:?}", self.path.display().to_string());
         let part = match &mut self.part {
             Some(part) => part,
-            part => part.insert(BufWriter::new(File::create(part_of(&self.path)).with_context(|| failed.clone())?)),
+            part => part.insert(BufWriter::new(create(part_of(&self.path)).with_context(|| failed.clone())?)),
         };
         let line = Line { row, rows, place: bad.place.to_string(), reason: &bad.reason };
         let mut text = serde_json::to_vec(&line)?;
@@ -88,23 +97,18 @@ impl Report {
     pub(super) fn finish(&mut self) -> Result<u64> {
         let name = self.path.display().to_string();
         let failed = || format!("cannot write the report {name:?}");
-        let part = self.part.take();
-        let has_part = part.is_some();
-        if let Some(part) = part {
-            let file = part.into_inner().map_err(|error| error.into_error()).with_context(failed)?;
-            file.sync_all().with_context(failed)?;
+        let part = self.part.take().map(BufWriter::into_inner).transpose();
+        let part = part.map_err(|error| error.into_error()).with_context(failed)?;
+        if let Some(part) = &part {
+            part.as_file().sync_all().with_context(failed)?;
         }
-        let part = part_of(&self.path);
-        if self.old == Old::Compared && !self.is_same(has_part.then_some(&*part)).with_context(failed)? {
-            let _ = fs::remove_file(part);
+        let new = part.as_ref().map(NamedTempFile::path);
+        if self.old == Old::Compared && !self.is_same(new).with_context(failed)? {
             return Err(bad_input!(
                 "{name:?} is of another run; move it away and --resume, or --overwrite replaces it"
             ));
         }
-        if !has_part {
-            return Ok(0);
-        }
-        let part = TempPath::try_from_path(part).with_context(failed)?;
+        let Some(part) = part.map(NamedTempFile::into_temp_path) else { return Ok(0) };
         let moved = match self.old {
             Old::Refused => part.persist_noclobber(&self.path),
             Old::Compared | Old::Replaced => part.persist(&self.path),
@@ -150,20 +154,12 @@ impl Report {
     /// Gives up what is not whole: the run that goes on writes it again.
     pub(super) fn discard(&mut self) {
         self.closed = true;
-        if self.part.take().is_some() {
-            let _ = fs::remove_file(part_of(&self.path));
-        }
+        self.part = None;
     }
 
     /// Where the report is.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        self.discard();
     }
 }
 
@@ -176,6 +172,11 @@ fn path_beside(output: &Path) -> PathBuf {
     let mut path = OsString::from(output.components().as_path());
     path.push(SUFFIX);
     path.into()
+}
+
+/// A file that is removed unless it gets another name.
+fn create(path: PathBuf) -> io::Result<NamedTempFile> {
+    Ok(NamedTempFile::from_parts(File::create(&path)?, TempPath::try_from_path(path)?))
 }
 
 fn part_of(path: &Path) -> PathBuf {
