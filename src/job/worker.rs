@@ -125,8 +125,9 @@ impl Plan {
         let tasks = self.tasks(spans, &rows);
         if let (Some(negative), Some(zero)) = (&mut negative, self.negatives.as_ref().and_then(|all| all.zero.as_ref()))
         {
-            for place in places_without_negative(spans, &self.rules) {
-                negative.row_mut(place).assign(zero);
+            // Rows with a negative prompt get theirs below.
+            for task in tasks.iter().filter(|task| task.array == ArrayName::Image) {
+                negative.row_mut(task.place).assign(zero);
             }
         }
         let batches = self.batches(&tasks);
@@ -202,15 +203,6 @@ impl Plan {
         }
         groups.iter().flat_map(|group| group.chunks(self.batch_size).map(<[_]>::to_vec)).collect()
     }
-}
-
-/// The places in a block of rows that could be used and have no negative prompt.
-fn places_without_negative<'a>(spans: &'a [Span], rules: &'a Rules) -> impl Iterator<Item = usize> + 'a {
-    let records = spans.iter().flat_map(|span| span.rows.clone().map(move |_| span.record.as_deref()));
-    records.enumerate().filter_map(move |(place, record)| {
-        let has_none = record.is_some_and(|record| record.negative_prompt.is_none() && rules.negative_prompt.is_none());
-        has_none.then_some(place)
-    })
 }
 
 /// Tells how the computing of a batch gets on.
@@ -289,13 +281,5 @@ mod tests {
         assert_eq!(batches(1, false).concat(), images);
         let own = [(3, 8, false), (4, 9, false), (3, 108, true), (4, 109, true)];
         assert_eq!(batches(3, true), [images[..2].to_vec(), own[..3].to_vec(), own[3..].to_vec()]);
-    }
-
-    #[test]
-    fn rows_without_a_negative_prompt_are_found() {
-        let spans = spans();
-        assert_eq!(places_without_negative(&spans, &rules()).collect::<Vec<_>>(), [0, 1]);
-        let rules = Rules { negative_prompt: Some(String::new()), ..rules() };
-        assert_eq!(places_without_negative(&spans, &rules).count(), 0);
     }
 }
