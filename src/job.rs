@@ -188,8 +188,8 @@ impl Job {
         let first_pass = start.elapsed();
         let total = survey.as_ref().map(|survey| survey.rows);
         let sizes = Sizes::plan(&self.pipeline, &self.rules, survey.as_ref(), &self.write, self.wanted)?;
-        if sizes.may_resume {
-            sizes.add_to(&mut self.write.fingerprint, &self.pipeline, &self.rules, survey.as_ref())?;
+        if let Some(survey) = survey.as_ref().filter(|_| sizes.may_resume) {
+            sizes.add_to(&mut self.write.fingerprint, &self.pipeline, &self.rules, survey)?;
         }
         (self.write.dim, self.write.total_rows) = (Some(self.pipeline.embedding_dim()), total);
         // What came from a pipe will not come again. What a single batch left is made again as quickly.
@@ -200,11 +200,7 @@ impl Job {
         }
         let output = self.write.outputs.first().map(|output| output.path.display().to_string()).unwrap_or_default();
         let writer = EmbeddingWriter::open(self.write)?;
-        let (resumed, keeps) = (writer.rows_done(), !is_stream && writer.is_resumable());
-        // Only where somebody can see that rows come one by one.
-        let is_live = is_stream && !writer.is_resumable();
-        // A share, or a run that goes on, has the bits of the whole: this depends on nothing else.
-        let may_be_only = sizes.is_single || total.is_none();
+        let resumed = writer.rows_done();
         let plan = plan(self.rules, &mut self.pipeline, total, sizes)?;
         let own = total.map(|total| sizes.blocks.own_rows(total));
         watcher.begin(own, resumed);
@@ -223,9 +219,9 @@ impl Job {
             watcher: watches,
             spans,
         };
-        let crew = Crew::start(reader, plan, sizes, (is_live, may_be_only), (self.pipeline, self.open), &watcher)?;
+        let crew = Crew::start(reader, plan, sizes, self.pipeline, self.open, &watcher)?;
         let write = Duration::ZERO;
-        let mut run = Run { name, output, writer, watcher, report, keeps, own, resumed, sizes, write };
+        let mut run = Run { name, output, writer, watcher, report, own, resumed, sizes, write };
         let ended = run.drive(crew, stop);
         run.watcher.end();
         let end = match ended {
@@ -259,8 +255,7 @@ fn plan(rules: Rules, pipeline: &mut Pipeline, total: Option<u64>, sizes: Sizes)
     if let Some(threads) = sizes.threads {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
-    let needs_zero_embed = rules.wants_negative && rules.negative_prompt.is_none();
-    let zero = if needs_zero_embed { pipeline.zero_embed()? } else { None };
+    let zero = if rules.needs_zero_embed() { pipeline.zero_embed()? } else { None };
     let seed_offset = total.unwrap_or(SEED_OFFSET_OF_STREAMS);
     Ok(Plan {
         negatives: rules.wants_negative.then_some(Negatives { zero, seed_offset }),

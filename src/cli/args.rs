@@ -1,5 +1,5 @@
-//! The options, as clap parses them. [`super::embed`] and [`super::merge`] turn them into what the library takes;
-//! nothing else looks here.
+//! The options, as clap parses them. Each command's module turns its own into what the library takes (those for embedding,
+//! [`super::embed`] and [`super::outputs`]); nothing beyond the command line looks here.
 
 mod commands;
 mod values;

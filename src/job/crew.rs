@@ -27,8 +27,7 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Starts all threads. The first worker gets the pipeline, the others open their own if there is work for them. For what
-    /// `is_live` and `may_be_only` are see [`Feed`].
+    /// Starts all threads. The first worker gets the pipeline, the others open their own if there is work for them.
     ///
     /// # Errors
     /// If the system has no more threads.
@@ -36,8 +35,8 @@ impl Crew {
         reader: impl FnOnce(SyncSender<Result<Span>>, Arc<Budget>) -> Reader,
         plan: Plan,
         sizes: Sizes,
-        (is_live, may_be_only): (bool, bool),
-        (pipeline, open): (Pipeline, Opener),
+        pipeline: Pipeline,
+        open: Opener,
         watcher: &Arc<dyn Watcher>,
     ) -> Result<Self> {
         let (sender, spans) = sync_channel(SPANS_AHEAD);
@@ -52,8 +51,8 @@ impl Crew {
             permits: receiver,
             blocks: sizes.blocks,
             budget: Arc::clone(&budget),
-            is_live,
-            may_be_only,
+            is_live: sizes.is_live,
+            may_be_only: sizes.may_be_only,
             held: None,
             handed: 0,
             ended: false,

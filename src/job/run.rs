@@ -37,8 +37,6 @@ pub(super) struct Run {
     pub(super) writer: EmbeddingWriter,
     pub(super) watcher: Arc<dyn Watcher>,
     pub(super) report: Option<Arc<Mutex<Report>>>,
-    /// Whether a run that stops can go on later.
-    pub(super) keeps: bool,
     /// Rows that this run is to write, if that is known.
     pub(super) own: Option<u64>,
     pub(super) resumed: u64,
@@ -55,7 +53,7 @@ impl Run {
         let mut batches = 0;
         let outcome = loop {
             if let Some(signal) = stop.signal() {
-                break Outcome::Stopped { signal, kept: self.keeps };
+                break Outcome::Stopped { signal, kept: self.sizes.may_resume };
             }
             self.watcher.tick();
             self.writer.sync_if_due()?;
@@ -130,8 +128,8 @@ impl Run {
                 self.watcher.end();
                 match (completed, stop.signal()) {
                     (Err(error), Some(signal)) if error.is::<Interrupted>() => {
-                        outcome = Outcome::Stopped { signal, kept: self.keeps };
-                        rows = if self.keeps { rows } else { 0 };
+                        outcome = Outcome::Stopped { signal, kept: self.sizes.may_resume };
+                        rows = if self.sizes.may_resume { rows } else { 0 };
                     }
                     (completed, _) => skipped = completed?,
                 }

@@ -4,11 +4,10 @@ use super::reader::Blocks;
 use super::source::{Rules, Survey};
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
-use crate::io::writer::WriteOptions;
+use crate::io::writer::{WriteOptions, is_stream};
 use crate::model::kernels::processor::Processor;
 use crate::pipeline::{Demand, Pipeline};
 use anyhow::Result;
-use std::path::Path;
 use std::thread;
 use tch::Device;
 
@@ -28,8 +27,13 @@ pub(super) struct Sizes {
     pub(super) blocks: Blocks,
     /// Whether the whole is one block, whoever computes it.
     pub(super) is_single: bool,
-    /// Whether rows may be left for a run that goes on.
+    /// Whether rows may be left for a run that goes on: of prompts that can be read again, and in files.
     pub(super) may_resume: bool,
+    /// Whether a row may be long in coming while somebody sees those before it one by one.
+    pub(super) is_live: bool,
+    /// Whether the first block may be the only one. A share, or a run that goes on, has the bits of the whole: this depends
+    /// on nothing else.
+    pub(super) may_be_only: bool,
     pub(super) workers: usize,
     /// CPU threads of each worker; libtorch's choice if not given.
     pub(super) threads: Option<usize>,
@@ -51,11 +55,11 @@ impl Sizes {
         let is_uniform = survey.is_none_or(|survey| survey.is_uniform);
         let has_negatives = rules.wants_negative && (rules.negative_prompt.is_some() || !is_uniform);
         check_seeds(rules.seed, total, has_negatives)?;
-        let samples_negative = rules.wants_negative && rules.negative_prompt.is_some();
+        let samples_negative = rules.wants_negative && !rules.needs_zero_embed();
         // A row of the output and its negative are computed together.
         let rows_each = if samples_negative { 2 } else { 1 };
         let rows = total.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(usize::MAX).saturating_mul(rows_each);
-        let demand = Demand { rows, is_uniform, zero_embed: rules.wants_negative && !samples_negative };
+        let demand = Demand { rows, is_uniform, zero_embed: rules.needs_zero_embed() };
         let batch_size = pipeline.plan_batch(demand, wanted.batch_size)?;
         let blocks = Blocks { rows: (batch_size / rows_each).max(1) as u64, shard: write.shard };
         let count = total.map_or(u64::MAX, |rows| rows.div_ceil(blocks.rows));
@@ -66,11 +70,14 @@ impl Sizes {
         } else {
             (1, wanted.threads)
         };
+        let has_stream = write.outputs.iter().any(|output| is_stream(&output.path));
         Ok(Self {
             batch_size,
             blocks,
             is_single: count == 1,
-            may_resume: write.outputs.iter().any(|output| output.path != Path::new("-")),
+            may_resume: survey.is_some() && !has_stream,
+            is_live: survey.is_none() && has_stream,
+            may_be_only: count == 1 || survey.is_none(),
             workers,
             threads,
         })
@@ -85,18 +92,16 @@ impl Sizes {
         fingerprint: &mut Fingerprint,
         pipeline: &Pipeline,
         rules: &Rules,
-        survey: Option<&Survey>,
+        survey: &Survey,
     ) -> Result<()> {
         let options = pipeline.options();
-        let not_known = || ("not known".to_string(), "not known".to_string());
-        let (rows, prompts) = survey.map_or_else(not_known, |survey| (survey.rows.to_string(), survey.hash.clone()));
         let negative_prompt = rules.negative_prompt.as_ref();
         fingerprint.push("the program's version", env!("CARGO_PKG_VERSION"));
         // A single batch leaves nothing that other weights could go on with; a shard leaves its record.
         let is_thorough = !self.is_single || self.blocks.shard.is_some();
-        fingerprint.push("the model's hash", pipeline.identity(is_thorough)?);
-        fingerprint.push("the number of rows", rows);
-        fingerprint.push("the prompts' hash", prompts);
+        fingerprint.push("the model's hash", pipeline.identity(is_thorough, rules.needs_zero_embed())?);
+        fingerprint.push("the number of rows", survey.rows);
+        fingerprint.push("the prompts' hash", &survey.hash);
         fingerprint
             .push("--negative-prompt", negative_prompt.map_or_else(|| "not set".into(), |text| format!("{text:?}")));
         fingerprint.push("--steps", rules.settings.steps);
@@ -142,6 +147,7 @@ mod tests {
     use crate::io::shard::Shard;
     use crate::model::precision::Precision;
     use crate::pipeline::LoadOptions;
+    use std::path::Path;
 
     fn pipeline() -> Pipeline {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22");

@@ -93,6 +93,11 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Whether the embedding of a black image is needed: the negative one of rows without a negative prompt.
+    pub(super) fn needs_zero_embed(&self) -> bool {
+        self.wants_negative && self.negative_prompt.is_none()
+    }
+
     /// The record of an entry, or why it cannot be used.
     pub fn judge(&self, entry: Entry) -> Result<PromptRecord, BadRow> {
         let (place, record) = match entry {

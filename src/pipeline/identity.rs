@@ -22,16 +22,18 @@ const DESCRIPTIONS: [&str; 3] = ["json", "txt", "model"];
 
 impl Pipeline {
     /// A hash over the model's configurations, vocabulary and weights, and the LoRAs. It does not depend on where the model lies or how it
-    /// is called.
+    /// is called. What makes the embedding of a black image is taken in where that is wanted (`zero_embed`): it may come and
+    /// go with other runs' downloads.
     ///
     /// A quick look takes in samples of large files. A thorough one (`is_thorough`) reads them whole, at about 10 GB/s where
     /// they are in memory, and gives another hash.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if a file cannot be read.
-    pub fn identity(&self, is_thorough: bool) -> Result<String> {
+    pub fn identity(&self, is_thorough: bool, zero_embed: bool) -> Result<String> {
         let Layout { folder, prior, text_encoder, tokenizer, image_encoder, has_zero_image_embed, .. } = &self.layout;
         let Layout { scheduler, scheduler_class, .. } = &self.layout;
+        let image_encoder = image_encoder.as_ref().filter(|_| zero_embed);
         let mut hasher = Sha256::new();
         for component in [prior, text_encoder].into_iter().chain(image_encoder) {
             for name in weight_files(component)? {
@@ -50,7 +52,7 @@ impl Pipeline {
         for lora in &self.loras {
             hasher.update(lora.identity()?);
         }
-        if *has_zero_image_embed {
+        if zero_embed && image_encoder.is_none() && *has_zero_image_embed {
             add_file(&mut hasher, folder, ZERO_IMAGE_EMBED, is_thorough)?;
         }
         Ok(format!("{:.32x}", hasher.finalize()))
@@ -109,7 +111,7 @@ mod tests {
 
     fn identity(folder: &TempDir, is_thorough: bool) -> String {
         let options = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
-        Pipeline::open(folder.path(), options).unwrap().identity(is_thorough).unwrap()
+        Pipeline::open(folder.path(), options).unwrap().identity(is_thorough, true).unwrap()
     }
 
     #[test]
@@ -175,5 +177,20 @@ mod tests {
             fs::write(folder.path().join("prior").join(name), "other").unwrap();
         }
         assert_eq!(identity(&folder, true), expected);
+    }
+
+    #[test]
+    fn an_image_encoder_counts_where_it_is_needed() {
+        let folder = copy();
+        let options = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
+        let identities = || {
+            let pipeline = Pipeline::open(folder.path(), options).unwrap();
+            [true, false].map(|zero_embed| pipeline.identity(false, zero_embed).unwrap())
+        };
+        let with = identities();
+        fs::remove_dir_all(folder.path().join("image_encoder")).unwrap();
+        let without = identities();
+        assert_ne!(with[0], without[0]);
+        assert_eq!(with[1], without[1]);
     }
 }
