@@ -62,11 +62,12 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The name of a path between a dot and `suffix`, shortened if no file name may be as long.
+/// The name of a path between a dot and `suffix`, shortened if no file name may be as long as that of a shard's record
+/// beside it.
 pub(super) fn hidden_name(path: &Path, suffix: &str) -> OsString {
     let name = path.file_name().unwrap_or_default();
     let mut hidden = OsString::from(".");
-    if 1 + name.len() + suffix.len() <= LONGEST_NAME {
+    if 1 + name.len() + suffix.len() + SHARD_SUFFIX.len() <= LONGEST_NAME {
         hidden.push(name);
     } else {
         let start: String = name.to_string_lossy().chars().take(SHORT_NAME).collect();

@@ -84,6 +84,22 @@ fn a_name_may_be_as_long_as_a_name_can_be() {
 }
 
 #[test]
+fn so_may_the_name_of_a_shards_second_output_with_its_record() {
+    let run = Run::new(6, 3);
+    for length in (214..=244).step_by(6) {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("n".repeat(length - 4) + ".npy");
+        let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
+        options.outputs.push(Output { path: path.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
+        (options.shard, options.total_rows) = (Some(Shard { index: 1, count: 1 }), Some(6));
+        write_whole(&run, options, 2);
+        assert_eq!(Array2::<f32>::read_npy(File::open(&path).unwrap()).unwrap(), run.negative);
+        assert!(path.with_extension("npy.shard.json").is_file());
+        assert_eq!(names(folder.path()).len(), 4);
+    }
+}
+
+#[test]
 fn rows_of_an_earlier_run_are_kept_until_someone_says() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("e.jsonl");
