@@ -2,10 +2,10 @@
 
 use super::folder::create;
 use super::paths::{
-    MadeFolder, SHARD_SUFFIX, check_free, check_paths, hidden_name, holds_record, places, resolve, shard_file, shown,
+    MadeFolder, SHARD_SUFFIX, check_free, check_paths, holds_record, part_beside, places, resolve, shard_file, shown,
     with_suffix, working_folder,
 };
-use super::publish::{Publication, Rules, parent, remove_stale};
+use super::publish::{Publication, Rules, remove_stale};
 use super::store::{self, Content, Store};
 use super::values::Encoding;
 use super::working::{Expected, Working};
@@ -259,10 +259,7 @@ impl FileWriter {
             Some(output) if place == 0 && output.format == OutputFormat::Npy => {
                 self.working.folder().join(output.arrays.names()[0].name())
             }
-            Some(output) if place > 0 => {
-                let name = hidden_name(&output.path, ".prior-embed-part");
-                parent(&output.path).join(name)
-            }
+            Some(output) if place > 0 => part_beside(&output.path, &self.outputs[0].path),
             _ => self.working.folder().join("output"),
         }
     }
