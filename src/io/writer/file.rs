@@ -69,6 +69,7 @@ impl FileWriter {
             number_bytes: options.out_dtype.size(),
             dim: options.dim,
             fingerprint: &options.whole_fingerprint(),
+            is_shard: options.shard.is_some(),
             resume: options.resume,
             overwrite: options.overwrite,
             restart: options.restart,

@@ -205,6 +205,35 @@ fn a_wrong_byte_in_the_data_ends_what_counts() {
 }
 
 #[test]
+fn a_wrong_list_of_rows_ends_what_counts() {
+    let folder = TempDir::new().unwrap();
+    let [path, record] = ["e.jsonl", "e.jsonl.shard.json"].map(|name| folder.path().join(name));
+    let journal = folder.path().join(WORKING).join("journal.jsonl");
+    let run = Run::new(20, 3).select(&[1, 4, 7, 10, 13, 16]);
+    let mut options = options(&path, OutputFormat::JsonLines);
+    (options.shard, options.total_rows) = (Some(Shard { index: 2, count: 3 }), Some(18));
+    write_whole(&run, options.clone(), 2);
+    let expected = [&path, &record].map(|path| fs::read(path).unwrap());
+    options.resume = true;
+    let right = "[[7,1,3,2]]";
+    for wrong in ["[[7,1,3,3]]", "[[7,1,0,2]]", "[[1,1,3,2]]", "[]", "[[7,1,3,0]]"] {
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(&record).unwrap();
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        run.write_until(&mut writer, 6, 2).unwrap();
+        drop(writer);
+        let text = fs::read_to_string(&journal).unwrap();
+        assert!(text.contains(right), "{text}");
+        fs::write(&journal, text.replace(right, wrong)).unwrap();
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        assert_eq!(writer.rows_done(), 2, "{wrong}");
+        run.write(&mut writer, 2).unwrap();
+        writer.finish().unwrap();
+        assert_eq!([&path, &record].map(|path| fs::read(path).unwrap()), expected, "{wrong}");
+    }
+}
+
+#[test]
 fn a_run_that_stopped_while_files_were_moved_is_finished() {
     let run = Run::new(10, 3);
     for format in FORMATS {
