@@ -164,6 +164,20 @@ fn a_damaged_part_is_named_and_nothing_is_written() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn what_the_system_reports_of_a_part_is_no_damage() {
+    let shards = Shards::new(OutputFormat::Folder, 2, STRIDED);
+    let file = shards.parts[1].join("img_emb/img_emb_0001.npy");
+    fs::remove_file(&file).unwrap();
+    shards.assert_refused(&shards.parts, "part1.folder\" is damaged");
+    fs::create_dir(&file).unwrap();
+    let error = shards.merge(&shards.parts, "refused").unwrap_err();
+    let line = crate::error::one_line(&error, false);
+    assert!(line.starts_with("cannot read ") && line.ends_with("part1.folder\" (Is a directory)"), "{line}");
+    assert_eq!(exit_code(&error), 2);
+}
+
 #[test]
 fn bytes_changed_anywhere_never_panic_nor_reach_the_whole() {
     for format in FORMATS.into_iter().filter(|format| *format != OutputFormat::Folder) {
