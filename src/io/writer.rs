@@ -27,7 +27,7 @@ mod working;
 
 pub(in crate::io) use folder::{METADATA, array_folder};
 pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
-pub(in crate::io) use paths::{has_stopped_run, shard_file, shown};
+pub(in crate::io) use paths::{has_stopped_run, shard_file, shown, whole};
 
 pub use check::check;
 pub use file::FileWriter;

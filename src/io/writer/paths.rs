@@ -1,9 +1,9 @@
 //! Where files lie: outputs, what is beside them, and what must not be there already.
 
-use super::publish::parent;
 use super::{Arrays, Output, OutputFormat, WriteOptions, folder};
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::parent;
 use anyhow::Result;
 use std::ffi::OsString;
 use std::fs;
@@ -117,7 +117,7 @@ pub(super) fn check_paths(outputs: &[Output], is_shard: bool) -> Result<()> {
 }
 
 /// A path of a file that may not be there yet, without links and dots.
-pub(super) fn whole(path: &Path) -> Option<PathBuf> {
+pub(in crate::io) fn whole(path: &Path) -> Option<PathBuf> {
     Some(fs::canonicalize(parent(path)).ok()?.join(path.file_name()?))
 }
 

@@ -1,10 +1,11 @@
 //! The hidden folder beside an output in which its rows gather: data files, a journal of what of them is safe, a lock.
 
 use super::lock::{LOCK, lock};
-use super::publish::{parent, sync_folder};
+use super::publish::sync_folder;
 use super::store::{Content, DataFile};
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::parent;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::journal::{self, BatchLine, Header, Journal, Line};
 use crate::io::shard::RowRuns;
