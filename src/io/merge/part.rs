@@ -202,8 +202,6 @@ impl FolderRows {
         }
         if let Some((inputs, table)) = &mut self.current {
             table.read(row)?;
-            // The table has no arrays.
-            row.numbers.resize(inputs.len(), Vec::new());
             inputs.iter_mut().zip(&mut row.numbers).try_for_each(|(input, numbers)| input.read(numbers))?;
         }
         Ok(())
