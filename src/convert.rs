@@ -7,7 +7,7 @@ mod target;
 
 use crate::bad_input;
 use crate::error::OrBadInput;
-use crate::files::Folder;
+use crate::files::{Folder, parent};
 use crate::hub::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use crate::model::checkpoint::{Checkpoint, Placement};
 use crate::model::config;
@@ -119,7 +119,7 @@ fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
     let shown = path.display();
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| bad_input!("the file name of {shown} is not UTF-8; rename it"))?;
-    let folder = Folder::from(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")));
+    let folder = Folder::from(parent(path));
     let checkpoint = Checkpoint::open_file(&folder, name)?;
     if !checkpoint.is_original_prior() {
         return Ok(checkpoint);

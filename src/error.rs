@@ -99,15 +99,19 @@ pub fn printable(text: &str) -> String {
     printable
 }
 
+/// The first `longest` characters of a text, and a sign that there are more.
+pub fn shorten(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
 /// The first of some names, none of them long, and how many more there are.
 pub fn some_of<S: AsRef<str>>(names: &[S]) -> String {
     const MOST: usize = 8;
     const LONGEST: usize = 200;
-    let short = |name: &S| match name.as_ref().char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &name.as_ref()[..end]),
-        None => name.as_ref().to_string(),
-    };
-    let shown: Vec<String> = names.iter().take(MOST).map(short).collect();
+    let shown: Vec<String> = names.iter().take(MOST).map(|name| shorten(name.as_ref(), LONGEST)).collect();
     let more = names.len().saturating_sub(MOST);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     shown.join(", ") + &more
@@ -161,6 +165,11 @@ mod tests {
     fn names_cannot_draw_on_the_screen() {
         let error = bad_input!("tensor a\u{1b}[2J\u{7}\u{202e}b\tc\r\nd of \"é\" is missing");
         assert_eq!(one_line(&error, false), r#"tensor a\u{1b}[2J\u{7}\u{202e}b\tc; d of "é" is missing"#);
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_only_if_it_is_too_long() {
+        assert_eq!(["äöü", "äöüß", ""].map(|text| shorten(text, 3)), ["äöü", "äöü…", ""]);
     }
 
     #[test]

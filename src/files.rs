@@ -190,6 +190,11 @@ impl fmt::Display for Folder {
     }
 }
 
+/// The folder that a path is in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Two parts of a path, either of which may be empty.
 fn join(path: &str, name: &str) -> String {
     match (path, name) {

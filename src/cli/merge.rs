@@ -11,8 +11,7 @@ use anyhow::Result;
 /// [`crate::error::BadInput`] if they do not belong together or a row is missing, and whatever goes wrong on the way.
 pub fn run(args: &MergeArgs, screen: &Screen) -> Result<()> {
     let (out, format) = args.target.target()?;
-    let options =
-        MergeOptions { format: Some(format), rows_per_file: args.target.rows_per_file, overwrite: args.overwrite };
+    let options = MergeOptions { format, rows_per_file: args.target.rows_per_file, overwrite: args.overwrite };
     let spinner = screen.spinner();
     spinner.set_message("merging");
     let merged = merge(&args.parts, &out, &options);

@@ -2,6 +2,7 @@
 
 use crate::bad_input;
 use crate::error::{OrBadInput, some_of};
+use crate::files::parent;
 use crate::hub::layout::ZERO_IMAGE_EMBED;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -129,10 +130,6 @@ pub(super) fn sync(path: &Path) -> Result<()> {
     #[cfg(not(unix))]
     let _ = path;
     Ok(())
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn hidden(name: &std::ffi::OsStr) -> OsString {

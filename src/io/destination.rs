@@ -1,7 +1,9 @@
 //! Where output goes: a file that appears whole or not at all, standard output, or a device.
 
+use super::writer::whole;
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::parent;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write, stdout};
@@ -100,15 +102,6 @@ impl Destination {
             }
         }
     }
-}
-
-/// A path of a file that may not be there yet, without links and dots.
-fn whole(path: &Path) -> Option<PathBuf> {
-    Some(std::fs::canonicalize(parent(path)).ok()?.join(path.file_name()?))
-}
-
-fn parent(target: &Path) -> &Path {
-    target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Checks that a file can be made beside `target`, with one that has no name: a process that is killed leaves nothing.

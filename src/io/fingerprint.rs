@@ -1,5 +1,6 @@
 //! What decides the rows of a run, so that a later run goes on with them only if it would have made the same.
 
+use crate::error::shorten;
 use serde::{Deserialize, Serialize};
 
 /// Settings by name in the order in which they are shown, for example `("--steps", "25")`.
@@ -20,7 +21,9 @@ impl Fingerprint {
 
     /// How `now` differs from these settings, each as `--steps was 25, is 30`.
     pub fn differences(&self, now: &Self) -> Vec<String> {
-        let told = |value: Option<&str>| value.map_or_else(|| "not set".to_string(), short);
+        // A negative prompt may be long.
+        const LONGEST: usize = 60;
+        let told = |value: Option<&str>| value.map_or_else(|| "not set".to_string(), |value| shorten(value, LONGEST));
         let of_old = self.0.iter().map(|(name, _)| name);
         let only_new = now.0.iter().map(|(name, _)| name).filter(|name| self.value(name).is_none());
         of_old
@@ -33,15 +36,6 @@ impl Fingerprint {
     fn value(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
-}
-
-/// A value as a message shows it: a negative prompt may be long.
-fn short(value: &str) -> String {
-    const LONGEST: usize = 60;
-    if value.chars().count() <= LONGEST {
-        return value.to_string();
-    }
-    value.chars().take(LONGEST).chain(['…']).collect()
 }
 
 #[cfg(test)]

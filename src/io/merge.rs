@@ -24,8 +24,8 @@ const BATCH_NUMBERS: usize = 1 << 20;
 /// How to write the whole.
 #[derive(Debug, Clone)]
 pub struct MergeOptions {
-    /// Its form, if the file name does not tell.
-    pub format: Option<OutputFormat>,
+    /// Its form.
+    pub format: OutputFormat,
     /// Rows in each numbered file of a folder.
     pub rows_per_file: u64,
     /// Whether a file that is there already may be replaced.
@@ -45,7 +45,7 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Op
         return Err(bad_input!("no parts to merge; name the outputs of all shards"));
     };
     let record = first.record.clone();
-    let format = options.format.map_or_else(|| OutputFormat::of_path(out), Ok)?;
+    let format = options.format;
     if let Some(part) = parts.iter().find(|part| format.holds_rows() && !part.format.holds_rows()) {
         let (name, form) = (shown(&part.path), part.format.name());
         return Err(bad_input!(
@@ -67,8 +67,8 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Op
             writer.discard()?;
             return Ok(None);
         }
+        // What there is of it goes with the writer.
         Err(error) => {
-            writer.discard()?;
             return Err(match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
                 Some(cause) if error.downcast_ref::<crate::error::BadInput>().is_none() => {
                     let line = format!("cannot merge into {}: {cause}; nothing was written", shown(out));

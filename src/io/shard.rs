@@ -76,7 +76,7 @@ impl Summing {
     /// Adds a row: what is known of it, if anything, and each array's numbers.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// If what is known cannot be written as JSON.
     pub fn add(&mut self, known: Option<&OutputRow>, numbers: &[Vec<f32>]) -> Result<()> {
         for (hasher, numbers) in self.arrays.iter_mut().zip(numbers) {
             self.bytes.clear();

@@ -27,17 +27,18 @@ mod working;
 
 pub(in crate::io) use folder::{METADATA, array_folder};
 pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
-pub(in crate::io) use paths::{has_stopped_run, shard_file, shown};
+pub(in crate::io) use paths::{has_stopped_run, shard_file, shown, whole};
 
 pub use check::check;
-pub use file::FileWriter;
 pub use options::{ArrayName, Arrays, Output, OutputDtype, OutputFormat, WriteOptions};
-pub use stream::{StreamWriter, is_stream};
+pub use stream::is_stream;
 
 use anyhow::{Result, bail};
+use file::FileWriter;
 use ndarray::ArrayView2;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::sync::Arc;
+use stream::StreamWriter;
 
 /// What is known of a row beside its embedding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,8 +173,11 @@ impl EmbeddingWriter {
     /// If the disk is full or fails, saying from where `--resume` goes on; [`Interrupted`] if nobody took the rows until
     /// [`WriteOptions::interrupt`]. The writer is of no use afterwards.
     pub fn write(&mut self, batch: &Batch) -> Result<Flow> {
+        if batch.rows.is_empty() {
+            return Ok(Flow::GoOn);
+        }
         if let Some(file) = &mut self.file {
-            let _ = file.write(batch)?;
+            file.write(batch)?;
         }
         let mut flow = Flow::GoOn;
         for stream in &mut self.streams {

@@ -9,7 +9,7 @@ mod keys;
 use super::checkpoint::Checkpoint;
 use crate::bad_input;
 use crate::error::FETCH_AGAIN;
-use crate::files::Folder;
+use crate::files::{Folder, parent};
 use adapter::AdapterConfig;
 use anyhow::Result;
 use keys::{Key, Part};
@@ -151,8 +151,7 @@ fn find(path: &Path) -> Result<(Folder, String)> {
     }
     let name = path.file_name().filter(|_| path.is_file()).and_then(|name| name.to_str());
     let name = name.ok_or_else(|| bad_input!("there is no LoRA at {:?}", path.display().to_string()))?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok((Folder::from(folder), name.into()))
+    Ok((Folder::from(parent(path)), name.into()))
 }
 
 /// The tensors of a file by the module that they change.

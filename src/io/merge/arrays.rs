@@ -5,7 +5,7 @@ use crate::io::shard::{METADATA_KEY, ShardRecord};
 use crate::io::writer::{NPY_HEADER_LEN, OutputDtype, OutputFormat, npy_header};
 use anyhow::{Context, Result, bail};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::Metadata;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -88,10 +88,7 @@ fn open_npz(path: &Path, name: &str, rows: u64, record: &ShardRecord) -> Result<
 fn open_safetensors(path: &Path, name: &str, rows: u64, record: &ShardRecord) -> Result<ArrayRows> {
     let (header, metadata) = safetensors_header(path)?;
     let info = metadata.info(name).with_context(|| format!("no {name}"))?;
-    let dtype = match record.dtype {
-        OutputDtype::F32 => Dtype::F32,
-        OutputDtype::F16 => Dtype::F16,
-    };
+    let dtype = record.dtype.safetensors_dtype();
     if info.dtype != dtype || info.shape != [usize::try_from(rows)?, record.dim] {
         bail!("{name} is {:?} {:?}, and should be {dtype:?} [{rows}, {}]", info.dtype, info.shape, record.dim);
     }

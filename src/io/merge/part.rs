@@ -8,6 +8,7 @@ use crate::io::shard::{METADATA_KEY, ShardRecord, Summing};
 use crate::io::writer::{METADATA, OutputFormat, OutputRow, array_folder, shard_file, shown};
 use anyhow::{Result, bail};
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// The longest record that is read.
@@ -62,7 +63,7 @@ impl Part {
             OutputFormat::Parquet => TableRows::open(path, "prompt", &array_names(&record)).map(Rows::Table),
             OutputFormat::Folder => FolderRows::open(path, &record).map(Rows::Folder),
         };
-        let rows = rows.map_err(|error| damaged(&name, error))?;
+        let rows = rows.map_err(|error| broken(&name, error))?;
         let summing = Summing::new(&record);
         Ok(Self { path: path.to_path_buf(), format, record, rows, summing })
     }
@@ -87,7 +88,7 @@ impl Part {
             _ if row.numbers.iter().any(|numbers| numbers.len() != dim) => bail!("row {expected} is not {dim} numbers"),
             known => self.summing.add(known.as_ref(), &row.numbers),
         })
-        .map_err(|error| damaged(&name, error))
+        .map_err(|error| broken(&name, error))
     }
 
     /// Checks that nothing follows the rows that were read, and that they are the ones that were written.
@@ -99,7 +100,7 @@ impl Part {
             Rows::Folder(folder) => folder.is_at_end(),
         };
         let name = shown(&self.path);
-        match ended.map_err(|error| damaged(&name, error))? {
+        match ended.map_err(|error| broken(&name, error))? {
             true if self.summing.is(&self.record.checksums) => Ok(()),
             true => Err(bad_input!(
                 "{name} is damaged (its rows are not those that were written with its record of them); make it again"
@@ -109,17 +110,29 @@ impl Part {
     }
 }
 
-fn damaged(name: &str, error: anyhow::Error) -> anyhow::Error {
-    let line = BadInput(format!("{name} is damaged ({}); make it again", crate::error::one_line(&error, false)));
-    error.context(line)
+/// The error that reading a part ended in.
+fn broken(name: &str, error: anyhow::Error) -> anyhow::Error {
+    let line = if error.chain().any(is_of_system) {
+        format!("cannot read {name}")
+    } else {
+        format!("{name} is damaged ({}); make it again", crate::error::one_line(&error, false))
+    };
+    error.context(BadInput(line))
+}
+
+/// Whether the system reports it of a file that may well be whole: not that one is missing, nor that a place is none.
+fn is_of_system(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| {
+        error.raw_os_error().is_some() && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput)
+    })
 }
 
 /// What an output says of its shard.
 fn record(path: &Path, format: OutputFormat) -> Result<ShardRecord> {
     let name = shown(path);
     let text = match format {
-        OutputFormat::Safetensors => arrays::safetensors_metadata(path).map_err(|error| damaged(&name, error))?,
-        OutputFormat::Parquet => super::tables::parquet_metadata(path).map_err(|error| damaged(&name, error))?,
+        OutputFormat::Safetensors => arrays::safetensors_metadata(path).map_err(|error| broken(&name, error))?,
+        OutputFormat::Parquet => super::tables::parquet_metadata(path).map_err(|error| broken(&name, error))?,
         _ => {
             let file = shard_file(path, format);
             match fs::metadata(&file) {
@@ -189,8 +202,6 @@ impl FolderRows {
         }
         if let Some((inputs, table)) = &mut self.current {
             table.read(row)?;
-            // The table has no arrays.
-            row.numbers.resize(inputs.len(), Vec::new());
             inputs.iter_mut().zip(&mut row.numbers).try_for_each(|(input, numbers)| input.read(numbers))?;
         }
         Ok(())

@@ -17,8 +17,8 @@ const STRIDED: Share = |row, index, count| row % count == index;
 const PAIRS: Share = |row, index, count| row / 2 % count == index;
 const BLOCKS: Share = |row, index, count| row * count / ROWS == index;
 
-fn merge_options() -> MergeOptions {
-    MergeOptions { format: None, rows_per_file: 4, overwrite: false }
+fn merge_options(format: OutputFormat) -> MergeOptions {
+    MergeOptions { format, rows_per_file: 4, overwrite: false }
 }
 
 /// Writes a whole run and its shards.
@@ -59,8 +59,7 @@ impl Shards {
 
     fn merge(&self, parts: &[PathBuf], out: &str) -> Result<PathBuf> {
         let out = self.path(out);
-        let format = if self.format == OutputFormat::Folder { Some(OutputFormat::Folder) } else { None };
-        assert_eq!(merge(parts, &out, &MergeOptions { format, ..merge_options() })?, Some(ROWS as u64));
+        assert_eq!(merge(parts, &out, &merge_options(self.format))?, Some(ROWS as u64));
         Ok(out)
     }
 
@@ -106,10 +105,11 @@ fn another_form_is_written_from_the_same_rows() {
     let shards = Shards::new(OutputFormat::Parquet, 3, STRIDED);
     let lines = Shards::new(OutputFormat::JsonLines, 3, BLOCKS);
     let out = shards.folder.path().join("merged.jsonl");
-    merge(&shards.parts, &out, &merge_options()).unwrap();
+    let options = merge_options(OutputFormat::JsonLines);
+    merge(&shards.parts, &out, &options).unwrap();
     assert!(contents(&out) == contents(&lines.whole));
     let arrays = Shards::new(OutputFormat::Safetensors, 3, STRIDED);
-    let error = merge(&arrays.parts, &arrays.folder.path().join("merged.jsonl"), &merge_options()).unwrap_err();
+    let error = merge(&arrays.parts, &arrays.folder.path().join("merged.jsonl"), &options).unwrap_err();
     assert!(error.to_string().contains("holds no prompts, which jsonl needs"), "{error}");
 }
 
@@ -162,6 +162,20 @@ fn a_damaged_part_is_named_and_nothing_is_written() {
             shards.assert_refused(&shards.parts, "part1");
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_the_system_reports_of_a_part_is_no_damage() {
+    let shards = Shards::new(OutputFormat::Folder, 2, STRIDED);
+    let file = shards.parts[1].join("img_emb/img_emb_0001.npy");
+    fs::remove_file(&file).unwrap();
+    shards.assert_refused(&shards.parts, "part1.folder\" is damaged");
+    fs::create_dir(&file).unwrap();
+    let error = shards.merge(&shards.parts, "refused").unwrap_err();
+    let line = crate::error::one_line(&error, false);
+    assert!(line.starts_with("cannot read ") && line.ends_with("part1.folder\" (Is a directory)"), "{line}");
+    assert_eq!(exit_code(&error), 2);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What rows of every format are made of: fields, their values, and what is right in which.
 
 use super::PromptRecord;
+use crate::error;
 use std::fmt;
 
 /// A field of a [`PromptRecord`].
@@ -97,11 +98,7 @@ impl fmt::Display for Scalar {
 
 /// The start of a text, for a message.
 pub(super) fn shorten(text: &str) -> String {
-    const LONGEST: usize = 40;
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.into(),
-    }
+    error::shorten(text, 40)
 }
 
 /// A record that is a prompt and nothing else.

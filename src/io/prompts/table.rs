@@ -2,6 +2,7 @@
 
 use super::record::{Field, shorten};
 use crate::bad_input;
+use crate::error::some_of;
 use anyhow::Result;
 
 /// A column, as far as it matters here.
@@ -59,12 +60,9 @@ fn prompt_name<'a>(columns: &'a [Column], wanted: Option<&str>) -> Option<&'a st
 
 /// The names of the columns, for a message.
 fn list(columns: &[Column]) -> String {
-    const MOST: usize = 20;
     if columns.is_empty() {
         return "none at all".into();
     }
-    let names: Vec<String> = columns.iter().take(MOST).map(|column| format!("{:?}", shorten(&column.name))).collect();
-    let more = columns.len().saturating_sub(MOST);
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{rest}", names.join(", "))
+    let names: Vec<String> = columns.iter().map(|column| format!("{:?}", shorten(&column.name))).collect();
+    some_of(&names)
 }

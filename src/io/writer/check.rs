@@ -1,9 +1,9 @@
 //! A look at where outputs are to go, before the work that decides what they hold.
 
 use super::paths::{check_free, check_paths, has_stopped_run, resolve, shown};
-use super::publish::parent;
 use super::{Output, OutputFormat, WriteOptions, stream};
 use crate::error::OrBadInput;
+use crate::files::parent;
 use anyhow::Result;
 use std::path::Path;
 use tempfile::tempfile_in;

@@ -2,14 +2,14 @@
 
 use super::folder::create;
 use super::paths::{
-    MadeFolder, SHARD_SUFFIX, check_free, check_paths, hidden_name, holds_record, places, resolve, shard_file, shown,
+    MadeFolder, SHARD_SUFFIX, check_free, check_paths, holds_record, part_beside, places, resolve, shard_file, shown,
     with_suffix, working_folder,
 };
-use super::publish::{Publication, Rules, parent, remove_stale};
+use super::publish::{Publication, Rules, remove_stale};
 use super::store::{self, Content, Store};
 use super::values::Encoding;
 use super::working::{Expected, Working};
-use super::{Arrays, Batch, Flow, Interrupted, Output, OutputFormat, WriteOptions};
+use super::{Arrays, Batch, Interrupted, Output, OutputFormat, WriteOptions};
 use super::{folder, jsonl, npy, npz, parquet, safetensors};
 use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes rows into the hidden folder, and at the end the outputs that are files.
 #[derive(Debug)]
-pub struct FileWriter {
+pub(super) struct FileWriter {
     /// The main output, as messages call it.
     name: String,
     working: Working,
@@ -69,6 +69,7 @@ impl FileWriter {
             number_bytes: options.out_dtype.size(),
             dim: options.dim,
             fingerprint: &options.whole_fingerprint(),
+            is_shard: options.shard.is_some(),
             resume: options.resume,
             overwrite: options.overwrite,
             restart: options.restart,
@@ -105,7 +106,8 @@ impl FileWriter {
         self.total_rows = Some(rows);
     }
 
-    pub(super) fn write(&mut self, batch: &Batch) -> Result<Flow> {
+    /// Writes the next rows, which there are.
+    pub(super) fn write(&mut self, batch: &Batch) -> Result<()> {
         if self.broken || self.working.is_complete() {
             bail!("rows after the end of {}", self.name);
         }
@@ -116,14 +118,10 @@ impl FileWriter {
         let encode = |content: Content| store::encode(batch, content, self.encoding);
         let parts = self.working.data.iter().map(|file| encode(file.content)).collect::<Result<Vec<_>>>()?;
         let runs = self.shard.map(|_| self.runs(batch)).transpose()?;
-        if batch.rows.is_empty() {
-            return Ok(Flow::GoOn);
-        }
         let appended = self.working.append(&parts, batch.rows.len() as u64, dim, runs);
         self.broken = appended.is_err();
         self.dim = Some(dim);
-        appended.map_err(|(path, error)| self.kept(&path, error))?;
-        Ok(Flow::GoOn)
+        appended.map_err(|(path, error)| self.kept(&path, error))
     }
 
     /// The numbers of a batch's rows, which come after those before.
@@ -259,10 +257,7 @@ impl FileWriter {
             Some(output) if place == 0 && output.format == OutputFormat::Npy => {
                 self.working.folder().join(output.arrays.names()[0].name())
             }
-            Some(output) if place > 0 => {
-                let name = hidden_name(&output.path, ".prior-embed-part");
-                parent(&output.path).join(name)
-            }
+            Some(output) if place > 0 => part_beside(&output.path, &self.outputs[0].path),
             _ => self.working.folder().join("output"),
         }
     }

@@ -1,8 +1,8 @@
 //! The lock of a hidden folder: one run at a time works in it.
 
-use super::publish::parent;
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::parent;
 use anyhow::Result;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;

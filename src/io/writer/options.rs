@@ -5,6 +5,7 @@ use crate::bad_input;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::shard::Shard;
 use anyhow::Result;
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,6 +82,14 @@ impl OutputDtype {
         match self {
             Self::F32 => "<f4",
             Self::F16 => "<f2",
+        }
+    }
+
+    /// Its name in safetensors files.
+    pub(in crate::io) fn safetensors_dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
         }
     }
 

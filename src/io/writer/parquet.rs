@@ -4,7 +4,7 @@
 //! bytes, whatever batches they came in.
 
 use super::store::{OutputRows, Store};
-use super::{Arrays, OutputDtype, OutputRow};
+use super::{ArrayName, Arrays, OutputDtype, OutputRow};
 use crate::io::shard::{METADATA_KEY, ShardRecord};
 use anyhow::Result;
 use arrow_array::{ArrayRef, FixedSizeListArray, Float16Array, Float32Array, RecordBatch, StringArray, UInt64Array};
@@ -37,7 +37,7 @@ pub(super) fn write(
     }));
     i32::try_from(store.dim)?;
     let schema = Arc::new(Schema::new(fields));
-    let mut writer = ArrowWriter::try_new(output, schema.clone(), Some(properties(arrays, shard)?))?;
+    let mut writer = ArrowWriter::try_new(output, schema.clone(), Some(properties(arrays.names(), shard)?))?;
     let mut inputs = arrays.names().iter().map(|array| store.values(*array, 0)).collect::<Result<Vec<_>>>()?;
     let mut groups = Groups::new(store.output_rows()?, store.row_bytes() * inputs.len());
     while let Some(rows) = groups.next_group()? {
@@ -60,7 +60,7 @@ pub(super) fn write_metadata(rows: &mut OutputRows, count: u64, output: &mut (dy
         Field::new("seed", DataType::UInt64, false),
         Field::new("row", DataType::UInt64, false),
     ]));
-    let mut writer = ArrowWriter::try_new(output, schema.clone(), Some(properties(Arrays::Image, None)?))?;
+    let mut writer = ArrowWriter::try_new(output, schema.clone(), Some(properties(&[], None)?))?;
     let mut groups = Groups::new(rows.take(usize::try_from(count)?), 1);
     while let Some(rows) = groups.next_group()? {
         let columns = vec![prompts_column(&rows), ids_column(&rows), seeds_column(&rows), rows_column(&rows)];
@@ -71,12 +71,12 @@ pub(super) fn write_metadata(rows: &mut OutputRows, count: u64, output: &mut (dy
     Ok(())
 }
 
-fn properties(arrays: Arrays, shard: Option<&ShardRecord>) -> Result<WriterProperties> {
+fn properties(arrays: &[ArrayName], shard: Option<&ShardRecord>) -> Result<WriterProperties> {
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_dictionary_enabled(false)
         .set_max_row_group_row_count(None);
-    for array in arrays.names() {
+    for array in arrays {
         // Embeddings neither compress nor sort.
         let column = ColumnPath::new(vec![array.name().into(), "list".into(), "element".into()]);
         builder = builder

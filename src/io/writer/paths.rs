@@ -1,9 +1,9 @@
 //! Where files lie: outputs, what is beside them, and what must not be there already.
 
-use super::publish::parent;
 use super::{Arrays, Output, OutputFormat, WriteOptions, folder};
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::parent;
 use anyhow::Result;
 use std::ffi::OsString;
 use std::fs;
@@ -56,17 +56,26 @@ pub(in crate::io) fn shard_file(path: &Path, format: OutputFormat) -> PathBuf {
     }
 }
 
+/// Where an output is made that is not in the hidden folder of the run: beside its place, under a name that no run with
+/// another main output has.
+pub(super) fn part_beside(path: &Path, main: &Path) -> PathBuf {
+    let run = whole(main).unwrap_or_else(|| main.to_path_buf());
+    let run = crc32fast::hash(run.as_os_str().as_encoded_bytes());
+    parent(path).join(hidden_name(path, &format!(".prior-embed-part-{run:08x}")))
+}
+
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// The name of a path between a dot and `suffix`, shortened if no file name may be as long.
-pub(super) fn hidden_name(path: &Path, suffix: &str) -> OsString {
+/// The name of a path between a dot and `suffix`, shortened if no file name may be as long as that of a shard's record
+/// beside it.
+fn hidden_name(path: &Path, suffix: &str) -> OsString {
     let name = path.file_name().unwrap_or_default();
     let mut hidden = OsString::from(".");
-    if 1 + name.len() + suffix.len() <= LONGEST_NAME {
+    if 1 + name.len() + suffix.len() + SHARD_SUFFIX.len() <= LONGEST_NAME {
         hidden.push(name);
     } else {
         let start: String = name.to_string_lossy().chars().take(SHORT_NAME).collect();
@@ -108,7 +117,7 @@ pub(super) fn check_paths(outputs: &[Output], is_shard: bool) -> Result<()> {
 }
 
 /// A path of a file that may not be there yet, without links and dots.
-fn whole(path: &Path) -> Option<PathBuf> {
+pub(in crate::io) fn whole(path: &Path) -> Option<PathBuf> {
     Some(fs::canonicalize(parent(path)).ok()?.join(path.file_name()?))
 }
 

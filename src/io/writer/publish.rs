@@ -1,6 +1,7 @@
 //! Moves what is complete into its place.
 
 use crate::bad_input;
+use crate::files::parent;
 use anyhow::{Context, Error, Result};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -101,11 +102,6 @@ pub(super) fn remove_stale(place: &Path, rules: Rules) -> Result<()> {
     }
     let removed = if metadata.is_dir() { move_away(place, rules.trash) } else { fs::remove_file(place) };
     removed.and_then(|()| sync_folder(parent(place))).with_context(|| format!("cannot remove {place:?}"))
-}
-
-/// The folder that a path is in.
-pub(super) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Waits until the names in a folder are on the disk.

@@ -1,19 +1,16 @@
 //! safetensors: a JSON header, then the arrays one after the other.
 
+use super::Arrays;
 use super::store::Store;
-use super::{Arrays, OutputDtype};
 use crate::io::shard::{METADATA_KEY, ShardRecord};
 use anyhow::Result;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::HashMap;
 use std::io::Write;
 
 pub(super) fn write(store: &Store, arrays: Arrays, shard: Option<&ShardRecord>, output: &mut dyn Write) -> Result<()> {
     let bytes = usize::try_from(store.array_bytes())?;
-    let dtype = match store.dtype {
-        OutputDtype::F32 => Dtype::F32,
-        OutputDtype::F16 => Dtype::F16,
-    };
+    let dtype = store.dtype.safetensors_dtype();
     let shape = vec![usize::try_from(store.rows)?, store.dim];
     let tensors = arrays.names().iter().enumerate().map(|(place, array)| {
         let data_offsets = (place * bytes, (place + 1) * bytes);

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 /// Writes rows to a stream.
-pub struct StreamWriter {
+pub(super) struct StreamWriter {
     name: String,
     sink: Sink,
     interrupt: Arc<AtomicBool>,
@@ -71,11 +71,11 @@ impl StreamWriter {
     ///
     /// # Errors
     /// [`crate::error::BadInput`] for a folder; or if a temporary folder is needed and cannot be made.
-    pub fn new(sink: Box<dyn Write + Send>, name: String, output: Output, options: &WriteOptions) -> Result<Self> {
+    fn new(sink: Box<dyn Write + Send>, name: String, output: Output, options: &WriteOptions) -> Result<Self> {
         let form = match (output.format, options.total_rows) {
             (OutputFormat::Folder, _) => return Err(bad_input!("a folder cannot be written to {name}; give its name")),
             (OutputFormat::JsonLines, _) => Form::Lines,
-            (OutputFormat::Npy, Some(rows)) if options.shard.is_none() => Form::Npy(rows),
+            (OutputFormat::Npy, Some(rows)) => Form::Npy(rows),
             _ => {
                 let folder = TempDir::with_prefix("prior-embed-").context("cannot make a temporary folder")?;
                 let contents = store::contents(output.arrays, output.format.holds_rows());
@@ -95,12 +95,12 @@ impl StreamWriter {
         self.rows
     }
 
-    /// Writes the next rows.
+    /// Writes the next rows, which there are.
     ///
     /// # Errors
     /// If they cannot be written, other than because nobody reads them; [`Interrupted`] if nobody
     /// takes them until [`WriteOptions::interrupt`].
-    pub fn write(&mut self, batch: &Batch) -> Result<Flow> {
+    pub(super) fn write(&mut self, batch: &Batch) -> Result<Flow> {
         if self.reader_gone {
             return Ok(Flow::ReaderGone);
         }
@@ -138,7 +138,7 @@ impl StreamWriter {
     /// # Errors
     /// If it cannot be written, other than because nobody reads it, or there are fewer rows than its header says;
     /// [`Interrupted`] at [`WriteOptions::interrupt`].
-    pub fn finish(mut self) -> Result<()> {
+    pub(super) fn finish(mut self) -> Result<()> {
         if self.reader_gone {
             return Ok(());
         }
@@ -305,6 +305,29 @@ mod tests {
             run.write(&mut file, 7).unwrap();
             file.finish().unwrap();
             assert_eq!(*reader.got.lock().unwrap(), contents(&path)[0].1, "{format:?} {total:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_without_rows_adds_nothing_wherever_it_comes() {
+        let run = Run::new(7, 3);
+        for (format, total) in [(OutputFormat::Npy, Some(7)), (OutputFormat::JsonLines, None)] {
+            let [plain, with_empty] = [false, true].map(|is_empty_too| {
+                let reader = Reader::new(usize::MAX);
+                let (stream, _) = open(format, total, &reader);
+                let mut writer = EmbeddingWriter { file: None, streams: vec![stream] };
+                let empty = run.select(&[]);
+                let empty = Batch { rows: &[], image: Some(empty.image.view()), negative: Some(empty.negative.view()) };
+                for batch in batches(&run) {
+                    if is_empty_too {
+                        assert_eq!(writer.write(&empty).unwrap(), Flow::GoOn);
+                    }
+                    assert_eq!(writer.write(&batch).unwrap(), Flow::GoOn);
+                }
+                writer.finish().unwrap();
+                reader.got.lock().unwrap().clone()
+            });
+            assert!(plain == with_empty, "{format:?}");
         }
     }
 

@@ -1,10 +1,11 @@
 //! The hidden folder beside an output in which its rows gather: data files, a journal of what of them is safe, a lock.
 
 use super::lock::{LOCK, lock};
-use super::publish::{parent, sync_folder};
+use super::publish::sync_folder;
 use super::store::{Content, DataFile};
 use crate::bad_input;
 use crate::error::OrBadInput;
+use crate::files::parent;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::journal::{self, BatchLine, Header, Journal, Line};
 use crate::io::shard::RowRuns;
@@ -30,6 +31,8 @@ pub(super) struct Expected<'a> {
     /// Numbers in a row, if known.
     pub(super) dim: Option<usize>,
     pub(super) fingerprint: &'a Fingerprint,
+    /// Whether the journal says of each batch which rows of the whole it is.
+    pub(super) is_shard: bool,
     pub(super) resume: bool,
     pub(super) overwrite: bool,
     pub(super) restart: bool,
@@ -91,7 +94,7 @@ impl Working {
         let data = data.collect::<io::Result<Vec<_>>>().or_bad_input(failed)?;
         let mut found = match resume {
             true if is_complete => survey.into_found(),
-            true => verify(&folder, &data, expected.number_bytes)?,
+            true => verify(&folder, &data, expected)?,
             false => Found::default(),
         };
         let journal = Journal::open(&folder.join(JOURNAL), found.journal_bytes).or_bad_input(failed)?;
@@ -291,7 +294,7 @@ struct Found {
 }
 
 /// Follows the journal as far as the data files hold what it says.
-fn verify(folder: &Path, data: &[DataFile], number_bytes: usize) -> Result<Found> {
+fn verify(folder: &Path, data: &[DataFile], expected: &Expected) -> Result<Found> {
     let mut reader = journal::Reader::open(&folder.join(JOURNAL))?;
     let mut found = Found { bytes: vec![0; data.len()], ..Found::default() };
     let Some(Line::Header(header)) = reader.next_line()? else { return Ok(found) };
@@ -299,7 +302,7 @@ fn verify(folder: &Path, data: &[DataFile], number_bytes: usize) -> Result<Found
     found.journal_bytes = reader.position();
     let mut inputs = data.iter().map(input).collect::<io::Result<Vec<_>>>()?;
     while let Some(Line::Batch(batch)) = reader.next_line()? {
-        let values = batch.rows.checked_mul((header.dim * number_bytes) as u64);
+        let values = batch.rows.checked_mul((header.dim * expected.number_bytes) as u64);
         let sized = data.iter().zip(&batch.bytes).all(|(file, bytes)| match file.content {
             Content::Values(_) => Some(*bytes) == values,
             Content::Rows => true,
@@ -308,8 +311,14 @@ fn verify(folder: &Path, data: &[DataFile], number_bytes: usize) -> Result<Found
         if batch.bytes.len() != data.len() || !sized || !grows || !is_whole(&batch, &found.bytes, &mut inputs)? {
             break;
         }
-        for row in batch.runs.into_iter().flat_map(RowRuns::into_rows) {
-            found.runs.push(row)?;
+        let runs = batch.runs.unwrap_or_default();
+        let rows = if expected.is_shard { batch.rows - found.rows } else { 0 };
+        if runs.check().is_err() || runs.count() != rows {
+            break;
+        }
+        // If they do not come after those before, the first of them is refused.
+        if runs.into_rows().try_for_each(|row| found.runs.push(row)).is_err() {
+            break;
         }
         (found.rows, found.bytes, found.journal_bytes) = (batch.rows, batch.bytes, reader.position());
     }

@@ -118,7 +118,7 @@ fn a_file_that_is_no_parquet_or_cut_short_is_refused() {
 }
 
 #[test]
-fn damage_anywhere_is_an_error_and_never_a_panic() {
+fn a_damaged_file_comes_to_an_end_and_never_panics() {
     let prompts: Vec<String> = (0..50).map(|number| format!("prompt {}", number % 7)).collect();
     let columns = || -> Vec<(&str, ArrayRef)> {
         let seeds = UInt64Array::from_iter((0..50).map(|number| (number % 3 > 0).then_some(number)));

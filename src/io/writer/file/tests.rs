@@ -1,7 +1,9 @@
 //! Tests of rows that gather beside an output.
 
 use super::super::tests::{Run, options};
-use super::super::{EmbeddingWriter, Interrupted};
+use super::super::{Arrays, EmbeddingWriter, Interrupted, Output};
+use ndarray::Array2;
+use ndarray_npy::ReadNpyExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -70,6 +72,42 @@ fn who_asks_to_stop_need_not_wait_for_the_output() {
         writer.finish().unwrap();
         assert!(folder.path().join("e").exists());
     }
+}
+
+#[test]
+fn runs_with_the_same_second_output_do_not_take_each_others_rows() {
+    let folder = TempDir::new().unwrap();
+    let second = folder.path().join("n.npy");
+    let negative = || Array2::<f32>::read_npy(std::fs::File::open(&second).unwrap()).unwrap();
+    let runs = [Run::new(6, 3), Run::new(6, 3).select(&[5, 4, 3, 2, 1, 0])];
+    let options = ["a.npy", "b.npy"].map(|name| {
+        let mut options = options(&folder.path().join(name), super::OutputFormat::Npy);
+        options.outputs.push(Output {
+            path: second.clone(),
+            format: super::OutputFormat::Npy,
+            arrays: Arrays::Negative,
+        });
+        options
+    });
+    let mut writers = options.clone().map(|options| EmbeddingWriter::open(options).unwrap());
+    // Both have made their outputs before one of them moves its own into place.
+    for (run, writer) in runs.iter().zip(&mut writers) {
+        run.write(writer, 6).unwrap();
+        let file = writer.file.as_mut().unwrap();
+        file.assemble(3).unwrap();
+        file.working.complete(3).unwrap();
+    }
+    let [first, last] = writers;
+    first.finish().unwrap();
+    assert_eq!(negative(), runs[0].negative);
+    let error = last.finish().unwrap_err();
+    assert!(error.to_string().contains("n.npy\" appeared"), "{error}");
+    std::fs::remove_file(&second).unwrap();
+    let [_, mut resume] = options;
+    resume.resume = true;
+    EmbeddingWriter::open(resume).unwrap().finish().unwrap();
+    assert_eq!(negative(), runs[1].negative);
+    assert_eq!(folder.path().read_dir().unwrap().count(), 3);
 }
 
 #[cfg(target_os = "linux")]

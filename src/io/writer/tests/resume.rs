@@ -84,6 +84,22 @@ fn a_name_may_be_as_long_as_a_name_can_be() {
 }
 
 #[test]
+fn so_may_the_name_of_a_shards_second_output_with_its_record() {
+    let run = Run::new(6, 3);
+    for length in (214..=244).step_by(6) {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("n".repeat(length - 4) + ".npy");
+        let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
+        options.outputs.push(Output { path: path.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
+        (options.shard, options.total_rows) = (Some(Shard { index: 1, count: 1 }), Some(6));
+        write_whole(&run, options, 2);
+        assert_eq!(Array2::<f32>::read_npy(File::open(&path).unwrap()).unwrap(), run.negative);
+        assert!(path.with_extension("npy.shard.json").is_file());
+        assert_eq!(names(folder.path()).len(), 4);
+    }
+}
+
+#[test]
 fn rows_of_an_earlier_run_are_kept_until_someone_says() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("e.jsonl");
@@ -186,6 +202,35 @@ fn a_wrong_byte_in_the_data_ends_what_counts() {
     let mut longer = stopped.state.clone();
     longer.iter_mut().for_each(|(_, bytes)| bytes.extend_from_slice(b"torn"));
     assert_eq!(stopped.go_on(&longer), 8);
+}
+
+#[test]
+fn a_wrong_list_of_rows_ends_what_counts() {
+    let folder = TempDir::new().unwrap();
+    let [path, record] = ["e.jsonl", "e.jsonl.shard.json"].map(|name| folder.path().join(name));
+    let journal = folder.path().join(WORKING).join("journal.jsonl");
+    let run = Run::new(20, 3).select(&[1, 4, 7, 10, 13, 16]);
+    let mut options = options(&path, OutputFormat::JsonLines);
+    (options.shard, options.total_rows) = (Some(Shard { index: 2, count: 3 }), Some(18));
+    write_whole(&run, options.clone(), 2);
+    let expected = [&path, &record].map(|path| fs::read(path).unwrap());
+    options.resume = true;
+    let right = "[[7,1,3,2]]";
+    for wrong in ["[[7,1,3,3]]", "[[7,1,0,2]]", "[[1,1,3,2]]", "[]", "[[7,1,3,0]]"] {
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(&record).unwrap();
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        run.write_until(&mut writer, 6, 2).unwrap();
+        drop(writer);
+        let text = fs::read_to_string(&journal).unwrap();
+        assert!(text.contains(right), "{text}");
+        fs::write(&journal, text.replace(right, wrong)).unwrap();
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        assert_eq!(writer.rows_done(), 2, "{wrong}");
+        run.write(&mut writer, 2).unwrap();
+        writer.finish().unwrap();
+        assert_eq!([&path, &record].map(|path| fs::read(path).unwrap()), expected, "{wrong}");
+    }
 }
 
 #[test]
