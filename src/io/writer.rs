@@ -29,6 +29,8 @@ pub(in crate::io) use folder::{METADATA, array_folder};
 pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
 pub(in crate::io) use paths::{has_stopped_run, shard_file, shown, whole};
 
+pub(crate) use paths::{LONGEST_NAME, hidden_name};
+
 pub use check::check;
 pub use options::{ArrayName, Arrays, Output, OutputDtype, OutputFormat, WriteOptions};
 pub use stream::is_stream;
@@ -152,11 +154,6 @@ impl EmbeddingWriter {
     pub fn rows_done(&self) -> u64 {
         let streamed = self.streams.first().map_or(0, StreamWriter::rows_done);
         self.file.as_ref().map_or(streamed, FileWriter::rows_done)
-    }
-
-    /// Whether a run that stops leaves something to go on with.
-    pub fn is_resumable(&self) -> bool {
-        self.file.is_some() && self.streams.is_empty()
     }
 
     /// Rows of all shards together, where that is only known at the end. Needed before [`EmbeddingWriter::finish`] of a

@@ -2,6 +2,7 @@
 
 use crate::bad_input;
 use crate::io::prompts::BadRow;
+use crate::io::writer::{LONGEST_NAME, hidden_name};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::ffi::OsString;
@@ -12,9 +13,6 @@ use tempfile::{NamedTempFile, TempPath};
 
 /// What is added to an output's name.
 const SUFFIX: &str = ".errors.jsonl";
-
-/// Bytes of a name that file systems take.
-const LONGEST_NAME: usize = 255;
 
 /// A line a row, in a file beside the output. It appears when the run is done, and only if there is something in it.
 #[derive(Debug)]
@@ -179,11 +177,9 @@ fn create(path: PathBuf) -> io::Result<NamedTempFile> {
     Ok(NamedTempFile::from_parts(File::create(&path)?, TempPath::try_from_path(path)?))
 }
 
+/// Where it is written until it is whole.
 fn part_of(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".part");
-    path.with_file_name(name)
+    path.with_file_name(hidden_name(path, ".part"))
 }
 
 #[cfg(test)]

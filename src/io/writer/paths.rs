@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub(in crate::io) const SHARD_SUFFIX: &str = ".shard.json";
 
 /// Bytes of the longest name that common file systems take.
-const LONGEST_NAME: usize = 255;
+pub(crate) const LONGEST_NAME: usize = 255;
 
 /// Characters of a name that is shortened: of four bytes each, they still leave room for a suffix.
 const SHORT_NAME: usize = 48;
@@ -72,7 +72,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// The name of a path between a dot and `suffix`, shortened if no file name may be as long as that of a shard's record
 /// beside it.
-fn hidden_name(path: &Path, suffix: &str) -> OsString {
+pub(crate) fn hidden_name(path: &Path, suffix: &str) -> OsString {
     let name = path.file_name().unwrap_or_default();
     let mut hidden = OsString::from(".");
     if 1 + name.len() + suffix.len() + SHARD_SUFFIX.len() <= LONGEST_NAME {
