@@ -161,6 +161,13 @@ class TemplatesTest(unittest.TestCase):
             self.assertTrue(held_out)
             self.assertFalse({scene_templates.random_template(form, rng) for _ in range(5000)} & held_out)
 
+    def test_a_name_is_said_once_whatever_stands_around_it(self):
+        rng = np.random.default_rng(0)
+        templates = [wordings.random_template(rng) for _ in range(20000)]
+        self.assertEqual({template.count("{") for template in templates}, {1})
+        around = {word for template in templates for word in wordings.plain(template).split()}
+        self.assertGreater(len(around), 2000, "most of the words mean nothing")
+
     def test_composed_templates_say_every_thing_once(self):
         rng = np.random.default_rng(0)
         for form in scenes.FORMS:

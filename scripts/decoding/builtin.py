@@ -20,6 +20,7 @@ class Decoder:
         self.dim = len(self.tensors["mean"])
         self.patches, self.width = self.tensors["positions"].shape
         self.seed_width = self.tensors["widen.weight"].shape[1]
+        self.detail_width = len(self.tensors["detail.0.bias"])
         self.side = round(self.patches**0.5)
         self.patch = round((len(self.tensors["pixels.bias"]) / 3) ** 0.5)
         for name, shape in self.shapes().items():
@@ -28,9 +29,10 @@ class Decoder:
 
     def shapes(self):
         """The tensors that `forward` uses, and what their shapes have to be."""
-        dim, width, patches = self.dim, self.width, self.side**2
+        dim, width, detail, seeds = self.dim, self.width, self.detail_width, self.side**2 * self.seed_width
         linears = {
-            "seed": (patches * self.seed_width, dim), "widen": (width, self.seed_width), "whole": (width, dim),
+            "seed": (seeds, dim), "detail.0": (detail, dim), "detail.2": (detail, detail), "detail.4": (seeds, detail),
+            "widen": (width, self.seed_width), "whole": (width, dim),
             "pixels": (3 * self.patch**2, width),
         }  # fmt: skip
         norms = ["norm"]
@@ -41,7 +43,7 @@ class Decoder:
                 f"{block}.qkv": (3 * width, width), f"{block}.out": (width, width), f"{block}.up": (4 * width, width),
                 f"{block}.down": (width, 4 * width),
             }  # fmt: skip
-        shapes = {"mean": (dim,), "std": (dim,), "positions": (patches, width)}
+        shapes = {"mean": (dim,), "std": (dim,), "positions": (self.side**2, width)}
         shapes |= {f"{name}.weight": shape for name, shape in linears.items()}
         shapes |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
         shapes |= {f"{name}.{part}": (width,) for name in norms for part in ("weight", "bias")}
@@ -65,7 +67,9 @@ class Decoder:
         # Divided by an infinite length, numbers that are too large would be 0.
         directions = embeds / np.where(np.isfinite(lengths), lengths, np.nan)
         embeds = (directions - self.tensors["mean"]) / self.tensors["std"]
-        seeds = self.linear("seed", embeds).reshape(-1, self.patches, self.seed_width)
+        lifted = gelu(self.linear("detail.2", gelu(self.linear("detail.0", embeds))))
+        seeds = self.linear("seed", embeds) + self.linear("detail.4", lifted)
+        seeds = seeds.reshape(-1, self.patches, self.seed_width)
         hidden = self.linear("widen", seeds) + self.linear("whole", embeds)[:, None] + self.tensors["positions"]
         for at in range(self.layers):
             hidden = self.block(f"blocks.{at}", hidden)

@@ -6,7 +6,7 @@ from torch import nn
 from .clip import EMBEDDING_DIM
 from .drawing import CANVAS
 
-PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH = 8, 256, 4, 4, 32
+PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH, DETAIL_WIDTH = 8, 256, 4, 4, 32, 640
 PATCHES = (CANVAS // PATCH) ** 2
 
 
@@ -37,6 +37,12 @@ class Decoder(nn.Module):
         self.mean = nn.Parameter(torch.zeros(EMBEDDING_DIM), requires_grad=False)
         self.std = nn.Parameter(torch.ones(EMBEDDING_DIM), requires_grad=False)
         self.seed = nn.Linear(EMBEDDING_DIM, PATCHES * SEED_WIDTH)
+        # Run once a picture, not once a patch: the cheapest place to know by heart what things look like.
+        self.detail = nn.Sequential(
+            nn.Linear(EMBEDDING_DIM, DETAIL_WIDTH), nn.GELU(approximate="tanh"),
+            nn.Linear(DETAIL_WIDTH, DETAIL_WIDTH), nn.GELU(approximate="tanh"),
+            nn.Linear(DETAIL_WIDTH, PATCHES * SEED_WIDTH),
+        )  # fmt: skip
         self.widen = nn.Linear(SEED_WIDTH, WIDTH)
         self.whole = nn.Linear(EMBEDDING_DIM, WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn(PATCHES, WIDTH))
@@ -47,7 +53,7 @@ class Decoder(nn.Module):
     def forward(self, embeds):
         """`(batch, 192)` to `(batch, 3, 64, 64)`, from -1 to 1. An embedding's length, which guidance changes, says nothing."""
         embeds = (nn.functional.normalize(embeds, dim=1) - self.mean) / self.std
-        seeds = self.seed(embeds).view(-1, PATCHES, SEED_WIDTH)
+        seeds = (self.seed(embeds) + self.detail(embeds)).view(-1, PATCHES, SEED_WIDTH)
         hidden = self.widen(seeds) + self.whole(embeds)[:, None] + self.positions
         for block in self.blocks:
             hidden = block(hidden)

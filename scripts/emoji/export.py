@@ -96,7 +96,7 @@ def main():
         zero = image(pixel_values=torch.zeros(1, 3, CANVAS, CANVAS)).image_embeds
     save_file({"image_embeds": zero}, options.assets / "emoji" / "zero_image_embed.safetensors")
     write_index(world, image, options.assets / "index")
-    decoder = trained("decoder", Decoder()).half()
+    decoder = trained("refined_decoder", Decoder()).half()
     (options.assets / "decoder").mkdir(parents=True, exist_ok=True)
     save_file(decoder.state_dict(), options.assets / "decoder" / "decoder.safetensors")
     for path in options.assets.rglob("*.safetensors"):

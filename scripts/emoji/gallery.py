@@ -2,6 +2,7 @@
 decoder. `scripts/reference-python -m emoji.gallery` in scripts/."""
 
 import argparse
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from decoding import builtin, nearest
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 ASSETS = SCRIPTS.parent / "assets"
-BINARY = SCRIPTS.parent / "target" / "release" / "prior-embed"
+BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
 PLAIN = (
     "a red apple", "a cat", "a rocket", "a pizza", "an umbrella", "a snowman", "the flag of Japan", "a guitar", "a house",
     "a smiling face with sunglasses",

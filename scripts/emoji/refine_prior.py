@@ -54,7 +54,7 @@ def losses(denoiser, scheduler, images, parts, shown, bank, generator):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 4000)
+    options = arguments(__doc__, 6000)
     world, tokenizer, towers = load_clip()
     denoiser = Denoiser(make_prior(), towers.text)
     denoiser.load_state_dict(torch.load(cache() / "run" / "prior" / "checkpoint.pt")["model"])

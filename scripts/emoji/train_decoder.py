@@ -19,7 +19,7 @@ from .training import Optimizer, Run, arguments
 
 VARIANTS, SCENES = 7, 6000
 """Pictures of an emoji in each style, beside a plain one; pictures of scenes."""
-BATCH, PLAIN, OF_SCENES = 128, 24, 24
+BATCH, PLAIN, OF_SCENES = 128, 48, 24
 """Pictures a step; those among them that are plain ones of one emoji, and that are scenes."""
 OTHERS = 4
 """Variants of the same emoji in a mixture, beside the one to be drawn."""
@@ -85,18 +85,11 @@ def edges(pictures):
     return pictures[..., 1:] - pictures[..., :-1], pictures[..., 1:, :] - pictures[..., :-1, :]
 
 
-def main():
-    """Trains."""
-    options = arguments(__doc__, 6000, rate=2e-3)
-    world, _, towers = load_clip()
-    pool, decoder = make_pool(world, towers, options.seed + 3), Decoder()
-    run = Run(cache() / "run" / "decoder", decoder, Optimizer(decoder, 0.0), options.steps, options.rate)
-    if run.step == 0:
-        everything = torch.cat([pool.embeds.flatten(0, 1), pool.scene_embeds])
-        decoder.mean.data, decoder.std.data = everything.mean(0), everything.std(0)
+def train(run, decoder, batch_of, seed):
+    """All steps that are left of a run; `batch_of` draws a step's `(embeds, pictures)`."""
     while run.step < run.steps:
-        embeds, pictures = pool.batch(np.random.default_rng((options.seed, run.step)))
-        generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
+        embeds, pictures = batch_of(np.random.default_rng((seed, run.step)))
+        generator = torch.Generator().manual_seed(seed * 2**32 + run.step)
         embeds = embeds + NOISE * decoder.std * torch.randn(embeds.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             drawn = decoder(embeds)
@@ -104,6 +97,18 @@ def main():
         plain = (drawn - pictures).abs().mean()
         sharp = sum((a - b).abs().mean() for a, b in zip(edges(drawn), edges(pictures)))
         run.backward(plain + sharp, {"pixels": plain.detach(), "edges": sharp.detach()})
+
+
+def main():
+    """Trains."""
+    options = arguments(__doc__, 9000, rate=2e-3)
+    world, _, towers = load_clip()
+    pool, decoder = make_pool(world, towers, options.seed + 3), Decoder()
+    run = Run(cache() / "run" / "decoder", decoder, Optimizer(decoder, 0.0), options.steps, options.rate)
+    if run.step == 0:
+        everything = torch.cat([pool.embeds.flatten(0, 1), pool.scene_embeds])
+        decoder.mean.data, decoder.std.data = everything.mean(0), everything.std(0)
+    train(run, decoder, pool.batch, options.seed)
 
 
 if __name__ == "__main__":

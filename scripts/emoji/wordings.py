@@ -36,6 +36,10 @@ TAILS = (
     ", nothing else", "on its own", "alone", "in the picture", ", please", "in this image", "as an emoji", "as an icon",
     "in color", "to look at", "for you", "and that is all", "for my page", "once more", ", drawn well",
 )  # fmt: skip
+# Sounds of words that mean nothing.
+ONSETS = ("b", "br", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "k", "l", "m", "n", "p", "pl", "r", "s", "sk", "st", "t", "tr", "v", "w", "z")
+VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "oo", "ou")
+CODAS = ("", "", "", "ck", "ft", "l", "ll", "m", "n", "nd", "r", "rt", "s", "sh", "st", "t", "tion", "ng", "ing", "er")
 HELD_OUT_TEMPLATES = (
     "an illustration that shows {a}", "a sketch of {a}", "could you draw {a} for me", "a sticker of {a}",
     "here we see {a}", "a simple image with {a} in it", "give me {a}", "clip art of {a}", "a painting of {a}",
@@ -64,11 +68,19 @@ def choose(rng, options):
     return options[int(rng.integers(len(options)))]
 
 
+def nonsense(rng):
+    """A word that means nothing, as `flindor`: what stands around a name is not always known, and is not to matter."""
+    return "".join(choose(rng, ONSETS) + choose(rng, VOWELS) + choose(rng, CODAS) for _ in range(1 + rng.integers(3)))
+
+
 def lead(rng):
-    """Words that a caption may begin with before it comes to what there is to see."""
-    if rng.random() < 0.45:
+    """Words that a caption may begin with before it comes to what there is to see; some of them nobody has heard of."""
+    kind = rng.random()
+    if kind < 0.1:
+        return " ".join(nonsense(rng) for _ in range(1 + rng.integers(3)))
+    if kind < 0.5:
         return choose(rng, LEADS)
-    medium = choose(rng, MEDIA)
+    medium = choose(rng, MEDIA) if kind < 0.8 else nonsense(rng)
     if rng.random() < 0.3:
         medium = f"{choose(rng, ADJECTIVES)} {medium}"
     return f"{with_article(medium)} {choose(rng, LINKS)}"
@@ -77,12 +89,14 @@ def lead(rng):
 def random_template(rng):
     """A template for a name."""
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.3:
         return choose(rng, PLAIN_TEMPLATES)
-    if kind < 0.55:
+    if kind < 0.43:
         return choose(rng, BARE_TEMPLATES)
     words = f"{lead(rng)} {{a}}" if rng.random() < 0.85 else "{a}"
     tail = choose(rng, TAILS) if rng.random() < 0.25 else ""
+    if rng.random() < 0.05:
+        tail = " ".join(nonsense(rng) for _ in range(1 + rng.integers(3)))
     return f"{words}{tail}" if tail.startswith(",") else f"{words} {tail}".strip()
 
 

@@ -26,12 +26,12 @@ EMOJI = [
 ]
 
 
-def random_weights(dim=DIM, width=4 * HEADS, side=2, patch=PIXELS // 2, seed_width=5, layers=2):
+def random_weights(dim=DIM, width=4 * HEADS, side=2, patch=PIXELS // 2, seed_width=5, detail_width=7, layers=2):
     """Weights of a decoder."""
     rng = np.random.default_rng(1)
     shape = Decoder.__new__(Decoder)
     shape.dim, shape.width, shape.side, shape.patch = dim, width, side, patch
-    shape.seed_width, shape.layers = seed_width, layers
+    shape.seed_width, shape.detail_width, shape.layers = seed_width, detail_width, layers
     weights = {name: 0.3 * rng.standard_normal(size, np.float32) for name, size in shape.shapes().items()}
     return weights | {"std": 1 + weights["std"] ** 2}
 
