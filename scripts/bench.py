@@ -16,8 +16,8 @@ from benchmark.floor import best_of, probe, step_weights
 from benchmark.options import number, parse_with_extra
 from benchmark.report import agreement_table, floor_entries, floor_table, machine_line, main_table, quietness
 from benchmark.rows import ROWS, Bench
-from benchmark.runs import DEFAULT_BINARY
 from benchmark.shapes import SHAPES, ensure_model
+from built import BINARY
 
 
 def row_names(text):
@@ -38,7 +38,7 @@ def arguments():
     parser.add_argument("--rows", type=row_names, help="some rows only: " + ",".join(row.name for row in ROWS))
     parser.add_argument("--quick", action="store_true", help="no 64 prompts, no repeats")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, for programs")
-    parser.add_argument("--binary", type=Path, default=DEFAULT_BINARY, help="default: what cargo build --release made")
+    parser.add_argument("--binary", type=Path, default=BINARY, help="default: what cargo build --release made")
     parser.add_argument("--threads", type=number(1, cores), default=cores, help="of both programs (default: all cores)")
     parser.add_argument("--steps", type=number(2), default=25, help="denoising steps (default 25)")
     # With several prompts diffusers would need an hour; its steps all take the same time.

@@ -12,8 +12,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+from built import BINARY, RELEASE, ROOT
+
 MODELS = ROOT / "tests/fixtures/pipelines"
 NAMES = ["kandinsky22", "kandinsky22_sharded_bf16", "stable_unclip_layout", "fp16_variant"]
 
@@ -50,7 +50,7 @@ def check(condition, what):
 def server():
     """The test's server with the small models; gives its address."""
     repositories = [f"owner/{name}={MODELS / name}" for name in NAMES]
-    command = [TARGET / "examples/hub_server", *repositories]
+    command = [RELEASE / "examples/hub_server", *repositories]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -83,7 +83,7 @@ class Side:
         """The bytes of an embedding."""
         out = self.home / "e.npy"
         options = ["-p", "a red apple", "--steps", "3", "--seed", "5", "--overwrite", "--out", out]
-        self.run([TARGET / "prior-embed", "--model", model, *options], offline)
+        self.run([BINARY, "--model", model, *options], offline)
         return out.read_bytes()
 
 
@@ -91,8 +91,8 @@ def check_ours_is_theirs(endpoint, name):
     """What prior-embed downloads huggingface_hub finds, with no network."""
     with tempfile.TemporaryDirectory() as folder:
         side, repo = Side(endpoint, Path(folder)), f"owner/{name}"
-        side.run([TARGET / "prior-embed", "download", repo], offline=False)
-        info = json.loads(side.run([TARGET / "prior-embed", "info", "--json", "--model", repo], offline=True))
+        side.run([BINARY, "download", repo], offline=False)
+        info = json.loads(side.run([BINARY, "info", "--json", "--model", repo], offline=True))
         files = [file["path"] for file in info["files"]]
         found = side.python(FIND, repo, json.dumps(files), offline=True)
         for file, path in zip(files, found["paths"]):

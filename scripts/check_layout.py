@@ -12,10 +12,10 @@ import tempfile
 import venv
 from pathlib import Path
 
+from built import BINARY
 from cache_folder import cache_folder
 
 SCRIPTS = Path(__file__).resolve().parent
-BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
 PACKAGES = ["embedding-reader", "faiss-cpu"]
 
 

@@ -6,7 +6,6 @@ Run it with `scripts/reference-python scripts/compare_diffusers.py`. The referen
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -16,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fixtures.common import ROOT, set_up
+from built import BINARY
+from fixtures.common import set_up
 from fixtures.pipelines import KARLO, lay_out
 from fixtures.texts import hard_texts
 from fixtures.tiny import Spec, case, load_pipeline, run_case, save_pipeline
 from fixtures.tokenizers import EOS
 
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 # What an argument of a process can hold.
 TEXTS = [text for text in hard_texts() if "\0" not in text]
 
@@ -163,7 +162,7 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=24, help="how many pipelines (default 24)")
-    parser.add_argument("--binary", type=Path, default=TARGET / "release" / "prior-embed")
+    parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
     parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
     parser.add_argument(

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from fixtures.common import ROOT, set_up
+from built import RELEASE
+from fixtures.common import set_up
 from fixtures.texts import CONTROLS, EMOJI, PUNCTUATION, SPECIAL, WHITESPACE, hard_texts
 from fixtures.tokenizers import assemble, clip_merges, encode
 
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 VARIANTS = ["clip", "bang"]
 CHUNK = 5000
 
@@ -205,7 +205,7 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=100_000, help="how many texts (default 100000)")
-    parser.add_argument("--program", type=Path, default=TARGET / "release" / "examples" / "tokenize")
+    parser.add_argument("--program", type=Path, default=RELEASE / "examples" / "tokenize")
     parser.add_argument("--seed", type=int, default=0, help="other texts with another seed")
     parser.add_argument("--show", type=int, default=5, help="how many differences to show (default 5)")
     return parser.parse_args()

@@ -6,7 +6,6 @@ Prints tables; ends with 1 if a bar is missed. The pictures are made from npm pa
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 
 from benchmark.report import table
+from built import BINARY
 from emoji.batches import World
 from emoji.evaluation import Encoders, check_split, cosine, diversity, emoji_task, rank_emoji, rank_scenes, scene_task
 
 SCRIPTS = Path(__file__).resolve().parent
-BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
 BASE = {"steps": 25, "guidance_scale": 4.0, "dtype": "f32", "scheduler": "auto"}
 SWEEP = {
     "steps": (5, 10, 25, 50, 100), "guidance_scale": (1.0, 2.0, 4.0, 8.0), "dtype": ("f32", "bf16", "int8"),

@@ -5,7 +5,6 @@ same job left alone. Prints a table; ends with 1 if a byte differs or a resumed 
 """
 
 import argparse
-import os
 import random
 import shutil
 import subprocess
@@ -14,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parent
-BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
+from built import BINARY
+
 FORMS = {"npy": ("--out", "embs.npy"), "parquet": ("--out", "embs.parquet"), "folder": ("--out-dir", "embs")}
 
 

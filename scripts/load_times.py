@@ -16,8 +16,9 @@ from benchmark import machine
 from benchmark.children import BenchError
 from benchmark.options import number, parse_with_extra
 from benchmark.report import machine_line, table
-from benchmark.runs import DEFAULT_BINARY, PriorEmbed, cosines
+from benchmark.runs import PriorEmbed, cosines
 from benchmark.shapes import SHAPES, ensure_model
+from built import BINARY
 from safetensors.torch import load_file
 
 PROMPT = "a red apple"
@@ -33,7 +34,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = machine.usable_cores()
     parser.add_argument("--shape", choices=SHAPES, default="karlo", help="size of the model (default karlo)")
-    parser.add_argument("--binary", type=Path, default=DEFAULT_BINARY, help="default: what cargo build --release made")
+    parser.add_argument("--binary", type=Path, default=BINARY, help="default: what cargo build --release made")
     parser.add_argument("--threads", type=number(1, cores), default=cores, help="default: all cores")
     parser.add_argument("--repeats", type=number(1), default=5, help="runs of each, after one that warms up (default 5)")
     return parse_with_extra(parser)

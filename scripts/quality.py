@@ -15,8 +15,9 @@ from benchmark.children import BenchError
 from benchmark.machine import usable_cores
 from benchmark.options import number, parse_with_extra
 from benchmark.report import table
-from benchmark.runs import DEFAULT_BINARY, PriorEmbed, Unsupported, cosines
+from benchmark.runs import PriorEmbed, Unsupported, cosines
 from benchmark.shapes import ensure_model
+from built import BINARY
 
 STEPS = 25
 
@@ -29,7 +30,7 @@ def arguments():
     parser.add_argument("--prompts", type=number(1, LIMIT), default=200, help="number of captions (default 200)")
     parser.add_argument("--bf16-at-least", type=float, default=0.9999, help="mean cosine wanted (default 0.9999)")
     parser.add_argument("--int8-at-least", type=float, default=0.999, help="mean cosine wanted (default 0.999)")
-    parser.add_argument("--binary", type=Path, default=DEFAULT_BINARY, help="default: what cargo build --release made")
+    parser.add_argument("--binary", type=Path, default=BINARY, help="default: what cargo build --release made")
     parser.add_argument("--threads", type=number(1, cores), default=cores, help="default: all cores")
     return parse_with_extra(parser)
 

@@ -6,15 +6,14 @@ run takes 50 MB more than the smallest, or if more than 3 % of it is neither the
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parent
-BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
+from built import BINARY
+
 MOST_GROWTH = 50e6
 MOST_OVERHEAD = 0.03
 

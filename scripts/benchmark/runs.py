@@ -1,7 +1,6 @@
 """Runs of prior-embed and of diffusers on the same model and prompts, and how far their embeddings agree."""
 
 import json
-import os
 import statistics
 import subprocess
 import tempfile
@@ -10,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .children import SCRIPTS, BenchError, child_environment, measure, module_command
+from .children import BenchError, child_environment, measure, module_command
 
-DEFAULT_BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
 PARTS = ("load", "text", "prior", "write", "total")
 SEED, GUIDANCE_SCALE = 0, 4.0
 

@@ -2,7 +2,6 @@
 decoder. `scripts/reference-python -m emoji.gallery` in scripts/."""
 
 import argparse
-import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from built import BINARY
 from decoding import builtin, nearest
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 ASSETS = SCRIPTS.parent / "assets"
-BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
 PLAIN = (
     "a red apple", "a cat", "a rocket", "a pizza", "an umbrella", "a snowman", "the flag of Japan", "a guitar", "a house",
     "a smiling face with sunglasses",

@@ -1,17 +1,17 @@
 """prior-embed's output through a pipe into decode.py, as the README has it. Needs the binary: `cargo test` builds it."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 
+from built import BINARY
+
 from ..environment import SCRIPTS
 from .common import read_picture
 
-BINARY = Path(os.environ.get("CARGO_TARGET_DIR", SCRIPTS.parent / "target")) / "release" / "prior-embed"
 
 
 class PipeTest(unittest.TestCase):
