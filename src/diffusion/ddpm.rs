@@ -108,10 +108,6 @@ impl Scheduler for DdpmScheduler {
         &self.timesteps
     }
 
-    fn noisy_steps(&self) -> usize {
-        self.timesteps.iter().filter(|&&t| t > 0).count()
-    }
-
     fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput> {
         ensure!(model_output.size() == sample.size(), "the model's output and the sample differ in shape");
 

@@ -20,7 +20,9 @@ pub trait Scheduler {
     fn timesteps(&self) -> &[i64];
 
     /// How many steps draw noise: the first so many of them.
-    fn noisy_steps(&self) -> usize;
+    fn noisy_steps(&self) -> usize {
+        self.timesteps().iter().filter(|&&t| t > 0).count()
+    }
 
     /// Takes the model's output at step `step` (an index into [`Scheduler::timesteps`]) and gives the next sample.
     ///

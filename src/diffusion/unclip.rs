@@ -274,10 +274,6 @@ impl Scheduler for UnclipScheduler {
         &self.timesteps
     }
 
-    fn noisy_steps(&self) -> usize {
-        self.timesteps.iter().filter(|&&t| t > 0).count()
-    }
-
     fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput> {
         let timestep = *self.timesteps.get(step).context("no such step")?;
         // After the last timestep there is no noise left.
