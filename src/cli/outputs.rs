@@ -39,7 +39,8 @@ impl Outputs {
                 "--stats and the report on rows that are skipped are the same file; give another name"
             ));
         }
-        let mut replaced = write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
+        let outputs = write.outputs.iter().map(|output| output.path.as_path());
+        let mut replaced = outputs.chain(args.stats.as_deref()).chain(report.as_ref().map(Report::path));
         if let Some(prompts) =
             args.prompts.as_deref().filter(|prompts| replaced.any(|path| is_same_file(prompts, path)))
         {

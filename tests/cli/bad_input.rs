@@ -92,11 +92,17 @@ fn prompts_are_not_replaced_by_what_is_made_of_them() {
     let text = "{\"prompt\": \"a red apple\"}\n";
     fs::write(place.path("a.jsonl"), text).unwrap();
     std::os::unix::fs::symlink("a.jsonl", place.path("link.jsonl")).unwrap();
-    for options in [&["--out", "a.jsonl"][..], &["--out", "./link.jsonl"], &["--out", "e.npy", "--stats", "a.jsonl"]] {
+    fs::write(place.path("e.npy.errors.jsonl"), text).unwrap();
+    for (prompts, options) in [
+        ("a.jsonl", &["--out", "a.jsonl"][..]),
+        ("a.jsonl", &["--out", "./link.jsonl"]),
+        ("a.jsonl", &["--out", "e.npy", "--stats", "a.jsonl"]),
+        ("e.npy.errors.jsonl", &["--out", "e.npy", "--on-error", "skip"]),
+    ] {
         let mut command = place.command();
-        command.args(["-f", "a.jsonl", "--overwrite"]).args(options);
-        assert_refused(&place, &mut command, 2, &["\"a.jsonl\" holds the prompts"]);
-        assert_eq!(fs::read_to_string(place.path("a.jsonl")).unwrap(), text);
+        command.args(["-f", prompts, "--overwrite"]).args(options);
+        assert_refused(&place, &mut command, 2, &[&format!("{prompts:?} holds the prompts")]);
+        assert_eq!(fs::read_to_string(place.path(prompts)).unwrap(), text);
     }
 }
 
