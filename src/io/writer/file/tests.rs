@@ -9,6 +9,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// Writes two rows, after which there is no room for more.
+#[cfg(target_os = "linux")]
+fn fill_disk_after_two_rows(writer: &mut EmbeddingWriter, run: &Run) {
+    run.select(&[0, 1]).write(writer, 2).unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    writer.file.as_mut().unwrap().working.data[0].file = full;
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_says_where_to_go_on() {
@@ -17,9 +25,7 @@ fn a_full_disk_says_where_to_go_on() {
     let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
     options.resume = true;
     let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
-    run.select(&[0, 1]).write(&mut writer, 2).unwrap();
-    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    writer.file.as_mut().unwrap().working.data[0].file = full;
+    fill_disk_after_two_rows(&mut writer, &run);
     let error = run.write(&mut writer, 2).unwrap_err();
     let message = error.to_string();
     assert!(message.contains(".e.npy.prior-embed/image_embeds"), "{message}");
@@ -118,9 +124,7 @@ fn what_no_run_can_go_on_with_is_not_kept_on_a_full_disk() {
     let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
     options.keep = false;
     let mut writer = EmbeddingWriter::open(options).unwrap();
-    run.select(&[0, 1]).write(&mut writer, 2).unwrap();
-    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    writer.file.as_mut().unwrap().working.data[0].file = full;
+    fill_disk_after_two_rows(&mut writer, &run);
     let message = run.write(&mut writer, 2).unwrap_err().to_string();
     assert!(message.contains("nothing is kept") && !message.contains("--resume"), "{message}");
     drop(writer);
