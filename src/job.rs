@@ -26,14 +26,14 @@ pub use stop::{Stop, exit_code};
 pub use worker::Opener;
 
 use crate::bad_input;
-use crate::io::merge::finished;
+use crate::io::merge::{earlier_setting, finished};
 use crate::io::writer::{EmbeddingWriter, Interrupted, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use anyhow::Result;
 use crew::Crew;
 use reader::Reader;
 use run::Run;
-use sizes::Sizes;
+use sizes::{BATCH_SIZE, Sizes};
 use source::Survey;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -187,6 +187,9 @@ impl Job {
         };
         let first_pass = start.elapsed();
         let total = survey.as_ref().map(|survey| survey.rows);
+        // What was chosen by the memory that was free then decides the rows that are to follow.
+        let earlier = || earlier_setting(&self.write, BATCH_SIZE)?.parse().ok().filter(|rows| *rows > 0);
+        self.wanted.batch_size = self.wanted.batch_size.or_else(earlier);
         let sizes = Sizes::plan(&self.pipeline, &self.rules, survey.as_ref(), &self.write, self.wanted)?;
         if let Some(survey) = survey.as_ref().filter(|_| sizes.may_resume) {
             sizes.add_to(&mut self.write.fingerprint, &self.pipeline, &self.rules, survey)?;
@@ -195,15 +198,26 @@ impl Job {
         // What came from a pipe will not come again. What a single batch left is made again as quickly.
         self.write.keep = !is_stream;
         self.write.restart = sizes.is_single;
-        if let Some(rows) = finished(&self.write)? {
-            return Ok(Summary::of_finished(rows, sizes, first_pass));
+        match finished(&self.write) {
+            Err(error) if error.is::<Interrupted>() => return Ok(Summary::before_the_first_row(stop)),
+            done => {
+                if let Some(rows) = done? {
+                    return Ok(Summary::of_finished(rows, sizes, first_pass));
+                }
+            }
         }
         let output = self.write.outputs.first().map(|output| output.path.display().to_string()).unwrap_or_default();
-        let writer = EmbeddingWriter::open(self.write)?;
+        let writer = match EmbeddingWriter::open(self.write) {
+            Err(error) if error.is::<Interrupted>() => return Ok(Summary::before_the_first_row(stop)),
+            writer => writer?,
+        };
         let resumed = writer.rows_done();
         let plan = plan(self.rules, &mut self.pipeline, total, sizes)?;
         let own = total.map(|total| sizes.blocks.own_rows(total));
         watcher.begin(own, resumed);
+        if let (Some(report), Some(dir)) = (&mut self.report, writer.dir()?) {
+            report.make_in(dir);
+        }
         let report = self.report.map(|report| Arc::new(Mutex::new(report)));
         let blocks = sizes.blocks;
         let (rules, reports) = (plan.rules.clone(), report.clone());

@@ -1,5 +1,6 @@
 //! Where output goes: a file that appears whole or not at all, standard output, or a device.
 
+use super::atomic;
 use super::writer::whole;
 use crate::bad_input;
 use crate::error::OrBadInput;
@@ -8,7 +9,7 @@ use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
-use tempfile::{Builder, NamedTempFile, tempfile_in};
+use tempfile::tempfile_in;
 
 /// An output that was checked, and opened where it can be, before the work begins.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ impl Destination {
             return Ok(Self { name: "standard output".into(), kind: Kind::Stdout });
         }
         // A link is followed, so that the file it leads to is replaced and not the link.
-        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let target = atomic::resolve(path)?;
         let kind = match std::fs::metadata(&target) {
             Ok(metadata) if metadata.is_dir() => return Err(bad_input!("{name} is a folder; give a file name")),
             Ok(metadata) if !metadata.is_file() => {
@@ -69,7 +70,7 @@ impl Destination {
             Kind::Stdout => path.as_os_str() == "-",
             Kind::Special(_) => false,
             Kind::Replacing { target, .. } => {
-                let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+                let path = atomic::resolve(path).unwrap_or_else(|_| path.to_path_buf());
                 whole(target).is_some_and(|target| Some(target) == whole(&path))
             }
         }
@@ -85,19 +86,16 @@ impl Destination {
             Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).with_context(failed),
             Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).with_context(failed),
             Kind::Replacing { target, overwrite } => {
-                let mut part = create_part(&target).with_context(failed)?;
+                let mut part = atomic::create_part(&target).with_context(failed)?;
                 buffered(part.as_file_mut(), write).with_context(failed)?;
-                part.as_file().sync_all().with_context(failed)?;
-                let persisted = if overwrite { part.persist(target) } else { part.persist_noclobber(target) };
-                match persisted {
-                    Ok(_) => Ok(()),
-                    Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+                match atomic::persist(part, &target, overwrite) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                         let name = &self.name;
                         Err(bad_input!(
                             "{name} appeared while the embeddings were computed; give another name, or --overwrite"
                         ))
                     }
-                    Err(error) => Err(error.error).with_context(failed),
+                    persisted => persisted.with_context(failed),
                 }
             }
         }
@@ -112,15 +110,6 @@ fn check_folder(target: &Path, name: &str) -> Result<()> {
     }
     let made = tempfile_in(folder);
     made.map(drop).or_bad_input(|| format!("cannot write {name}: folder {folder:?} cannot be written to"))
-}
-
-fn create_part(target: &Path) -> std::io::Result<NamedTempFile> {
-    let mut builder = Builder::new();
-    builder.prefix(".prior-embed-").suffix(".part");
-    // The permissions of any new file, which the user's umask narrows; a temporary file's own would be private.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(parent(target))
 }
 
 fn buffered(output: impl Write, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {

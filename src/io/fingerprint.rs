@@ -33,7 +33,8 @@ impl Fingerprint {
             .collect()
     }
 
-    fn value(&self, name: &str) -> Option<&str> {
+    /// The value of a setting.
+    pub fn value(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 }

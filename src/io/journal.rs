@@ -1,19 +1,18 @@
 //! The journal of a run: what of its rows is safe on disk.
 //!
-//! JSON, a line each: a header that says what decides the rows, a line a batch, and one when the output is complete. A
-//! line counts only when its line break is there and it can be read; the first that does not count ends the journal,
-//! since whatever stopped the run may have torn it.
+//! JSON, a line each, with a checksum of its own: a header that says what decides the rows, a line a batch, and one when
+//! the output is complete. What stops a run may tear the last line, and takes its line break with it: such a line does not
+//! count. One with a line break that is not as it was written is damage.
 
 use super::fingerprint::Fingerprint;
 use super::shard::RowRuns;
-use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The version of the format; another version's journal cannot be gone on with.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest line that is read; what is longer is no journal.
 const LONGEST_LINE: u64 = 64 << 20;
@@ -30,16 +29,43 @@ pub enum Line {
     Complete {
         /// Rows in it.
         rows: u64,
+        /// Numbers in a row.
+        dim: usize,
     },
+}
+
+/// A line as it is written.
+#[derive(Serialize, Deserialize)]
+struct Checked {
+    #[serde(flatten)]
+    line: Line,
+    /// CRC-32 of the line as JSON. The first version had none.
+    crc: Option<u32>,
+}
+
+impl Checked {
+    fn new(line: Line) -> serde_json::Result<Self> {
+        let crc = Some(crc32fast::hash(&serde_json::to_vec(&line)?));
+        Ok(Self { line, crc })
+    }
+
+    /// The line, if it is as it was written or can be told to be another version's.
+    fn line(self) -> Option<Line> {
+        let is_old = matches!(&self.line, Line::Header(header) if header.version < VERSION);
+        let crc = self.crc;
+        let checked = Self::new(self.line).ok()?;
+        (crc == checked.crc || is_old && crc.is_none()).then_some(checked.line)
+    }
 }
 
 /// What decides the rows and their bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Header {
     /// [`VERSION`].
     pub version: u32,
-    /// Numbers in a row.
-    pub dim: usize,
+    /// Numbers in a row, if that was known before the first.
+    pub dim: Option<usize>,
     /// Settings by name.
     pub fingerprint: Fingerprint,
     /// Whether no run can go on with the rows.
@@ -49,6 +75,7 @@ pub struct Header {
 
 /// The state after a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BatchLine {
     /// Rows so far.
     pub rows: u64,
@@ -71,7 +98,7 @@ impl BatchLine {
     }
 }
 
-/// A journal that is open for appending.
+/// A journal that is open for reading and appending.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -79,14 +106,9 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal at `path` to go on after its first `bytes` bytes, and forgets the rest.
-    ///
-    /// # Errors
-    /// If the file cannot be opened or cut.
-    pub fn open(path: &Path, bytes: u64) -> std::io::Result<Self> {
-        let file = File::options().create(true).append(true).open(path)?;
-        file.set_len(bytes)?;
-        Ok(Self { file, path: path.to_path_buf() })
+    /// The journal in a file that is open for both; messages call it `path`.
+    pub fn new(file: File, path: PathBuf) -> Self {
+        Self { file, path }
     }
 
     /// Where it is.
@@ -94,73 +116,106 @@ impl Journal {
         &self.path
     }
 
-    /// Appends a line.
+    /// Reads it from the first line on.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(&self) -> io::Result<Reader<'_>> {
+        Reader::new(&self.file)
+    }
+
+    /// Forgets what comes after the first `bytes` bytes.
+    ///
+    /// # Errors
+    /// If the file cannot be cut.
+    pub fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    /// Appends a line, and gives the bytes of all lines.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn append(&mut self, line: &Line) -> std::io::Result<()> {
-        let mut text = serde_json::to_vec(line)?;
+    pub fn append(&mut self, line: Line) -> io::Result<u64> {
+        let mut text = serde_json::to_vec(&Checked::new(line)?)?;
         text.push(b'\n');
-        self.file.write_all(&text)
+        self.file.write_all(&text)?;
+        self.bytes()
+    }
+
+    /// Bytes of all lines.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Waits until all lines are on the disk.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn sync(&self) -> std::io::Result<()> {
-        self.file.sync_data()
+    pub fn sync(&self) -> io::Result<()> {
+        super::atomic::sync_data(&self.file)
     }
+}
+
+/// How the lines that count end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Where the file does.
+    Whole,
+    /// In a line that was being written.
+    Torn,
+    /// In one that is not as it was written.
+    Damaged,
 }
 
 /// Reads a journal's lines from the first on.
 #[derive(Debug)]
-pub struct Reader {
-    /// `None` if there is no journal.
-    input: Option<BufReader<File>>,
-    path: PathBuf,
+pub struct Reader<'a> {
+    input: BufReader<&'a File>,
     position: u64,
+    end: Option<End>,
 }
 
-impl Reader {
-    /// Opens the journal at `path`; one that is not there has no lines.
-    ///
+impl<'a> Reader<'a> {
     /// # Errors
-    /// If it is there and cannot be opened.
-    pub fn open(path: &Path) -> Result<Self> {
-        let input = match File::open(path) {
-            Ok(file) => Some(BufReader::new(file)),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("cannot read {path:?}")),
-        };
-        Ok(Self { input, path: path.to_path_buf(), position: 0 })
+    /// If the file cannot be read.
+    pub fn new(mut file: &'a File) -> io::Result<Self> {
+        file.seek(SeekFrom::Start(0))?;
+        Ok(Self { input: BufReader::new(file), position: 0, end: None })
     }
 
     /// The next line that counts.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn next_line(&mut self) -> Result<Option<Line>> {
-        let Some(input) = &mut self.input else { return Ok(None) };
-        let mut text = Vec::new();
-        let read = input.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut text);
-        read.with_context(|| format!("cannot read {:?}", self.path))?;
-        let line = text.strip_suffix(b"\n").and_then(|text| serde_json::from_slice(text).ok());
-        match line {
-            Some(line) => {
-                self.position += text.len() as u64;
-                Ok(Some(line))
-            }
-            None => {
-                self.input = None;
-                Ok(None)
-            }
+    pub fn next_line(&mut self) -> io::Result<Option<Line>> {
+        if self.end.is_some() {
+            return Ok(None);
         }
+        let mut text = Vec::new();
+        let read = self.input.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut text)?;
+        let whole = text.strip_suffix(b"\n");
+        let line = whole.and_then(|text| serde_json::from_slice::<Checked>(text).ok()).and_then(Checked::line);
+        match line {
+            Some(_) => self.position += read as u64,
+            None if read == 0 => self.end = Some(End::Whole),
+            None if whole.is_none() && (read as u64) < LONGEST_LINE => self.end = Some(End::Torn),
+            None => self.end = Some(End::Damaged),
+        }
+        Ok(line)
     }
 
     /// Bytes of the lines read so far.
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// How the lines end, after the last.
+    pub fn end(&self) -> Option<End> {
+        self.end
     }
 }
 
@@ -173,55 +228,89 @@ mod tests {
         fingerprint.push("--steps", 25);
         let batch = |rows| Line::Batch(BatchLine { rows, bytes: vec![rows * 8], crc: 7, runs: None });
         vec![
-            Line::Header(Header { version: VERSION, dim: 2, fingerprint, is_temporary: false }),
+            Line::Header(Header { version: VERSION, dim: Some(2), fingerprint, is_temporary: false }),
             batch(3),
             batch(5),
-            Line::Complete { rows: 5 },
+            Line::Complete { rows: 5, dim: 2 },
         ]
     }
 
-    fn read(path: &Path) -> (Vec<Line>, u64) {
-        let mut reader = Reader::open(path).unwrap();
+    fn open(path: &Path) -> Journal {
+        let file = File::options().read(true).append(true).create(true).open(path).unwrap();
+        Journal::new(file, path.to_path_buf())
+    }
+
+    fn read(path: &Path) -> (Vec<Line>, u64, End) {
+        let journal = open(path);
+        let mut reader = journal.read().unwrap();
         let mut lines = Vec::new();
         while let Some(line) = reader.next_line().unwrap() {
             lines.push(line);
         }
-        (lines, reader.position())
+        (lines, reader.position(), reader.end().unwrap())
+    }
+
+    /// A journal of all lines, and its bytes.
+    fn whole() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("journal");
+        let mut journal = open(&path);
+        let len = lines().into_iter().map(|line| journal.append(line).unwrap()).last().unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        assert_eq!(whole.len() as u64, len);
+        (folder, path, whole)
     }
 
     #[test]
     fn cut_anywhere_the_whole_lines_before_the_cut_count() {
-        let folder = tempfile::TempDir::new().unwrap();
-        let path = folder.path().join("journal");
-        let mut journal = Journal::open(&path, 0).unwrap();
-        lines().iter().for_each(|line| journal.append(line).unwrap());
-        let whole = std::fs::read(&path).unwrap();
+        let (_folder, path, whole) = whole();
         for cut in 0..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let count = whole[..cut].iter().filter(|byte| **byte == b'\n').count();
-            let (read, position) = read(&path);
+            let (read, position, end) = read(&path);
             assert_eq!(read, lines()[..count]);
             assert!(position as usize <= cut && (position == 0 || whole[position as usize - 1] == b'\n'));
+            assert_eq!(end, if position as usize == cut { End::Whole } else { End::Torn });
         }
     }
 
     #[test]
-    fn what_follows_a_torn_line_does_not_count_and_is_cut_off() {
-        let folder = tempfile::TempDir::new().unwrap();
-        let path = folder.path().join("journal");
-        let mut journal = Journal::open(&path, 0).unwrap();
-        journal.append(&lines()[0]).unwrap();
-        let good = std::fs::metadata(&path).unwrap().len();
-        journal.file.write_all(b"\0\0\0\n").unwrap();
-        journal.append(&lines()[1]).unwrap();
-        assert_eq!(read(&path), (lines()[..1].to_vec(), good));
-        let mut journal = Journal::open(&path, good).unwrap();
-        journal.append(&lines()[2]).unwrap();
+    fn a_line_that_is_not_as_it_was_written_is_damage() {
+        let (_folder, path, whole) = whole();
+        for place in 0..whole.len() {
+            // Digits stay digits, so that the line stays JSON.
+            for flip in [1, 0x20] {
+                let mut changed = whole.clone();
+                changed[place] ^= flip;
+                std::fs::write(&path, &changed).unwrap();
+                let (read, _, end) = read(&path);
+                let line = whole[..place].iter().filter(|byte| **byte == b'\n').count();
+                let is_last_break = place + 1 == whole.len();
+                assert!(read == lines()[..line], "{place}: {read:?}");
+                assert_eq!(end, if is_last_break { End::Torn } else { End::Damaged }, "{place}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_the_lines_that_count_is_cut_off() {
+        let (_folder, path, whole) = whole();
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        std::fs::write(&path, [&whole[..first], b"\0\0\0\n", &whole[first..]].concat()).unwrap();
+        assert_eq!(read(&path), (lines()[..1].to_vec(), first as u64, End::Damaged));
+        let mut journal = open(&path);
+        journal.cut(first as u64).unwrap();
+        journal.append(lines()[2].clone()).unwrap();
         assert_eq!(read(&path).0, [lines()[0].clone(), lines()[2].clone()]);
     }
 
     #[test]
-    fn no_journal_has_no_lines() {
-        assert_eq!(read(Path::new("/nowhere/journal")), (vec![], 0));
+    fn the_header_of_another_version_can_be_told_from_damage() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("journal");
+        std::fs::write(&path, "{\"header\":{\"version\":1,\"dim\":2,\"fingerprint\":[]}}\n").unwrap();
+        let (lines, _, end) = read(&path);
+        assert!(matches!(lines.as_slice(), [Line::Header(Header { version: 1, .. })]), "{lines:?}");
+        assert_eq!(end, End::Whole);
     }
 }

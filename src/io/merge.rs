@@ -5,7 +5,7 @@ mod finished;
 mod part;
 mod tables;
 
-pub use finished::finished;
+pub use finished::{earlier_setting, finished};
 
 use super::shard::ShardRecord;
 use super::writer::{Arrays, Batch, EmbeddingWriter, Flow, Output, OutputFormat, OutputRow, WriteOptions, shown};

@@ -18,7 +18,7 @@
 mod csv;
 mod jsonl;
 mod lines;
-mod parquet;
+pub(super) mod parquet;
 mod record;
 mod records;
 mod source;

@@ -19,6 +19,11 @@ pub struct Shard {
     pub count: u64,
 }
 
+impl Shard {
+    /// The only share, as the record of an output that is no shard has it.
+    pub const WHOLE: Self = Self { index: 1, count: 1 };
+}
+
 impl fmt::Display for Shard {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         write!(formatter, "{}/{}", self.index, self.count)
@@ -109,6 +114,11 @@ impl Summing {
 pub struct RowRuns(Vec<(u64, u64, u64, u64)>);
 
 impl RowRuns {
+    /// All of so many rows.
+    pub fn all(rows: u64) -> Self {
+        Self(if rows > 0 { vec![(0, rows, 0, 1)] } else { Vec::new() })
+    }
+
     /// Appends a row, which must come after all rows so far.
     ///
     /// # Errors

@@ -8,10 +8,10 @@
 //! To standard output or a pipe: rows go out as they come where the format can ([`stream`]).
 
 mod check;
+mod claim;
 mod file;
 mod folder;
 mod jsonl;
-mod lock;
 mod npy;
 mod npz;
 mod options;
@@ -27,7 +27,8 @@ mod working;
 
 pub(in crate::io) use folder::{METADATA, array_folder};
 pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
-pub(in crate::io) use paths::{has_stopped_run, shard_file, shown, whole};
+pub(in crate::io) use claim::stopped_run;
+pub(in crate::io) use paths::{has_stopped_run, read_record, record_file, resolve, shard_file, shown, whole};
 
 pub(crate) use paths::{LONGEST_NAME, hidden_name};
 
@@ -35,6 +36,7 @@ pub use check::check;
 pub use options::{ArrayName, Arrays, Output, OutputDtype, OutputFormat, WriteOptions};
 pub use stream::is_stream;
 
+use crate::io::dir::Dir;
 use anyhow::{Result, bail};
 use file::FileWriter;
 use ndarray::ArrayView2;
@@ -207,10 +209,32 @@ impl EmbeddingWriter {
     /// If the disk is full or fails, or a file appeared in the meantime; [`Interrupted`] at
     /// [`WriteOptions::interrupt`]. The rows are kept for `--resume`.
     pub fn finish(self) -> Result<()> {
-        if let Some(file) = self.file {
-            file.finish()?;
+        self.finish_and(|| Ok(()))
+    }
+
+    /// The same, and calls `then` when all is in its place and before the rows are dropped that it was made of: what
+    /// belongs to the outputs and is not there yet, a run that goes on can still make.
+    ///
+    /// # Errors
+    /// Those of [`EmbeddingWriter::finish`], and of `then`.
+    pub fn finish_and<T>(self, then: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Self { file, streams } = self;
+        let finish_streams = || streams.into_iter().try_for_each(StreamWriter::finish);
+        match file {
+            Some(file) => file.finish(|| {
+                finish_streams()?;
+                then()
+            }),
+            None => finish_streams().and_then(|()| then()),
         }
-        self.streams.into_iter().try_for_each(StreamWriter::finish)
+    }
+
+    /// The hidden folder in which rows gather, if there is one, for what else is made there.
+    ///
+    /// # Errors
+    /// If the system has no more descriptors.
+    pub(crate) fn dir(&self) -> Result<Option<Dir>> {
+        Ok(self.file.as_ref().map(|file| file.dir().try_clone()).transpose()?)
     }
 
     /// Gives up, and keeps nothing: no reader is left to write for.

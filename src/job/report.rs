@@ -1,15 +1,20 @@
 //! The report on rows that could not be used.
 
 use crate::bad_input;
+use crate::files::parent;
+use crate::io::atomic::{self, same_bytes};
+use crate::io::dir::{Access, Dir};
 use crate::io::prompts::BadRow;
-use crate::io::writer::{LONGEST_NAME, hidden_name};
-use anyhow::{Context, Result};
+use crate::io::writer::LONGEST_NAME;
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use tempfile::{NamedTempFile, TempPath};
+
+/// Its name in the hidden folder of the rows, until it is moved into its place.
+const PART: &str = "errors.jsonl";
 
 /// What is added to an output's name.
 const SUFFIX: &str = ".errors.jsonl";
@@ -19,7 +24,9 @@ const SUFFIX: &str = ".errors.jsonl";
 pub struct Report {
     path: PathBuf,
     old: Old,
-    part: Option<BufWriter<NamedTempFile>>,
+    /// Where it is written until it is whole.
+    dir: Option<Dir>,
+    part: Option<BufWriter<File>>,
     rows: u64,
     /// Whether nothing more is to be written.
     closed: bool,
@@ -64,7 +71,12 @@ impl Report {
                 path.display().to_string()
             ));
         }
-        Ok(Self { path, old, part: None, rows: 0, closed: false })
+        Ok(Self { path, old, dir: None, part: None, rows: 0, closed: false })
+    }
+
+    /// Has it made in the hidden folder of the output's rows.
+    pub(super) fn make_in(&mut self, dir: Dir) {
+        self.dir = Some(dir);
     }
 
     /// Adds a prompt that could not be used, whose rows begin with `row`.
@@ -78,7 +90,15 @@ impl Report {
         let failed = format!("cannot write the report {:?}", self.path.display().to_string());
         let part = match &mut self.part {
             Some(part) => part,
-            part => part.insert(BufWriter::new(create(part_of(&self.path)).with_context(|| failed.clone())?)),
+            part => {
+                let dir = self.dir.as_ref().ok_or_else(|| anyhow!("a report without a folder"))?;
+                let make = || {
+                    // What an earlier run left of it.
+                    dir.remove(PART)?;
+                    dir.create(PART, Access::Write)
+                };
+                part.insert(BufWriter::new(make().with_context(|| failed.clone())?))
+            }
         };
         let line = Line { row, rows, place: bad.place.to_string(), reason: &bad.reason };
         let mut text = serde_json::to_vec(&line)?;
@@ -88,65 +108,61 @@ impl Report {
         Ok(())
     }
 
-    /// Puts the report into its place, and says how many rows it tells of.
+    /// Completes the report, and checks that it can go to its place.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if another one is there and has to stay; or if it cannot be written.
-    pub(super) fn finish(&mut self) -> Result<u64> {
+    pub(super) fn check(&mut self) -> Result<()> {
         let name = self.path.display().to_string();
         let failed = || format!("cannot write the report {name:?}");
-        let part = self.part.take().map(BufWriter::into_inner).transpose();
-        let part = part.map_err(|error| error.into_error()).with_context(failed)?;
-        if let Some(part) = &part {
-            part.as_file().sync_all().with_context(failed)?;
+        if let Some(part) = &mut self.part {
+            part.flush().and_then(|()| atomic::sync_all(part.get_ref())).with_context(failed)?;
         }
-        let new = part.as_ref().map(NamedTempFile::path);
-        if self.old == Old::Compared && !self.is_same(new).with_context(failed)? {
-            return Err(bad_input!(
+        match self.old {
+            Old::Compared if !self.is_same().with_context(failed)? => Err(bad_input!(
                 "{name:?} is of another run; move it away and --resume, or --overwrite replaces it"
-            ));
-        }
-        let Some(part) = part.map(NamedTempFile::into_temp_path) else { return Ok(0) };
-        let moved = match self.old {
-            Old::Refused => part.persist_noclobber(&self.path),
-            Old::Compared | Old::Replaced => part.persist(&self.path),
-        };
-        match moved {
-            Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
-                Err(bad_input!("{name:?} appeared while the embeddings were computed; move it away, and --resume"))
-            }
-            moved => moved.map(|()| self.rows).with_context(failed),
+            )),
+            Old::Refused if self.part.is_some() && fs::symlink_metadata(&self.path).is_ok() => Err(self.appeared()),
+            _ => Ok(()),
         }
     }
 
-    /// Whether the report that is there, if one is, holds what `part` does, or nothing if there is none.
-    fn is_same(&self, part: Option<&Path>) -> io::Result<bool> {
-        let old = match File::open(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
-            old => BufReader::new(old?),
-        };
-        let Some(part) = part else { return Ok(false) };
-        let mut new = BufReader::new(File::open(part)?).bytes();
-        for byte in old.bytes() {
-            if new.next().transpose()? != Some(byte?) {
-                return Ok(false);
-            }
-        }
-        Ok(new.next().is_none())
-    }
-
-    /// Removes what an earlier run reported, if it may be: once the output that it was about is replaced by one about
-    /// which there is nothing to report.
+    /// Puts the report into its place, once the output is in its own, and says of how many rows it tells. Where there is
+    /// nothing to report, what an earlier run reported of an output that is replaced goes.
     ///
     /// # Errors
-    /// If it is there and cannot be removed.
-    pub(super) fn remove_old(&self) -> Result<()> {
-        if self.old == Old::Replaced && self.rows == 0 && self.path.is_file() {
-            let name = self.path.display().to_string();
-            fs::remove_file(&self.path)
-                .with_context(|| format!("cannot remove the report {name:?} of an earlier run"))?;
+    /// [`crate::error::BadInput`] if another one is there and has to stay; or if it cannot be moved.
+    pub(super) fn publish(&mut self) -> Result<u64> {
+        let name = self.path.display().to_string();
+        let Some(dir) = self.dir.as_ref().filter(|_| self.part.is_some()) else {
+            if self.old == Old::Replaced && self.path.is_file() {
+                fs::remove_file(&self.path)
+                    .with_context(|| format!("cannot remove the report {name:?} of an earlier run"))?;
+            }
+            return Ok(0);
+        };
+        match atomic::move_file(dir, OsStr::new(PART), &self.path, self.old != Old::Refused) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(self.appeared()),
+            moved => {
+                let moved = moved.and_then(|()| atomic::sync_folder(parent(&self.path)));
+                moved.with_context(|| format!("cannot write the report {name:?}"))?;
+                Ok(self.rows)
+            }
         }
-        Ok(())
+    }
+
+    fn appeared(&self) -> anyhow::Error {
+        let name = self.path.display().to_string();
+        bad_input!("{name:?} appeared while the embeddings were computed; move it away, and --resume")
+    }
+
+    /// Whether the report that is there, if one is, holds what this one does, or nothing if there is none.
+    fn is_same(&self) -> io::Result<bool> {
+        let Ok(old) = fs::symlink_metadata(&self.path) else { return Ok(true) };
+        match self.dir.as_ref().filter(|_| self.part.is_some()) {
+            Some(dir) if old.is_file() => same_bytes(dir.open_file(PART, Access::Read)?, File::open(&self.path)?),
+            _ => Ok(false),
+        }
     }
 
     /// Gives up what is not whole: the run that goes on writes it again.
@@ -172,71 +188,79 @@ fn path_beside(output: &Path) -> PathBuf {
     path.into()
 }
 
-/// A file that is removed unless it gets another name.
-fn create(path: PathBuf) -> io::Result<NamedTempFile> {
-    Ok(NamedTempFile::from_parts(File::create(&path)?, TempPath::try_from_path(path)?))
-}
-
-/// Where it is written until it is whole.
-fn part_of(path: &Path) -> PathBuf {
-    path.with_file_name(hidden_name(path, ".part"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::io::prompts::Place;
     use tempfile::TempDir;
 
+    /// A folder for an output, and a report on it with so many rows, made in a folder inside.
+    fn report(folder: &TempDir, old: Old, rows: u64) -> Result<Report> {
+        let hidden = folder.path().join("hidden");
+        fs::create_dir_all(&hidden).unwrap();
+        let mut report = Report::beside(&folder.path().join("e.npy"), old)?;
+        report.make_in(Dir::open(&hidden).unwrap());
+        let bad = BadRow { place: Place::Line(3), reason: "no \"prompt\"".into() };
+        (0..rows).try_for_each(|row| report.add(row, 1, &bad))?;
+        Ok(report)
+    }
+
+    fn finish(folder: &TempDir, old: Old, rows: u64) -> Result<u64> {
+        let mut report = report(folder, old, rows)?;
+        report.check()?;
+        report.publish()
+    }
+
     #[test]
     fn a_report_appears_when_it_is_done_and_if_there_is_something_to_tell() {
         let folder = TempDir::new().unwrap();
-        let output = folder.path().join("e.npy");
-        let names = || folder.path().read_dir().unwrap().count();
-        assert_eq!(Report::beside(&output, Old::Refused).unwrap().finish().unwrap(), 0);
-        assert_eq!(names(), 0);
-        let bad = BadRow { place: Place::Line(3), reason: "no \"prompt\"".into() };
-        let mut report = Report::beside(&output, Old::Refused).unwrap();
-        report.add(4, 2, &bad).unwrap();
-        drop(report);
-        assert_eq!(names(), 0, "an unfinished report goes");
-        let mut report = Report::beside(&output, Old::Refused).unwrap();
-        report.add(4, 2, &bad).unwrap();
-        assert_eq!(report.finish().unwrap(), 2);
-        let text = fs::read_to_string(folder.path().join("e.npy.errors.jsonl")).unwrap();
-        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let expected = serde_json::json!({"row": 4, "rows": 2, "place": "line 3", "reason": "no \"prompt\""});
-        assert_eq!(line, expected);
-        assert!(Report::beside(&output, Old::Refused).is_err());
-        assert!(Report::beside(&output, Old::Replaced).is_ok());
+        let path = folder.path().join("e.npy.errors.jsonl");
+        assert_eq!(finish(&folder, Old::Refused, 0).unwrap(), 0);
+        assert!(!path.exists());
+        drop(report(&folder, Old::Refused, 2).unwrap());
+        assert!(!path.exists(), "an unfinished report goes");
+        assert_eq!(finish(&folder, Old::Refused, 2).unwrap(), 2);
+        let text = fs::read_to_string(&path).unwrap();
+        let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let expected = serde_json::json!({"row": 1, "rows": 1, "place": "line 3", "reason": "no \"prompt\""});
+        assert_eq!((text.lines().count(), line), (2, expected));
+        assert!(report(&folder, Old::Refused, 0).is_err());
+        assert!(report(&folder, Old::Replaced, 0).is_ok());
     }
 
     #[test]
     fn a_report_of_another_run_stays_unless_it_may_be_replaced() {
         let folder = TempDir::new().unwrap();
-        let output = folder.path().join("e.npy");
         let path = folder.path().join("e.npy.errors.jsonl");
-        let bad = BadRow { place: Place::Line(3), reason: "no".into() };
-        let finish = |old, rows: u64| {
-            let mut report = Report::beside(&output, old)?;
-            (0..rows).try_for_each(|row| report.add(row, 1, &bad))?;
-            let finished = report.finish()?;
-            report.remove_old()?;
-            anyhow::Ok(finished)
-        };
-        assert_eq!(finish(Old::Compared, 2).unwrap(), 2);
+        assert_eq!(finish(&folder, Old::Compared, 2).unwrap(), 2);
         let own = fs::read(&path).unwrap();
-        assert_eq!(finish(Old::Compared, 2).unwrap(), 2, "a run that goes on finds its own");
+        assert_eq!(finish(&folder, Old::Compared, 2).unwrap(), 2, "a run that goes on finds its own");
         for rows in [0, 1, 3] {
-            let error = finish(Old::Compared, rows).unwrap_err();
+            let error = finish(&folder, Old::Compared, rows).unwrap_err();
             assert!(error.to_string().contains("of another run"), "{error}");
             assert_eq!(fs::read(&path).unwrap(), own);
-            assert_eq!(folder.path().read_dir().unwrap().count(), 1);
         }
-        assert_eq!(finish(Old::Replaced, 1).unwrap(), 1);
+        assert_eq!(finish(&folder, Old::Replaced, 1).unwrap(), 1);
         assert_ne!(fs::read(&path).unwrap(), own);
-        assert_eq!(finish(Old::Replaced, 0).unwrap(), 0);
+        assert_eq!(finish(&folder, Old::Replaced, 0).unwrap(), 0);
         assert!(!path.exists(), "there is nothing to report");
+        let mut late = report(&folder, Old::Refused, 1).unwrap();
+        fs::write(&path, "precious").unwrap();
+        assert!(late.check().is_err() && late.publish().is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_report_is_not_written_through_a_link() {
+        let folder = TempDir::new().unwrap();
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        fs::create_dir(folder.path().join("hidden")).unwrap();
+        let places = ["hidden/errors.jsonl", ".e.npy.errors.jsonl.part"].map(|name| folder.path().join(name));
+        places.iter().for_each(|place| std::os::unix::fs::symlink(&precious, place).unwrap());
+        assert_eq!(finish(&folder, Old::Refused, 2).unwrap(), 2);
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        assert!(folder.path().join("e.npy.errors.jsonl").is_file());
     }
 
     #[test]

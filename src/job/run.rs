@@ -168,15 +168,15 @@ impl Run {
     }
 }
 
-/// Completes the report and the outputs. Gives the number of rows that are reported, if any are, and the report.
+/// Completes the outputs and then the report on them. Gives the number of rows that are reported, if any are, and the
+/// report.
 fn complete(writer: EmbeddingWriter, report: Option<&Mutex<Report>>) -> Result<Option<(u64, PathBuf)>> {
     let Some(mut report) = report.map(locked) else {
         writer.finish()?;
         return Ok(None);
     };
-    let count = report.finish()?;
-    writer.finish()?;
-    report.remove_old()?;
+    report.check()?;
+    let count = writer.finish_and(|| report.publish())?;
     Ok((count > 0).then(|| (count, report.path().to_path_buf())))
 }
 

@@ -11,6 +11,9 @@ use anyhow::Result;
 use std::thread;
 use tch::Device;
 
+/// The name of the setting that a run which goes on takes from the one before.
+pub(super) const BATCH_SIZE: &str = "--batch-size";
+
 /// What the user says of how a job is computed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted {
@@ -110,7 +113,7 @@ impl Sizes {
         fingerprint.push("--samples-per-prompt", rules.samples);
         fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
         fingerprint.push("--dtype", options.precision.name());
-        fingerprint.push("--batch-size", self.batch_size);
+        fingerprint.push(BATCH_SIZE, self.batch_size);
         if options.device == Device::Cpu {
             self.add_processor_to(fingerprint)?;
         }

@@ -49,11 +49,15 @@ impl Part {
 
     /// The same of an output of a known form.
     pub(super) fn open_as(path: &Path, format: OutputFormat) -> Result<Self> {
-        let name = shown(path);
         if let Err(error) = fs::metadata(path) {
-            return Err(error).or_bad_input(|| format!("cannot read {name}"));
+            return Err(error).or_bad_input(|| format!("cannot read {}", shown(path)));
         }
-        let record = record(path, format)?;
+        Self::with_record(path, format, record(path, format)?)
+    }
+
+    /// The same of an output that has its record elsewhere.
+    pub(super) fn with_record(path: &Path, format: OutputFormat, record: ShardRecord) -> Result<Self> {
+        let name = shown(path);
         check(&record).or_bad_input(|| format!("{name}: what it says of its shard cannot be right; make it again"))?;
         let rows = match format {
             OutputFormat::Npy | OutputFormat::Npz | OutputFormat::Safetensors => {
@@ -136,7 +140,7 @@ fn record(path: &Path, format: OutputFormat) -> Result<ShardRecord> {
         _ => {
             let file = shard_file(path, format);
             match fs::metadata(&file) {
-                Ok(metadata) if metadata.len() <= LONGEST_RECORD => {
+                Ok(metadata) if metadata.is_file() && metadata.len() <= LONGEST_RECORD => {
                     Some(fs::read_to_string(&file).or_bad_input(|| format!("cannot read {}", shown(&file)))?)
                 }
                 _ => {

@@ -1,6 +1,7 @@
 //! Rows in JSON lines and Parquet.
 
 use super::part::PartRow;
+use crate::io::prompts::parquet::guard::guarded;
 use crate::io::shard::METADATA_KEY;
 use crate::io::writer::{ArrayName, OutputRow};
 use anyhow::{Context, Result, bail};
@@ -77,9 +78,10 @@ pub(super) struct TableRows {
 impl TableRows {
     pub(super) fn open(path: &Path, prompt_column: &'static str, arrays: &[&'static str]) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot read {path:?}"))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(TABLE_ROWS);
-        let batch = RecordBatch::new_empty(builder.schema().clone());
-        let batches = builder.build()?;
+        let (batch, batches) = guarded(|| {
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(TABLE_ROWS);
+            Ok((RecordBatch::new_empty(builder.schema().clone()), builder.build()?))
+        })?;
         Ok(Self { batches, batch, next: 0, prompt_column, arrays: arrays.to_vec() })
     }
 
@@ -111,7 +113,7 @@ impl TableRows {
 
     pub(super) fn is_at_end(&mut self) -> Result<bool> {
         while self.next == self.batch.num_rows() {
-            match self.batches.next().transpose()? {
+            match guarded(|| Ok(self.batches.next().transpose()))?? {
                 Some(batch) => (self.batch, self.next) = (batch, 0),
                 None => return Ok(true),
             }
@@ -141,7 +143,8 @@ fn list_values(column: &dyn Array, place: usize, numbers: &mut Vec<f32>) -> Opti
 
 /// What a Parquet file says of its shard.
 pub(super) fn parquet_metadata(path: &Path) -> Result<Option<String>> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path)?)?;
+    let file = File::open(path)?;
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file))?;
     let entries = builder.metadata().file_metadata().key_value_metadata();
     let record = entries.and_then(|entries| entries.iter().find(|entry| entry.key == METADATA_KEY));
     Ok(record.and_then(|record| record.value.clone()))

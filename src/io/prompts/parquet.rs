@@ -4,7 +4,7 @@
 //! `Utf8View`, dictionaries of them) are stored alike; one that is not UTF-8 spoils its row alone; and a long text that
 //! many rows of a dictionary share is in memory once.
 
-mod guard;
+pub(in crate::io) mod guard;
 #[cfg(test)]
 mod tests;
 

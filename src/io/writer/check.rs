@@ -1,7 +1,8 @@
 //! A look at where outputs are to go, before the work that decides what they hold.
 
-use super::paths::{check_free, check_paths, has_stopped_run, resolve, shown};
-use super::{Output, OutputFormat, WriteOptions, stream};
+use super::claim;
+use super::paths::{check_free, check_paths, has_stopped_run, record_file, resolve, shown, working_folder};
+use super::{OutputFormat, WriteOptions, stream};
 use crate::error::OrBadInput;
 use crate::files::parent;
 use anyhow::Result;
@@ -17,12 +18,15 @@ use tempfile::tempfile_in;
 pub fn check(options: &WriteOptions) -> Result<()> {
     options.check()?;
     let filed = options.outputs.iter().filter(|output| !stream::is_stream(&output.path));
-    let outputs: Vec<Output> = filed.cloned().map(resolve).collect();
-    check_paths(&outputs, options.shard.is_some())?;
-    // A shard that is there already may be the one that is asked for.
-    let may_be_there = options.resume && (options.shard.is_some() || outputs.first().is_some_and(has_stopped_run));
-    if !may_be_there {
-        check_free(&outputs, options)?;
+    let outputs = filed.cloned().map(resolve).collect::<Result<Vec<_>>>()?;
+    check_paths(&outputs, options)?;
+    if let Some(main) = outputs.first() {
+        claim::check(&working_folder(main), &shown(&main.path))?;
+        // What is there already may be what is asked for.
+        let is_done = options.shard.is_some() || record_file(&main.path).is_file();
+        if !(options.resume && (is_done || has_stopped_run(main))) {
+            check_free(&outputs, options)?;
+        }
     }
     for output in &outputs {
         let is_made = output.format == OutputFormat::Folder && output.path.is_dir();

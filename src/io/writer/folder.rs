@@ -3,10 +3,11 @@
 
 use super::store::Store;
 use super::{ArrayName, Arrays, npy, parquet};
+use crate::io::atomic;
+use crate::io::dir::{Access, Dir};
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
 
 /// The folder of what rows belong to.
 pub(in crate::io) const METADATA: &str = "metadata";
@@ -25,10 +26,10 @@ pub(super) fn parts(arrays: Arrays) -> Vec<&'static str> {
 }
 
 /// Writes all files below `folder`, `rows_per_file` rows in each.
-pub(super) fn write(store: &Store, arrays: Arrays, rows_per_file: u64, folder: &Path) -> Result<()> {
-    for part in parts(arrays) {
-        std::fs::create_dir_all(folder.join(part))?;
-    }
+pub(super) fn write(store: &Store, arrays: Arrays, rows_per_file: u64, folder: &Dir) -> Result<()> {
+    let metadata = folder.make_dir(METADATA)?;
+    let arrays = arrays.names().iter().map(|array| Ok((*array, folder.make_dir(array_folder(*array))?)));
+    let arrays = arrays.collect::<Result<Vec<_>>>()?;
     // One file at least, so that readers see the shape of no rows.
     let files = store.rows.div_ceil(rows_per_file).max(1);
     let width = number_width(files);
@@ -36,18 +37,17 @@ pub(super) fn write(store: &Store, arrays: Arrays, rows_per_file: u64, folder: &
     for file in 0..files {
         let first = file * rows_per_file;
         let count = rows_per_file.min(store.rows - first);
-        for array in arrays.names() {
+        for (array, folder) in &arrays {
             let name = array_folder(*array);
-            create(&folder.join(name).join(format!("{name}_{file:0width$}.npy")), |output| {
+            create(folder, &format!("{name}_{file:0width$}.npy"), |output| {
                 npy::write(store, *array, first, count, output)
             })?;
         }
-        create(&folder.join(METADATA).join(format!("{METADATA}_{file:0width$}.parquet")), |mut output| {
+        create(&metadata, &format!("{METADATA}_{file:0width$}.parquet"), |mut output| {
             parquet::write_metadata(&mut rows, count, &mut output)
         })?;
     }
-    parts(arrays).iter().try_for_each(|part| super::publish::sync_folder(&folder.join(part)))?;
-    Ok(super::publish::sync_folder(folder)?)
+    arrays.iter().map(|(_, folder)| folder).chain([&metadata, folder]).try_for_each(|folder| Ok(folder.sync()?))
 }
 
 /// Digits of a file's number. Readers sort by name, so all have as many.
@@ -55,13 +55,17 @@ fn number_width(files: u64) -> usize {
     files.saturating_sub(1).to_string().len().max(4)
 }
 
-/// Makes a file, and waits until it is on the disk.
-pub(super) fn create(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("cannot create {path:?}"))?;
+/// Makes a file, and waits until it is on the disk. What an earlier try left of it goes.
+pub(super) fn create(dir: &Dir, name: &str, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let make = || {
+        dir.remove(name)?;
+        dir.create(name, Access::Write)
+    };
+    let file = make().with_context(|| format!("cannot create {:?}", dir.path().join(name)))?;
     let mut output = BufWriter::with_capacity(1 << 20, file);
     write(&mut output)?;
     output.flush()?;
-    Ok(output.get_ref().sync_all()?)
+    Ok(atomic::sync_all(output.get_ref())?)
 }
 
 #[cfg(test)]

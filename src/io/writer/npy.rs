@@ -2,11 +2,11 @@
 
 use super::store::Store;
 use super::{ArrayName, OutputDtype};
+use crate::io::atomic;
+use crate::io::dir::Access;
 use anyhow::{Result, bail};
 use ndarray_npy::npy::header::{Header, Layout};
-use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::Path;
 
 /// Bytes of the header. numpy pads it to a multiple of 64, and two dimensions of up to 20 digits fit into 128.
 pub(in crate::io) const HEADER_LEN: u64 = 128;
@@ -29,10 +29,10 @@ pub(super) fn write(store: &Store, array: ArrayName, first: u64, rows: u64, outp
 }
 
 /// Makes the data file of an array a `.npy` file where it lies.
-pub(super) fn write_in_place(store: &Store, array: ArrayName, path: &Path) -> Result<()> {
-    let mut file = File::options().write(true).open(path)?;
+pub(super) fn write_in_place(store: &Store, array: ArrayName) -> Result<()> {
+    let mut file = store.dir.open_file(array.name(), Access::Write)?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&header(store.rows, store.dim, store.dtype)?)?;
     debug_assert_eq!(file.metadata()?.len(), HEADER_LEN + store.array_bytes(), "{array:?}");
-    Ok(file.sync_all()?)
+    Ok(atomic::sync_all(&file)?)
 }

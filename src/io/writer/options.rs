@@ -251,10 +251,20 @@ impl WriteOptions {
     }
 
     /// What decides the rows, without what decides how these outputs hold them.
-    pub(in crate::io) fn row_fingerprint(&self) -> Fingerprint {
+    fn row_fingerprint(&self) -> Fingerprint {
         let mut fingerprint = self.fingerprint.clone();
         fingerprint.push("--normalize", self.normalize);
         fingerprint
+    }
+
+    /// Whether a record goes beside an output that is no shard, by which the same run finds it done when it is sent again.
+    pub(in crate::io) fn leaves_record(&self) -> bool {
+        self.resume && self.shard.is_none()
+    }
+
+    /// What an output's record says of the settings. Shards may be joined to another form than they have.
+    pub(in crate::io) fn record_fingerprint(&self) -> Fingerprint {
+        if self.shard.is_some() { self.row_fingerprint() } else { self.whole_fingerprint() }
     }
 
     /// What decides the rows and how they are written.

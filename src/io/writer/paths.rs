@@ -4,14 +4,22 @@ use super::{Arrays, Output, OutputFormat, WriteOptions, folder};
 use crate::bad_input;
 use crate::error::OrBadInput;
 use crate::files::parent;
+use crate::io::atomic;
+use crate::io::shard::ShardRecord;
 use anyhow::Result;
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// What the name of a file with a shard's record adds to the output's.
 pub(in crate::io) const SHARD_SUFFIX: &str = ".shard.json";
+
+/// What the name of the record of an output that is no shard adds to the output's.
+const RECORD_SUFFIX: &str = ".run.json";
+
+/// The longest record that is read.
+const LONGEST_RECORD: u64 = 64 << 20;
 
 /// Bytes of the longest name that common file systems take.
 pub(crate) const LONGEST_NAME: usize = 255;
@@ -30,9 +38,8 @@ pub(in crate::io) fn shown(path: &Path) -> String {
 }
 
 /// The output with links followed, so that what they lead to is written and not the link replaced.
-pub(super) fn resolve(output: Output) -> Output {
-    let path = fs::canonicalize(&output.path).unwrap_or(output.path);
-    Output { path, ..output }
+pub(in crate::io) fn resolve(output: Output) -> Result<Output> {
+    Ok(Output { path: atomic::resolve(&output.path)?, ..output })
 }
 
 /// The hidden folder in which rows gather: beside a file, inside a folder.
@@ -43,9 +50,12 @@ pub(super) fn working_folder(output: &Output) -> PathBuf {
     }
 }
 
-/// Whether an earlier run that writes the output has not come to its end.
+/// Whether an earlier run that writes the output, whose links are followed, has not come to its end. What is there may be
+/// another's; but an empty folder is what a run left that was killed when all was done.
 pub(in crate::io) fn has_stopped_run(output: &Output) -> bool {
-    working_folder(&resolve(output.clone())).exists()
+    let folder = working_folder(output);
+    fs::symlink_metadata(&folder).is_ok()
+        && !fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// The file with a shard's record that goes with an output.
@@ -56,12 +66,29 @@ pub(in crate::io) fn shard_file(path: &Path, format: OutputFormat) -> PathBuf {
     }
 }
 
-/// Where an output is made that is not in the hidden folder of the run: beside its place, under a name that no run with
-/// another main output has.
-pub(super) fn part_beside(path: &Path, main: &Path) -> PathBuf {
-    let run = whole(main).unwrap_or_else(|| main.to_path_buf());
-    let run = crc32fast::hash(run.as_os_str().as_encoded_bytes());
-    parent(path).join(hidden_name(path, &format!(".prior-embed-part-{run:08x}")))
+/// The file with the record of an output that is no shard.
+pub(in crate::io) fn record_file(path: &Path) -> PathBuf {
+    with_suffix(path, RECORD_SUFFIX)
+}
+
+/// The record of an output in a file, if there is one.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if it is none.
+pub(in crate::io) fn read_record(file: &Path) -> Result<Option<ShardRecord>> {
+    if !fs::metadata(file).is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(None);
+    }
+    let name = shown(file);
+    let mut text = Vec::new();
+    let read = fs::File::open(file).and_then(|file| file.take(LONGEST_RECORD).read_to_end(&mut text));
+    read.or_bad_input(|| format!("cannot read {name}"))?;
+    serde_json::from_slice(&text).map(Some).or_bad_input(|| format!("{name} is no record of an output"))
+}
+
+/// Whether a file is the record of an output that is no shard: it goes with that output.
+pub(super) fn is_record(file: &Path) -> bool {
+    file.to_string_lossy().ends_with(RECORD_SUFFIX) && matches!(read_record(file), Ok(Some(_)))
 }
 
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -85,8 +112,8 @@ pub(crate) fn hidden_name(path: &Path, suffix: &str) -> OsString {
     hidden
 }
 
-/// Refuses places where nothing can be written, and two outputs in one place; `is_shard` says that records go beside them.
-pub(super) fn check_paths(outputs: &[Output], is_shard: bool) -> Result<()> {
+/// Refuses places where nothing can be written, and two outputs in one place.
+pub(super) fn check_paths(outputs: &[Output], options: &WriteOptions) -> Result<()> {
     for (place, output) in outputs.iter().enumerate() {
         let path = &output.path;
         let name = shown(path);
@@ -103,8 +130,12 @@ pub(super) fn check_paths(outputs: &[Output], is_shard: bool) -> Result<()> {
         if !is_folder && path.file_name().is_none() {
             return Err(bad_input!("{name} is no file name"));
         }
-        let record = shard_file(path, output.format);
-        let longest = if is_shard && !holds_record(output.format) { &record } else { path };
+        let (shard, record) = (shard_file(path, output.format), record_file(path));
+        let longest = match options.shard {
+            Some(_) if !holds_record(output.format) => &shard,
+            None if options.leaves_record() => &record,
+            _ => path,
+        };
         if longest.file_name().is_some_and(|name| name.len() > LONGEST_NAME) {
             let name = shown(longest);
             return Err(bad_input!("{name} is longer than a file's name may be; give a shorter one"));
@@ -126,7 +157,9 @@ pub(super) fn check_free(outputs: &[Output], options: &WriteOptions) -> Result<(
     if options.overwrite {
         return Ok(());
     }
-    for place in outputs.iter().flat_map(places) {
+    let records = outputs.iter().filter(|_| options.leaves_record()).map(|output| record_file(&output.path));
+    let records = records.filter(|record| !is_record(record));
+    for place in outputs.iter().flat_map(places).chain(records) {
         if fs::symlink_metadata(&place).is_ok() {
             let name = shown(&place);
             return Err(if options.resume {

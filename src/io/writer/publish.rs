@@ -2,11 +2,17 @@
 
 use crate::bad_input;
 use crate::files::parent;
+use crate::io::atomic::{self, sync_folder};
+use crate::io::dir::Dir;
 use anyhow::{Context, Error, Result};
+use rustix::fs::FileType;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use tempfile::TempPath;
+
+/// Where folders go that are replaced, in the hidden folder.
+const TRASH: &str = "replaced";
 
 /// What to do where something is in the way.
 #[derive(Debug, Clone, Copy)]
@@ -15,8 +21,8 @@ pub(super) struct Rules<'a> {
     pub(super) overwrite: bool,
     /// Whether what was to go there is kept for a run that goes on, if it must stay.
     pub(super) keep: bool,
-    /// Where folders go that are replaced.
-    pub(super) trash: &'a Path,
+    /// The hidden folder.
+    pub(super) dir: &'a Dir,
 }
 
 impl Rules<'_> {
@@ -35,6 +41,7 @@ impl Rules<'_> {
 /// A complete file or folder, and its place.
 #[derive(Debug)]
 pub(super) struct Publication {
+    /// Where it is in the hidden folder.
     pub(super) part: PathBuf,
     pub(super) target: PathBuf,
 }
@@ -47,14 +54,13 @@ impl Publication {
     /// [`crate::error::BadInput`] if something is there and must stay; or if the move fails.
     pub(super) fn publish(&self, rules: Rules) -> Result<()> {
         let Self { part, target } = self;
-        let failed = || format!("cannot move {part:?} to {target:?}");
-        let Ok(metadata) = fs::symlink_metadata(part) else {
+        let failed = || format!("cannot move {:?} to {target:?}", rules.dir.path().join(part));
+        let Some((dir, name, kind)) = self.find(rules.dir).with_context(failed)? else {
             return fs::symlink_metadata(target).map(drop).with_context(failed);
         };
-        let moved = match (metadata.is_dir(), rules.overwrite) {
-            (true, _) => move_folder(part, target, rules),
-            (false, true) => fs::rename(part, target),
-            (false, false) => move_to_free_place(part, target),
+        let moved = match kind {
+            FileType::Directory => move_folder(&dir, &name, target, rules),
+            _ => atomic::move_file(&dir, &name, target, rules.overwrite),
         };
         match moved {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(rules.appeared(target)),
@@ -62,33 +68,45 @@ impl Publication {
         }
         sync_folder(parent(target)).with_context(failed)
     }
-}
 
-fn move_to_free_place(part: &Path, target: &Path) -> io::Result<()> {
-    let Err(error) = TempPath::try_from_path(part)?.persist_noclobber(target) else { return Ok(()) };
-    // Or it would be removed.
-    let _ = error.path.keep();
-    Err(error.error)
+    /// Whether it is there to be moved.
+    pub(super) fn is_there(&self, dir: &Dir) -> bool {
+        matches!(self.find(dir), Ok(Some(_)))
+    }
+
+    fn find(&self, dir: &Dir) -> io::Result<Option<(Dir, std::ffi::OsString, FileType)>> {
+        let (dir, name) = match dir.descend(&self.part) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        let kind = dir.kind(&name)?;
+        Ok(kind.map(|kind| (dir, name, kind)))
+    }
 }
 
 /// Folders cannot replace each other: the old one moves out of the way first.
-fn move_folder(part: &Path, target: &Path, rules: Rules) -> io::Result<()> {
+fn move_folder(dir: &Dir, name: &OsStr, target: &Path, rules: Rules) -> io::Result<()> {
     if fs::symlink_metadata(target).is_ok() {
         if !rules.overwrite {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        move_away(target, rules.trash)?;
+        move_away(target, rules.dir)?;
     }
-    fs::rename(part, target)
+    atomic::move_folder(dir, name, target)
 }
 
-fn move_away(target: &Path, trash: &Path) -> io::Result<()> {
-    fs::create_dir_all(trash)?;
-    let old = trash.join(target.file_name().unwrap_or_default());
-    if old.is_dir() {
-        fs::remove_dir_all(&old)?;
+/// Moves what is to be removed out of the way at once, where that can be done.
+fn move_away(target: &Path, dir: &Dir) -> io::Result<()> {
+    if dir.kind(TRASH)?.is_none() {
+        dir.make_dir(TRASH)?;
     }
-    fs::rename(target, old)
+    let trash = dir.open_dir(TRASH)?;
+    let name = target.file_name().unwrap_or_default();
+    trash.remove(name)?;
+    match rustix::fs::renameat(rustix::fs::CWD, target, &trash, name) {
+        Err(rustix::io::Errno::XDEV) => fs::remove_dir_all(target),
+        moved => Ok(moved?),
+    }
 }
 
 /// Removes what belongs to an output that is replaced, and would be taken for a part of the new one.
@@ -100,21 +118,8 @@ pub(super) fn remove_stale(place: &Path, rules: Rules) -> Result<()> {
     if !rules.overwrite {
         return Err(rules.appeared(place));
     }
-    let removed = if metadata.is_dir() { move_away(place, rules.trash) } else { fs::remove_file(place) };
+    let removed = if metadata.is_dir() { move_away(place, rules.dir) } else { fs::remove_file(place) };
     removed.and_then(|()| sync_folder(parent(place))).with_context(|| format!("cannot remove {place:?}"))
-}
-
-/// Waits until the names in a folder are on the disk.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    // Elsewhere a folder cannot be opened, nor needs to be.
-    if cfg!(unix) {
-        match fs::File::open(folder)?.sync_all() {
-            // Some file systems cannot.
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
-            synced => synced?,
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -122,64 +127,66 @@ mod tests {
     use super::*;
     use tempfile::TempDir;
 
-    fn rules(overwrite: bool, trash: &Path) -> Rules<'_> {
-        Rules { overwrite, keep: true, trash }
+    fn rules(overwrite: bool, dir: &Dir) -> Rules<'_> {
+        Rules { overwrite, keep: true, dir }
     }
 
-    fn parts(name: &str) -> (TempDir, Publication) {
+    /// A hidden folder, and a part in it with a place beside it.
+    fn parts(name: &str) -> (TempDir, Dir, Publication) {
         let folder = TempDir::new().unwrap();
-        let publication = Publication { part: folder.path().join("part"), target: folder.path().join(name) };
-        (folder, publication)
+        fs::create_dir(folder.path().join("hidden")).unwrap();
+        let dir = Dir::open(&folder.path().join("hidden")).unwrap();
+        let publication = Publication { part: "part".into(), target: folder.path().join(name) };
+        (folder, dir, publication)
     }
 
     #[test]
     fn a_file_that_is_there_stays_and_so_does_the_part() {
-        let (folder, publication) = parts("e.npy");
-        fs::write(&publication.part, "new").unwrap();
+        let (_folder, dir, publication) = parts("e.npy");
+        let part = dir.path().join("part");
+        fs::write(&part, "new").unwrap();
         fs::write(&publication.target, "old").unwrap();
-        let trash = folder.path().join("trash");
-        let error = publication.publish(rules(false, &trash)).unwrap_err();
+        let error = publication.publish(rules(false, &dir)).unwrap_err();
         assert_eq!(crate::error::exit_code(&error), 2, "{error}");
-        assert_eq!(fs::read(&publication.part).unwrap(), b"new");
+        assert_eq!(fs::read(&part).unwrap(), b"new");
         assert_eq!(fs::read(&publication.target).unwrap(), b"old");
-        publication.publish(rules(true, &trash)).unwrap();
+        publication.publish(rules(true, &dir)).unwrap();
         assert_eq!(fs::read(&publication.target).unwrap(), b"new");
         // A second time there is nothing left to do.
-        publication.publish(rules(false, &trash)).unwrap();
+        publication.publish(rules(false, &dir)).unwrap();
     }
 
     #[test]
     fn a_folder_takes_the_place_of_another_only_if_it_may() {
-        let (folder, publication) = parts("img_emb");
-        let trash = folder.path().join("trash");
-        for (path, name) in [(&publication.part, "new"), (&publication.target, "old")] {
+        let (_folder, dir, publication) = parts("img_emb");
+        let part = dir.path().join("part");
+        for (path, name) in [(&part, "new"), (&publication.target, "old")] {
             fs::create_dir(path).unwrap();
             fs::write(path.join(name), "").unwrap();
         }
-        assert!(publication.publish(rules(false, &trash)).is_err());
-        assert!(publication.part.join("new").exists() && publication.target.join("old").exists());
-        publication.publish(rules(true, &trash)).unwrap();
+        assert!(publication.publish(rules(false, &dir)).is_err());
+        assert!(part.join("new").exists() && publication.target.join("old").exists());
+        publication.publish(rules(true, &dir)).unwrap();
         assert!(publication.target.join("new").exists() && !publication.target.join("old").exists());
     }
 
     #[test]
     fn what_is_stale_is_removed_only_if_it_may_be() {
-        let folder = TempDir::new().unwrap();
-        let trash = folder.path().join("trash");
+        let (folder, dir, _) = parts("");
         let (file, inside) = (folder.path().join("e.npy.shard.json"), folder.path().join("negative_img_emb"));
         fs::write(&file, "old").unwrap();
         fs::create_dir(&inside).unwrap();
         for place in [&file, &inside] {
-            assert!(remove_stale(place, rules(false, &trash)).is_err() && place.exists());
-            remove_stale(place, rules(true, &trash)).unwrap();
+            assert!(remove_stale(place, rules(false, &dir)).is_err() && place.exists());
+            remove_stale(place, rules(true, &dir)).unwrap();
             assert!(!place.exists());
-            remove_stale(place, rules(false, &trash)).unwrap();
+            remove_stale(place, rules(false, &dir)).unwrap();
         }
     }
 
     #[test]
     fn nothing_to_move_and_nothing_there_is_an_error() {
-        let (folder, publication) = parts("e.npy");
-        assert!(publication.publish(rules(true, folder.path())).is_err());
+        let (_folder, dir, publication) = parts("e.npy");
+        assert!(publication.publish(rules(true, &dir)).is_err());
     }
 }

@@ -1,8 +1,15 @@
 //! Where a stream's bytes go.
 
 use super::Interrupted;
+use super::paths::shown;
+use crate::error::OrBadInput;
 use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -56,6 +63,32 @@ impl Sink {
                 Err(RecvTimeoutError::Timeout) if !self.interrupt.load(Ordering::Relaxed) => {}
                 Err(RecvTimeoutError::Timeout) if asked.get_or_insert_with(Instant::now).elapsed() < GRACE => {}
                 Err(RecvTimeoutError::Timeout) => return Err(Interrupted.into()),
+            }
+        }
+    }
+}
+
+/// Opens what is there at `path` for writing. A pipe without a reader is waited for.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if it cannot be opened; [`Interrupted`] if somebody asks to stop before a reader comes.
+pub(super) fn open(path: &Path, interrupt: &AtomicBool) -> Result<File> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let failed = || format!("cannot write to {}", shown(path));
+    loop {
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::NXIO) if fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) => {
+                if interrupt.load(Ordering::Relaxed) {
+                    return Err(Interrupted.into());
+                }
+                thread::sleep(TICK);
+            }
+            file => {
+                let file = file.or_bad_input(failed)?;
+                // From here on the system waits for the reader, and not this.
+                let flags = fcntl_getfl(&file).or_bad_input(failed)?;
+                fcntl_setfl(&file, flags - OFlags::NONBLOCK).or_bad_input(failed)?;
+                return Ok(file.into());
             }
         }
     }

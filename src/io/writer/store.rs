@@ -2,10 +2,11 @@
 
 use super::values::Encoding;
 use super::{ArrayName, Arrays, Batch, Interrupted, OutputDtype, OutputRow};
-use anyhow::{Context, Result, bail};
+use crate::io::dir::{Access, Dir};
+use anyhow::{Result, bail};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,7 +22,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    fn file_name(self) -> &'static str {
+    pub(super) fn file_name(self) -> &'static str {
         match self {
             Self::Values(array) => array.name(),
             Self::Rows => "rows",
@@ -48,11 +49,18 @@ pub(super) struct DataFile {
 }
 
 impl DataFile {
-    /// Opens the file of `content` in `folder`, or makes an empty one.
-    pub(super) fn open(folder: &Path, content: Content) -> io::Result<Self> {
-        let path = folder.join(content.file_name());
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
-        Ok(Self { content, file, path, bytes: 0 })
+    /// Opens the file of `content` in `dir`.
+    pub(super) fn open(dir: &Dir, content: Content) -> io::Result<Self> {
+        let file = dir.open_file(content.file_name(), Access::Write)?;
+        Ok(Self { content, file, path: dir.path().join(content.file_name()), bytes: 0 })
+    }
+
+    /// Makes an empty one.
+    pub(super) fn create(dir: &Dir, content: Content) -> io::Result<Self> {
+        let file = dir.create(content.file_name(), Access::Write)?;
+        let mut file = Self { content, file, path: dir.path().join(content.file_name()), bytes: 0 };
+        file.cut(0)?;
+        Ok(file)
     }
 
     /// Cuts the file to `bytes` bytes of data, after which it goes on.
@@ -92,8 +100,10 @@ pub(super) fn encode(batch: &Batch, content: Content, encoding: Encoding) -> Res
 /// Complete data files, to be read.
 #[derive(Debug)]
 pub(super) struct Store<'a> {
-    pub(super) folder: &'a Path,
+    pub(super) dir: &'a Dir,
     pub(super) rows: u64,
+    /// Bytes of what is known of them.
+    pub(super) rows_bytes: u64,
     pub(super) dim: usize,
     pub(super) dtype: OutputDtype,
     /// Ends the reading when it is set.
@@ -104,7 +114,18 @@ pub(super) struct Store<'a> {
 #[derive(Debug)]
 pub(super) struct Input {
     file: File,
+    path: PathBuf,
+    /// Bytes that are still to come.
+    left: u64,
     interrupt: Arc<AtomicBool>,
+}
+
+/// Rows that were written and cannot be read again: they are not kept.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path:?}: {cause}")]
+pub(super) struct Lost {
+    path: PathBuf,
+    cause: io::Error,
 }
 
 impl Read for Input {
@@ -112,7 +133,15 @@ impl Read for Input {
         if self.interrupt.load(Ordering::Relaxed) {
             return Err(io::Error::other(Interrupted));
         }
-        self.file.read(buffer)
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = match self.file.read(&mut buffer[..most]) {
+            Ok(0) if most > 0 => Err(ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            read => read,
+        };
+        let read = read.map_err(|cause| io::Error::other(Lost { path: self.path.clone(), cause }))?;
+        self.left -= read as u64;
+        Ok(read)
     }
 }
 
@@ -127,21 +156,26 @@ impl Store<'_> {
         self.rows * self.row_bytes() as u64
     }
 
-    /// Where the numbers of an array are.
-    pub(super) fn path(&self, array: ArrayName) -> PathBuf {
-        self.folder.join(array.name())
+    fn input(&self, content: Content, start: u64, bytes: u64) -> Result<Input> {
+        let name = content.file_name();
+        let path = self.dir.path().join(name);
+        let open = || -> io::Result<File> {
+            let mut file = self.dir.open_file(name, Access::Read)?;
+            file.seek(SeekFrom::Start(content.start() + start))?;
+            Ok(file)
+        };
+        let interrupt = Arc::clone(&self.interrupt);
+        match open() {
+            Ok(file) => Ok(Input { file, path, left: bytes, interrupt }),
+            Err(cause) => Err(Lost { path, cause }.into()),
+        }
     }
 
     /// The bytes of an array from row `first` on.
     pub(super) fn values(&self, array: ArrayName, first: u64) -> Result<impl Read + use<>> {
-        let path = self.path(array);
-        let open = || -> io::Result<Input> {
-            let mut file = File::open(&path)?;
-            file.seek(SeekFrom::Start(VALUES_START + first * self.row_bytes() as u64))?;
-            Ok(Input { file, interrupt: Arc::clone(&self.interrupt) })
-        };
-        let rest = self.array_bytes() - first * self.row_bytes() as u64;
-        Ok(BufReader::with_capacity(1 << 20, open().with_context(|| format!("cannot read {path:?}"))?).take(rest))
+        let start = first * self.row_bytes() as u64;
+        let input = self.input(Content::Values(array), start, self.array_bytes() - start)?;
+        Ok(BufReader::with_capacity(1 << 20, input))
     }
 
     /// Copies `rows` rows of an array from row `first` on to `output`.
@@ -149,36 +183,15 @@ impl Store<'_> {
         let bytes = rows * self.row_bytes() as u64;
         let copied = io::copy(&mut self.values(array, first)?.take(bytes), output)?;
         if copied != bytes {
-            bail!("{:?} ends early", self.path(array));
+            bail!("{} ends early", array.name());
         }
         Ok(())
     }
 
-    /// CRC-32 of an array's numbers, or of what is known of the rows.
-    pub(super) fn checksum(&self, content: Content) -> Result<u32> {
-        let mut input: Box<dyn Read> = match content {
-            Content::Values(array) => Box::new(self.values(array, 0)?),
-            Content::Rows => Box::new(self.rows_input()?),
-        };
-        let mut hasher = crc32fast::Hasher::new();
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            match input.read(&mut buffer)? {
-                0 => return Ok(hasher.finalize()),
-                read => hasher.update(&buffer[..read]),
-            }
-        }
-    }
-
-    fn rows_input(&self) -> Result<Input> {
-        let path = self.folder.join(Content::Rows.file_name());
-        let file = File::open(&path).with_context(|| format!("cannot read {path:?}"))?;
-        Ok(Input { file, interrupt: Arc::clone(&self.interrupt) })
-    }
-
     /// What is known of each row.
     pub(super) fn output_rows(&self) -> Result<OutputRows> {
-        Ok(OutputRows { input: BufReader::new(self.rows_input()?), left: self.rows, line: Vec::new() })
+        let input = self.input(Content::Rows, 0, self.rows_bytes)?;
+        Ok(OutputRows { input: BufReader::new(input), left: self.rows, line: Vec::new() })
     }
 }
 

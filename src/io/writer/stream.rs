@@ -6,15 +6,15 @@
 use super::file::write_output;
 use super::paths::shown;
 use super::sink::{self, Sink};
-use super::store::{self, DataFile, Store};
+use super::store::{self, Content, DataFile, Store};
 use super::values::Encoding;
 use super::{Batch, Flow, Interrupted, Output, OutputFormat, WriteOptions, jsonl, npy};
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::io::dir::{Access, Dir};
 use anyhow::{Context, Result, bail};
 use ndarray::{Array2, ArrayView2};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -40,8 +40,8 @@ enum Form {
     Lines,
     /// So many rows, which the header says.
     Npy(u64),
-    /// Kept until the end.
-    Kept(TempDir, Vec<DataFile>),
+    /// Kept until the end, in a folder that then goes.
+    Kept(TempDir, Dir, Vec<DataFile>),
 }
 
 /// Whether `path` is written from its beginning to its end, and cannot be moved into place: standard output, a pipe or a
@@ -54,8 +54,7 @@ impl StreamWriter {
     pub(super) fn open(output: Output, options: &WriteOptions) -> Result<Self> {
         let path = output.path.clone();
         if path.as_os_str() != "-" {
-            let file = File::options().write(true).open(&path);
-            let file = file.or_bad_input(|| format!("cannot write to {}", shown(&path)))?;
+            let file = sink::open(&path, &options.interrupt)?;
             return Self::new(Box::new(file), shown(&path), output, options);
         }
         if io::stdout().is_terminal() && output.format != OutputFormat::JsonLines {
@@ -78,11 +77,11 @@ impl StreamWriter {
             (OutputFormat::Npy, Some(rows)) => Form::Npy(rows),
             _ => {
                 let folder = TempDir::with_prefix("prior-embed-").context("cannot make a temporary folder")?;
+                let dir = Dir::open(folder.path()).context("cannot open a temporary folder")?;
                 let contents = store::contents(output.arrays, output.format.holds_rows());
-                let data = contents.into_iter().map(|content| DataFile::open(folder.path(), content));
-                let mut data = data.collect::<io::Result<Vec<_>>>().context("cannot make a temporary file")?;
-                data.iter_mut().try_for_each(|file| file.cut(0))?;
-                Form::Kept(folder, data)
+                let data = contents.into_iter().map(|content| DataFile::create(&dir, content));
+                let data = data.collect::<io::Result<Vec<_>>>().context("cannot make a temporary file")?;
+                Form::Kept(folder, dir, data)
             }
         };
         let encoding = Encoding { dtype: options.out_dtype, normalize: options.normalize };
@@ -113,18 +112,19 @@ impl StreamWriter {
             Form::Lines => lines(batch, &self.output, self.encoding)?,
             Form::Npy(total) => {
                 let array = self.output.arrays.names()[0];
-                let values = store::encode(batch, store::Content::Values(array), self.encoding)?;
+                let values = store::encode(batch, Content::Values(array), self.encoding)?;
                 let header = if self.rows == 0 { npy::header(*total, dim, self.encoding.dtype)? } else { Vec::new() };
                 if self.rows + batch.rows.len() as u64 > *total {
                     bail!("more than the {total} rows that {} was to hold", self.name);
                 }
                 [header, values].concat()
             }
-            Form::Kept(_, data) => {
+            Form::Kept(_, _, data) => {
                 for file in data {
                     let part = store::encode(batch, file.content, self.encoding)?;
                     let path = shown(&file.path);
                     file.file.write_all(&part).with_context(|| format!("cannot write {path}: is the disk full?"))?;
+                    file.bytes += part.len() as u64;
                 }
                 Vec::new()
             }
@@ -152,20 +152,22 @@ impl StreamWriter {
                 bail!("{} rows in {}, which was to hold {total}", self.rows, self.name);
             }
             Form::Npy(_) => {}
-            Form::Kept(folder, _) => {
-                let folder = folder.path();
+            Form::Kept(_, dir, data) => {
+                let rows_bytes = data.iter().find(|file| file.content == Content::Rows).map_or(0, |file| file.bytes);
                 let interrupt = Arc::clone(&self.interrupt);
-                let store = Store { folder, rows: self.rows, dim, dtype: self.encoding.dtype, interrupt };
+                let store = Store { dir, rows: self.rows, rows_bytes, dim, dtype: self.encoding.dtype, interrupt };
                 let part = match self.output.format {
-                    OutputFormat::Npy => store.path(self.output.arrays.names()[0]),
-                    _ => folder.join("output"),
+                    OutputFormat::Npy => self.output.arrays.names()[0].name(),
+                    _ => "output",
                 };
-                let made = write_output(&store, &self.output, None, self.rows_per_file, &part);
+                let made = write_output(&store, &self.output, None, self.rows_per_file, part);
                 if made.is_err() && self.interrupt.load(Ordering::Relaxed) {
                     return Err(Interrupted.into());
                 }
-                made.with_context(|| format!("cannot write {}: is the disk full?", shown(&part)))?;
-                self.copy(&mut File::open(part)?)?;
+                let failed = || format!("cannot write {}: is the disk full?", shown(&dir.path().join(part)));
+                made.with_context(failed)?;
+                let mut output = dir.open_file(part, Access::Read)?;
+                self.copy(&mut output)?;
             }
         }
         Ok(())

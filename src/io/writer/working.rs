@@ -1,21 +1,21 @@
-//! The hidden folder beside an output in which its rows gather: data files, a journal of what of them is safe, a lock.
+//! The hidden folder beside an output in which its rows gather: data files, and a journal of what of them is safe.
 
-use super::lock::{LOCK, lock};
-use super::publish::sync_folder;
+use super::claim::{JOURNAL, claim};
 use super::store::{Content, DataFile};
 use crate::bad_input;
 use crate::error::OrBadInput;
 use crate::files::parent;
+use crate::io::atomic::{sync_data, sync_folder};
+use crate::io::dir::Dir;
 use crate::io::fingerprint::Fingerprint;
-use crate::io::journal::{self, BatchLine, Header, Journal, Line};
+use crate::io::journal::{self, BatchLine, End, Header, Journal, Line};
 use crate::io::shard::RowRuns;
 use anyhow::{Context, Result};
+use crc32fast::Hasher;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-const JOURNAL: &str = "journal.jsonl";
 
 /// How long written rows may wait to be on the disk. A killed process loses nothing: the system has them by then.
 const SYNC_INTERVAL: Duration = Duration::from_millis(500);
@@ -42,18 +42,22 @@ pub(super) struct Expected<'a> {
 /// The folder, locked for this run.
 #[derive(Debug)]
 pub(super) struct Working {
-    folder: PathBuf,
-    /// Held as long as this is.
-    _lock: Option<File>,
+    dir: Dir,
     pub(super) data: Vec<DataFile>,
+    /// CRC-32 of what is in each of them.
+    sums: Vec<Hasher>,
+    /// Its file holds the lock.
     journal: Journal,
-    fingerprint: Fingerprint,
+    /// Bytes of the journal's header.
+    header_bytes: u64,
     /// Numbers in a row, once known.
     dim: Option<usize>,
     rows: u64,
     /// The rows by their numbers in the whole, in a sharded run.
     runs: RowRuns,
     complete: bool,
+    /// Bytes of the journal, and rows, that are known to be on the disk.
+    synced: (u64, u64),
     /// Whether rows wait for the disk, and when they last did not.
     pub(super) is_unsynced: bool,
     pub(super) last_sync: Instant,
@@ -61,70 +65,83 @@ pub(super) struct Working {
     keep: bool,
 }
 
+/// Why rows were not written.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) path: PathBuf,
+    pub(super) error: io::Error,
+}
+
+impl Failure {
+    fn of(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self { path: path.to_path_buf(), error }
+    }
+}
+
 impl Working {
-    /// Makes or finds `folder`, and brings it to what its journal says is safe.
+    /// Makes or finds the folder at `path`, and brings it to what its journal says is safe.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the folder cannot be made, another run works in it, or its rows are not asked for
-    /// or do not fit.
-    pub(super) fn open(folder: PathBuf, expected: &Expected) -> Result<Self> {
+    /// [`crate::error::BadInput`] if the folder cannot be made, is not ours, another run works in it, or its rows are not
+    /// asked for, do not fit or cannot be trusted.
+    pub(super) fn open(path: &Path, expected: &Expected) -> Result<Self> {
         let name = expected.name;
-        let lock = lock(&folder, name)?;
-        let survey = Survey::of(&folder)?;
+        let (dir, file) = claim(path, name)?;
+        let mut journal = Journal::new(file, path.join(JOURNAL));
+        let survey = Survey::of(&journal)?;
         let is_temporary = survey.header.as_ref().is_some_and(|header| header.is_temporary);
-        let resume = expected.resume && !is_temporary;
-        if !resume {
+        let resume = expected.resume && !is_temporary && survey.header.is_some();
+        let failed = || format!("cannot write {name}: folder {path:?} cannot be written to");
+        let (found, data) = if resume {
+            let header = survey.header.as_ref();
+            header.map_or(Ok(()), |header| check_header(header, expected))?;
+            // A complete run's data may be in its place already: an empty file in its stead would be taken for the output.
+            if survey.is_complete {
+                (survey.into_found(), Vec::new())
+            } else {
+                let data = open_data(&dir, &survey, expected)?;
+                (verify(&journal, &data, &survey, expected)?, data)
+            }
+        } else {
             let is_ours = survey.header.as_ref().is_some_and(|header| header.fingerprint == *expected.fingerprint);
-            let may_drop = is_temporary || expected.overwrite || expected.restart && is_ours;
-            if !may_drop && survey.rows > 0 {
+            let may_drop = is_temporary || expected.overwrite || expected.restart && is_ours && !survey.is_damaged;
+            if !may_drop && (survey.rows > 0 || survey.is_damaged) {
                 let rows = survey.rows;
                 return Err(bad_input!(
                     "an earlier run of {name} stopped after {rows} rows; --resume goes on, --overwrite starts again"
                 ));
             }
-            empty(&folder).with_context(|| format!("cannot empty {folder:?}"))?;
-        } else if let Some(header) = &survey.header {
-            check_header(header, expected)?;
-        }
-        let failed = || format!("cannot write {name}: folder {folder:?} cannot be written to");
-        // A complete run's data may be in its place already: an empty file in its stead would be taken for the output.
-        let is_complete = resume && survey.complete;
-        let contents = if is_complete { &[] } else { expected.contents };
-        let data = contents.iter().map(|content| DataFile::open(&folder, *content));
-        let data = data.collect::<io::Result<Vec<_>>>().or_bad_input(failed)?;
-        let mut found = match resume {
-            true if is_complete => survey.into_found(),
-            true => verify(&folder, &data, expected)?,
-            false => Found::default(),
+            let begun = begin(&dir, &mut journal, expected).or_bad_input(failed)?;
+            // The name of the folder itself, too.
+            sync_folder(parent(path)).or_bad_input(failed)?;
+            begun
         };
-        let journal = Journal::open(&folder.join(JOURNAL), found.journal_bytes).or_bad_input(failed)?;
-        // The names of the files, and of the folder itself.
-        sync_folder(&folder).and_then(|()| sync_folder(parent(&folder))).or_bad_input(failed)?;
-        found.bytes.resize(data.len(), 0);
         let mut working = Self {
-            folder,
-            _lock: lock,
+            dir,
             data,
+            sums: found.sums,
             journal,
-            fingerprint: expected.fingerprint.clone(),
-            dim: found.dim,
+            header_bytes: found.header_bytes,
+            dim: found.dim.or(expected.dim),
             rows: found.rows,
             runs: found.runs,
-            complete: found.complete,
+            complete: found.is_complete,
+            synced: (found.journal_bytes, found.rows),
             is_unsynced: false,
             last_sync: Instant::now(),
             removed: false,
             keep: expected.keep,
         };
-        if !working.complete {
-            let cut = working.data.iter_mut().zip(found.bytes).try_for_each(|(file, bytes)| file.cut(bytes));
-            cut.with_context(|| format!("cannot write to {:?}", working.folder))?;
+        if resume && !working.complete {
+            working.journal.cut(found.journal_bytes).or_bad_input(failed)?;
+            let mut cut = working.data.iter_mut().zip(found.bytes);
+            cut.try_for_each(|(file, bytes)| file.cut(bytes)).or_bad_input(failed)?;
         }
         Ok(working)
     }
 
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
+    pub(super) fn dir(&self) -> &Dir {
+        &self.dir
     }
 
     pub(super) fn rows(&self) -> u64 {
@@ -139,6 +156,12 @@ impl Working {
         &self.runs
     }
 
+    /// Bytes in the data file of `content`, and their CRC-32.
+    pub(super) fn sum(&self, content: Content) -> Option<(u64, u32)> {
+        let place = self.data.iter().position(|file| file.content == content)?;
+        Some((self.data[place].bytes, self.sums[place].clone().finalize()))
+    }
+
     /// Whether the output was made of the rows, and only needs to be moved into place.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
@@ -151,15 +174,15 @@ impl Working {
         rows: u64,
         dim: usize,
         runs: Option<RowRuns>,
-    ) -> Result<(), (PathBuf, io::Error)> {
-        self.begin(dim).map_err(|error| (self.journal.path().to_path_buf(), error))?;
+    ) -> Result<(), Failure> {
         let rows = self.rows + rows;
         let bytes: Vec<u64> = self.data.iter().zip(parts).map(|(file, part)| file.bytes + part.len() as u64).collect();
         let mut hasher = BatchLine::hasher(rows, &bytes);
         parts.iter().for_each(|part| hasher.update(part));
-        for (file, part) in self.data.iter_mut().zip(parts) {
-            file.file.write_all(part).map_err(|error| (file.path.clone(), error))?;
+        for ((file, sum), part) in self.data.iter_mut().zip(&mut self.sums).zip(parts) {
+            file.file.write_all(part).map_err(Failure::of(&file.path))?;
             file.bytes += part.len() as u64;
+            sum.update(part);
         }
         let all_runs = &mut self.runs;
         runs.iter().cloned().flat_map(RowRuns::into_rows).for_each(|row| {
@@ -167,54 +190,59 @@ impl Working {
             let _ = all_runs.push(row);
         });
         let line = Line::Batch(BatchLine { rows, bytes, crc: hasher.finalize(), runs });
-        self.journal.append(&line).map_err(|error| (self.journal.path().to_path_buf(), error))?;
+        self.journal.append(line).map_err(Failure::of(self.journal.path()))?;
+        self.dim = Some(dim);
         self.rows = rows;
         self.is_unsynced = true;
         self.sync_if_due()
     }
 
     /// Puts the rows on the disk unless that was done a moment ago.
-    pub(super) fn sync_if_due(&mut self) -> Result<(), (PathBuf, io::Error)> {
+    pub(super) fn sync_if_due(&mut self) -> Result<(), Failure> {
         if self.is_unsynced && self.last_sync.elapsed() >= SYNC_INTERVAL { self.sync() } else { Ok(()) }
     }
 
-    /// Writes the header, if it is not there yet.
-    fn begin(&mut self, dim: usize) -> io::Result<()> {
-        if self.dim.is_none() {
-            let fingerprint = self.fingerprint.clone();
-            let (version, is_temporary) = (journal::VERSION, !self.keep);
-            self.journal.append(&Line::Header(Header { version, dim, fingerprint, is_temporary }))?;
-            self.dim = Some(dim);
+    /// Waits until all rows are on the disk. Those that may not be there if that fails do not count any more: the system
+    /// may show them to whoever reads them now, and not after its next start.
+    pub(super) fn sync(&mut self) -> Result<(), Failure> {
+        let result = self.try_sync();
+        if result.is_err() {
+            let (bytes, rows) = self.synced;
+            let _ = self.journal.cut(bytes);
+            self.rows = rows;
         }
-        Ok(())
+        result
     }
 
-    /// Waits until all rows are on the disk.
-    pub(super) fn sync(&mut self) -> Result<(), (PathBuf, io::Error)> {
+    fn try_sync(&mut self) -> Result<(), Failure> {
         for file in &self.data {
-            file.file.sync_data().map_err(|error| (file.path.clone(), error))?;
+            sync_data(&file.file).map_err(Failure::of(&file.path))?;
         }
-        self.journal.sync().map_err(|error| (self.journal.path().to_path_buf(), error))?;
-        (self.is_unsynced, self.last_sync) = (false, Instant::now());
+        self.journal.sync().map_err(Failure::of(self.journal.path()))?;
+        let bytes = self.journal.bytes().map_err(Failure::of(self.journal.path()))?;
+        (self.synced, self.is_unsynced, self.last_sync) = ((bytes, self.rows), false, Instant::now());
         Ok(())
     }
 
-    /// Notes that the output is made of the rows; `dim` where there are none.
+    /// Notes that the output is made of the rows.
     pub(super) fn complete(&mut self, dim: usize) -> io::Result<()> {
-        self.begin(dim)?;
-        sync_folder(&self.folder)?;
-        self.journal.append(&Line::Complete { rows: self.rows })?;
+        self.dir.sync()?;
+        self.journal.append(Line::Complete { rows: self.rows, dim })?;
         self.journal.sync()?;
         self.complete = true;
         Ok(())
     }
 
-    /// Removes the folder with all that is in it.
+    /// Removes the folder with all that is in it, the journal last: a run that is killed meanwhile finds that its output
+    /// is in its place, or that no rows are left.
     pub(super) fn remove(&mut self) -> io::Result<()> {
         self.removed = true;
-        empty(&self.folder)?;
-        fs::remove_file(self.folder.join(LOCK))?;
-        fs::remove_dir(&self.folder)
+        if !self.complete {
+            self.journal.cut(self.header_bytes)?;
+        }
+        empty(&self.dir)?;
+        self.dir.remove(JOURNAL)?;
+        fs::remove_dir(self.dir.path())
     }
 }
 
@@ -227,35 +255,74 @@ impl Drop for Working {
     }
 }
 
+/// Begins anew: drops what an earlier run left, and writes the header.
+fn begin(dir: &Dir, journal: &mut Journal, expected: &Expected) -> io::Result<(Found, Vec<DataFile>)> {
+    empty(dir)?;
+    journal.cut(0)?;
+    let Expected { dim, fingerprint, keep, .. } = *expected;
+    let header = Header { version: journal::VERSION, dim, fingerprint: fingerprint.clone(), is_temporary: !keep };
+    let bytes = journal.append(Line::Header(header))?;
+    journal.sync()?;
+    let data = expected.contents.iter().map(|content| DataFile::create(dir, *content));
+    let data = data.collect::<io::Result<Vec<_>>>()?;
+    dir.sync()?;
+    let sums = vec![Hasher::new(); data.len()];
+    Ok((Found { dim, sums, header_bytes: bytes, journal_bytes: bytes, ..Found::default() }, data))
+}
+
+/// Opens the data files of a run that is not complete. A run that was killed as it began may have left without some.
+fn open_data(dir: &Dir, survey: &Survey, expected: &Expected) -> Result<Vec<DataFile>> {
+    let open = |content: Content| match DataFile::open(dir, content) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && survey.rows == 0 => DataFile::create(dir, content),
+        file => file,
+    };
+    expected.contents.iter().map(|content| open(*content)).collect::<io::Result<Vec<_>>>().or_bad_input(|| {
+        let Expected { name, .. } = expected;
+        let folder = dir.path();
+        format!("cannot go on with {name}: rows that {folder:?} should hold cannot be opened; --overwrite starts again")
+    })
+}
+
 /// What a journal says, without a look at the data.
 struct Survey {
     header: Option<Header>,
+    header_bytes: u64,
     rows: u64,
-    complete: bool,
+    /// Numbers in a row, of a complete output.
+    dim: Option<usize>,
+    is_complete: bool,
+    /// Whether there is more in it, which is not as it was written.
+    is_damaged: bool,
     journal_bytes: u64,
 }
 
 impl Survey {
-    fn of(folder: &Path) -> Result<Self> {
-        let mut reader = journal::Reader::open(&folder.join(JOURNAL))?;
-        let mut survey = Self { header: None, rows: 0, complete: false, journal_bytes: 0 };
-        while let Some(line) = reader.next_line()? {
-            match line {
-                Line::Header(header) => survey.header = Some(header),
-                Line::Batch(batch) => survey.rows = batch.rows,
-                Line::Complete { rows } => (survey.rows, survey.complete) = (rows, true),
+    fn of(journal: &Journal) -> Result<Self> {
+        let read = || -> io::Result<Self> {
+            let mut lines = journal.read()?;
+            let (mut header, mut header_bytes, mut rows, mut complete) = (None, 0, 0, None);
+            while let Some(line) = lines.next_line()? {
+                match line {
+                    Line::Header(first) => (header, header_bytes) = (Some(first), lines.position()),
+                    Line::Batch(batch) => rows = batch.rows,
+                    Line::Complete { rows: all, dim } if all == rows => complete = Some(dim),
+                    Line::Complete { .. } => {}
+                }
             }
-        }
-        survey.journal_bytes = reader.position();
-        Ok(survey)
+            let (is_complete, is_damaged) = (complete.is_some(), lines.end() == Some(End::Damaged));
+            let journal_bytes = lines.position();
+            Ok(Self { header, header_bytes, rows, dim: complete, is_complete, is_damaged, journal_bytes })
+        };
+        read().with_context(|| format!("cannot read {:?}", journal.path()))
     }
 
     /// Of a complete output: its data may be gone already, moved into place.
     fn into_found(self) -> Found {
         Found {
-            dim: self.header.map(|header| header.dim),
+            dim: self.dim,
             rows: self.rows,
-            complete: true,
+            is_complete: true,
+            header_bytes: self.header_bytes,
             journal_bytes: self.journal_bytes,
             ..Found::default()
         }
@@ -270,8 +337,10 @@ fn check_header(header: &Header, expected: &Expected) -> Result<()> {
         ));
     }
     let mut differences = header.fingerprint.differences(expected.fingerprint);
-    if let Some(dim) = expected.dim.filter(|dim| *dim != header.dim) {
-        differences.push(format!("the embedding's width was {}, is {dim}", header.dim));
+    if let (Some(was), Some(dim)) = (header.dim, expected.dim)
+        && was != dim
+    {
+        differences.push(format!("the embedding's width was {was}, is {dim}"));
     }
     if differences.is_empty() {
         return Ok(());
@@ -288,29 +357,35 @@ struct Found {
     dim: Option<usize>,
     rows: u64,
     bytes: Vec<u64>,
+    sums: Vec<Hasher>,
     runs: RowRuns,
-    complete: bool,
+    is_complete: bool,
+    header_bytes: u64,
     journal_bytes: u64,
 }
 
-/// Follows the journal as far as the data files hold what it says.
-fn verify(folder: &Path, data: &[DataFile], expected: &Expected) -> Result<Found> {
-    let mut reader = journal::Reader::open(&folder.join(JOURNAL))?;
-    let mut found = Found { bytes: vec![0; data.len()], ..Found::default() };
-    let Some(Line::Header(header)) = reader.next_line()? else { return Ok(found) };
-    found.dim = Some(header.dim);
-    found.journal_bytes = reader.position();
-    let mut inputs = data.iter().map(input).collect::<io::Result<Vec<_>>>()?;
-    while let Some(Line::Batch(batch)) = reader.next_line()? {
-        let values = batch.rows.checked_mul((header.dim * expected.number_bytes) as u64);
+/// Follows the journal as far as the data files hold what it says, and says so if that is not to its end.
+fn verify(journal: &Journal, data: &[DataFile], survey: &Survey, expected: &Expected) -> Result<Found> {
+    let failed = || format!("cannot read {:?}", journal.path());
+    let mut lines = journal.read().with_context(failed)?;
+    let mut found = Found { bytes: vec![0; data.len()], sums: vec![Hasher::new(); data.len()], ..Found::default() };
+    let Some(Line::Header(header)) = lines.next_line().with_context(failed)? else { return Ok(found) };
+    found.dim = header.dim;
+    (found.header_bytes, found.journal_bytes) = (lines.position(), lines.position());
+    let mut inputs = data.iter().map(input).collect::<io::Result<Vec<_>>>().with_context(failed)?;
+    while let Some(Line::Batch(batch)) = lines.next_line().with_context(failed)? {
+        let dim = found.dim.or_else(|| dim_of(&batch, data, expected));
+        let row_bytes = dim.and_then(|dim| (dim as u64).checked_mul(expected.number_bytes as u64));
+        let values = row_bytes.and_then(|bytes| batch.rows.checked_mul(bytes));
         let sized = data.iter().zip(&batch.bytes).all(|(file, bytes)| match file.content {
             Content::Values(_) => Some(*bytes) == values,
             Content::Rows => true,
         });
         let grows = found.bytes.iter().zip(&batch.bytes).all(|(old, new)| old <= new) && batch.rows > found.rows;
-        if batch.bytes.len() != data.len() || !sized || !grows || !is_whole(&batch, &found.bytes, &mut inputs)? {
+        if batch.bytes.len() != data.len() || !sized || !grows {
             break;
         }
+        let Some(sums) = sums_if_whole(&batch, &found, &mut inputs).with_context(failed)? else { break };
         let runs = batch.runs.unwrap_or_default();
         let rows = if expected.is_shard { batch.rows - found.rows } else { 0 };
         if runs.check().is_err() || runs.count() != rows {
@@ -320,48 +395,56 @@ fn verify(folder: &Path, data: &[DataFile], expected: &Expected) -> Result<Found
         if runs.into_rows().try_for_each(|row| found.runs.push(row)).is_err() {
             break;
         }
-        (found.rows, found.bytes, found.journal_bytes) = (batch.rows, batch.bytes, reader.position());
+        (found.rows, found.dim, found.bytes, found.sums) = (batch.rows, dim, batch.bytes, sums);
+        found.journal_bytes = lines.position();
+    }
+    if found.rows < survey.rows || survey.is_damaged {
+        let (name, rows, all) = (expected.name, found.rows, survey.rows);
+        log::warn!(
+            "of the {all} rows that an earlier run of {name} left, the first {rows} are as they were written; the others \
+             are damaged, and computed again"
+        );
     }
     Ok(found)
 }
 
+/// Numbers in a row, as a batch has them.
+fn dim_of(batch: &BatchLine, data: &[DataFile], expected: &Expected) -> Option<usize> {
+    let place = data.iter().position(|file| matches!(file.content, Content::Values(_)))?;
+    let row_bytes = batch.bytes.get(place)?.checked_div(batch.rows)?;
+    usize::try_from(row_bytes).ok()?.checked_div(expected.number_bytes)
+}
+
 fn input(file: &DataFile) -> io::Result<File> {
-    let mut input = File::open(&file.path)?;
+    let mut input = file.file.try_clone()?;
     input.seek(SeekFrom::Start(file.content.start()))?;
     Ok(input)
 }
 
-/// Whether the next bytes of the data files are those of the batch.
-fn is_whole(batch: &BatchLine, before: &[u64], inputs: &mut [File]) -> io::Result<bool> {
+/// The checksums of the data files with a batch, if their next bytes are those of the batch.
+fn sums_if_whole(batch: &BatchLine, found: &Found, inputs: &mut [File]) -> io::Result<Option<Vec<Hasher>>> {
     let mut hasher = BatchLine::hasher(batch.rows, &batch.bytes);
+    let mut sums = found.sums.clone();
     let mut buffer = vec![0; 1 << 16];
-    for ((input, before), after) in inputs.iter_mut().zip(before).zip(&batch.bytes) {
+    for (((input, before), after), sum) in inputs.iter_mut().zip(&found.bytes).zip(&batch.bytes).zip(&mut sums) {
         let mut input = input.take(after - before);
         loop {
             match input.read(&mut buffer)? {
                 0 => break,
-                read => hasher.update(&buffer[..read]),
+                read => {
+                    hasher.update(&buffer[..read]);
+                    sum.update(&buffer[..read]);
+                }
             }
         }
         if input.limit() > 0 {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(hasher.finalize() == batch.crc)
+    Ok((hasher.finalize() == batch.crc).then_some(sums))
 }
 
-/// Removes all that is in the folder but the lock; the journal first, since without it the rest counts for nothing.
-fn empty(folder: &Path) -> io::Result<()> {
-    match fs::remove_file(folder.join(JOURNAL)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_name() == LOCK {
-            continue;
-        }
-        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
-    }
-    Ok(())
+/// Removes all that is in the folder but the journal.
+fn empty(dir: &Dir) -> io::Result<()> {
+    dir.names()?.iter().filter(|name| *name != JOURNAL).try_for_each(|name| dir.remove(name))
 }

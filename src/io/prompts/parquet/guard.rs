@@ -11,7 +11,7 @@ thread_local! {
 
 /// Runs `decode`. Damaged files make the decoder panic in places (a negative offset, a missing dictionary); that is an
 /// error like any other here, and nothing of it is printed. What `decode` worked on is of no use after an error.
-pub(super) fn guarded<T>(decode: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+pub(in crate::io) fn guarded<T>(decode: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
     silence();
     IS_GUARDED.set(true);
     let result = catch_unwind(AssertUnwindSafe(decode));
