@@ -65,7 +65,7 @@ pub(crate) fn owner_of_new_files(folder: &Path) -> io::Result<u32> {
 /// All others.
 pub(super) fn if_supported(result: io::Result<()>) -> io::Result<()> {
     result.or_else(|error| match Errno::from_io_error(&error) {
-        Some(Errno::INVAL | Errno::NOTSUP | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::ROFS) => Ok(()),
+        Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS | Errno::NOTTY | Errno::ROFS) => Ok(()),
         _ => Err(error),
     })
 }

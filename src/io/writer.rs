@@ -25,12 +25,12 @@ mod stream;
 mod values;
 mod working;
 
+pub(in crate::io) use claim::stopped_run;
 pub(in crate::io) use folder::{METADATA, array_folder};
 pub(in crate::io) use npy::{HEADER_LEN as NPY_HEADER_LEN, header as npy_header};
-pub(in crate::io) use claim::stopped_run;
 pub(in crate::io) use paths::{has_stopped_run, read_record, record_file, resolve, shard_file, shown, whole};
 
-pub(crate) use paths::{LONGEST_NAME, hidden_name};
+pub(crate) use paths::LONGEST_NAME;
 
 pub use check::check;
 pub use options::{ArrayName, Arrays, Output, OutputDtype, OutputFormat, WriteOptions};

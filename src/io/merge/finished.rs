@@ -10,7 +10,6 @@ use crate::io::writer::{
     stopped_run,
 };
 use anyhow::{Error, Result};
-use std::fs;
 use std::sync::atomic::Ordering;
 
 /// The number of rows of the run that is to be gone on with, if it is done: nothing is left of it but its outputs, and
@@ -52,7 +51,7 @@ fn outputs(options: &WriteOptions) -> Result<Option<Vec<Output>>> {
     }
     let outputs = options.outputs.iter().cloned().map(resolve).collect::<Result<Vec<_>>>()?;
     let is_there = |output: &Output| {
-        output.path.exists() && (options.shard.is_some() || record_file(&output.path).is_file())
+        output.path.exists() && (options.shard.is_some() || record_file(&output.path).is_some_and(|file| file.is_file()))
     };
     let is_done = outputs.iter().all(is_there) && !outputs.first().is_none_or(has_stopped_run);
     Ok(is_done.then_some(outputs))
@@ -73,10 +72,10 @@ pub fn earlier_setting(options: &WriteOptions, name: &str) -> Option<String> {
 fn open(output: &Output, options: &WriteOptions) -> Result<Part> {
     let part = match options.shard {
         Some(_) => Part::open_as(&output.path, output.format),
-        None => read_record(&record_file(&output.path)).and_then(|record| match record {
+        None => match record_file(&output.path).map(|file| read_record(&file)).transpose()?.flatten() {
             Some(record) => Part::with_record(&output.path, output.format, record),
             None => Err(bad_input!("it has no record")),
-        }),
+        },
     };
     part.map_err(|error| not_this(&shown(&output.path), &error))
 }

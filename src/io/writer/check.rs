@@ -23,7 +23,7 @@ pub fn check(options: &WriteOptions) -> Result<()> {
     if let Some(main) = outputs.first() {
         claim::check(&working_folder(main), &shown(&main.path))?;
         // What is there already may be what is asked for.
-        let is_done = options.shard.is_some() || record_file(&main.path).is_file();
+        let is_done = options.shard.is_some() || record_file(&main.path).is_some_and(|file| file.is_file());
         if !(options.resume && (is_done || has_stopped_run(main))) {
             check_free(&outputs, options)?;
         }

@@ -254,7 +254,7 @@ impl FileWriter {
     fn record_file(&self, output: &Output) -> Option<PathBuf> {
         match self.shard {
             Some(_) => (!holds_record(output.format)).then(|| shard_file(&output.path, output.format)),
-            None => self.leaves_record.then(|| record_file(&output.path)),
+            None => record_file(&output.path).filter(|_| self.leaves_record),
         }
     }
 

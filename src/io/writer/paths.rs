@@ -66,9 +66,10 @@ pub(in crate::io) fn shard_file(path: &Path, format: OutputFormat) -> PathBuf {
     }
 }
 
-/// The file with the record of an output that is no shard.
-pub(in crate::io) fn record_file(path: &Path) -> PathBuf {
-    with_suffix(path, RECORD_SUFFIX)
+/// The file with the record of an output that is no shard; `None` if its name would be too long.
+pub(in crate::io) fn record_file(path: &Path) -> Option<PathBuf> {
+    let file = with_suffix(path, RECORD_SUFFIX);
+    file.file_name().is_some_and(|name| name.len() <= LONGEST_NAME).then_some(file)
 }
 
 /// The record of an output in a file, if there is one.
@@ -99,7 +100,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// The name of a path between a dot and `suffix`, shortened if no file name may be as long as that of a shard's record
 /// beside it.
-pub(crate) fn hidden_name(path: &Path, suffix: &str) -> OsString {
+fn hidden_name(path: &Path, suffix: &str) -> OsString {
     let name = path.file_name().unwrap_or_default();
     let mut hidden = OsString::from(".");
     if 1 + name.len() + suffix.len() + SHARD_SUFFIX.len() <= LONGEST_NAME {
@@ -130,12 +131,8 @@ pub(super) fn check_paths(outputs: &[Output], options: &WriteOptions) -> Result<
         if !is_folder && path.file_name().is_none() {
             return Err(bad_input!("{name} is no file name"));
         }
-        let (shard, record) = (shard_file(path, output.format), record_file(path));
-        let longest = match options.shard {
-            Some(_) if !holds_record(output.format) => &shard,
-            None if options.leaves_record() => &record,
-            _ => path,
-        };
+        let record = shard_file(path, output.format);
+        let longest = if options.shard.is_some() && !holds_record(output.format) { &record } else { path };
         if longest.file_name().is_some_and(|name| name.len() > LONGEST_NAME) {
             let name = shown(longest);
             return Err(bad_input!("{name} is longer than a file's name may be; give a shorter one"));
@@ -157,7 +154,7 @@ pub(super) fn check_free(outputs: &[Output], options: &WriteOptions) -> Result<(
     if options.overwrite {
         return Ok(());
     }
-    let records = outputs.iter().filter(|_| options.leaves_record()).map(|output| record_file(&output.path));
+    let records = outputs.iter().filter(|_| options.leaves_record()).filter_map(|output| record_file(&output.path));
     let records = records.filter(|record| !is_record(record));
     for place in outputs.iter().flat_map(places).chain(records) {
         if fs::symlink_metadata(&place).is_ok() {

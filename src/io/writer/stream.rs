@@ -41,7 +41,7 @@ enum Form {
     /// So many rows, which the header says.
     Npy(u64),
     /// Kept until the end, in a folder that then goes.
-    Kept(TempDir, Dir, Vec<DataFile>),
+    Kept { dir: Dir, data: Vec<DataFile>, _folder: TempDir },
 }
 
 /// Whether `path` is written from its beginning to its end, and cannot be moved into place: standard output, a pipe or a
@@ -81,7 +81,7 @@ impl StreamWriter {
                 let contents = store::contents(output.arrays, output.format.holds_rows());
                 let data = contents.into_iter().map(|content| DataFile::create(&dir, content));
                 let data = data.collect::<io::Result<Vec<_>>>().context("cannot make a temporary file")?;
-                Form::Kept(folder, dir, data)
+                Form::Kept { dir, data, _folder: folder }
             }
         };
         let encoding = Encoding { dtype: options.out_dtype, normalize: options.normalize };
@@ -119,7 +119,7 @@ impl StreamWriter {
                 }
                 [header, values].concat()
             }
-            Form::Kept(_, _, data) => {
+            Form::Kept { data, .. } => {
                 for file in data {
                     let part = store::encode(batch, file.content, self.encoding)?;
                     let path = shown(&file.path);
@@ -152,7 +152,7 @@ impl StreamWriter {
                 bail!("{} rows in {}, which was to hold {total}", self.rows, self.name);
             }
             Form::Npy(_) => {}
-            Form::Kept(_, dir, data) => {
+            Form::Kept { dir, data, .. } => {
                 let rows_bytes = data.iter().find(|file| file.content == Content::Rows).map_or(0, |file| file.bytes);
                 let interrupt = Arc::clone(&self.interrupt);
                 let store = Store { dir, rows: self.rows, rows_bytes, dim, dtype: self.encoding.dtype, interrupt };

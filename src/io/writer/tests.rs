@@ -1,5 +1,6 @@
 //! Every form is read back by a library that did not write it, and a run that is stopped anywhere ends in the same bytes.
 
+mod foreign;
 mod resume;
 
 use super::*;

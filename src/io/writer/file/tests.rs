@@ -130,3 +130,63 @@ fn what_no_run_can_go_on_with_is_not_kept_on_a_full_disk() {
     drop(writer);
     assert_eq!(folder.path().read_dir().unwrap().count(), 0);
 }
+
+#[test]
+fn a_second_output_may_be_on_another_device() {
+    let folder = TempDir::new().unwrap();
+    let elsewhere = ["/dev/shm", "/run"].iter().find_map(|folder| TempDir::new_in(folder).ok());
+    let elsewhere = elsewhere.unwrap_or_else(|| TempDir::new().unwrap());
+    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    let path = elsewhere.path().join("n.npy");
+    options.outputs.push(Output { path: path.clone(), format: super::OutputFormat::Npy, arrays: Arrays::Negative });
+    let run = Run::new(6, 3);
+    for overwrite in [false, true] {
+        options.overwrite = overwrite;
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        run.write(&mut writer, 2).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(Array2::<f32>::read_npy(std::fs::File::open(&path).unwrap()).unwrap(), run.negative);
+        assert_eq!([&folder, &elsewhere].map(|folder| folder.path().read_dir().unwrap().count()), [1, 1]);
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_read_again_are_not_called_kept() {
+    for format in [super::OutputFormat::Npz, super::OutputFormat::JsonLines, super::OutputFormat::Parquet] {
+        let folder = TempDir::new().unwrap();
+        let run = Run::new(6, 3);
+        let mut options = options(&folder.path().join("e"), format);
+        let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+        run.write(&mut writer, 2).unwrap();
+        let image = folder.path().join(".e.prior-embed/image_embeds");
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(128 + 50).unwrap();
+        let message = writer.finish().unwrap_err().to_string();
+        assert!(message.contains("cannot read") && message.contains("--resume goes on from"), "{message}");
+        assert!(!message.contains("rows are kept"), "{message}");
+        options.resume = true;
+        let mut writer = EmbeddingWriter::open(options).unwrap();
+        assert_eq!(writer.rows_done(), 4);
+        run.write(&mut writer, 2).unwrap();
+        writer.finish().unwrap();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn rows_that_may_not_be_on_the_disk_are_not_called_kept() {
+    let folder = TempDir::new().unwrap();
+    let run = Run::new(6, 3);
+    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    options.resume = true;
+    let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
+    run.select(&[0, 1]).write(&mut writer, 2).unwrap();
+    writer.sync().unwrap();
+    run.select(&[0, 1, 2, 3]).write(&mut writer, 2).unwrap();
+    // A descriptor that cannot be synced, as if the disk failed.
+    let broken = std::fs::File::from(rustix::fs::open(".", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap());
+    writer.file.as_mut().unwrap().working.data[0].file = broken;
+    let message = writer.sync().unwrap_err().to_string();
+    assert!(message.contains("2 rows are kept"), "{message}");
+    drop(writer);
+    assert_eq!(EmbeddingWriter::open(options).unwrap().rows_done(), 2);
+}

@@ -32,7 +32,9 @@ fn bytes_depend_on_rows_and_not_on_batches_or_stops() {
             assert_eq!(contents(&stopped), contents(&whole), "{format:?}");
         }
     }
-    assert_eq!(names(folder.path()).len(), 3 * 2 * FORMATS.len(), "nothing else is left");
+    let (records, outputs): (Vec<_>, Vec<_>) =
+        names(folder.path()).into_iter().partition(|name| name.ends_with("stopped.run.json"));
+    assert_eq!((records.len(), outputs.len()), (2 * FORMATS.len(), 3 * 2 * FORMATS.len()), "nothing else is left");
 }
 
 #[test]
@@ -57,7 +59,7 @@ fn rows_that_no_run_can_go_on_with_are_never_in_the_way() {
         assert_eq!(writer.rows_done(), 0);
         run.write(&mut writer, 3).unwrap();
         writer.finish().unwrap();
-        assert_eq!(names(folder.path()).len(), 1, "{:?}", names(folder.path()));
+        assert!(names(folder.path()).iter().all(|name| name.starts_with("e.jsonl")), "{:?}", names(folder.path()));
         fs::remove_file(&path).unwrap();
     }
 }
@@ -148,8 +150,8 @@ impl Stopped {
         Self { expected: fs::read(whole).unwrap(), folder, run, options, state }
     }
 
-    /// Puts the run's files back, changed as they are given, goes on, and gives the number of rows that were there.
-    fn go_on(&self, state: &[(String, Vec<u8>)]) -> u64 {
+    /// Puts the run's files back, changed as they are given.
+    fn put_back(&self, state: &[(String, Vec<u8>)]) {
         let (path, working) = (self.folder.path().join("e.jsonl"), self.folder.path().join(WORKING));
         let _ = fs::remove_dir_all(&working);
         let _ = fs::remove_file(&path);
@@ -157,11 +159,16 @@ impl Stopped {
         for (name, bytes) in state {
             fs::write(working.join(name.trim_end_matches('/')), bytes).unwrap();
         }
+    }
+
+    /// The same, goes on, and gives the number of rows that were there.
+    fn go_on(&self, state: &[(String, Vec<u8>)]) -> u64 {
+        self.put_back(state);
         let mut writer = EmbeddingWriter::open(self.options.clone()).unwrap();
         let rows = writer.rows_done();
         self.run.write(&mut writer, 3).unwrap();
         writer.finish().unwrap();
-        assert!(fs::read(path).unwrap() == self.expected);
+        assert!(fs::read(self.folder.path().join("e.jsonl")).unwrap() == self.expected);
         rows
     }
 }
@@ -176,17 +183,73 @@ fn cut_at_any_byte_a_run_goes_on_to_the_same_bytes() {
     assert_eq!(stopped.go_on(state), 8);
     let mut seen = std::collections::BTreeSet::new();
     for place in 0..state.len() {
-        let len = state[place].1.len();
+        let (name, bytes) = &state[place];
+        // Without its header a journal says nothing of whose the rows are.
+        let header = bytes.iter().position(|byte| *byte == b'\n').filter(|_| name.starts_with("journal"));
         // The header's place in a data file is written last and matters to no one before.
-        for cut in (0..len).filter(|cut| cut.is_multiple_of(7) || len - cut < 12) {
+        let first = header.map_or(0, |end| end + 1);
+        for cut in (first..bytes.len()).filter(|cut| cut.is_multiple_of(7) || bytes.len() - cut < 12) {
             let mut torn = state.clone();
             torn[place].1.truncate(cut);
             let rows = stopped.go_on(&torn);
-            assert!(rows < 8, "{} cut to {cut} is noticed", state[place].0);
+            assert!(rows < 8, "{name} cut to {cut} is noticed");
             seen.insert(rows);
         }
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 2, 4, 6], "whole batches are kept");
+}
+
+#[test]
+fn rows_whose_journal_cannot_be_trusted_are_not_dropped() {
+    let stopped = Stopped::new();
+    let journal = stopped.state.iter().position(|(name, _)| name.starts_with("journal")).unwrap();
+    let header = stopped.state[journal].1.iter().position(|byte| *byte == b'\n').unwrap();
+    let mut wrong: Vec<Vec<u8>> = (0..header).step_by(9).map(|cut| stopped.state[journal].1[..cut].to_vec()).collect();
+    wrong.extend((0..header).step_by(9).map(|place| {
+        let mut changed = stopped.state[journal].1.clone();
+        changed[place] ^= 1;
+        changed
+    }));
+    for text in wrong {
+        let mut state = stopped.state.clone();
+        state[journal].1 = text;
+        stopped.put_back(&state);
+        for (resume, overwrite) in [(true, false), (false, false), (true, true), (false, true)] {
+            let options = WriteOptions { resume, overwrite, restart: true, ..stopped.options.clone() };
+            let message = error_of(EmbeddingWriter::open(options), 2);
+            assert!(message.contains("is in the way") && message.contains("journal.jsonl is damaged"), "{message}");
+            assert_eq!(contents(&stopped.folder.path().join(WORKING)), state, "nothing is touched");
+        }
+    }
+    // One that is empty, of a run that was killed as it began, is in nobody's way.
+    stopped.put_back(&[("journal.jsonl".into(), Vec::new())]);
+    assert_eq!(EmbeddingWriter::open(stopped.options.clone()).unwrap().rows_done(), 0);
+}
+
+#[test]
+fn a_complete_line_that_is_wrong_does_not_count() {
+    let stopped = Stopped::new();
+    let mut writer = EmbeddingWriter::open(stopped.options.clone()).unwrap();
+    stopped.run.write(&mut writer, 2).unwrap();
+    let path = stopped.folder.path().join("e.jsonl");
+    fs::write(&path, "precious").unwrap();
+    assert!(error_of(writer.finish(), 2).contains("appeared"));
+    fs::remove_file(&path).unwrap();
+    let state = contents(&stopped.folder.path().join(WORKING));
+    let journal = state.iter().position(|(name, _)| name.starts_with("journal")).unwrap();
+    let text = String::from_utf8(state[journal].1.clone()).unwrap();
+    assert!(text.contains("\"complete\":{\"rows\":10"), "{text}");
+    for (right, wrong) in [("\"complete\":{\"rows\":10", "\"complete\":{\"rows\":9"), ("\"complete\"", "\"complety\"")] {
+        let mut state = state.clone();
+        state[journal].1 = text.replace(right, wrong).into_bytes();
+        assert_eq!(stopped.go_on(&state), 10, "the rows are there");
+        // The rows were moved, and what says so is not to be trusted.
+        state.retain(|(name, _)| !name.starts_with("image_embeds"));
+        stopped.put_back(&state);
+        let message = error_of(EmbeddingWriter::open(stopped.options.clone()), 2);
+        assert!(message.contains("cannot be opened"), "{message}");
+        assert_eq!(contents(&stopped.folder.path().join(WORKING)), state, "nothing is touched");
+    }
 }
 
 #[test]
@@ -260,7 +323,7 @@ fn a_run_that_stopped_while_files_were_moved_is_finished() {
         assert_eq!(contents(&path), contents(&whole), "{format:?}");
         // All is moved, and only the folder was not removed yet.
         copy(&saved, &working);
-        for part in ["output", "image_embeds", "negative_image_embeds", "rows"] {
+        for part in ["output-0", "image_embeds", "negative_image_embeds", "rows"] {
             let part = working.join(part);
             let _ = if part.is_dir() { fs::remove_dir_all(part) } else { fs::remove_file(part) };
         }
