@@ -29,14 +29,21 @@ pub(crate) struct Dir {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Strange {
     /// A link, a pipe, a device, a folder.
-    #[error("it is no regular file")]
+    #[error("is no regular file")]
     NoFile,
     /// A link, a file.
-    #[error("it is no folder")]
+    #[error("is no folder")]
     NoFolder,
     /// What is written to it would be in another folder too.
-    #[error("it has a second name elsewhere (a hard link)")]
+    #[error("has a second name elsewhere (a hard link)")]
     Linked,
+}
+
+impl Strange {
+    /// What is wrong with a name, if it was that.
+    pub(crate) fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
 }
 
 impl From<Strange> for io::Error {
@@ -263,7 +270,7 @@ mod tests {
         for name in ["link", "dangling", "linked", "folder", "pipe", "socket"] {
             for access in [Access::Read, Access::Write, Access::Append] {
                 let error = dir.open_file(name, access).unwrap_err();
-                assert!(error.get_ref().is_some_and(|error| error.is::<Strange>()), "{name}: {error}");
+                assert!(Strange::of(&error).is_some(), "{name}: {error}");
             }
             assert!(dir.create(name, Access::Write).is_err() && dir.make_dir(name).is_err(), "{name}");
         }

@@ -119,9 +119,9 @@ impl Report {
             part.flush().and_then(|()| atomic::sync_all(part.get_ref())).with_context(failed)?;
         }
         match self.old {
-            Old::Compared if !self.is_same().with_context(failed)? => Err(bad_input!(
-                "{name:?} is of another run; move it away and --resume, or --overwrite replaces it"
-            )),
+            Old::Compared if !self.is_same().with_context(failed)? => {
+                Err(bad_input!("{name:?} is of another run; move it away and --resume, or --overwrite replaces it"))
+            }
             Old::Refused if self.part.is_some() && fs::symlink_metadata(&self.path).is_ok() => Err(self.appeared()),
             _ => Ok(()),
         }

@@ -1,9 +1,9 @@
 //! What ends up in files and on standard output.
 
-use crate::common::{Workplace, assert_done, largest, read_npy, read_npz, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, largest, read_npy, read_npz, stderr, wait};
 use ndarray_npy::NpzReader;
 use std::fs;
-use std::io::{Cursor, Read};
+use std::io::{Cursor, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command as Process, Stdio};
 
@@ -97,6 +97,62 @@ fn a_link_is_followed() {
     assert_done(place.command().args(["-p", "x", "--out", "link.npy", "--overwrite"]));
     assert!(fs::symlink_metadata(place.path("link.npy")).unwrap().is_symlink());
     assert_eq!(read_npy(&fs::read(place.path("elsewhere/e.npy")).unwrap()).nrows(), 1);
+}
+
+#[test]
+fn a_link_to_what_is_not_there_yet_is_followed_too() {
+    for (option, name) in [("--out", "link.npy"), ("--out-dir", "link"), ("--stats", "link.json")] {
+        let place = Workplace::new();
+        fs::create_dir(place.path("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere/there", place.path(name)).unwrap();
+        let out: &[&str] = if option == "--stats" { &["--out", "e.npy"] } else { &[] };
+        let overwrite: &[&str] = if option == "--out-dir" { &[] } else { &["--overwrite"] };
+        for more in [&[], overwrite] {
+            let mut command = place.command();
+            assert_done(command.args(["-p", "x", option, name]).args(out).args(more));
+            assert!(fs::symlink_metadata(place.path(name)).unwrap().is_symlink());
+            assert!(fs::symlink_metadata(place.path("elsewhere/there")).is_ok_and(|there| !there.is_symlink()));
+            if overwrite.is_empty() {
+                break;
+            }
+            // And now it is there.
+            let mut again = place.command();
+            assert_refused(&place, again.args(["-p", "x", option, name]).args(out), 2, &["there already"]);
+        }
+        assert!(place.names().iter().all(|name| !name.starts_with('.')), "{:?}", place.names());
+    }
+}
+
+#[test]
+fn what_is_replaced_keeps_its_permissions() {
+    let place = Workplace::new();
+    for name in ["e.npy", "s.json", "e.npy.errors.jsonl"] {
+        fs::write(place.path(name), "old").unwrap();
+        fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o664)).unwrap();
+    }
+    fs::write(place.path("p.jsonl"), "{\"prompt\": 3}\n{\"prompt\": \"a\"}\n").unwrap();
+    let mut command = place.command();
+    command.args(["-f", "p.jsonl", "--on-error", "skip", "--out", "e.npy", "--stats", "s.json", "--overwrite"]);
+    assert_done(&mut command);
+    for name in ["e.npy", "s.json", "e.npy.errors.jsonl"] {
+        assert_eq!(fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o777, 0o664, "{name}");
+        assert_ne!(fs::read(place.path(name)).unwrap(), b"old");
+    }
+}
+
+#[test]
+fn rows_that_are_skipped_are_not_reported_of_an_output_that_is_not_there() {
+    let place = Workplace::new();
+    let options = ["-f", "-", "--format-in", "jsonl", "--on-error", "skip", "--out", "e.npy"];
+    let mut child = place.spawn(&options, Stdio::piped(), Stdio::null());
+    place.wait_until(|| place.path(".e.npy.prior-embed").exists());
+    // It appears while the run waits for its prompts.
+    fs::write(place.path("e.npy"), "precious").unwrap();
+    child.stdin.take().unwrap().write_all(b"{\"prompt\": 3}\n{\"prompt\": \"a\"}\n").unwrap();
+    let output = wait(child);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("appeared"), "{}", stderr(&output));
+    assert_eq!(place.names(), ["e.npy"]);
 }
 
 #[test]

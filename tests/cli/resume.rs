@@ -68,7 +68,7 @@ fn rows_of_an_earlier_run_are_not_lost_by_accident() {
     kill_after_rows(&place, &options, 8);
     assert_refused(&place, place.command().args(&options), 2, &["e.npy", "earlier run", "--resume", "--overwrite"]);
     assert_done(place.command().args(&options).arg("--overwrite"));
-    // It is done now, and there is nothing to go on with.
+    // It is done now, and nothing says how: there is nothing to go on with.
     assert_refused(&place, place.command().args(&options).arg("--resume"), 2, &["e.npy", "there already"]);
 }
 
@@ -112,6 +112,67 @@ fn a_run_does_not_go_on_with_other_instructions() {
         assert_refused(&place, &mut command, 2, &["the processor's instruction set was", word]);
     }
     assert_done(place.command().args(&options));
+}
+
+#[test]
+fn a_run_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
+    for (form, out) in [("--out", "e.npy"), ("--out", "e.parquet"), ("--out-dir", "e")] {
+        let place = workplace();
+        fs::write(place.path("q.jsonl"), fs::read_to_string(place.path("p.jsonl")).unwrap().replace("rain", "snow"))
+            .unwrap();
+        let command = |more: &[&str]| {
+            let mut command = place.command();
+            command.args(OPTIONS).args([form, out, "--steps", "3", "--resume"]).args(more);
+            command
+        };
+        assert_eq!(assert_done(&mut command(&[])), "");
+        let (names, bytes) = (place.names(), contents(&place.path(out)));
+        let note = assert_done(&mut command(&["--stats", "s.json"]));
+        assert!(note.contains("there already, whole") && note.lines().count() == 1, "{note}");
+        fs::remove_file(place.path("s.json")).unwrap();
+        let others = [
+            (["--steps", "4"], "--steps was 3, is 4"),
+            (["-f", "q.jsonl"], "the prompts' hash"),
+            (["--out-dtype", "f16"], "--out-dtype was f32, is f16"),
+            (["--shard", "1/1"], "there already"),
+        ];
+        for (more, word) in others.iter().filter(|_| out == "e.npy") {
+            assert_refused(&place, &mut command(more), 2, &[out, word, "--overwrite"]);
+        }
+        assert_eq!((place.names(), contents(&place.path(out))), (names, bytes), "nothing changes");
+        // A byte that is another, and an output that ends early.
+        let file = if form == "--out" { out } else { "e/img_emb/img_emb_0000.npy" };
+        let whole = fs::read(place.path(file)).unwrap();
+        let mut changed = whole.clone();
+        let place_of_number = whole.len() / 2;
+        changed[place_of_number] ^= 1;
+        for wrong in [&changed, &whole[..whole.len() - 30]] {
+            fs::write(place.path(file), wrong).unwrap();
+            assert_refused(&place, &mut command(&[]), 2, &[out, "there already, and not as this run wrote it"]);
+        }
+        fs::write(place.path(file), &whole).unwrap();
+        assert_done(&mut command(&[]));
+        // What is made again needs no record to be cleared away, and leaves one that is right.
+        let remove = |path: &Path| if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        remove(&place.path(out)).unwrap();
+        assert_done(&mut command(&["--seed", "4"]));
+        assert!(assert_done(&mut command(&["--seed", "4"])).contains("there already, whole"));
+        assert_refused(&place, &mut command(&[]), 2, &["--seed was 4, is 3"]);
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_the_batch_size_that_it_began_with() {
+    let place = workplace();
+    let options = ["-f", "p.jsonl", "--seed", "3", "--steps", "200", "--out", "e.npy", "--resume"];
+    assert_done(place.command().args(&options[..6]).args(["--batch-size", "4", "--out", "whole.npy"]));
+    kill_after_rows(&place, &[&options[..], &["--batch-size", "4"]].concat(), 8);
+    // Another size is refused where it is asked for, and not where this would choose by the memory that is free.
+    assert_refused(&place, place.command().args(options).args(["--batch-size", "8"]), 2, &["--batch-size was 4, is 8"]);
+    for _ in 0..2 {
+        assert_done(place.command().args(options));
+        assert!(fs::read(place.path("e.npy")).unwrap() == fs::read(place.path("whole.npy")).unwrap());
+    }
 }
 
 #[test]
@@ -242,7 +303,7 @@ fn a_full_disk_keeps_the_rows_before_it() {
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.lines().count() == 1 && message.contains("rows are kept, and --resume goes on"), "{message}");
-    assert!(!message.contains(" 0 rows are kept"), "{message}");
+    assert!(!message.contains(" 0 rows are kept") && message.contains("ulimit -f"), "{message}");
     assert_done(embed("e.npy").arg("--resume"));
     assert!(fs::read(place.path("e.npy")).unwrap() == fs::read(place.path("whole.npy")).unwrap());
 }

@@ -135,6 +135,16 @@ fn a_shard_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
             assert_refused(&place, &mut command(&options), 2, &[out, word, "--overwrite"]);
         }
         assert!(fs::read(place.path(out)).unwrap() == bytes);
+        // One that was cut or changed is not whole.
+        let mut changed = bytes.clone();
+        let middle = bytes.len() / 2;
+        changed[middle] ^= 1;
+        for wrong in [&changed, &bytes[..bytes.len() - 1]] {
+            fs::write(place.path(out), wrong).unwrap();
+            assert_refused(&place, &mut command(&["--shard", "1/2"]), 2, &[out, "not as this run wrote it"]);
+        }
+        fs::write(place.path(out), &bytes).unwrap();
+        assert_done(&mut command(&["--shard", "1/2"]));
         fs::write(place.path("foreign.npy"), "x").unwrap();
         let mut foreign = command(&["--shard", "1/2", "--out", "foreign.npy"]);
         assert_refused(&place, &mut foreign, 2, &["foreign.npy", "there already", "--overwrite"]);

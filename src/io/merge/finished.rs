@@ -6,8 +6,7 @@ use crate::bad_input;
 use crate::error::{BadInput, one_line};
 use crate::io::shard::{Shard, ShardRecord};
 use crate::io::writer::{
-    Interrupted, Output, WriteOptions, has_stopped_run, read_record, record_file, resolve, shown,
-    stopped_run,
+    Interrupted, Output, WriteOptions, has_stopped_run, read_record, record_file, resolve, shown, stopped_run,
 };
 use anyhow::{Error, Result};
 use std::sync::atomic::Ordering;
@@ -38,7 +37,8 @@ pub fn finished(options: &WriteOptions) -> Result<Option<u64>> {
             ));
         }
         rows = part.record.rows.count();
-        check_rows(part, options).map_err(|error| if error.is::<BadInput>() { not_this(&name, &error) } else { error })?;
+        check_rows(part, options)
+            .map_err(|error| if error.is::<BadInput>() { not_this(&name, &error) } else { error })?;
     }
     Ok(Some(rows))
 }
@@ -51,7 +51,8 @@ fn outputs(options: &WriteOptions) -> Result<Option<Vec<Output>>> {
     }
     let outputs = options.outputs.iter().cloned().map(resolve).collect::<Result<Vec<_>>>()?;
     let is_there = |output: &Output| {
-        output.path.exists() && (options.shard.is_some() || record_file(&output.path).is_some_and(|file| file.is_file()))
+        output.path.exists()
+            && (options.shard.is_some() || record_file(&output.path).is_some_and(|file| file.is_file()))
     };
     let is_done = outputs.iter().all(is_there) && !outputs.first().is_none_or(has_stopped_run);
     Ok(is_done.then_some(outputs))

@@ -80,21 +80,27 @@ pub(in crate::io) fn stopped_run(output: &Output) -> Option<Fingerprint> {
 
 /// The folder at `path` and its journal, if they are there.
 fn find(path: &Path, name: &str) -> Result<Option<(Dir, Option<File>)>> {
-    let not_ours = |why: &dyn std::fmt::Display| -> Error {
-        bad_input!("{path:?} is in the way: {why}; rows of {name} are to gather there: move it away, or give another name")
+    let not_ours = |why: &str| -> Error {
+        bad_input!(
+            "{path:?} is in the way: {why}; rows of {name} are to gather there: move it away, or give another name"
+        )
     };
+    let strange = |what: &str, error: io::Error| match Strange::of(&error) {
+        Some(strange) => not_ours(&format!("{what} {strange}")),
+        None => not_ours(&format!("{what} cannot be opened ({error})")),
+    };
+    let its_journal = format!("its {JOURNAL}");
     let dir = match Dir::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(not_ours(&error)),
-        Ok(dir) => dir,
+        dir => dir.map_err(|error| strange("it", error))?,
     };
     let owner = owner_of_new_files(parent(path))
         .or_bad_input(|| format!("cannot write {name}: folder {:?} cannot be written to", parent(path)))?;
     let owned = |uid: io::Result<u32>| uid.is_ok_and(|uid| uid == owner);
     if !owned(dir.owner()) {
-        return Err(not_ours(&"it is another user's"));
+        return Err(not_ours("it is another user's"));
     }
-    let names = dir.names().map_err(|error| not_ours(&error))?;
+    let names = dir.names().map_err(|error| strange("it", error))?;
     if names.is_empty() {
         return Ok(Some((dir, None)));
     }
@@ -102,16 +108,12 @@ fn find(path: &Path, name: &str) -> Result<Option<(Dir, Option<File>)>> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             // Or another run is just removing it.
             let is_gone = !dir.is_in_place() || dir.names().is_ok_and(|names| names.is_empty());
-            return if is_gone { Ok(None) } else { Err(not_ours(&"no run of this program made it")) };
+            return if is_gone { Ok(None) } else { Err(not_ours("no run of this program made it")) };
         }
-        Err(error) if error.get_ref().is_some_and(|error| error.is::<Strange>()) => {
-            return Err(not_ours(&format!("of its {JOURNAL}, {error}")));
-        }
-        Err(error) => return Err(not_ours(&error)),
-        Ok(journal) => journal,
+        journal => journal.map_err(|error| strange(&its_journal, error))?,
     };
     if !owned(journal.metadata().map(|metadata| metadata.uid())) {
-        return Err(not_ours(&format!("its {JOURNAL} is another user's")));
+        return Err(not_ours(&format!("{its_journal} is another user's")));
     }
     let mut lines = Reader::new(&journal).or_bad_input(|| format!("cannot read {:?}", path.join(JOURNAL)))?;
     let first = lines.next_line().or_bad_input(|| format!("cannot read {:?}", path.join(JOURNAL)))?;
@@ -119,7 +121,7 @@ fn find(path: &Path, name: &str) -> Result<Option<(Dir, Option<File>)>> {
         Some(Line::Header(_)) => {}
         // Nothing is written yet.
         None if lines.end() != Some(End::Damaged) && names.len() == 1 => {}
-        _ => return Err(not_ours(&format!("its {JOURNAL} is damaged, or of another program"))),
+        _ => return Err(not_ours(&format!("{its_journal} is damaged, or of another program"))),
     }
     Ok(Some((dir, Some(journal))))
 }

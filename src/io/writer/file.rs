@@ -351,9 +351,7 @@ pub(super) fn write_output(
         OutputFormat::Npy if part == array.name() => npy::write_in_place(store, array),
         OutputFormat::Npy => create(store.dir, part, |file| npy::write(store, array, 0, store.rows, file)),
         OutputFormat::Npz => create(store.dir, part, |file| npz::write(store, arrays, file)),
-        OutputFormat::Safetensors => {
-            create(store.dir, part, |file| safetensors::write(store, arrays, record, file))
-        }
+        OutputFormat::Safetensors => create(store.dir, part, |file| safetensors::write(store, arrays, record, file)),
         OutputFormat::JsonLines => create(store.dir, part, |file| jsonl::write(store, arrays, file)),
         OutputFormat::Parquet => create(store.dir, part, |file| parquet::write(store, arrays, record, file)),
         OutputFormat::Folder => {

@@ -54,8 +54,7 @@ pub(super) fn working_folder(output: &Output) -> PathBuf {
 /// another's; but an empty folder is what a run left that was killed when all was done.
 pub(in crate::io) fn has_stopped_run(output: &Output) -> bool {
     let folder = working_folder(output);
-    fs::symlink_metadata(&folder).is_ok()
-        && !fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())
+    fs::symlink_metadata(&folder).is_ok() && !fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// The file with a shard's record that goes with an output.

@@ -41,7 +41,11 @@ enum Form {
     /// So many rows, which the header says.
     Npy(u64),
     /// Kept until the end, in a folder that then goes.
-    Kept { dir: Dir, data: Vec<DataFile>, _folder: TempDir },
+    Kept {
+        dir: Dir,
+        data: Vec<DataFile>,
+        _folder: TempDir,
+    },
 }
 
 /// Whether `path` is written from its beginning to its end, and cannot be moved into place: standard output, a pipe or a

@@ -183,7 +183,8 @@ fn rows_that_may_not_be_on_the_disk_are_not_called_kept() {
     writer.sync().unwrap();
     run.select(&[0, 1, 2, 3]).write(&mut writer, 2).unwrap();
     // A descriptor that cannot be synced, as if the disk failed.
-    let broken = std::fs::File::from(rustix::fs::open(".", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap());
+    let broken =
+        std::fs::File::from(rustix::fs::open(".", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap());
     writer.file.as_mut().unwrap().working.data[0].file = broken;
     let message = writer.sync().unwrap_err().to_string();
     assert!(message.contains("2 rows are kept"), "{message}");

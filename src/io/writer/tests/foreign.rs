@@ -211,7 +211,8 @@ fn an_empty_folder_is_nobodys_loss() {
             let mut options = options(&place.at("e"), format);
             options.resume = resume;
             fs::create_dir(place.at("e")).unwrap_or(());
-            let hidden = if format == OutputFormat::Folder { place.at("e/.prior-embed") } else { place.at(".e.prior-embed") };
+            let hidden =
+                if format == OutputFormat::Folder { place.at("e/.prior-embed") } else { place.at(".e.prior-embed") };
             if format != OutputFormat::Folder {
                 fs::remove_dir(place.at("e")).unwrap();
             }

@@ -239,7 +239,8 @@ fn a_complete_line_that_is_wrong_does_not_count() {
     let journal = state.iter().position(|(name, _)| name.starts_with("journal")).unwrap();
     let text = String::from_utf8(state[journal].1.clone()).unwrap();
     assert!(text.contains("\"complete\":{\"rows\":10"), "{text}");
-    for (right, wrong) in [("\"complete\":{\"rows\":10", "\"complete\":{\"rows\":9"), ("\"complete\"", "\"complety\"")] {
+    for (right, wrong) in [("\"complete\":{\"rows\":10", "\"complete\":{\"rows\":9"), ("\"complete\"", "\"complety\"")]
+    {
         let mut state = state.clone();
         state[journal].1 = text.replace(right, wrong).into_bytes();
         assert_eq!(stopped.go_on(&state), 10, "the rows are there");
