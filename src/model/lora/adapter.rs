@@ -482,8 +482,8 @@ mod tests {
             (r#"{"target_modules": ["to_q", "transformer_blocks.1.attn1.to_q"], "layers_to_transform": []}"#, [
                 true, true, false,
             ]),
-            // Without a list's name a block's number follows two names.
-            (r#"{"target_modules": ["to_q", "proj_in"], "layers_to_transform": [0, 1]}"#, [false, false, false]),
+            // Without a list's name a block's number follows two names; a module that is named whole is in.
+            (r#"{"target_modules": ["to_q", "proj_in"], "layers_to_transform": [0, 1]}"#, [false, false, true]),
         ] {
             let config = parse(text).unwrap();
             let found = [q0, q1, "proj_in"].map(|module| config.targets(module).unwrap());

@@ -169,7 +169,7 @@ mod tests {
             assert!(error.contains(&format!("{pattern:?}")), "{error}");
         }
         // Backtracking that never ends is an error.
-        let endless = Pattern::of_end("(?=(a+)+b)a*(a|aa)+c").unwrap();
+        let endless = Pattern::of_end("((?=a)a|(?=.)a)*c").unwrap();
         assert!(endless.matches(&"a".repeat(200)).is_err());
     }
 }
