@@ -135,12 +135,7 @@ mod tests {
         let encoder = names(Library::Transformers, "");
         assert_eq!(
             encoder,
-            [
-                "model.safetensors",
-                "model.safetensors.index.json",
-                "pytorch_model.bin",
-                "pytorch_model.bin.index.json"
-            ]
+            ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
         );
         assert_eq!(
             names(Library::Diffusers, ".fp16")[..4],

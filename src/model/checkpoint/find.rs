@@ -115,7 +115,10 @@ mod tests {
             let whole = format!("model{variant}.safetensors");
             let index = format!("model.safetensors.index{variant}.json");
             assert_eq!(found(TRANSFORMERS, &["shard", &whole, &index]).unwrap(), whole);
-            assert_eq!(found(TRANSFORMERS, &["shard", "pytorch_model.bin", &index]).unwrap() == index, variant.is_empty());
+            assert_eq!(
+                found(TRANSFORMERS, &["shard", "pytorch_model.bin", &index]).unwrap() == index,
+                variant.is_empty()
+            );
         }
         let error = found(DIFFUSERS, &["diffusion_pytorch_model.safetensors.index.json"]).unwrap_err().to_string();
         assert!(error.contains("names") && error.contains("shard, which is not there"), "{error}");

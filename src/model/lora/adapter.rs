@@ -314,8 +314,9 @@ impl Selection {
     }
 
     fn contains(&self, module: &str) -> Result<bool> {
-        let is_end =
-            |name: &String| module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let is_end = |name: &String| {
+            module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
         match self {
             Self::All => Ok(true),
             Self::Matching(pattern) => pattern.matches(module),
@@ -370,7 +371,8 @@ impl Targets {
             return Ok(false);
         }
         // PEFT asks for the block where a module is found by the end of its name, not by all of it.
-        let is_named_whole = matches!(&self.included, Selection::Ending(names) if names.iter().any(|name| name == module));
+        let is_named_whole =
+            matches!(&self.included, Selection::Ending(names) if names.iter().any(|name| name == module));
         Ok(match &self.blocks {
             Some((numbers, lists)) if !is_named_whole => {
                 block_of(module, lists).is_some_and(|number| numbers.contains(&number))
@@ -432,10 +434,9 @@ mod tests {
             // As in Python, a key that comes again keeps its place and takes the new value.
             (r#""to_q": 2, ".*": 4, "to_q": 7"#, 7.0),
         ] {
-            let config = parse(&format!(
-                r#"{{"r": 1, "alpha_pattern": {{{patterns}}}, "rank_pattern": {{{patterns}}}}}"#
-            ))
-            .unwrap();
+            let config =
+                parse(&format!(r#"{{"r": 1, "alpha_pattern": {{{patterns}}}, "rank_pattern": {{{patterns}}}}}"#))
+                    .unwrap();
             let module = "transformer_blocks.0.attn1.to_q";
             assert_eq!(strength(&config, module, 1), expected, "{patterns}");
             assert_eq!(config.rank(module).unwrap(), Some(expected as i64), "{patterns}");
@@ -473,15 +474,18 @@ mod tests {
             (r#"{"target_modules": "to_q"}"#, [false, false, false]),
             (r#"{"exclude_modules": ["to_q"]}"#, [false, false, true]),
             (r#"{"exclude_modules": ".*1\\.to_q"}"#, [false, false, true]),
-            (r#"{"target_modules": ["to_q"], "layers_to_transform": 1, "layers_pattern": "transformer_blocks"}"#, [
-                false, true, false,
-            ]),
-            (r#"{"target_modules": ["to_q"], "layers_to_transform": [0], "layers_pattern": ["transformer_blocks"]}"#, [
-                true, false, false,
-            ]),
-            (r#"{"target_modules": ["to_q", "transformer_blocks.1.attn1.to_q"], "layers_to_transform": []}"#, [
-                true, true, false,
-            ]),
+            (
+                r#"{"target_modules": ["to_q"], "layers_to_transform": 1, "layers_pattern": "transformer_blocks"}"#,
+                [false, true, false],
+            ),
+            (
+                r#"{"target_modules": ["to_q"], "layers_to_transform": [0], "layers_pattern": ["transformer_blocks"]}"#,
+                [true, false, false],
+            ),
+            (
+                r#"{"target_modules": ["to_q", "transformer_blocks.1.attn1.to_q"], "layers_to_transform": []}"#,
+                [true, true, false],
+            ),
             // Without a list's name a block's number follows two names; a module that is named whole is in.
             (r#"{"target_modules": ["to_q", "proj_in"], "layers_to_transform": [0, 1]}"#, [false, false, true]),
         ] {

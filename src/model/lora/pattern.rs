@@ -162,8 +162,30 @@ mod tests {
     #[test]
     fn what_python_reads_differently_is_refused() {
         for pattern in [
-            "(", "a{", "a{,3}", "a{x}", r"\Z", r"\z", r"\1", r"\<a", "[[a]]", "[a&&b]", "[a--b]", "[]a]", "[a", "a++",
-            "a**", "(?i)a", "(?P=x)", "(?>a)", "(?#a)", "(?", "[\\b]", "\\", r"\p{L}", "(((a{1000}){1000}){1000})",
+            "(",
+            "a{",
+            "a{,3}",
+            "a{x}",
+            r"\Z",
+            r"\z",
+            r"\1",
+            r"\<a",
+            "[[a]]",
+            "[a&&b]",
+            "[a--b]",
+            "[]a]",
+            "[a",
+            "a++",
+            "a**",
+            "(?i)a",
+            "(?P=x)",
+            "(?>a)",
+            "(?#a)",
+            "(?",
+            "[\\b]",
+            "\\",
+            r"\p{L}",
+            "(((a{1000}){1000}){1000})",
         ] {
             let error = Pattern::of_end(pattern).unwrap_err().to_string();
             assert!(error.contains(&format!("{pattern:?}")), "{error}");
