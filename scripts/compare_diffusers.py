@@ -1,21 +1,29 @@
 """Compares prior-embed with diffusers on random pipelines of many shapes; exits with 1 if any embedding differs.
 
-Run it with `scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32. Arguments after
-`--` go to prior-embed as they are.
+Models are saved once or over an older one, LoRAs of every kind are merged, and some priors are converted with another
+model as `--config`. Run it with `scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32.
+Arguments after `--` go to prior-embed as they are.
 """
 
 import argparse
+import copy
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.checkpointing import save_accelerator_state
 
 from built import BINARY
+from fixtures import adapters
 from fixtures.common import set_up
 from fixtures.pipelines import KARLO, lay_out
 from fixtures.texts import hard_texts
@@ -60,6 +68,7 @@ def random_spec(draw, seed):
         dtype=draw.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16]),
         image_encoder=draw.random() < 0.7,
         max_shard_size=draw.choice([None, None, "16KB"]),
+        variant=draw.choice([None, None, None, "fp16"]),
     )
 
 
@@ -73,6 +82,111 @@ def random_case(draw):
         seed=draw.choice([0, 1, 42, 2**32 - 1, draw.getrandbits(63)]),
         samples_per_prompt=draw.randint(1, 3),
     )
+
+
+def save_over(draw, spec, folder):
+    """Saves a pipeline, most times over an older one, and returns what the folder holds of that."""
+    sharded = {"max_shard_size": "16KB"}
+    older = draw.choice([None, {}, {"max_shard_size": None}, sharded])
+    if older is not None:
+        save_pipeline(replace(spec, seed=spec.seed + 100, **older), folder)
+    save_pipeline(spec, folder)
+    return "" if older is None else f"over {'sharded' if older.get('max_shard_size', spec.max_shard_size) else 'whole'}"
+
+
+def readable(folder, copied):
+    """The folder, or a copy of it without the indices that diffusers fails on: their shards are gone."""
+    for path in folder.glob("prior/*.index*.json"):
+        shards = json.loads(path.read_text())["weight_map"].values()
+        if not all((path.parent / shard).exists() for shard in shards):
+            shutil.copytree(folder, copied)
+            (copied / "prior" / path.name).unlink()
+            return copied
+    return folder
+
+
+# The first one that matches counts, so their order matters.
+PATTERNS = ["to_q", "to_[qkv]", "attn1.to_k", r".*\.0\..*", "^proj_in", r"(?!.*attn).*", "net.(0.proj|2)", r"\w+_out\.0"]
+MODULES = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_in", "time_embedding.linear_1"]
+INITIALIZATIONS = [True, True, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora", "pissa_niter_1000"]
+
+
+def random_patterns(draw, values):
+    """Some patterns in some order."""
+    patterns = draw.sample(PATTERNS, draw.randint(0, 4))
+    return {pattern: draw.choice(values) for pattern in patterns}
+
+
+def random_lora(draw, prior, folder):
+    """Saves a LoRA for a prior; returns the prior with it, and what it is."""
+    seed = draw.getrandbits(31)
+    kind = draw.choice(["peft", "peft", "peft", "diffusers", "accelerate"])
+    if kind == "accelerate":
+        tensors, changed = adapters.attention_processors(prior, seed)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))])
+        folder.mkdir()
+        save_accelerator_state(folder, [tensors], [optimizer], [], [], 0, 0, safe_serialization=draw.random() < 0.7)
+        return changed, kind
+    init = draw.choice(INITIALIZATIONS)
+    ranks = [2] if init in ("orthogonal", "mica") else [1, 2]
+    options = dict(
+        r=draw.choice(ranks),
+        lora_alpha=draw.randint(1, 9),
+        use_rslora=draw.random() < 0.3,
+        init_lora_weights=init,
+        target_modules=draw.sample(MODULES, draw.randint(1, len(MODULES))),
+        alpha_pattern=random_patterns(draw, [1, 2, 3, 5, 9]),
+        rank_pattern=random_patterns(draw, ranks),
+    )
+    patterns = {key: options[key] for key in ("alpha_pattern", "rank_pattern")}
+    if kind == "diffusers":
+        adapters.diffusers_lora(prior, folder, seed, config=patterns, **options)
+        changed = adapters.with_diffusers_lora(prior, folder)
+    else:
+        adapters.peft_lora(prior, folder, seed, safe=draw.random() < 0.7, config=patterns, **options)
+        changed = adapters.with_peft_lora(prior, folder)
+    return changed, f"{kind} {init}"
+
+
+def add_loras(draw, pipeline, work):
+    """Merges LoRAs at random strengths into a pipeline's prior; returns prior-embed's options for them, and what they are."""
+    options, kinds = [], []
+    prior = copy.deepcopy(pipeline.prior)
+    for number in range(draw.choice([0, 1, 1, 2])):
+        folder, scale = work / f"lora-{number}", draw.choice([1, 1, 0.5, -0.25])
+        changed, kind = random_lora(draw, prior, folder)
+        with torch.no_grad():
+            before, after = prior.state_dict(), changed.state_dict()
+            for name, parameter in pipeline.prior.named_parameters():
+                parameter += scale * (after[name] - before[name])
+        options += ["--lora", f"{folder}:{scale}"]
+        kinds.append(f"{kind}:{scale}")
+    return options, kinds
+
+
+def convert(draw, binary, spec, folder, work):
+    """Converts the prior in a folder with another model's configuration, and returns the folder with the outcome."""
+    other, out = work / "other", work / "converted"
+    act = draw.choice(["silu", "gelu", "relu"])
+    # The same sizes: only its own configuration tells how the prior computes.
+    save_pipeline(
+        replace(
+            spec,
+            prior_heads=spec.prior_head_dim,
+            prior_head_dim=spec.prior_heads,
+            prior=spec.prior | {"time_embed_act_fn": act},
+        ),
+        other,
+    )
+    files = [folder / "prior", *folder.glob("prior/diffusion_pytorch_model.safetensors")]
+    if (folder / "prior" / "diffusion_pytorch_model.safetensors.index.json").exists():
+        # Whether the file is what counts is what the folder tells.
+        files = files[:1]
+    command = [binary, "convert", draw.choice(files), out, "--config", other, "-q"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"prior-embed convert ended with {done.returncode}: {done.stderr.strip()}")
+    return out
 
 
 def run_binary(binary, folder, settings, out, extra):
@@ -114,7 +228,7 @@ def relative_error(found, expected):
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def describe(spec, settings):
+def describe(spec, settings, saved, loras):
     """One pipeline and its run, in a few words."""
     parts = [
         str(spec.dtype).removeprefix("torch."),
@@ -123,6 +237,9 @@ def describe(spec, settings):
         f"pad {spec.pad_token}",
         "tokenizer.json" if spec.tokenizer_json else "vocab.json",
         "sharded" if spec.max_shard_size else "",
+        f"{spec.variant} variant" if spec.variant else "",
+        saved,
+        f"LoRA {' + '.join(loras)}" if loras else "",
         "" if spec.image_encoder else "no image encoder",
         f"prompts {len(settings['prompts'])}x{settings['samples_per_prompt']}",
         "" if settings["negative_prompt"] is None else "negative",
@@ -136,16 +253,23 @@ def compare(index, options):
     draw = random.Random(f"{options.seed} {index}")
     spec, settings = random_spec(draw, draw.getrandbits(32)), random_case(draw)
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "model"
-        save_pipeline(spec, folder)
+        work = Path(work)
+        folder = work / "model"
+        saved = save_over(draw, spec, folder)
         names = {}
         if not spec.image_encoder and draw.random() < 0.5:
             names = KARLO
             lay_out("unclip_layout", folder, names)
-        image, negative = run_case(load_pipeline(folder, names), settings)
-        print(f"{index:3} {describe(spec, settings)}: ", end="", flush=True)
+        pipeline = load_pipeline(readable(folder, work / "readable"), names, spec.variant)
+        lora_options, loras = add_loras(draw, pipeline, work)
+        image, negative = run_case(pipeline, settings)
+        is_converted = not names and not spec.variant and draw.random() < 0.3
+        saved += " converted" if is_converted else ""
+        print(f"{index:3} {describe(spec, settings, saved.strip(), loras)}: ", end="", flush=True)
         try:
-            found = run_binary(options.binary, folder, settings, Path(work) / "out.npz", options.extra)
+            if is_converted:
+                folder = convert(draw, options.binary, spec, folder, work)
+            found = run_binary(options.binary, folder, settings, work / "out.npz", [*lora_options, *options.extra])
         except (RuntimeError, OSError) as error:
             print(f"FAILED: {error}\n    settings: {json.dumps(settings)}")
             return float("inf"), float("inf")
@@ -180,6 +304,10 @@ def main():
     """Compares them all and sums up."""
     options = arguments()
     set_up()
+    # PEFT warns of patterns that match no module, which are random here.
+    warnings.simplefilter("ignore")
+    # accelerate's logger asks for it.
+    PartialState(cpu=True)
     indices = range(options.count) if options.only is None else [options.only]
     errors = [compare(index, options) for index in indices]
     worst = [max(column) for column in zip(*errors, strict=True)]

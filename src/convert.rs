@@ -1,7 +1,8 @@
 //! Rewrites a model as a folder in diffusers' layout: safetensors, in a type of one's choice.
 //!
-//! The source is a model that this program opens, or a prior in a file as its authors published it, which takes everything
-//! but its weights from another model. All that can be wrong with a source is found before anything is written.
+//! The source is a model that this program opens, or a prior alone, as its authors published it or as diffusers' training
+//! scripts leave it. The rest is then another model's, and so is the configuration of a prior that comes without one. All
+//! that can be wrong with a source is found before anything is written.
 
 mod target;
 
@@ -27,6 +28,12 @@ use tch::Device;
 /// The file with CLIP's mean and standard deviation that Karlo's and Kandinsky 2.1's authors published beside their priors.
 const STATISTICS: &str = "ViT-L-14_stats.th";
 
+/// The file that a component is configured in.
+const CONFIG: &str = "config.json";
+
+/// What diffusers calls a prior.
+const PRIOR_CLASS: &str = "PriorTransformer";
+
 /// Keys under which transformers and diffusers note the type of a component's weights.
 const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
 
@@ -35,9 +42,9 @@ const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
 pub enum Source {
     /// A whole model.
     Model(Folder),
-    /// A prior in a file: under its authors' names or diffusers'.
+    /// A prior alone: under its authors' names or diffusers'.
     Prior {
-        /// The file.
+        /// The file, or the folder with a configuration and weights.
         path: PathBuf,
         /// The model that all the rest is taken from.
         rest: Folder,
@@ -74,9 +81,12 @@ pub fn convert(source: &Source, target: &Path, options: Options, keep_going: &dy
     };
     let sources: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folder.as_path()).collect();
     let target = Target::open(target, options.overwrite, &sources)?;
-    let layout = Layout::find(folder)?;
+    let mut layout = Layout::find(folder)?;
+    if let Some(own) = path.and_then(|path| own_folder(path)) {
+        layout.prior = own;
+    }
     // What does not fit together is found here.
-    Pipeline::open(folder, LoadOptions { device: Device::Cpu, precision: Precision::F32 })?;
+    Pipeline::of_layout(layout.clone(), LoadOptions { device: Device::Cpu, precision: Precision::F32 })?;
     let components = components(&layout, path.map(PathBuf::as_path))?;
     for component in &components {
         keep_going()?;
@@ -90,7 +100,7 @@ pub fn convert(source: &Source, target: &Path, options: Options, keep_going: &dy
 /// All components with weights, checked against their configurations.
 fn components(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Component>> {
     let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
-    let prior_config: PriorConfig = config::read(&layout.prior, "config.json")?;
+    let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
     let checkpoint = match prior {
         Some(path) => open_prior(path, &prior_config)?,
         None => Checkpoint::open_folder(&layout.prior)?,
@@ -99,14 +109,14 @@ fn components(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Component>> {
     let stem = "diffusion_pytorch_model";
     let mut components = vec![Component { name: "prior", stem, folder: layout.prior.clone(), checkpoint }];
 
-    let config: TextEncoderConfig = config::read(&layout.text_encoder, "config.json")?;
+    let config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
     let checkpoint = Checkpoint::open_folder(&layout.text_encoder)?;
     checkpoint.check("", placement, |weights| TextEncoder::load(weights, &config))?;
     let (name, stem) = ("text_encoder", "model");
     components.push(Component { name, stem, folder: layout.text_encoder.clone(), checkpoint });
 
     if let Some(folder) = &layout.image_encoder {
-        let config: ImageEncoderConfig = config::read(folder, "config.json")?;
+        let config: ImageEncoderConfig = config::read(folder, CONFIG)?;
         let checkpoint = Checkpoint::open_folder(folder)?;
         checkpoint.check("", placement, |weights| ImageEncoder::load(weights, &config))?;
         components.push(Component { name: "image_encoder", stem, folder: folder.clone(), checkpoint });
@@ -114,13 +124,38 @@ fn components(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Component>> {
     Ok(components)
 }
 
-/// A prior in a file of its own, under diffusers' names.
+/// The folder that a prior alone is in, if its own configuration is there too. A folder that many files were downloaded into
+/// may hold another model's.
+fn own_folder(path: &Path) -> Option<Folder> {
+    let folder = folder_of(path);
+    let text = folder.find_text(CONFIG).ok().flatten()?;
+    // Whoever reads a broken file next tells of it.
+    let config: Value = serde_json::from_str(&text).unwrap_or_default();
+    let is_own = match config.get("_class_name") {
+        Some(class) => class == PRIOR_CLASS,
+        None => config.is_null() || config.get("embedding_dim").is_some(),
+    };
+    if !is_own {
+        log::warn!("{} is not a {PRIOR_CLASS}'s; the --config model's is taken", folder.path_of(CONFIG));
+    }
+    is_own.then_some(folder)
+}
+
+fn folder_of(path: &Path) -> Folder {
+    Folder::from(if path.is_dir() { path } else { parent(path) })
+}
+
+/// A prior alone, under diffusers' names.
 fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
     let shown = path.display();
-    let name = path.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| bad_input!("the file name of {shown} is not UTF-8; rename it"))?;
-    let folder = Folder::from(parent(path));
-    let checkpoint = Checkpoint::open_file(&folder, name)?;
+    let folder = folder_of(path);
+    let checkpoint = if path.is_dir() {
+        Checkpoint::open_folder(&folder)?
+    } else {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| bad_input!("the file name of {shown} is not UTF-8; rename it"))?;
+        Checkpoint::open_file(&folder, name)?
+    };
     if !checkpoint.is_original_prior() {
         return Ok(checkpoint);
     }
@@ -143,20 +178,19 @@ fn write_component(
     let Component { name, stem, folder, checkpoint } = component;
     let target = target.join(name);
     fs::create_dir(&target).with_context(|| cannot_write(&target))?;
-    let mut config = read_json(folder, "config.json")?;
+    let mut config = read_json(folder, CONFIG)?;
     for key in DTYPE_KEYS {
         if let (Some(noted), Some(name)) = (config.get_mut(key), dtype.and_then(python_name)) {
             *noted = json!(name);
         }
     }
-    let config_path = target.join("config.json");
+    let config_path = target.join(CONFIG);
     write_json(&config_path, &Value::Object(config))?;
     let weights = target.join(format!("{stem}.safetensors"));
     checkpoint.write_safetensors(&weights, dtype, keep_going)?;
     // The library's own files are for their owner alone.
     let permissions = fs::metadata(&config_path).with_context(|| cannot_write(&config_path))?.permissions();
-    fs::set_permissions(&weights, permissions).with_context(|| cannot_write(&weights))?;
-    target::sync(&weights)
+    fs::set_permissions(&weights, permissions).with_context(|| cannot_write(&weights))
 }
 
 /// What has no weights: the tokenizer, the scheduler, what prepares images, and the index.
@@ -193,7 +227,7 @@ fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
         "_class_name": class,
         "image_encoder": part(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
         "image_processor": part(has_processor, "transformers", "CLIPImageProcessor"),
-        "prior": ["diffusers", "PriorTransformer"],
+        "prior": ["diffusers", PRIOR_CLASS],
         "scheduler": ["diffusers", layout.scheduler_class.class_name()],
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],

@@ -5,19 +5,24 @@ use super::progress::{FetchProgress, Screen};
 use crate::bad_input;
 use crate::convert::{Options, Source, convert};
 use crate::hub::{Hub, Model, Needs, Wish};
-use crate::job::Stop;
-use anyhow::{Result, bail};
+use crate::job::{Stop, exit_code};
+use anyhow::Result;
 use std::path::Path;
 
-/// Runs the conversion; Ctrl-C ends it with nothing left behind.
+/// The user asked to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; nothing was written")]
+struct Interrupted;
+
+/// Runs the conversion and gives the exit code; Ctrl-C and SIGTERM end it with nothing left behind.
 ///
 /// # Errors
 /// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
-pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<()> {
+pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<u8> {
     let (source, model) = source(args, screen)?;
     let stop = Stop::listen()?;
     let keep_going = || match stop.signal() {
-        Some(_) => bail!("interrupted; nothing was written"),
+        Some(_) => Err(Interrupted.into()),
         None => Ok(()),
     };
     let spinner = screen.spinner();
@@ -25,13 +30,20 @@ pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<()> {
     let options = Options { dtype: args.dtype.map(Into::into), overwrite: args.overwrite };
     let done = convert(&source, &args.target, options, &keep_going);
     spinner.finish_and_clear();
-    done.map_err(|error| model.advise(error))
+    match (done, stop.signal()) {
+        (Err(error), Some(signal)) if error.is::<Interrupted>() => {
+            screen.error(&error.to_string());
+            Ok(exit_code(signal))
+        }
+        (done, _) => done.map(|()| 0).map_err(|error| model.advise(error)),
+    }
 }
 
 /// What is rewritten, and the model that all or the rest of it is.
 fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Source, Model)> {
     let path = Path::new(&args.source);
-    match (path.is_file(), &args.config) {
+    let is_component = path.join("config.json").is_file() && !path.join("model_index.json").is_file();
+    match (path.is_file() || is_component, &args.config) {
         (true, Some(rest)) => {
             let model = model(rest, args, screen)?;
             Ok((Source::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
@@ -45,7 +57,7 @@ fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Source, Model)> {
             Ok((Source::Model(model.folder.clone()), model))
         }
         (false, Some(_)) => Err(bad_input!(
-            "--config goes with a prior in a file, and {:?} is none; leave it out, or give the file",
+            "--config goes with a prior alone, in a file or a folder, and {:?} is none; leave it out, or give the prior",
             args.source
         )),
     }

@@ -48,7 +48,7 @@ fn work(line: &CommandLine, screen: &Screen, start: Instant) -> Result<u8> {
         Some(Command::Models(args)) => models::run(args),
         Some(Command::Download(args)) => download::run(args, screen),
         Some(Command::Info(args)) => info::run(args, screen),
-        Some(Command::Convert(args)) => convert::run(args, screen),
+        Some(Command::Convert(args)) => return convert::run(args, screen),
         Some(Command::Merge(args)) => merge::run(args, screen),
         None => return embed::run(&line.embed, screen, start),
     }

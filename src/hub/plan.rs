@@ -6,7 +6,7 @@
 use super::layout::{self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED};
 use crate::error::OrBadInput;
 use crate::files::Folder;
-use crate::model::checkpoint::candidates::{SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
+use crate::model::checkpoint::candidates::{Library, SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
 use crate::model::checkpoint::index::ShardIndex;
 use anyhow::Result;
 
@@ -132,12 +132,14 @@ impl Search<'_> {
                 self.want(&format!("{name}/config.json"));
             }
         }
-        for name in [text_encoder, prior].into_iter().flatten() {
-            self.need_network(name)?;
+        for (name, library) in [(text_encoder, Library::Transformers), (prior, Library::Diffusers)] {
+            if let Some(name) = name {
+                self.need_network(name, library)?;
+            }
         }
         if let Some(name) = image_encoder.filter(|_| self.needs.image_encoder != Wish::No) {
             let missing_before = self.plan.missing.len();
-            self.need_network(name)?;
+            self.need_network(name, Library::Transformers)?;
             if self.needs.image_encoder == Wish::Welcome {
                 let missing = self.plan.missing.split_off(missing_before);
                 self.plan.unknown.extend(missing);
@@ -146,9 +148,9 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn need_network(&mut self, name: &str) -> Result<()> {
+    fn need_network(&mut self, name: &str, library: Library) -> Result<()> {
         self.need(&format!("{name}/config.json"));
-        if self.needs.weights { self.need_weights(name) } else { Ok(()) }
+        if self.needs.weights { self.need_weights(name, library) } else { Ok(()) }
     }
 
     /// Takes a file if it is known that the model has it; a run that has all the rest does not ask for it.
@@ -195,35 +197,52 @@ impl Search<'_> {
         }
     }
 
-    /// Takes the first weights that are there, in the order in which they are loaded.
+    /// Takes the first weights that are there, in the order in which they are loaded. An index whose shards the model does
+    /// not have counts only where there is nothing else.
     ///
     /// Where not all is known, a run does with whatever is here: the same weights in another format, or a smaller file where
-    /// 16 bits are enough, are not worth a look. More exact ones are.
-    fn need_weights(&mut self, folder: &str) -> Result<()> {
+    /// 16 bits are enough, are not worth a look. More exact ones are, and so are the shards of an index that is here.
+    fn need_weights(&mut self, folder: &str, library: Library) -> Result<()> {
         let prefers_small = self.needs.sixteen_bit && self.tree.is_remote();
         let variants = if prefers_small { SIXTEEN_BIT_VARIANTS } else { VARIANTS };
         let unknown_before = self.plan.unknown.len();
-        for candidate in candidates(variants) {
+        let mut cut_off = None;
+        for candidate in candidates(library, variants) {
             let path = format!("{folder}/{}", candidate.name);
             if !self.want(&path) {
+                continue;
+            }
+            let shards = if candidate.is_index { self.shards(folder, &path)? } else { Vec::new() };
+            if !shards.iter().all(|shard| self.is_there(shard)) {
+                cut_off = cut_off.or(Some(shards));
                 continue;
             }
             if self.needs.sixteen_bit || candidate.is_plain {
                 self.plan.unknown.truncate(unknown_before);
             }
-            return if candidate.is_index { self.need_shards(folder, &path) } else { Ok(()) };
+            let others: Vec<String> =
+                cut_off.into_iter().flatten().filter(|shard: &String| !self.is_there(shard)).collect();
+            for shard in shards.iter().chain(&others) {
+                self.want(shard);
+            }
+            return Ok(());
         }
-        self.plan.missing.push(format!("{folder}/*.safetensors"));
+        match cut_off {
+            Some(shards) => shards.iter().for_each(|shard| self.need(shard)),
+            None => self.plan.missing.push(format!("{folder}/*.safetensors")),
+        }
         Ok(())
     }
 
-    fn need_shards(&mut self, folder: &str, index: &str) -> Result<()> {
+    fn is_there(&self, path: &str) -> bool {
+        self.tree.presence(path) == Presence::Yes
+    }
+
+    /// The paths of the shards that an index names.
+    fn shards(&mut self, folder: &str, index: &str) -> Result<Vec<String>> {
         let title = self.tree.title();
         let index = ShardIndex::parse(&self.tree.read_text(index)?, &format!("{title}: {index}"))?;
-        for shard in index.shards() {
-            self.need(&format!("{folder}/{shard}"));
-        }
-        Ok(())
+        Ok(index.shards().into_iter().map(|shard| format!("{folder}/{shard}")).collect())
     }
 }
 

@@ -37,14 +37,8 @@ use tch::{Device, Kind, Tensor};
 pub fn weight_files(folder: &Folder) -> Result<Vec<String>> {
     match find::weights(folder)? {
         Found::Whole(name) => Ok(vec![name]),
-        Found::Sharded(index) => Ok(read_index(folder, &index)?.shards().into_iter().map(String::from).collect()),
+        Found::Sharded(_, index) => Ok(index.shards().into_iter().map(String::from).collect()),
     }
-}
-
-fn read_index(folder: &Folder, name: &str) -> Result<ShardIndex> {
-    let index = folder.path_of(name);
-    let text = folder.read_text(name).or_bad_input(|| format!("cannot read {index}"))?;
-    ShardIndex::parse(&text, &index)
 }
 
 /// The tensors of one component, in one or several files, mapped into memory or part of the program.
@@ -59,16 +53,16 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the weights in a component's folder: `diffusion_pytorch_model.safetensors`, `model.safetensors`, the same as
-    /// `.bin`, one of these sharded with an index, or, where no plain file is there, a variant such as
-    /// `model.fp16.safetensors`.
+    /// Opens the weights in a component's folder, in the order of the library that its `config.json` is of:
+    /// `diffusion_pytorch_model.safetensors`, `model.safetensors`, the same as `.bin`, one of these sharded with an index, or,
+    /// where no plain file is there, a variant such as `model.fp16.safetensors`.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if there are none, or a file is truncated, corrupt or at odds with its index.
     pub fn open_folder(folder: &Folder) -> Result<Self> {
         match find::weights(folder)? {
             Found::Whole(name) => Self::open_files(folder.to_string(), folder, &[&name]),
-            Found::Sharded(index) => Self::open_sharded(folder, &index),
+            Found::Sharded(name, index) => Self::open_sharded(folder, &name, &index),
         }
     }
 
@@ -88,14 +82,9 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn open_sharded(folder: &Folder, index_name: &str) -> Result<Self> {
+    fn open_sharded(folder: &Folder, index_name: &str, index: &ShardIndex) -> Result<Self> {
         let name = folder.path_of(index_name);
-        let index = read_index(folder, index_name)?;
-        let shards = index.shards();
-        if let Some(missing) = shards.iter().find(|shard| !folder.has_file(shard)) {
-            return Err(bad_input!("{name} names {}, which is not there", folder.path_of(missing)));
-        }
-        let checkpoint = Self::open_files(folder.to_string(), folder, &shards)?;
+        let checkpoint = Self::open_files(folder.to_string(), folder, &index.shards())?;
         let absent: Vec<&str> = index.tensors().filter(|name| !checkpoint.tensors.contains_key(*name)).collect();
         if !absent.is_empty() {
             return Err(bad_input!("{name} lists tensors that no shard holds: {}", some_of(&absent)));

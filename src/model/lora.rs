@@ -1,26 +1,43 @@
 //! LoRAs (arXiv 2106.09685): small files that change a model's matrices, merged into them when they are read.
 //!
-//! A matrix W becomes W + scale · (alpha / rank) · B A, in float32, before it is packed. Source: PEFT 0.21
-//! `tuners/lora/layer.py`, diffusers 0.42 `loaders/`.
+//! A matrix W becomes W + scale · (alpha / rank · B A - P), in float32, before it is packed. P is what the LoRA's
+//! initialization took from W, which is nothing for most. Source: PEFT 0.21 `tuners/lora/layer.py`, diffusers 0.42
+//! `loaders/`.
 
 mod adapter;
+mod base;
 mod keys;
+mod pattern;
 
 use super::checkpoint::Checkpoint;
 use crate::bad_input;
-use crate::error::FETCH_AGAIN;
+use crate::error::{FETCH_AGAIN, some_of};
 use crate::files::{Folder, parent};
 use adapter::AdapterConfig;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use base::Base;
 use keys::{Key, Part};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// The files that a folder with a LoRA holds, as PEFT and diffusers write them.
-const FILES: [&str; 4] =
-    ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin"];
+/// The files that a folder with a LoRA holds: as PEFT and diffusers write them, and as accelerate does, whose checkpoints
+/// hold nothing but what was trained.
+const FILES: [&str; 6] = [
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+];
+
+/// The numbers of a LoRA may take this many times the bytes of its file: those of 16 bits take twice as many in memory.
+const LARGEST_RATIO: u64 = 10;
+
+/// A small file may hold this many bytes of numbers anyway.
+const SMALL_BYTES: u64 = 1 << 20;
 
 /// A LoRA, read and checked in itself.
 #[derive(Debug)]
@@ -39,22 +56,38 @@ pub(super) struct Layer {
     delta: Delta,
 }
 
-/// What is added to a matrix: `factor · up · down`.
+/// What is added to a matrix: `scale · (strength · up · down - part)`.
 #[derive(Debug)]
 pub struct Delta {
     /// A, `(rank, inputs)`.
     down: Tensor,
     /// B, `(outputs, rank)`.
     up: Tensor,
-    factor: f64,
+    /// Alpha over the rank.
+    strength: f64,
+    /// What the user asks for.
+    scale: f64,
+    /// What the LoRA began with.
+    base: Option<Base>,
 }
 
 impl Delta {
-    /// Adds it to a matrix `(outputs, inputs)` in float32 on the CPU.
-    pub(super) fn add_to(&self, matrix: &mut Tensor) -> Result<()> {
-        let product = self.up.f_matmul(&self.down)?.f_mul_scalar(self.factor)?;
-        let _ = matrix.f_add_(&product)?;
+    /// Adds it to `sum`, a matrix `(outputs, inputs)` in float32 on the CPU that was `weight`, of any type, before anything
+    /// was added.
+    pub(super) fn add_to(&self, sum: &mut Tensor, weight: &Tensor) -> Result<()> {
+        let Self { down, up, strength, scale, base } = self;
+        let product = up.f_matmul(down)?.f_mul_scalar(scale * strength)?;
+        let _ = sum.f_add_(&product)?;
+        if let Some(base) = base {
+            let part = base.part(&weight.f_to_kind(Kind::Float)?, down.size()[0], *strength);
+            let part = part.context("cannot decompose a matrix as a LoRA asks for it; is it finite?")?;
+            let _ = sum.f_sub_(&part.f_mul_scalar(*scale)?)?;
+        }
         Ok(())
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self { down: self.down.shallow_clone(), up: self.up.shallow_clone(), ..*self }
     }
 }
 
@@ -76,7 +109,7 @@ impl Layer {
                 "{origin}: {key} is for a {target} of {changed:?}, and that of {model} is {shape:?}; it is for another model"
             ));
         }
-        Ok(Delta { down: delta.down.shallow_clone(), up: delta.up.shallow_clone(), factor: delta.factor })
+        Ok(delta.shallow_clone())
     }
 }
 
@@ -97,16 +130,25 @@ impl Lora {
     pub fn open(path: &Path, scale: f64) -> Result<Self> {
         let (folder, name) = find(path)?;
         let checkpoint = Checkpoint::open_file(&folder, &name)?;
+        check_size(&checkpoint, folder.file_len(&name).unwrap_or_default())?;
         let config = AdapterConfig::find(&folder, &name)?;
         let origin = checkpoint.origin().to_string();
-        let layers = group(&checkpoint)?;
-        let layer = |(module, names): (String, Names)| -> Result<Layer> {
+        let mut layers = Vec::new();
+        let mut left_out = Vec::new();
+        for (module, names) in group(&checkpoint)? {
             let config = config.as_ref().filter(|_| names.is_peft);
-            read_layer(&checkpoint, module, &names, config, scale)
-        };
-        let layers = layers.into_iter().map(layer).collect::<Result<Vec<_>>>()?;
-        if layers.is_empty() {
-            return Err(bad_input!("{origin} holds no LoRA"));
+            if config.map_or(Ok(true), |config| config.targets(&module))? {
+                layers.push(read_layer(&checkpoint, module, &names, config, scale)?);
+            } else {
+                left_out.push(module);
+            }
+        }
+        let config = config.as_ref().map_or("", |config| config.origin());
+        match (layers.is_empty(), left_out.is_empty()) {
+            (true, true) => return Err(bad_input!("{origin} holds no LoRA")),
+            (true, false) => return Err(bad_input!("{origin}: {config} is for none of the modules in it")),
+            (false, true) => {}
+            (false, false) => log::warn!("{origin}: left out what {config} is not for: {}", some_of(&left_out)),
         }
         Ok(Self { origin, layers })
     }
@@ -122,9 +164,12 @@ impl Lora {
     /// If memory runs out.
     pub fn identity(&self) -> Result<Vec<u8>> {
         let mut hasher = Sha256::new();
-        for Layer { target, delta: Delta { down, up, factor }, .. } in &self.layers {
+        for Layer { target, delta: Delta { down, up, strength, scale, base }, .. } in &self.layers {
             hasher.update(target);
-            hasher.update(factor.to_le_bytes());
+            hasher.update((scale * strength).to_le_bytes());
+            if let Some(base) = base {
+                hasher.update(format!("{base:?} {scale:?}"));
+            }
             for tensor in [down, up] {
                 let mut values = vec![0_f32; tensor.numel()];
                 let count = values.len();
@@ -145,13 +190,38 @@ impl Lora {
 fn find(path: &Path) -> Result<(Folder, String)> {
     if path.is_dir() {
         let folder = Folder::from(path);
-        let name = FILES.into_iter().find(|name| folder.has_file(name));
-        let name = name.ok_or_else(|| bad_input!("{folder} has no LoRA; one of {} must be in it", FILES.join(", ")))?;
-        return Ok((folder, name.into()));
+        let name = FILES.into_iter().find(|name| folder.has_file(name)).map(String::from);
+        let name = name.map_or_else(|| only_safetensors(&folder), Ok)?;
+        return Ok((folder, name));
     }
     let name = path.file_name().filter(|_| path.is_file()).and_then(|name| name.to_str());
     let name = name.ok_or_else(|| bad_input!("there is no LoRA at {:?}", path.display().to_string()))?;
     Ok((Folder::from(parent(path)), name.into()))
+}
+
+/// The file that a folder's LoRA is in where it has a name of its own.
+fn only_safetensors(folder: &Folder) -> Result<String> {
+    let mut names = folder.file_names();
+    names.retain(|name| name.ends_with(".safetensors") && folder.has_file(name));
+    names.sort();
+    match names.as_slice() {
+        [name] => Ok(name.clone()),
+        [] => Err(bad_input!("{folder} has no LoRA; one of {} must be in it", FILES.join(", "))),
+        names => Err(bad_input!("{folder} has several files that may be the LoRA; name one of {}", some_of(names))),
+    }
+}
+
+/// Checks that the numbers of a file of `len` bytes do not take many times as much memory: in a torch file any number of
+/// tensors may share one storage.
+fn check_size(checkpoint: &Checkpoint, len: u64) -> Result<()> {
+    let bytes = checkpoint.parameters().saturating_mul(Kind::Float.elt_size_in_bytes() as u64);
+    if bytes <= len.saturating_mul(LARGEST_RATIO).saturating_add(SMALL_BYTES) {
+        return Ok(());
+    }
+    let origin = checkpoint.origin();
+    Err(bad_input!(
+        "{origin} is {len} bytes long and its tensors take {bytes}, more than {LARGEST_RATIO} times as many: they share their numbers; save them with .clone()"
+    ))
 }
 
 /// The tensors of a file by the module that they change.
@@ -204,6 +274,11 @@ fn read_layer(
             ));
         }
     };
+    if let Some(config) = config
+        && let Some(wanted) = config.rank(&module)?.filter(|wanted| *wanted != rank)
+    {
+        return Err(bad_input!("{origin}: {down_name} has rank {rank}, and {} says {wanted}", config.origin()));
+    }
     let strength = match (&names.alpha, config) {
         (Some(name), _) => {
             let alpha = read(name)?;
@@ -212,9 +287,13 @@ fn read_layer(
             }
             alpha.f_reshape([-1])?.f_double_value(&[0])? / rank as f64
         }
-        (None, Some(config)) => config.strength(&module, rank),
+        (None, Some(config)) => config.strength(&module, rank)?,
         (None, None) => 1.0,
     };
-    let delta = Delta { down, up, factor: scale * strength };
+    let base = config.and_then(|config| config.base);
+    if base.is_some_and(|base| !base.has_strength(strength)) {
+        return Err(bad_input!("{origin}: {down_name} has the strength {strength}, with which no such LoRA can begin"));
+    }
+    let delta = Delta { down, up, strength, scale, base };
     Ok(Layer { target: format!("{module}.weight"), key: down_name.clone(), delta })
 }

@@ -44,14 +44,23 @@ impl Pipeline {
     /// [`crate::error::BadInput`] if a component is missing, broken, unsupported, or does not fit the others.
     pub fn open(folder: impl Into<Folder>, options: LoadOptions) -> Result<Self> {
         let start = Instant::now();
-        let layout = Layout::find(&folder.into())?;
+        let mut pipeline = Self::of_layout(Layout::find(&folder.into())?, options)?;
+        pipeline.timings.load = start.elapsed();
+        Ok(pipeline)
+    }
+
+    /// The same of components that were found before.
+    ///
+    /// # Errors
+    /// As [`Pipeline::open`].
+    pub fn of_layout(layout: Layout, options: LoadOptions) -> Result<Self> {
         let scheduler = read_scheduler(&layout)?;
         let prior_config: PriorConfig = config::read(&layout.prior, "config.json")?;
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, "config.json")?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
         check_fit(&layout, &tokenizer, &text_config, &prior_config, &scheduler)?;
         let text = TextStage { tokenizer, config: text_config, encoder: None };
-        let timings = Timings { load: start.elapsed(), ..Timings::default() };
+        let timings = Timings::default();
         let parameters = OnceCell::new();
         Ok(Self {
             layout,

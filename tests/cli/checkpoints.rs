@@ -60,7 +60,7 @@ fn a_hostile_pickle_is_refused_by_name_and_not_run() {
 }
 
 /// A zip archive of entries that are as they are; a third part says another size than they have.
-fn archive(entries: &[(&str, &[u8], Option<u32>)]) -> Vec<u8> {
+pub fn archive(entries: &[(&str, &[u8], Option<u32>)]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, data, said) in entries {
         let start = file.len() as u32;
@@ -207,6 +207,116 @@ fn converted_models_give_the_same_embeddings() {
     assert!(embed(&place, &place.path("small"), &[]).ncols() > 0);
 }
 
+/// Changes the sign of every number of 16 bits in a safetensors file, and of half of those of 32.
+fn spoil(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[start..].iter_mut().skip(1).step_by(2).for_each(|byte| *byte ^= 0x80);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn stale_weights_are_left_where_the_libraries_leave_them() {
+    for (name, variant) in [("kandinsky22_sharded_bf16", ""), ("fp16_variant", ".fp16")] {
+        let place = Workplace::new();
+        let model = place.copy(&fixtures().join("pipelines").join(name), "model");
+        let expected = embed(&place, &model, &[]);
+        assert_done(place.bare().args(["convert", "model", "whole"]));
+        let whole = |part: &str, stem: &str| {
+            let target = model.join(part).join(format!("{stem}{variant}.safetensors"));
+            fs::copy(place.path("whole").join(part).join(format!("{stem}.safetensors")), &target).unwrap();
+            target
+        };
+        let shards = |part: &str| {
+            let entries = model.join(part).read_dir().unwrap().map(|entry| entry.unwrap().path());
+            entries.filter(|path| path.to_str().unwrap().contains("-of-0")).collect::<Vec<_>>()
+        };
+        let assert_same = |what: &str| {
+            let difference = largest(&(embed(&place, &model, &[]) - &expected));
+            assert!(difference <= 1e-6 * largest(&expected), "{name}, {what}: {difference}");
+        };
+        // Saved in shards over a whole file: diffusers reads the shards, transformers the whole file.
+        let stale = whole("prior", "diffusion_pytorch_model");
+        spoil(&stale);
+        assert_same("an older whole prior");
+        whole("text_encoder", "model");
+        shards("text_encoder").iter().for_each(|shard| spoil(shard));
+        assert_same("an older text encoder in shards");
+        // Saved whole over shards: diffusers removes these and leaves their index.
+        whole("prior", "diffusion_pytorch_model");
+        shards("prior").iter().for_each(|shard| fs::remove_file(shard).unwrap());
+        assert_same("an older prior in shards");
+        let mut command = place.bare();
+        command.args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npy"]);
+        assert!(assert_done(&mut command).contains("00001-of-0"), "the index is not told of");
+        fs::remove_file(stale).unwrap();
+        assert_weights_refused(&place, &["model/prior", "which is not there"]);
+    }
+}
+
+#[test]
+fn a_prior_is_converted_by_its_own_configuration() {
+    let place = Workplace::new();
+    let source = place.copy_model();
+    let expected = embed(&place, &source, &[]);
+    // Another model of the same sizes, which computes differently.
+    let other = place.copy(&model(), "other").join("prior/config.json");
+    let text = fs::read_to_string(&other).unwrap();
+    let text = text.replace("\"num_attention_heads\": 4", "\"num_attention_heads\": 2");
+    let text = text.replace("\"attention_head_dim\": 4", "\"attention_head_dim\": 8");
+    fs::write(&other, text.replace("\"silu\"", "\"relu\"")).unwrap();
+    assert!(largest(&(embed(&place, &place.path("other"), &[]) - &expected)) > 0.01);
+    for prior in ["model/prior/diffusion_pytorch_model.safetensors", "model/prior"] {
+        assert_done(place.bare().args(["convert", prior, "out", "--config", "other", "--overwrite"]));
+        assert_eq!(embed(&place, &place.path("out"), &[]), expected, "{prior}");
+        let written: Value = serde_json::from_slice(&fs::read(place.path("out/prior/config.json")).unwrap()).unwrap();
+        assert_eq!((&written["num_attention_heads"], &written["time_embed_act_fn"]), (&4.into(), &"silu".into()));
+    }
+    // What lies beside a prior may be of another model.
+    place.copy(&fixtures().join("checkpoints/karlo"), "karlo");
+    fs::copy(model().join("text_encoder/config.json"), place.path("karlo/config.json")).unwrap();
+    let mut command = place.bare();
+    command.args(["convert", "karlo/prior.ckpt", "out", "--overwrite", "--config"]).arg(pickle_model());
+    assert!(assert_done(&mut command).contains("karlo/config.json"));
+    let expected = embed(&place, &pickle_model(), &[]);
+    assert!(largest(&(embed(&place, &place.path("out"), &[]) - &expected)) <= 1e-6 * largest(&expected));
+    // One that does not fit the rest is refused.
+    let mut command = place.bare();
+    command.args(["convert", "model/prior", "new", "--config"]).arg(pickle_model());
+    assert_refused(&place, &mut command, 2, &["must be equal"]);
+    assert_refused(&place, place.bare().args(["convert", "model/prior", "new"]), 2, &["--config"]);
+}
+
+#[test]
+fn what_killed_conversions_leave_is_removed() {
+    let place = Workplace::new();
+    let leave = |name: &str, inside: &str| {
+        fs::create_dir_all(place.path(name).join(inside)).unwrap();
+        fs::write(place.path(name).join(inside).join("config.json"), "{}").unwrap();
+    };
+    leave(".outAb12Cd.part", "prior");
+    leave(".outAb12Ce.old", "text_encoder");
+    // Of another conversion that is still running, of another target, and of the user's own.
+    leave(".outAb12Cf.part", "prior");
+    leave(".other1aB2c.part", "prior");
+    leave(".outAb12Cg.part", "diary");
+    leave(".outAb12.part", "prior");
+    let running = fs::File::open(place.path(".outAb12Cf.part")).unwrap();
+    running.try_lock().unwrap();
+    let mut command = place.bare();
+    assert_done(command.arg("convert").arg(pickle_model()).arg("out"));
+    let kept = [".other1aB2c.part", ".outAb12.part", ".outAb12Cf.part", ".outAb12Cg.part"];
+    assert_eq!(place.names(), [&kept[..], &["out"]].concat());
+    drop(running);
+    // A kill came when a model had made room and the new one had not taken it.
+    fs::rename(place.path("out"), place.path(".outAb12Ch.old")).unwrap();
+    let mut command = place.bare();
+    let output = command.arg("convert").arg(pickle_model()).arg("out").output().unwrap();
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("--overwrite"), "{output:?}");
+    assert_eq!(place.names(), [".other1aB2c.part", ".outAb12.part", ".outAb12Cg.part", "out"]);
+    assert!(embed(&place, &place.path("out"), &[]).ncols() > 0);
+}
+
 #[test]
 fn priors_as_published_become_models() {
     let place = Workplace::new();
@@ -274,16 +384,22 @@ fn a_conversion_on_a_full_disk_leaves_nothing() {
 
 #[test]
 fn an_interrupted_conversion_leaves_nothing() {
-    for milliseconds in [0, 5, 10, 20, 40, 80] {
-        let place = Workplace::new();
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_prior-embed"));
-        command.current_dir(place.folder.path()).arg("convert").arg(model()).args(["out", "--dtype", "f16", "-q"]);
-        let mut child = command.spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
-        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        let is_done = child.wait().unwrap().success();
-        let expected: &[&str] = if is_done { &["out"] } else { &[] };
-        assert_eq!(place.names(), expected, "after {milliseconds} ms");
+    use std::os::unix::process::ExitStatusExt;
+    for (signal, number) in [("INT", 2), ("TERM", 15)] {
+        for milliseconds in [0, 5, 10, 20, 40, 80, 160, 320] {
+            let place = Workplace::new();
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_prior-embed"));
+            command.current_dir(place.folder.path()).arg("convert").arg(model()).args(["out", "--dtype", "f16", "-q"]);
+            let mut child = command.spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+            std::process::Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+            let status = child.wait().unwrap();
+            let expected: &[&str] = if status.success() { &["out"] } else { &[] };
+            assert_eq!(place.names(), expected, "after {milliseconds} ms");
+            // Before it listens, the signal itself ends it.
+            let is_stopped = status.code() == Some(128 + number) || status.signal() == Some(number);
+            assert!(status.success() || is_stopped, "{signal} after {milliseconds} ms: {status}");
+        }
     }
 }
 

@@ -71,8 +71,9 @@ fn loras_change_the_embeddings_as_in_peft_and_diffusers() {
     let loras = fixtures().join("checkpoints/lora");
     check_loras(&[("peft", 1.0)], &loras.join("peft"));
     check_loras(&[("peft/adapter_model.safetensors", 1.0)], &loras.join("peft"));
-    check_loras(&[("diffusers", 1.0)], &loras.join("diffusers"));
-    check_loras(&[("peft_rslora_bin", 1.0)], &loras.join("peft_rslora_bin"));
+    for name in ["diffusers", "diffusers_pissa", "peft_rslora_bin", "pissa", "olora", "patterns"] {
+        check_loras(&[(name, 1.0)], &loras.join(name));
+    }
     check_loras(&[("attention_processors", 0.5)], &loras.join("attention_processors"));
 }
 
@@ -84,4 +85,5 @@ fn loras_add_up() {
         &loras.join("peft"),
     );
     check_loras(&[("attention_processors", 0.2), ("attention_processors", 0.3)], &loras.join("attention_processors"));
+    check_loras(&[("pissa", 0.25), ("olora", 0.5), ("pissa", 0.75), ("olora", -0.5)], &loras.join("pissa"));
 }

@@ -66,7 +66,7 @@ pub struct InfoArgs {
 /// The options of `prior-embed convert`.
 #[derive(Debug, ClapArgs)]
 pub struct ConvertArgs {
-    /// A model, or a prior in a file: a .ckpt of Karlo's or Kandinsky 2.1's authors, .pt, .bin or .safetensors
+    /// A model, or a prior alone: a .ckpt of Karlo's or Kandinsky 2.1's authors, .pt, .bin, .safetensors, or its folder
     #[arg(value_name = "SRC")]
     pub source: String,
 
@@ -78,7 +78,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "NAME", hide_possible_values = true)]
     pub dtype: Option<WeightDtype>,
 
-    /// For a prior in a file: the model that its configuration, the text encoder and the rest are taken from
+    /// For a prior alone: the model that the rest is taken from, and the configuration of a prior that has none beside it
     #[arg(long, value_name = "FOLDER")]
     pub config: Option<String>,
 

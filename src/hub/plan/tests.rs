@@ -114,6 +114,37 @@ fn shards_are_those_of_the_index() {
 }
 
 #[test]
+fn each_library_chooses_between_whole_and_sharded_weights_in_its_own_way() {
+    let whole = "prior/diffusion_pytorch_model.safetensors";
+    let index = "prior/diffusion_pytorch_model.safetensors.index.json";
+    let shards = ["prior/x-1.safetensors", "prior/x-2.safetensors"];
+    let prior = |weights: &[&'static str], is_complete| {
+        let plan = plan(weights, is_complete, RUN);
+        let files = plan.files.iter().filter(|path| path.starts_with("prior/") && is_weights(path));
+        (files.cloned().collect::<Vec<_>>(), plan)
+    };
+    let (files, plan) = prior(&[whole, index, shards[0], shards[1]], true);
+    assert!(files == shards && plan.is_whole(), "{files:?}");
+    let (files, plan) = prior(&[whole, index, shards[0]], true);
+    assert!(files == [whole] && plan.is_usable() && plan.absent.contains(&shards[1].to_string()), "stale: {files:?}");
+    let (files, plan) = prior(&[whole, index], false);
+    assert!(files == [whole] && plan.is_usable() && !plan.is_whole(), "the hub may have the shards");
+    let encoder = Fake {
+        files: SMALL
+            .into_iter()
+            .chain([whole, "text_encoder/model.safetensors.index.json", "text_encoder/x-1.safetensors"])
+            .chain(["text_encoder/x-2.safetensors", "model_index.json"])
+            .collect(),
+        is_complete: true,
+        index: r#"{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}"#,
+    };
+    let files = Plan::new(&mut { encoder }, RUN).unwrap().files;
+    let files: Vec<&String> =
+        files.iter().filter(|path| path.starts_with("text_encoder/") && is_weights(path)).collect();
+    assert_eq!(files, ["text_encoder/model.safetensors"]);
+}
+
+#[test]
 fn a_part_of_a_model_is_told_from_a_whole() {
     let half = ["prior/diffusion_pytorch_model.fp16.safetensors"];
     let sixteen_bit = Needs { sixteen_bit: true, ..RUN };

@@ -47,7 +47,7 @@ impl<'a> Borrowed<'a> {
     pub(super) fn with_added(mut self, deltas: &[Delta]) -> Result<Self> {
         let mut sum = self.to_owned(Kind::Float, Device::Cpu)?;
         for delta in deltas {
-            delta.add_to(&mut sum)?;
+            delta.add_to(&mut sum, &self.view)?;
         }
         self.view = sum;
         Ok(self)

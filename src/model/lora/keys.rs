@@ -42,7 +42,7 @@ const ENDINGS: [(&str, Part); 13] = [
 const PEFT: [(&str, Part); 2] = [(".lora_A.", Part::Down), (".lora_B.", Part::Up)];
 
 /// What may come before a module: wrappers, and the component of a pipeline.
-const PREFIXES: [&str; 3] = ["base_model.model.", "module.", "prior."];
+const PREFIXES: [&str; 5] = ["base_model.model.", "module.", "_orig_mod.", "prior.", "transformer."];
 
 /// Takes a name apart; `None` if it is none of a LoRA's.
 pub(super) fn parse(name: &str) -> Option<Key> {
@@ -92,6 +92,8 @@ mod tests {
             ("base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight", Down, true),
             ("base_model.model.transformer_blocks.0.attn1.to_q.lora_B.default.weight", Up, true),
             ("prior.transformer_blocks.0.attn1.to_q.lora_A.weight", Down, true),
+            ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight", Down, true),
+            ("module._orig_mod.transformer_blocks.0.attn1.to_q.lora_B.default.weight", Up, true),
         ] {
             assert_eq!(parse(name), Some(Key { module: to_q.into(), part, is_peft }), "{name}");
         }
