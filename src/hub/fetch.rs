@@ -2,12 +2,13 @@
 
 use super::cache::{self, RepositoryCache, Snapshot};
 use super::client::Client;
-use super::download::{Watcher, with_retries};
+use super::download::Watcher;
 use super::failure::Failure;
 use super::layout::{IMAGE_ENCODER, ZERO_IMAGE_EMBED};
 use super::name::{HubName, ModelName};
+use super::patience::Patience;
 use super::plan::{Needs, Plan, Wish};
-use super::remote::{Found, Remote};
+use super::remote::{Found, Remote, RemoteTree};
 use super::settings::{Connection, HubOptions};
 use super::{builtin, presets};
 use crate::bad_input;
@@ -158,7 +159,7 @@ impl Hub {
         }
         let commit = commit.as_ref().unwrap_or(&hub_name.revision);
         let found = self.find(hub_name, commit, needs, false, watcher).and_then(|mut found| {
-            let mut files: Vec<ModelFile> = found.plan.files.iter().map(|path| found.tree.model_file(path)).collect();
+            let mut files: Vec<ModelFile> = found.plan.files.iter().map(|path| found.remote.model_file(path)).collect();
             found.plan.files.retain(|path| !is_weights(path));
             let model = found.bring(watcher)?;
             for file in &mut files {
@@ -261,12 +262,15 @@ impl Hub {
         watcher: &mut dyn Watcher,
     ) -> Result<Found, Failure> {
         let client = Connection::from_environment().and_then(Client::new).map_err(Failure::lasting)?;
-        let listing = with_retries(watcher, || client.listing(&name.repository, revision))?;
+        let patience = Patience::default();
+        let listing = patience.retry(watcher, || client.listing(&name.repository, revision))?;
         let cache = RepositoryCache::new(&self.options.cache_dir()?, name);
         let snapshot = cache.snapshot(&listing.commit);
-        let mut tree = Remote { client, cache, snapshot, listing, name: name.clone(), force, failure: None };
+        let remote = Remote { client, patience, cache, snapshot, listing, name: name.clone(), force };
+        let mut tree = RemoteTree { remote, watcher, failure: None };
         let plan = Plan::new(&mut tree, needs);
-        if let Some(failure) = tree.failure.take() {
+        let RemoteTree { remote, failure, .. } = tree;
+        if let Some(failure) = failure {
             return Err(failure);
         }
         let plan = plan?;
@@ -277,7 +281,7 @@ impl Hub {
                 presets::names()
             )));
         }
-        Ok(Found { tree, plan })
+        Ok(Found { remote, plan })
     }
 }
 
