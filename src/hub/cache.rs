@@ -118,7 +118,7 @@ impl RepositoryCache {
             return Ok(());
         }
         // Files would be replaced there that are none of the cache's.
-        let mut folders = pointer.ancestors().skip(1).take_while(|folder| **folder != *snapshot);
+        let mut folders = pointer.ancestors().skip(1).take_while(|folder| folder.starts_with(&snapshot));
         if let Some(folder) = folders.find(|folder| folder.is_symlink()) {
             bail!("{folder:?} in the cache is a link to elsewhere; remove it");
         }

@@ -94,6 +94,7 @@ impl Client {
             .user_agent(concat!("prior-embed/", env!("CARGO_PKG_VERSION")))
             .accept("*/*")
             .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .timeout_resolve(Some(connection.timeout))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(connection.timeout))
             .timeout_per_read(Some(connection.timeout))

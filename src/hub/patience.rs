@@ -15,25 +15,42 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause that nobody asked for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
+/// Tries where there is another way.
+const FEW_TRIES: u32 = 3;
+
+/// How long servers may let us wait where there is another way.
+const SHORT_WAIT: Duration = Duration::from_secs(5);
+
 /// How long servers may let us wait in all. The hub counts requests in windows of five minutes.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// A pause from which on the user is told.
 const LONG_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long servers may still let us wait.
+/// How long to go on trying.
 #[derive(Debug)]
 pub struct Patience {
+    tries: u32,
+    /// How long servers may still let us wait.
     left: Cell<Duration>,
 }
 
-impl Default for Patience {
-    fn default() -> Self {
-        Self { left: Cell::new(LONGEST_WAIT) }
-    }
-}
-
 impl Patience {
+    /// For what there is no way without.
+    pub fn long() -> Self {
+        Self { tries: TRIES, left: Cell::new(LONGEST_WAIT) }
+    }
+
+    /// For what would be welcome.
+    pub fn short() -> Self {
+        Self { tries: FEW_TRIES, left: Cell::new(SHORT_WAIT) }
+    }
+
+    /// Whether it is for what there is no way without.
+    pub fn is_long(&self) -> bool {
+        self.tries == TRIES
+    }
+
     /// Repeats a request while that may help.
     ///
     /// # Errors
@@ -61,7 +78,7 @@ impl Patience {
     pub fn wait(&self, failure: &Failure, tries: u32, watcher: &mut dyn Watcher) -> bool {
         let Some(pause) = self.pause(failure, tries) else { return false };
         let (what, seconds) = (failure.what(), pause.as_secs_f64());
-        log::info!("try {tries} of {TRIES}: {what}; going on in {seconds:.1} s");
+        log::info!("try {tries} of {}: {what}; going on in {seconds:.1} s", self.tries);
         if pause >= LONG_PAUSE {
             watcher.note(&format!("{what}; going on in {seconds:.0} s"));
         }
@@ -70,7 +87,7 @@ impl Patience {
     }
 
     fn pause(&self, failure: &Failure, tries: u32) -> Option<Duration> {
-        if tries >= TRIES {
+        if tries >= self.tries {
             return None;
         }
         if failure.is_range_refused() {
@@ -133,23 +150,25 @@ fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    fn asked(status: u16, headers: &[(&str, &'static str)]) -> Option<u64> {
+    type Headers = &'static [(&'static str, &'static str)];
+
+    fn asked(status: u16, headers: Headers) -> Option<u64> {
         let header = |name: &str| headers.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
         asked_wait(status, header).map(|wait| wait.as_secs())
     }
 
     #[test]
     fn servers_say_how_long_to_wait() {
-        let policy = ("ratelimit-policy", "\"fixed window\";\"api\";q=500;w=300");
-        let cases: [(u16, &[(&str, &'static str)], Option<u64>); 13] = [
-            (429, &[("ratelimit", "\"api\";r=0;t=55"), policy], Some(55)),
+        const POLICY: (&str, &str) = ("ratelimit-policy", "\"fixed window\";\"api\";q=500;w=300");
+        let cases: [(u16, Headers, Option<u64>); 13] = [
+            (429, &[("ratelimit", "\"api\";r=0;t=55"), POLICY], Some(55)),
             (429, &[("ratelimit", "\"api\" ; t = 7 ; r = 0")], Some(7)),
             (429, &[("ratelimit", "\"minute\";r=0;t=20, \"day\";r=0;t=500, \"hour\";r=3;t=900")], Some(500)),
             (429, &[("ratelimit", "\"a,b;r=0;t=9\";r=0;t=8")], Some(8)),
             // Not the reason, or none that says how long.
             (429, &[("ratelimit", "\"api\";r=12;t=55"), ("retry-after", "3")], Some(3)),
             (429, &[("ratelimit", "\"api\";r=12;t=55")], None),
-            (429, &[("ratelimit", "\"api\";r=0"), policy], Some(300)),
+            (429, &[("ratelimit", "\"api\";r=0"), POLICY], Some(300)),
             (429, &[("ratelimit", "\"api\";r=0"), ("retry-after", "4")], Some(4)),
             (429, &[("ratelimit", "\"api\";r=0;t=55"), ("retry-after", "4")], Some(55)),
             // Other answers carry these headers too.
@@ -161,13 +180,13 @@ mod tests {
         for (status, headers, expected) in cases {
             assert_eq!(asked(status, headers), expected, "{status} {headers:?}");
         }
-        assert_eq!(quota(policy.1), Some((500, 300)));
+        assert_eq!(quota(POLICY.1), Some((500, 300)));
         assert_eq!(quota("\"day\";q=7"), None);
     }
 
     #[test]
     fn patience_is_as_long_as_pythons_and_comes_to_an_end() {
-        let patience = Patience::default();
+        let patience = Patience::long();
         let failure = |wait: Option<u64>| Failure::passing("busy".into(), "later", wait.map(Duration::from_secs));
         let pauses: Vec<f64> =
             (1..).map_while(|tries| patience.pause(&failure(None), tries)).map(|pause| pause.as_secs_f64()).collect();
@@ -181,5 +200,8 @@ mod tests {
         }
         assert!(patience.pause(&failure(None), 1).is_some(), "what nobody asks for is not counted");
         assert!(!patience.wait(&failure(Some(u64::MAX)), 1, &mut ()));
+        let patience = Patience::short();
+        assert_eq!((1..).map_while(|tries| patience.pause(&failure(None), tries)).count(), 2);
+        assert!(patience.pause(&failure(Some(60)), 1).is_none());
     }
 }

@@ -16,6 +16,7 @@ use std::fs::{self, File};
 /// A commit on the hub.
 pub(super) struct Remote {
     pub(super) client: Client,
+    /// How long to ask what there is.
     pub(super) patience: Patience,
     pub(super) cache: RepositoryCache,
     pub(super) snapshot: Snapshot,
@@ -58,8 +59,8 @@ impl Remote {
         has_size && (!self.force || is_content(&blob, etag, metadata.len()))
     }
 
-    fn download<'a>(&'a self, file: &'a RemoteFile, before: u64) -> Download<'a> {
-        let Self { client, patience, cache, listing: Listing { commit, .. }, name, .. } = self;
+    fn download<'a>(&'a self, file: &'a RemoteFile, before: u64, patience: &'a Patience) -> Download<'a> {
+        let Self { client, cache, listing: Listing { commit, .. }, name, .. } = self;
         Download { client, patience, cache, repository: &name.repository, commit, file, before, replaces: self.force }
     }
 
@@ -69,7 +70,7 @@ impl Remote {
         }
         let file = self.remote_file(path, watcher)?;
         if !self.has_content(&file) {
-            self.download(&file, 0).run(watcher)?;
+            self.download(&file, 0, &self.patience).run(watcher)?;
         }
         self.link(&file)
     }
@@ -156,9 +157,12 @@ impl Found {
             let bytes = new.iter().map(|file| size(file)).fold(0, u64::saturating_add);
             watcher.begin(&name.to_string(), new.len(), bytes);
         }
+        // What is begun is worth it.
+        let long = Patience::long();
+        let patience = if remote.patience.is_long() { &remote.patience } else { &long };
         let mut before = 0_u64;
         for file in new {
-            remote.download(file, before).run(watcher)?;
+            remote.download(file, before, patience).run(watcher)?;
             before = before.saturating_add(size(file));
         }
         watcher.end();

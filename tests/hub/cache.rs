@@ -131,7 +131,7 @@ fn blobs_are_called_what_python_calls_them() {
     place.server.fail(&format!("cdn GET /{}", sha256(&small_model().files[PRIOR])), 1, Fault::Cut(1000));
     place.server.fail(&format!("cdn GET /{}", sha256(&small_model().files[PRIOR])), 1, Fault::Answer(403, Vec::new()));
     let mut command = place.download(REPOSITORY);
-    assert_refused(&place.work, &mut command.arg("--quiet"), 2, &[PRIOR]);
+    assert_refused(&place.work, command.arg("--quiet"), 2, &[PRIOR]);
     assert!(place.unfinished().is_empty());
     for etag in ["\"../N\"", "\"a/N\"", "\"..\"", "\"/tmp/N\"", "\"\""] {
         let place = Place::new();

@@ -49,12 +49,17 @@ fn limits_that_last_longer_end_the_run_at_once() {
     let start = Instant::now();
     assert_refused(&place.work, &mut place.download(REPOSITORY), 1, &["too many requests", "try again in 3000 s"]);
     assert!(start.elapsed() < Duration::from_secs(10));
-    // What is in the cache does meanwhile.
+    // What is in the cache does meanwhile; nobody waits for what would only be welcome.
     place.embeds(&mut place.embed(REPOSITORY));
     fs::rename(place.snapshot(PRIOR), place.snapshot(&PRIOR.replace("model.", "model.fp16."))).unwrap();
     place.server.fail("api/models", 1, rate_limited(3000));
     let line = assert_done(&mut place.embed(REPOSITORY));
     assert!(line.contains("try again in 3000 s; using what is in the cache"), "{line}");
+    place.server.fail("api/models", ALWAYS, rate_limited(100));
+    let start = Instant::now();
+    let line = assert_done(&mut place.embed(REPOSITORY));
+    assert!(line.contains("try again in 100 s; using what is in the cache"), "{line}");
+    assert!(start.elapsed() < Duration::from_secs(20));
 }
 
 #[test]

@@ -30,7 +30,6 @@ impl Place {
     }
 
     /// The same, where permissions count: to root they mean nothing.
-    #[cfg(unix)]
     pub fn command_without_rights(&self) -> Command {
         use std::os::unix::fs::MetadataExt;
         if fs::metadata(self.work.path("hf")).unwrap().uid() != 0 {
