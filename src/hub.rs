@@ -8,8 +8,8 @@
 //! ```
 //!
 //! [`name`] is what a person types, [`plan`] which files a run needs, [`cache`] where they are kept, [`client`] the hub's
-//! routes, [`download`] the way of one file, [`remote`] that of a commit, [`fetch`] that of a model. Nothing here touches
-//! the network, or what TLS needs, unless a file is to be downloaded.
+//! routes, [`patience`] how long to wait for it, [`download`] the way of one file, [`remote`] that of a commit, [`fetch`] that
+//! of a model. Nothing here touches the network, or what TLS needs, unless a file is to be downloaded.
 //!
 //! hf-hub says where in the cache things lie; the transfer is ours, because its own neither checks hashes, nor goes on after
 //! another process, nor lets two of them want the same file, and it writes a branch's commit in place.
@@ -23,6 +23,8 @@ mod failure;
 mod fetch;
 pub mod layout;
 mod name;
+mod pace;
+mod patience;
 mod plan;
 pub mod presets;
 mod proxy;

@@ -16,13 +16,19 @@ use super::layout::INDEX;
 use super::name::{HubName, is_commit};
 use super::plan::{Presence, Tree, is_safe_path};
 use crate::files::Folder;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fs4::{FileExt, TryLockError};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf, is_separator};
 use std::time::Duration;
+
+/// The most bytes in a blob's name, so that what is added to it while it is written still fits a file's 255.
+const MAX_BLOB_NAME: usize = 255 - ".01234567.incomplete".len();
+
+/// The most bytes in a reference: a commit, and room for a line's end.
+const MAX_REFERENCE: u64 = 64;
 
 /// How often a lock that another process holds is tried again.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
@@ -55,7 +61,12 @@ impl RepositoryCache {
         if is_commit(&self.revision) {
             return Some(self.revision.clone());
         }
-        let text = fs::read_to_string(self.folder().join("refs").join(&self.revision)).ok()?;
+        let path = self.folder().join("refs").join(&self.revision);
+        let mut text = String::new();
+        // Whatever else may be there, such as a pipe, might never end.
+        if path.is_file() {
+            File::open(path).and_then(|file| file.take(MAX_REFERENCE).read_to_string(&mut text)).ok()?;
+        }
         // It becomes a part of a path.
         let commit = text.trim();
         is_commit(commit).then(|| commit.to_string())
@@ -95,12 +106,22 @@ impl RepositoryCache {
         fs::create_dir_all(self.folder().join("blobs")).with_context(|| self.cannot_write())
     }
 
-    /// Makes a blob a file of a commit.
+    /// Makes a blob a file of a commit, if it is not.
     ///
     /// # Errors
-    /// If the cache cannot be written to.
+    /// If the cache cannot be written to, or the file would lie outside.
     pub fn link(&self, commit: &str, path: &str, etag: &str) -> Result<()> {
-        let pointer = self.snapshot(commit).path.join(path);
+        let snapshot = self.snapshot(commit).path;
+        let pointer = snapshot.join(path);
+        let is_the_blob = |place: PathBuf| self.blob(etag).canonicalize().is_ok_and(|blob| blob == place);
+        if pointer.canonicalize().is_ok_and(is_the_blob) {
+            return Ok(());
+        }
+        // Files would be replaced there that are none of the cache's.
+        let mut folders = pointer.ancestors().skip(1).take_while(|folder| folder.starts_with(&snapshot));
+        if let Some(folder) = folders.find(|folder| folder.is_symlink()) {
+            bail!("{folder:?} in the cache is a link to elsewhere; remove it");
+        }
         let depth = path.split('/').count();
         let target: PathBuf = std::iter::repeat_n("..", depth + 1).chain(["blobs", etag]).collect();
         let fresh = pointer.with_file_name(format!(".{:016x}.link", random()));
@@ -118,14 +139,20 @@ impl RepositoryCache {
         }
     }
 
-    /// Waits until no other process writes the blob. The lock ends with the file that is given back.
+    /// Waits until no other process writes the blob, as long as `goes_on` says that one does. The lock ends with the file that
+    /// is given back.
     ///
     /// It saves work and no more: on file systems without locks, processes that write the same blob do not disturb each
     /// other either.
-    pub fn lock(&self, etag: &str, watcher: &mut dyn Watcher) -> Option<File> {
+    pub fn lock(&self, etag: &str, watcher: &mut dyn Watcher, mut goes_on: impl FnMut() -> bool) -> Option<File> {
         let folder = self.root.join(".locks").join(&self.folder_name);
         fs::create_dir_all(&folder).ok()?;
-        let file = OpenOptions::new().create(true).append(true).open(folder.join(format!("{etag}.lock"))).ok()?;
+        let path = folder.join(format!("{etag}.lock"));
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+            // To open a pipe can take for ever.
+            return None;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).ok()?;
         let mut has_told = false;
         loop {
             match FileExt::try_lock(&file) {
@@ -135,7 +162,11 @@ impl RepositoryCache {
                     watcher.note("another process is downloading the same file; waiting for it");
                     has_told = true;
                 }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_INTERVAL),
+                Err(TryLockError::WouldBlock) if goes_on() => std::thread::sleep(LOCK_INTERVAL),
+                Err(TryLockError::WouldBlock) => {
+                    watcher.note("the other process does not get on; downloading the file without it");
+                    return None;
+                }
             }
         }
     }
@@ -172,6 +203,16 @@ pub fn random() -> u64 {
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     hasher.finish()
+}
+
+/// An etag as the cache names its blobs, if that can be the name of a file and of its lock.
+///
+/// Source: `_normalize_etag` in huggingface_hub; Python also lets a name lead elsewhere.
+pub fn blob_name(etag: &str) -> Option<String> {
+    let name = etag.trim_start_matches(['W', '/']).trim_matches('"');
+    let has_length = (1..=MAX_BLOB_NAME).contains(&name.len());
+    let is_name = ![".", ".."].contains(&name) && !name.contains(|char| char == '\0' || is_separator(char));
+    (has_length && is_name).then(|| name.to_string())
 }
 
 /// The files of a commit that are in the cache.
@@ -252,6 +293,32 @@ mod tests {
     }
 
     #[test]
+    fn blobs_have_the_names_that_python_gives_them() {
+        // Each pair as `_normalize_etag` of huggingface_hub 2.4 has it.
+        for (etag, name) in [
+            ("\"abc-1\"", "abc-1"),
+            ("W/\"abc\"", "abc"),
+            ("abc", "abc"),
+            ("Wabc", "abc"),
+            ("/abc", "abc"),
+            ("\"Wabc\"", "Wabc"),
+            ("\"\"abc\"\"", "abc"),
+            ("\"abc\"x", "abc\"x"),
+            ("\"CJ+9/q@==\"", ""),
+            ("\"CJ+q@==\"", "CJ+q@=="),
+            ("\".x\"", ".x"),
+            ("\"...\"", "..."),
+            ("\"a b:*?<>|~$&;!#%2F\u{e9}\"", "a b:*?<>|~$&;!#%2F\u{e9}"),
+        ] {
+            assert_eq!(blob_name(etag).unwrap_or_default(), name, "{etag}");
+        }
+        for etag in ["", "\"\"", "W/\"\"", "\"../x\"", "\"a/b\"", "\"..\"", "\".\"", "\"/etc/passwd\"", "a\0"] {
+            assert_eq!(blob_name(etag), None, "{etag:?}");
+        }
+        assert!(blob_name(&"x".repeat(235)).is_some() && blob_name(&"x".repeat(236)).is_none());
+    }
+
+    #[test]
     fn a_linked_blob_is_a_file_of_the_snapshot() {
         let root = tempfile::TempDir::new().unwrap();
         let cache = cache(root.path(), "main");
@@ -284,7 +351,7 @@ mod tests {
         let mut reader = File::open(&file).unwrap();
         main.set_commit(&COMMIT.replace('0', "f")).unwrap();
         let mut old = String::new();
-        io::Read::read_to_string(&mut reader, &mut old).unwrap();
+        reader.read_to_string(&mut old).unwrap();
         assert_eq!((old.as_str(), main.commit().unwrap()), (COMMIT, COMMIT.replace('0', "f")));
         assert_eq!(main.folder().read_dir().unwrap().count(), 1);
         for broken in ["", "../../etc", "0123"] {

@@ -3,19 +3,22 @@
 //! Redirects are followed here and not by the HTTP library, because they are part of what the hub says: the answer before
 //! the first redirect to another host has the file's size and hash, and what comes after must not see the user's token.
 
+use super::cache::blob_name;
 use super::failure::{self, Failure, Place};
 use super::name::is_commit;
-use super::plan::is_safe_path;
-use super::proxy;
+use super::plan::{is_safe_path, leads_elsewhere};
+use super::proxy::Proxies;
 use super::settings::Connection;
 use crate::bad_input;
 use crate::error::OrBadInput;
 use anyhow::{Context, Result};
+use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, Method, Request, Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
@@ -29,6 +32,9 @@ const MOST_REDIRECTS: usize = 10;
 
 /// Seconds in which a connection has to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long all of an answer that is not large may take, redirects included, as a multiple of how long a server may be silent.
+const WHOLE_ANSWER: u32 = 4;
 
 /// A commit and the files in it.
 #[derive(Debug, Clone)]
@@ -52,6 +58,8 @@ pub struct FileMetadata {
 pub struct Content {
     /// Where in the file it begins.
     pub start: u64,
+    /// Where it ends, if the server says.
+    pub end: Option<u64>,
     /// What the server that sends it calls this content, if that can be relied on.
     pub etag: Option<String>,
     /// The bytes from there on.
@@ -62,6 +70,7 @@ pub struct Content {
 pub struct Client {
     agent: Agent,
     connection: Connection,
+    proxies: Proxies,
 }
 
 /// An answer, and where it came from in the end.
@@ -76,7 +85,7 @@ impl Client {
     /// Gets ready; nothing is sent yet.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the environment names a proxy or certificates that cannot be used.
+    /// [`crate::error::BadInput`] if the environment names certificates that cannot be used.
     pub fn new(connection: Connection) -> Result<Self> {
         let roots = connection.certificates.as_deref().map_or(Ok(RootCerts::WebPki), certificates)?;
         let agent = Agent::config_builder()
@@ -84,14 +93,24 @@ impl Client {
             .max_redirects(0)
             .user_agent(concat!("prior-embed/", env!("CARGO_PKG_VERSION")))
             .accept("*/*")
-            .proxy(proxy::from_environment(&connection.endpoint)?)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .timeout_resolve(Some(connection.timeout))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(connection.timeout))
             .timeout_per_read(Some(connection.timeout))
             .build()
             .new_agent();
-        Ok(Self { agent, connection })
+        Ok(Self { agent, connection, proxies: Proxies::from_environment() })
+    }
+
+    /// How long a server may be silent.
+    pub fn timeout(&self) -> Duration {
+        self.connection.timeout
+    }
+
+    /// How long all of an answer that is not large may take.
+    fn limit(&self) -> Duration {
+        self.connection.timeout.saturating_mul(WHOLE_ANSWER)
     }
 
     /// The commit that a revision is, and its files.
@@ -112,34 +131,41 @@ impl Client {
         let place = Place { repository, revision, path: None };
         let mut url = self.url(&["api", "models"], repository, &["revision", revision]);
         url.set_query(Some("blobs=true"));
-        let answer = self.request(Method::GET, url, &[], &place)?;
+        let answer = self.request(Method::GET, url, &[("accept-encoding", "gzip")], &place, Some(self.limit()))?;
         let (parts, body) = answer.response.into_parts();
         self.check(parts.status, &parts.headers, &answer.url, &place)?;
-        let text = body.into_with_config().limit(SMALL_FILE).read_to_vec();
-        let text = text.map_err(|error| failure::of_transport(error, &answer.url, self.connection.timeout))?;
+        let host = host(&answer.url);
+        let mut text = Vec::new();
+        let reader = decoded(&parts.headers, body.into_reader()).take(SMALL_FILE + 1);
+        { reader }
+            .read_to_end(&mut text)
+            .map_err(|error| failure::of_transport(error.into(), &answer.url, self.connection.timeout, self.limit()))?;
+        if text.len() as u64 > SMALL_FILE {
+            return Err(Failure::lasting(anyhow::Error::msg(failure::too_much(&host))));
+        }
         let model: Model = serde_json::from_slice(&text).map_err(|error| {
-            let line = format!(
-                "{} answers with what is no listing of {place}; {}",
-                host(&answer.url),
-                failure::CHECK_ENDPOINT
-            );
+            if error.is_eof() {
+                return failure::broken(&host);
+            }
+            let line = format!("{host} answers with what is no listing of {place}; {}", failure::CHECK_ENDPOINT);
             Failure::lasting(anyhow::Error::new(error).context(line))
         })?;
         if !is_commit(&model.sha) || is_commit(revision) && model.sha != revision {
             return Err(Failure::lasting(anyhow::anyhow!(
-                "{} gives commit {:?} for {place}; {}",
-                host(&answer.url),
+                "{host} gives commit {:?} for {place}; {}",
                 model.sha,
                 failure::CHECK_ENDPOINT
             )));
         }
-        if let Some(file) = model.siblings.iter().find(|file| !is_safe_path(&file.rfilename)) {
+        if let Some(file) = model.siblings.iter().find(|file| leads_elsewhere(&file.rfilename)) {
             let name = &file.rfilename;
             return Err(Failure::lasting(bad_input!(
                 "{place} has a file {name:?}, a path that leads elsewhere; it is not safe to use"
             )));
         }
-        let files = model.siblings.into_iter().map(|file| (file.rfilename, file.size)).collect();
+        // What is left is called what not every system knows, and is nothing that a run needs.
+        let files = model.siblings.into_iter().filter(|file| is_safe_path(&file.rfilename));
+        let files = files.map(|file| (file.rfilename, file.size)).collect();
         Ok(Listing { commit: model.sha, files })
     }
 
@@ -151,7 +177,8 @@ impl Client {
         let place = Place { repository, revision: commit, path: Some(path) };
         let url = self.file_url(repository, commit, path);
         // Without this a server may compress, and give the size of that.
-        let answer = self.request(Method::HEAD, url, &[("accept-encoding", "identity")], &place)?;
+        let headers = [("accept-encoding", "identity")];
+        let answer = self.request(Method::HEAD, url, &headers, &place, Some(self.limit()))?;
         if !answer.ends_at_redirect {
             self.check(answer.response.status(), answer.response.headers(), &answer.url, &place)?;
         }
@@ -164,16 +191,19 @@ impl Client {
         if found != commit {
             return Err(no_hub(&format!("commit {found:?}")));
         }
-        let etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag")).and_then(clean_etag);
+        let given = |name: &str| headers.get(name).map(|value| text(value.as_bytes())).filter(|text| !text.is_empty());
+        let etag = given("x-linked-etag").or_else(|| given("etag")).and_then(|etag| blob_name(&etag));
         let etag = etag.ok_or_else(|| no_hub("no usable etag"))?;
-        let length = if answer.ends_at_redirect { None } else { header(headers, "content-length") };
+        let has_length = !answer.ends_at_redirect && !is_encoded(headers);
+        let length = header(headers, "content-length").filter(|_| has_length);
         let size = header(headers, "x-linked-size").or(length).and_then(|text| text.parse().ok());
         Ok(FileMetadata { etag, size })
     }
 
     /// Begins to download a file of a commit from byte `from` on. A server may begin earlier all the same.
     ///
-    /// With `unless_changed` the server is to begin at the start if its etag for the content is another by now.
+    /// With `unless_changed` the server is to begin at the start if its etag for the content is another by now. What is not
+    /// large has to come within some time.
     ///
     /// # Errors
     /// A [`Failure`], as for [`Client::listing`]; [`Failure::is_range_refused`] if the file has no such byte.
@@ -184,6 +214,7 @@ impl Client {
         path: &str,
         from: u64,
         unless_changed: Option<&str>,
+        is_large: bool,
     ) -> Result<Content, Failure> {
         let place = Place { repository, revision: commit, path: Some(path) };
         let range = format!("bytes={from}-");
@@ -192,13 +223,17 @@ impl Client {
             headers.push(("range", &range));
             headers.extend(unless_changed.map(|etag| ("if-range", etag)));
         }
-        let answer = self.request(Method::GET, self.file_url(repository, commit, path), &headers, &place)?;
+        let limit = (!is_large).then(|| self.limit());
+        let answer = self.request(Method::GET, self.file_url(repository, commit, path), &headers, &place, limit)?;
         let (parts, body) = answer.response.into_parts();
         if parts.status == StatusCode::RANGE_NOT_SATISFIABLE {
             return Err(Failure::range_refused(anyhow::anyhow!("{} has no byte {from} of {place}", host(&answer.url))));
         }
         self.check(parts.status, &parts.headers, &answer.url, &place)?;
+        let is_encoded = is_encoded(&parts.headers);
         let start = match parts.status {
+            // A part of what is encoded is no part of the file.
+            StatusCode::PARTIAL_CONTENT if is_encoded => None,
             StatusCode::PARTIAL_CONTENT => content_start(&parts.headers).filter(|start| *start <= from),
             _ => Some(0),
         };
@@ -207,29 +242,41 @@ impl Client {
         })?;
         // A weak one says that the bytes may differ.
         let etag = header(&parts.headers, "etag").filter(|etag| etag.starts_with('"')).map(String::from);
-        Ok(Content { start, etag, reader: Box::new(body.into_reader()) })
+        let len: Option<u64> = header(&parts.headers, "content-length").and_then(|text| text.parse().ok());
+        let end = len.filter(|_| !is_encoded).map(|len| start.saturating_add(len));
+        Ok(Content { start, end, etag, reader: decoded(&parts.headers, body.into_reader()) })
     }
 
     /// The line for a download that breaks off while it is read.
     pub fn broken_off(&self, error: std::io::Error, path: &str) -> Failure {
-        failure::of_body(error, &self.connection.endpoint, path, self.connection.timeout)
+        failure::of_body(error, &self.connection.endpoint, path, self.connection.timeout, self.limit())
     }
 
-    /// Sends a request and follows redirects. For HEAD, an answer with the file's hash ends the way.
+    /// The line for a download that hardly moves.
+    pub fn drips(&self, path: &str) -> Failure {
+        failure::of_drip(&self.connection.endpoint, path)
+    }
+
+    /// Sends a request and follows redirects. For HEAD, an answer with the file's hash ends the way. `limit` is how long all
+    /// of it may take, to the last byte that is read of the answer.
     fn request(
         &self,
         method: Method,
         mut url: Url,
         headers: &[(&str, &str)],
         place: &Place,
+        limit: Option<Duration>,
     ) -> Result<Answer, Failure> {
+        let start = Instant::now();
         for _ in 0..=MOST_REDIRECTS {
-            let response = self.send(&method, &url, headers)?;
+            let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
+            let response = self.send(&method, &url, headers, left)?;
             let next = redirection(&response, &url)?;
             let Some(next) = next else { return Ok(Answer { response, url, ends_at_redirect: false }) };
             let leaves = next.origin() != url.origin();
-            let says_hash = ["x-linked-etag", "etag"].iter().any(|name| response.headers().contains_key(*name));
-            if method == Method::HEAD && leaves && says_hash && response.headers().contains_key("x-repo-commit") {
+            let has = |name: &str| response.headers().contains_key(name);
+            let says_hash = has("x-linked-etag") || leaves && has("etag");
+            if method == Method::HEAD && says_hash && has("x-repo-commit") {
                 return Ok(Answer { response, url, ends_at_redirect: true });
             }
             url = next;
@@ -238,7 +285,13 @@ impl Client {
         Err(Failure::lasting(anyhow::anyhow!("{host} redirects {place} in circles; {}", failure::CHECK_ENDPOINT)))
     }
 
-    fn send(&self, method: &Method, url: &Url, headers: &[(&str, &str)]) -> Result<Response<Body>, Failure> {
+    fn send(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: &[(&str, &str)],
+        limit: Option<Duration>,
+    ) -> Result<Response<Body>, Failure> {
         let mut request = Request::builder().method(method.clone()).uri(url.as_str());
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -250,8 +303,10 @@ impl Client {
             request = request.header("authorization", token.authorization());
         }
         let request = request.body(()).map_err(|error| Failure::lasting(error.into()))?;
+        let proxy = self.proxies.of(url).map_err(Failure::lasting)?;
+        let request = self.agent.configure_request(request).proxy(proxy).timeout_global(limit).build();
         let response = self.agent.run(request);
-        response.map_err(|error| failure::of_transport(error, url, self.connection.timeout))
+        response.map_err(|error| failure::of_transport(error, url, self.connection.timeout, self.limit()))
     }
 
     fn check(&self, status: StatusCode, headers: &HeaderMap, url: &Url, place: &Place) -> Result<(), Failure> {
@@ -304,12 +359,21 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// An etag as the cache names its blobs, if it can be the name of a file.
-fn clean_etag(etag: &str) -> Option<String> {
-    let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let is_name = (1..=200).contains(&etag.len()) && etag.bytes().all(is_plain) && !etag.starts_with('.');
-    is_name.then(|| etag.to_string())
+/// A header's value as Python reads it: UTF-8, or else Latin-1.
+fn text(value: &[u8]) -> Cow<'_, str> {
+    str::from_utf8(value).map_or_else(|_| value.iter().copied().map(char::from).collect(), Cow::from)
+}
+
+/// Whether an answer is not the bytes of what was asked for. Some servers and proxies compress whatever a client says.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    header(headers, "content-encoding").is_some_and(|encoding| !encoding.trim().eq_ignore_ascii_case("identity"))
+}
+
+/// What an answer holds. Encodings other than gzip stay as they are, and do not pass the checks of what they hold.
+fn decoded(headers: &HeaderMap, body: impl Read + 'static) -> Box<dyn Read> {
+    let encoding = header(headers, "content-encoding").unwrap_or_default().trim();
+    let is_gzip = ["gzip", "x-gzip"].iter().any(|name| encoding.eq_ignore_ascii_case(name));
+    if is_gzip { Box::new(MultiGzDecoder::new(body)) } else { Box::new(body) }
 }
 
 /// The first byte that a partial answer has.
@@ -352,12 +416,9 @@ mod tests {
     }
 
     #[test]
-    fn etags_become_names_of_files() {
-        assert_eq!(clean_etag("\"abc-1\"").unwrap(), "abc-1");
-        assert_eq!(clean_etag("W/\"abc\"").unwrap(), "abc");
-        for etag in ["", "\"\"", "../x", "a/b", ".x", "a b"] {
-            assert_eq!(clean_etag(etag), None, "{etag:?}");
-        }
+    fn headers_are_read_as_in_python() {
+        assert_eq!(text(b"a\xc3\xa9"), "a\u{e9}");
+        assert_eq!(text(b"a\xe9"), "a\u{e9}");
     }
 
     #[test]

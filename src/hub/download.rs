@@ -4,19 +4,18 @@ use super::cache::{RepositoryCache, is_disk_full, random};
 use super::client::{Client, FileMetadata, SMALL_FILE};
 use super::digest::Digest;
 use super::failure::Failure;
+use super::pace::{Growth, Pace};
+use super::patience::Patience;
 use crate::bad_input;
 use crate::model::checkpoint::candidates::is_weights;
 use anyhow::{Context, Error, anyhow};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::Instant;
 
-/// Tries in a row that may bring nothing new.
-const TRIES: u32 = 5;
-
-/// The pause before the second try; each further one takes twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// How long a process that holds a file's lock may bring nothing of it, as a multiple of how long a server may be silent.
+const STANDSTILL: u32 = 10;
 
 /// Hears how a download gets on.
 pub trait Watcher {
@@ -42,39 +41,12 @@ pub struct RemoteFile {
     pub metadata: FileMetadata,
 }
 
-/// Repeats a request while that may help.
-///
-/// # Errors
-/// The last failure.
-pub fn with_retries<T>(
-    watcher: &mut dyn Watcher,
-    mut request: impl FnMut() -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let mut tries = 0;
-    loop {
-        match request() {
-            Err(failure) if failure.is_worth_retrying() && tries + 1 < TRIES => {
-                tries += 1;
-                pause(&failure, tries, watcher);
-            }
-            result => return result,
-        }
-    }
-}
-
-fn pause(failure: &Failure, tries: u32, watcher: &mut dyn Watcher) {
-    let pause = failure.wait().unwrap_or(FIRST_PAUSE * 2u32.saturating_pow(tries - 1));
-    log::info!("try {tries} of {TRIES}: {}; going on in {:.1} s", failure.line(), pause.as_secs_f64());
-    if pause >= Duration::from_secs(5) {
-        watcher.note(&format!("{}; going on in {} s", failure.line(), pause.as_secs()));
-    }
-    std::thread::sleep(pause);
-}
-
 /// A download into the cache.
 pub struct Download<'a> {
     /// The hub.
     pub client: &'a Client,
+    /// How long it may still let us wait.
+    pub patience: &'a Patience,
     /// Where the file goes.
     pub cache: &'a RepositoryCache,
     /// `owner/name`.
@@ -100,14 +72,22 @@ impl Download<'_> {
         if self.is_here() && !self.replaces {
             return Ok(());
         }
-        self.cache.create()?;
-        let _lock = self.cache.lock(&self.file.metadata.etag, watcher);
+        self.cache.create().map_err(Failure::unwritable)?;
+        let mut growth = Growth::new(self.client.timeout().saturating_mul(STANDSTILL), Instant::now());
+        let leftover = || largest_leftover(self.cache, &self.file.metadata).map_or(0, |(len, _)| len);
+        let _lock = self.cache.lock(&self.file.metadata.etag, watcher, || growth.goes_on(leftover(), Instant::now()));
         // The other process may have brought it meanwhile.
         if self.is_here() && !self.replaces {
             return Ok(());
         }
-        let mut part = Part::open(self.cache, &self.file.metadata).with_context(|| self.cache.cannot_write())?;
-        self.fill(&mut part, watcher)?;
+        let part = Part::open(self.cache, &self.file.metadata).with_context(|| self.cache.cannot_write());
+        let mut part = part.map_err(Failure::unwritable)?;
+        let filled = self.fill(&mut part, watcher);
+        if filled.is_err() && (part.len == 0 || !part.digest.is_hash()) {
+            // No other try would go on from there.
+            let _ = fs::remove_file(&part.path);
+        }
+        filled?;
         self.put_in_place(part)
     }
 
@@ -136,6 +116,7 @@ impl Download<'_> {
         let mut tries = 0;
         let mut has_restarted = false;
         loop {
+            let start = Instant::now();
             let failure = match self.receive(part, watcher) {
                 Ok(()) if part.is_right(etag, *size).map_err(|error| self.write_failure(error))? => return Ok(()),
                 Ok(()) if has_restarted => return Err(self.not_as_promised(part)),
@@ -148,17 +129,16 @@ impl Download<'_> {
                 }
                 Err(failure) => failure,
             };
-            if part.len > furthest {
+            if Patience::is_progress(part.len.saturating_sub(furthest), start.elapsed()) {
                 (furthest, tries) = (part.len, 0);
             }
             tries += 1;
-            if !failure.is_passing() || tries >= TRIES {
+            if !failure.is_passing() || !self.patience.wait(&failure, tries, watcher) {
                 return Err(failure);
             }
             if failure.is_range_refused() {
                 part.restart().map_err(|error| self.write_failure(error))?;
             }
-            pause(&failure, tries, watcher);
         }
     }
 
@@ -168,9 +148,12 @@ impl Download<'_> {
         if size.is_some_and(|size| part.len >= size && part.len > 0) {
             return Ok(());
         }
-        let content = self.client.content(self.repository, self.commit, path, part.len, part.server_etag.as_deref())?;
+        let (Self { client, repository, commit, .. }, etag) = (self, part.server_etag.clone());
+        let is_large = is_weights(path);
+        let content = client.content(repository, commit, path, part.len, etag.as_deref(), is_large)?;
         part.go_back_to(content.start).map_err(|error| self.write_failure(error))?;
         part.server_etag = content.etag;
+        let mut pace = Pace::new(client.timeout(), Instant::now());
         let mut reader = content.reader;
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -187,9 +170,13 @@ impl Download<'_> {
                 return Ok(());
             }
             self.check_size(Some(part.len))?;
+            if is_large && !pace.keeps_up(count, Instant::now()) {
+                return Err(client.drips(path));
+            }
         }
         match size {
-            Some(size) if part.len < size => {
+            // If it is what the server means to send, the check that follows will say so.
+            Some(size) if part.len < size && content.end != Some(part.len) => {
                 let error = std::io::Error::from(ErrorKind::UnexpectedEof);
                 Err(self.client.broken_off(error, path))
             }
@@ -223,7 +210,7 @@ impl Download<'_> {
 
     fn write_failure(&self, error: std::io::Error) -> Failure {
         let line = if is_disk_full(&error) { disk_full(self.cache, None) } else { self.cache.cannot_write() };
-        Failure::own(Error::new(error).context(line))
+        Failure::unwritable(Error::new(error).context(line))
     }
 }
 
@@ -254,7 +241,7 @@ impl Part {
         let path = cache.blob(&format!("{etag}.{:08x}.incomplete", random() as u32));
         let digest = Digest::new(etag, *size);
         let is_adopted = digest.is_hash()
-            && largest_leftover(cache, metadata).is_some_and(|leftover| fs::rename(leftover, &path).is_ok());
+            && largest_leftover(cache, metadata).is_some_and(|(_, leftover)| fs::rename(leftover, &path).is_ok());
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(!is_adopted);
         let file = options.open(&path)?;
@@ -308,21 +295,22 @@ impl Part {
 }
 
 /// The most that any process left of a content; none that is longer than the content.
-fn largest_leftover(cache: &RepositoryCache, metadata: &FileMetadata) -> Option<PathBuf> {
+fn largest_leftover(cache: &RepositoryCache, metadata: &FileMetadata) -> Option<(u64, PathBuf)> {
     let entries = cache.blob("").read_dir().ok()?.flatten();
     let prefix = format!("{}.", metadata.etag);
     let leftovers = entries.filter(|entry| {
         let name = entry.file_name();
         name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with("incomplete"))
     });
-    let sizes = leftovers.filter_map(|entry| Some((entry.metadata().ok()?.len(), entry.path())));
+    // Of a link this tells that it is none of them; written to, it would lead elsewhere.
+    let files = leftovers.filter_map(|entry| Some((entry.metadata().ok()?, entry.path())));
+    let sizes = files.filter(|(metadata, _)| metadata.is_file()).map(|(metadata, path)| (metadata.len(), path));
     let fits = |len: u64| metadata.size.is_none_or(|size| len <= size);
-    sizes.filter(|(len, _)| *len > 0 && fits(*len)).max().map(|(_, path)| path)
+    sizes.filter(|(len, _)| *len > 0 && fits(*len)).max()
 }
 
 /// Bytes of a content that an earlier process left, which need not be downloaded again.
 pub fn left_over(cache: &RepositoryCache, metadata: &FileMetadata) -> u64 {
     let is_hash = Digest::new(&metadata.etag, metadata.size).is_hash();
-    let leftover = largest_leftover(cache, metadata).filter(|_| is_hash);
-    leftover.and_then(|path| fs::metadata(path).ok()).map_or(0, |metadata| metadata.len())
+    largest_leftover(cache, metadata).filter(|_| is_hash).map_or(0, |(len, _)| len)
 }

@@ -1,5 +1,6 @@
 //! What goes wrong between here and the hub, as one line each that says what to do, and whether it is worth another try.
 
+use super::patience;
 use crate::bad_input;
 use anyhow::{Error, anyhow};
 use std::fmt;
@@ -10,9 +11,6 @@ use url::Url;
 
 /// The advice for a server that does not behave like the hub.
 pub const CHECK_ENDPOINT: &str = "is HF_ENDPOINT right, and does no proxy answer in the hub's place?";
-
-/// The longest that a server may ask us to wait before the next try.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// A failed request.
 #[derive(Debug)]
@@ -25,14 +23,16 @@ pub struct Failure {
 enum Kind {
     /// Trying again will not help, but what is in the cache may: the hub does not give what it gave before.
     Lasting,
+    /// Nothing can be written to the cache; what is in it can be read.
+    Unwritable,
     /// The hub does not have the revision.
     NoRevision,
     /// It is not the hub's: the disk is full, or the model is not supported.
     Own,
     /// There is no way to the server.
     Unreachable,
-    /// It may help, after as long as the server says.
-    Passing(Option<Duration>),
+    /// It may help, after as long as the server says. `what` is the line without the advice.
+    Passing { what: String, wait: Option<Duration> },
     /// The server does not have the part of a file that was asked for.
     RangeRefused,
 }
@@ -48,6 +48,16 @@ impl Failure {
         Self { error, kind: Kind::Own }
     }
 
+    /// Nothing can be written to the cache.
+    pub fn unwritable(error: Error) -> Self {
+        Self { error, kind: Kind::Unwritable }
+    }
+
+    /// Trying again may help, after as long as the server asks to wait.
+    pub fn passing(what: String, advice: &str, wait: Option<Duration>) -> Self {
+        Self { error: anyhow!("{what}; {advice}"), kind: Kind::Passing { what, wait } }
+    }
+
     /// The server does not have the part of a file that was asked for.
     pub fn range_refused(error: Error) -> Self {
         Self { error, kind: Kind::RangeRefused }
@@ -55,7 +65,7 @@ impl Failure {
 
     /// Whether it may be better at another time.
     pub fn is_passing(&self) -> bool {
-        !matches!(self.kind, Kind::Lasting | Kind::NoRevision | Kind::Own)
+        !matches!(self.kind, Kind::Lasting | Kind::NoRevision | Kind::Own | Kind::Unwritable)
     }
 
     /// Whether what is in the cache is as good as ever.
@@ -70,7 +80,7 @@ impl Failure {
 
     /// Whether a second try may help at once.
     pub fn is_worth_retrying(&self) -> bool {
-        matches!(self.kind, Kind::Passing(_) | Kind::RangeRefused)
+        matches!(self.kind, Kind::Passing { .. } | Kind::RangeRefused)
     }
 
     /// Whether the server does not have the part of a file that was asked for.
@@ -79,8 +89,19 @@ impl Failure {
     }
 
     /// How long to wait before another try, if the server says.
-    pub fn wait(&self) -> Option<Duration> {
-        if let Kind::Passing(wait) = self.kind { wait } else { None }
+    pub fn asked_wait(&self) -> Option<Duration> {
+        if let Kind::Passing { wait, .. } = self.kind { wait } else { None }
+    }
+
+    /// The line to show while another try is still to come.
+    pub fn what(&self) -> String {
+        if let Kind::Passing { what, .. } = &self.kind { what.clone() } else { self.line() }
+    }
+
+    /// The same failure with what led to it.
+    fn because(self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let line = self.line();
+        Self { error: Error::new(cause).context(line), ..self }
     }
 
     /// The error to show.
@@ -158,81 +179,112 @@ pub fn of_status(
             "{host} has no repository {repository} with a revision {revision:?}, and no such folder is here; check the name"
         )),
         407 => Failure::lasting(proxy_wants_login()),
-        408 | 429 | 500..=599 => of_busy_server(status, header("retry-after"), host, place),
+        408 | 429 | 500..=599 => of_busy_server(status, header, host, place),
         _ => Failure::lasting(anyhow!("{host} answers {status} for {place}; {CHECK_ENDPOINT}")),
     }
 }
 
-fn of_busy_server(status: StatusCode, retry_after: Option<&str>, host: &str, place: &Place) -> Failure {
-    let wait = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+fn of_busy_server<'a>(
+    status: StatusCode,
+    header: impl Fn(&str) -> Option<&'a str> + Copy,
+    host: &str,
+    place: &Place,
+) -> Failure {
     let what = if status == StatusCode::TOO_MANY_REQUESTS {
-        format!("{host} has had too many requests from here")
+        let quota = header("ratelimit-policy").and_then(patience::quota);
+        let quota =
+            quota.map_or_else(String::new, |(requests, seconds)| format!(" ({requests} in {seconds} s are allowed)"));
+        format!("{host} has had too many requests from here{quota}")
     } else {
         format!("{host} is in trouble ({status}, for {place})")
     };
-    match wait {
-        Some(wait) if wait > LONGEST_WAIT => {
-            Failure::lasting(anyhow!("{what}; it asks to wait {} s: try again then", wait.as_secs()))
-        }
-        wait => Failure { error: anyhow!("{what}; try again later"), kind: Kind::Passing(wait) },
-    }
+    let wait = patience::asked_wait(status.as_u16(), header);
+    let advice = wait.map_or_else(|| "try again later".into(), |wait| format!("try again in {} s", wait.as_secs()));
+    Failure::passing(what, &advice, wait)
 }
 
 fn proxy_wants_login() -> Error {
     anyhow!("the proxy wants a name and a password (407); put them into HTTPS_PROXY: http://name:password@host:port")
 }
 
-/// What it means that a request got no answer.
-pub fn of_transport(error: ureq::Error, url: &Url, timeout: Duration) -> Failure {
+/// What it means that a request got no answer, or not the whole of it. `limit` is how long all of it may take.
+pub fn of_transport(error: ureq::Error, url: &Url, timeout: Duration, limit: Duration) -> Failure {
     use ureq::Error as Transport;
     let host = super::client::host(url);
-    let seconds = timeout.as_secs();
-    let (kind, line) = match &error {
-        Transport::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => (Kind::Unreachable, unreachable(&host)),
-        Transport::Timeout(_) => (Kind::Passing(None), silent(&host, seconds)),
-        Transport::Io(cause) if is_certificate_error(cause) => (Kind::Lasting, untrusted(&host)),
-        Transport::Io(cause) if is_timeout(cause) => (Kind::Passing(None), silent(&host, seconds)),
+    let failure = |kind, line: String| Failure { error: Error::msg(line), kind };
+    let failure = match &error {
+        Transport::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+            failure(Kind::Unreachable, unreachable(&host))
+        }
+        Transport::Timeout(ureq::Timeout::Global) => too_slow(&host, limit),
+        Transport::Timeout(_) => silent(&host, timeout),
+        Transport::Io(cause) if is_certificate_error(cause) => failure(Kind::Lasting, untrusted(&host)),
+        Transport::Io(cause) if is_timeout(cause) => silent(&host, timeout),
         Transport::Io(cause) if is_cut(cause) => {
-            (Kind::Passing(None), format!("the connection to {host} broke off; try again"))
+            Failure::passing(format!("the connection to {host} broke off"), "try again", None)
         }
         Transport::HostNotFound | Transport::ConnectionFailed | Transport::Io(_) => {
-            (Kind::Unreachable, unreachable(&host))
+            failure(Kind::Unreachable, unreachable(&host))
         }
-        Transport::Rustls(_) | Transport::Tls(_) | Transport::Pem(_) => (Kind::Lasting, untrusted(&host)),
-        Transport::ConnectProxyFailed(reason) if reason.contains("407") => {
-            return Failure::lasting(Error::new(error).context(proxy_wants_login()));
-        }
+        Transport::Rustls(_) | Transport::Tls(_) | Transport::Pem(_) => failure(Kind::Lasting, untrusted(&host)),
+        Transport::ConnectProxyFailed(reason) if reason.contains("407") => Failure::lasting(proxy_wants_login()),
         Transport::ConnectProxyFailed(_) => {
-            (Kind::Unreachable, format!("the proxy does not connect to {host}; check HTTPS_PROXY and NO_PROXY"))
+            let line = format!("the proxy does not connect to {host}; check HTTPS_PROXY and NO_PROXY");
+            failure(Kind::Unreachable, line)
         }
-        Transport::BodyExceedsLimit(_) => {
-            (Kind::Lasting, format!("{host} answers with more than the hub ever says; {CHECK_ENDPOINT}"))
-        }
-        Transport::BodyStalled | Transport::Protocol(_) => {
-            (Kind::Passing(None), format!("the answer of {host} breaks off or is no HTTP; try again"))
-        }
-        _ => (Kind::Lasting, format!("{host} cannot be asked; {CHECK_ENDPOINT}")),
+        Transport::BodyExceedsLimit(_) | Transport::LargeResponseHeader(..) => failure(Kind::Lasting, too_much(&host)),
+        Transport::BodyStalled | Transport::Protocol(_) => broken(&host),
+        _ => failure(Kind::Lasting, format!("{host} cannot be asked; {CHECK_ENDPOINT}")),
     };
-    Failure { error: Error::new(error).context(line), kind }
+    failure.because(error)
 }
 
-/// What it means that an answer breaks off.
-pub fn of_body(error: io::Error, endpoint: &Url, path: &str, timeout: Duration) -> Failure {
+/// What it means that an answer breaks off while a file is read from it.
+pub fn of_body(error: io::Error, endpoint: &Url, path: &str, timeout: Duration, limit: Duration) -> Failure {
     let host = super::client::host(endpoint);
-    let line = if is_timeout(&error) {
-        silent(&host, timeout.as_secs())
-    } else {
-        format!("the download of {path} from {host} broke off; run the same command again to go on from there")
+    let failure = match inner_timeout(&error) {
+        Some(ureq::Timeout::Global) => too_slow(&host, limit),
+        Some(_) => silent(&host, timeout),
+        None if is_timeout(&error) => silent(&host, timeout),
+        None => {
+            let what = format!("the download of {path} from {host} broke off");
+            Failure::passing(what, "run the same command again to go on from there", None)
+        }
     };
-    Failure { error: Error::new(error).context(line), kind: Kind::Passing(None) }
+    failure.because(error)
+}
+
+/// What it means that an answer comes in drops.
+pub fn of_drip(endpoint: &Url, path: &str) -> Failure {
+    let what = format!("{} sends less than 1 kB of {path} a second", super::client::host(endpoint));
+    Failure::passing(what, "run the same command again to go on from there", None)
+}
+
+/// The line for an answer that is larger than anything the hub says.
+pub fn too_much(host: &str) -> String {
+    format!("{host} answers with more than the hub ever says; {CHECK_ENDPOINT}")
+}
+
+/// What it means that an answer ends before it is whole.
+pub fn broken(host: &str) -> Failure {
+    Failure::passing(format!("the answer of {host} breaks off or is no HTTP"), "try again", None)
+}
+
+/// What took as long as this will again.
+fn too_slow(host: &str, limit: Duration) -> Failure {
+    let seconds = limit.as_secs();
+    Failure::lasting(anyhow!(
+        "{host} did not answer in full within {seconds} s; try again, or raise HF_HUB_DOWNLOAD_TIMEOUT"
+    ))
 }
 
 fn unreachable(host: &str) -> String {
     format!("cannot reach {host}; check the network (and HTTPS_PROXY), or use a model that is on this machine")
 }
 
-fn silent(host: &str, seconds: u64) -> String {
-    format!("{host} sent nothing for {seconds} s; try again, or raise HF_HUB_DOWNLOAD_TIMEOUT")
+fn silent(host: &str, timeout: Duration) -> Failure {
+    let what = format!("{host} sent nothing for {} s", timeout.as_secs());
+    Failure::passing(what, "try again, or raise HF_HUB_DOWNLOAD_TIMEOUT", None)
 }
 
 fn untrusted(host: &str) -> String {
@@ -247,9 +299,14 @@ fn is_certificate_error(error: &io::Error) -> bool {
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
-    matches!(inner, Some(ureq::Error::Timeout(_)))
-        || matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+    inner_timeout(error).is_some() || matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
+fn inner_timeout(error: &io::Error) -> Option<ureq::Timeout> {
+    match error.get_ref()?.downcast_ref()? {
+        ureq::Error::Timeout(timeout) => Some(*timeout),
+        _ => None,
+    }
 }
 
 fn is_cut(error: &io::Error) -> bool {
@@ -297,11 +354,14 @@ mod tests {
     #[test]
     fn busy_servers_are_asked_again_when_they_say() {
         let busy = of(429, &[("retry-after", "7")], false, None);
-        assert_eq!(busy.wait(), Some(Duration::from_secs(7)));
+        assert_eq!(busy.asked_wait(), Some(Duration::from_secs(7)));
         assert!(busy.is_worth_retrying() && busy.line().contains("too many requests"));
+        assert!(busy.line().ends_with("try again in 7 s") && !busy.what().contains("again"), "{}", busy.line());
+        let limit = [("ratelimit", "\"api\";r=0;t=55"), ("ratelimit-policy", "\"fixed window\";\"api\";q=500;w=300")];
+        let limited = of(429, &limit, false, None);
+        assert_eq!(limited.asked_wait(), Some(Duration::from_secs(55)));
+        assert!(limited.what().ends_with("(500 in 300 s are allowed)"), "{}", limited.what());
         assert!(of(503, &[], false, None).is_worth_retrying());
-        let patient = of(429, &[("retry-after", "3600")], false, None);
-        assert!(!patient.is_worth_retrying() && patient.line().contains("3600 s"));
         assert!(of(407, &[], false, None).line().contains("407"));
     }
 }

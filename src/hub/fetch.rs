@@ -2,12 +2,13 @@
 
 use super::cache::{self, RepositoryCache, Snapshot};
 use super::client::Client;
-use super::download::{Watcher, with_retries};
+use super::download::Watcher;
 use super::failure::Failure;
 use super::layout::{IMAGE_ENCODER, ZERO_IMAGE_EMBED};
 use super::name::{HubName, ModelName};
+use super::patience::Patience;
 use super::plan::{Needs, Plan, Wish};
-use super::remote::{Found, Remote};
+use super::remote::{Found, Remote, RemoteTree};
 use super::settings::{Connection, HubOptions};
 use super::{builtin, presets};
 use crate::bad_input;
@@ -91,7 +92,9 @@ impl Hub {
             };
         }
         let commit = cached.as_ref().map_or(&name.revision, |cached| &cached.commit);
-        let found = self.find(name, commit, needs, false, watcher).and_then(|found| found.bring(watcher));
+        let is_usable = cached.as_ref().is_some_and(|cached| cached.plan.is_usable());
+        let patience = if is_usable { Patience::short() } else { Patience::long() };
+        let found = self.find(name, commit, needs, false, patience, watcher).and_then(|found| found.bring(watcher));
         let model = match found {
             Ok(model) => model,
             Err(failure) => self.without_hub(name, needs, cached, failure, watcher)?,
@@ -157,8 +160,8 @@ impl Hub {
             return self.open(name, small, watcher);
         }
         let commit = commit.as_ref().unwrap_or(&hub_name.revision);
-        let found = self.find(hub_name, commit, needs, false, watcher).and_then(|mut found| {
-            let mut files: Vec<ModelFile> = found.plan.files.iter().map(|path| found.tree.model_file(path)).collect();
+        let found = self.find(hub_name, commit, needs, false, Patience::long(), watcher).and_then(|mut found| {
+            let mut files: Vec<ModelFile> = found.plan.files.iter().map(|path| found.remote.model_file(path)).collect();
             found.plan.files.retain(|path| !is_weights(path));
             let model = found.bring(watcher)?;
             for file in &mut files {
@@ -248,25 +251,28 @@ impl Hub {
     }
 
     fn fetch(&self, name: &HubName, needs: Needs, force: bool, watcher: &mut dyn Watcher) -> Result<Model, Failure> {
-        self.find(name, &name.revision, needs, force, watcher)?.bring(watcher)
+        self.find(name, &name.revision, needs, force, Patience::long(), watcher)?.bring(watcher)
     }
 
-    /// Asks the hub what has to be downloaded.
+    /// Asks the hub what has to be downloaded. `patience` is for asking alone.
     fn find(
         &self,
         name: &HubName,
         revision: &str,
         needs: Needs,
         force: bool,
+        patience: Patience,
         watcher: &mut dyn Watcher,
     ) -> Result<Found, Failure> {
         let client = Connection::from_environment().and_then(Client::new).map_err(Failure::lasting)?;
-        let listing = with_retries(watcher, || client.listing(&name.repository, revision))?;
+        let listing = patience.retry(watcher, || client.listing(&name.repository, revision))?;
         let cache = RepositoryCache::new(&self.options.cache_dir()?, name);
         let snapshot = cache.snapshot(&listing.commit);
-        let mut tree = Remote { client, cache, snapshot, listing, name: name.clone(), force, failure: None };
+        let remote = Remote { client, patience, cache, snapshot, listing, name: name.clone(), force };
+        let mut tree = RemoteTree { remote, watcher, failure: None };
         let plan = Plan::new(&mut tree, needs);
-        if let Some(failure) = tree.failure.take() {
+        let RemoteTree { remote, failure, .. } = tree;
+        if let Some(failure) = failure {
             return Err(failure);
         }
         let plan = plan?;
@@ -277,7 +283,7 @@ impl Hub {
                 presets::names()
             )));
         }
-        Ok(Found { tree, plan })
+        Ok(Found { remote, plan })
     }
 }
 

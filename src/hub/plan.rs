@@ -253,11 +253,12 @@ fn missing_part(part: &Part) -> String {
 
 /// Whether a path in a model stays in the model's folder, on every system.
 pub fn is_safe_path(path: &str) -> bool {
-    let is_safe = |part: &str| {
-        let is_plain = part.chars().all(|character| !character.is_control() && !"\\:".contains(character));
-        !part.is_empty() && part != "." && part != ".." && is_plain
-    };
-    path.split('/').all(is_safe)
+    !leads_elsewhere(path) && !path.contains(|character: char| character.is_control() || character == ':')
+}
+
+/// Whether a path in a model is meant to leave the model's folder.
+pub fn leads_elsewhere(path: &str) -> bool {
+    path.split('/').any(|part| ["", ".", ".."].contains(&part) || part.contains('\\'))
 }
 
 /// A folder, where all is known.

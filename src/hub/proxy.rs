@@ -1,45 +1,156 @@
-//! The proxy that the environment names, as `curl` and Python read it.
+//! The proxy on the way to an address, as the environment names it and as `curl` and Python read that.
 
 use super::settings::variable;
 use crate::bad_input;
 use anyhow::Result;
+use std::net::IpAddr;
 use ureq::Proxy;
-use url::Url;
+use url::{Host, Url};
 
-/// The proxy on the way to `endpoint`: the one for its scheme or, if there is none, the one for all.
-///
-/// # Errors
-/// [`crate::error::BadInput`] if what is named there is no proxy.
-pub fn from_environment(endpoint: &Url) -> Result<Option<Proxy>> {
-    let scheme = format!("{}_proxy", endpoint.scheme());
-    let names = [scheme.as_str(), "all_proxy"].into_iter().flat_map(|name| [name.to_string(), name.to_uppercase()]);
-    let named = names.filter_map(|name| Some((variable(&name)?, name))).next();
-    let Some((value, name)) = named else { return Ok(None) };
-    // The value may hold a password.
-    let wrong = |_| bad_input!("{name} is not the address of a proxy, such as http://proxy.example:8080");
-    let proxy = Proxy::new(&value).map_err(wrong)?;
-    match ["no_proxy", "NO_PROXY"].into_iter().find_map(variable) {
-        Some(exceptions) => with_exceptions(&proxy, &exceptions).map(Some).map_err(wrong),
-        None => Ok(Some(proxy)),
+/// The proxies that the environment names, and the addresses that are reached without.
+#[derive(Debug)]
+pub struct Proxies {
+    /// For `http`, `https`, and all: the variable and its value.
+    named: [Option<(String, String)>; 3],
+    exceptions: Exceptions,
+}
+
+impl Proxies {
+    /// Reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in lower case first.
+    pub fn from_environment() -> Self {
+        let named = ["http_proxy", "https_proxy", "all_proxy"].map(in_either_case);
+        let exceptions =
+            in_either_case("no_proxy").map_or_else(Exceptions::default, |(_, text)| Exceptions::new(&text));
+        Self { named, exceptions }
+    }
+
+    /// The proxy on the way to an address: the one for its scheme or, if there is none, the one for all.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if what is named there is no proxy.
+    pub fn of(&self, url: &Url) -> Result<Option<Proxy>> {
+        let [http, https, all] = &self.named;
+        let own = if url.scheme() == "http" { http } else { https };
+        match own.as_ref().or(all.as_ref()) {
+            Some((name, value)) if !self.exceptions.contain(url) => {
+                // The value may hold a password.
+                let wrong = |_| bad_input!("{name} is not the address of a proxy, such as http://proxy.example:8080");
+                Proxy::new(value).map(Some).map_err(wrong)
+            }
+            _ => Ok(None),
+        }
     }
 }
 
-/// The same proxy, past which the hosts of a list with commas are reached.
-fn with_exceptions(proxy: &Proxy, hosts: &str) -> Result<Proxy, ureq::Error> {
-    let mut builder = Proxy::builder(proxy.protocol()).host(proxy.host()).port(proxy.port());
-    builder = builder.resolve_target(proxy.resolve_target());
-    if let Some(name) = proxy.username() {
-        builder = builder.username(name);
+/// A variable in lower case or, if there is none, in upper case. An empty one in lower case hides the other.
+fn in_either_case(name: &str) -> Option<(String, String)> {
+    let upper = name.to_uppercase();
+    let name = if std::env::var_os(name).is_some() { name } else { &upper };
+    Some((name.to_string(), variable(name)?))
+}
+
+/// What `NO_PROXY` lists: names that also stand for what is below them, addresses, networks; each with a port if need be.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Exceptions(Vec<Exception>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Exception {
+    scheme: Option<String>,
+    target: Target,
+    port: Option<u16>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    All,
+    Name(String),
+    Network(IpAddr, u32),
+}
+
+impl Exceptions {
+    /// Reads a list with commas or spaces. What makes no sense in it is left out, as elsewhere.
+    pub fn new(list: &str) -> Self {
+        let entries = list.split(|character: char| character == ',' || character.is_whitespace());
+        Self(entries.filter_map(|entry| Exception::parse(&entry.to_lowercase())).collect())
     }
-    if let Some(password) = proxy.password() {
-        builder = builder.password(password);
+
+    /// Whether an address is reached without a proxy.
+    pub fn contain(&self, url: &Url) -> bool {
+        self.0.iter().any(|exception| exception.is_for(url))
     }
-    // To ureq a name stands for itself alone, and `.name` for what is below it; elsewhere either one stands for both.
-    for host in hosts.split(',').map(str::trim).filter(|host| !host.is_empty()) {
-        let name = host.trim_start_matches("*.").trim_start_matches('.');
-        builder = builder.no_proxy(name).no_proxy(&format!(".{name}"));
+}
+
+impl Exception {
+    /// `*`, `name`, `.name`, `*.name`, `1.2.3.4`, `::1`, `10.0.0.0/8`, `fd00::/8`; with `:port` where an IPv6 address has
+    /// brackets; with `scheme://` in front.
+    fn parse(entry: &str) -> Option<Self> {
+        let (scheme, entry) = entry.split_once("://").map_or((None, entry), |(scheme, rest)| (Some(scheme), rest));
+        let scheme = scheme.filter(|scheme| *scheme != "all").map(String::from);
+        let entry = entry.trim_end_matches('/');
+        if let Some(target) = Target::address(entry) {
+            return Some(Self { scheme, target, port: None });
+        }
+        let (host, port) = match entry.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse().ok()?)),
+            None => (entry, None),
+        };
+        let target = Target::address(host).or_else(|| Target::name(host))?;
+        Some(Self { scheme, target, port })
     }
-    builder.build()
+
+    fn is_for(&self, url: &Url) -> bool {
+        self.scheme.as_ref().is_none_or(|scheme| scheme == url.scheme())
+            && self.port.is_none_or(|port| Some(port) == url.port_or_known_default())
+            && url.host().is_some_and(|host| self.target.holds(&host))
+    }
+}
+
+impl Target {
+    fn address(text: &str) -> Option<Self> {
+        let (address, len) = text.split_once('/').map_or((text, None), |(address, len)| (address, Some(len)));
+        let address = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+        let address: IpAddr = address.parse().ok()?;
+        let all = bits(address).1;
+        let len = len.map_or(Some(all), |len| len.parse().ok())?;
+        (len <= all).then_some(Self::Network(address, len))
+    }
+
+    fn name(text: &str) -> Option<Self> {
+        let name = text.trim_start_matches("*.").trim_matches('.');
+        match name {
+            "*" => Some(Self::All),
+            _ => (!name.is_empty() && !name.contains(['/', ':', '['])).then(|| Self::Name(name.into())),
+        }
+    }
+
+    fn holds(&self, host: &Host<&str>) -> bool {
+        let address = match host {
+            Host::Domain(_) => None,
+            Host::Ipv4(address) => Some(IpAddr::from(*address)),
+            Host::Ipv6(address) => Some(IpAddr::from(*address).to_canonical()),
+        };
+        match (self, host) {
+            (Self::All, _) => true,
+            (Self::Name(name), Host::Domain(domain)) => {
+                let above = domain.trim_end_matches('.').strip_suffix(name.as_str());
+                above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+            }
+            (Self::Network(network, len), _) => address.is_some_and(|address| {
+                let ((network, all), (address, address_bits)) = (bits(*network), bits(address));
+                // What is left of the two where they differ begins after the network's part.
+                all == address_bits && (network ^ address).checked_shr(all - len).unwrap_or(0) == 0
+            }),
+            (Self::Name(_), _) => false,
+        }
+    }
+}
+
+/// An address as a number, and how many bits it has.
+fn bits(address: IpAddr) -> (u128, u32) {
+    match address {
+        IpAddr::V4(address) => (u128::from(u32::from(address)), 32),
+        IpAddr::V6(address) => (u128::from(address), 128),
+    }
 }
 
 #[cfg(test)]
@@ -47,15 +158,59 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exceptions_leave_the_rest_as_it_is() {
-        let proxy = Proxy::new("http://me:secret%40@proxy.example:8080").unwrap();
-        let proxy = with_exceptions(&proxy, "localhost, .inside.example, corp.example").unwrap();
-        assert_eq!((proxy.host(), proxy.port()), ("proxy.example", 8080));
-        assert_eq!((proxy.username(), proxy.password()), (Some("me"), Some("secret@")));
-        let is_past = |address: &str| proxy.is_no_proxy(&address.parse().unwrap());
-        for host in ["localhost", "inside.example", "hub.inside.example", "corp.example", "hub.corp.example"] {
-            assert!(is_past(&format!("https://{host}/")), "{host}");
+    fn exceptions_are_names_addresses_and_networks() {
+        // (list, what is reached without a proxy, what is not)
+        let cases: [(&str, &[&str], &[&str]); 16] = [
+            ("localhost", &["http://localhost", "https://LOCALHOST:8080"], &["http://localhost.example"]),
+            ("hub.example", &["https://hub.example", "https://a.hub.example./x"], &["https://myhub.example"]),
+            (".hub.example", &["https://hub.example", "https://a.hub.example"], &["https://myhub.example"]),
+            ("*.Hub.Example.", &["https://hub.example", "https://a.hub.example"], &["https://example"]),
+            ("hub.example:8080", &["http://a.hub.example:8080"], &["http://hub.example", "http://hub.example:80801"]),
+            ("hub.example:443", &["https://hub.example", "http://hub.example:443"], &["http://hub.example"]),
+            ("a.example, b.example\tc.example", &["http://a.example", "http://b.example", "http://c.example"], &[]),
+            ("other.example,*", &["http://hub.example", "http://[::1]:8080", "http://10.0.0.1"], &[]),
+            (
+                "10.0.0.1",
+                &["http://10.0.0.1:8080", "http://[::ffff:10.0.0.1]"],
+                &["http://10.0.0.10", "http://a.10.0.0.1.b"],
+            ),
+            ("10.0.0.1:8080", &["http://10.0.0.1:8080"], &["http://10.0.0.1"]),
+            (
+                "10.1.2.3/8,192.168.64.0/18",
+                &["http://10.9.9.9", "http://192.168.127.1"],
+                &["http://11.0.0.0", "http://192.168.128.1"],
+            ),
+            ("0.0.0.0/0", &["http://255.1.2.3"], &["http://[::1]", "http://hub.example"]),
+            (
+                "::1, [fd00::1]:8080",
+                &["http://[::1]:9", "http://[fd00::1]:8080"],
+                &["http://[fd00::1]", "http://[::2]"],
+            ),
+            (
+                "0:0:0:0:0:0:0:1,fd00::/8",
+                &["http://[::1]", "http://[fdff::1]"],
+                &["http://[fc00::1]", "http://0.0.0.1"],
+            ),
+            ("[2001:db8::]/32", &["https://[2001:db8:1::2]"], &["https://[2001:db9::]"]),
+            (
+                "https://hub.example,all://b.example",
+                &["https://hub.example", "http://b.example"],
+                &["http://hub.example"],
+            ),
+        ];
+        for (list, without, with) in cases {
+            let exceptions = Exceptions::new(list);
+            let contain = |address: &&str| exceptions.contain(&Url::parse(address).unwrap());
+            assert!(without.iter().all(contain), "{list}: {without:?}");
+            assert!(!with.iter().any(contain), "{list}: {with:?}");
         }
-        assert!(!is_past("https://hub.example/"));
+    }
+
+    #[test]
+    fn exceptions_that_make_no_sense_are_left_out() {
+        for list in ["", " , ,", ".", "10.0.0.0/33", "::1/129", "10.0.0.0/x", "hub.example/8", "hub.example:x", "[::1"]
+        {
+            assert_eq!(Exceptions::new(list), Exceptions::default(), "{list:?}");
+        }
     }
 }

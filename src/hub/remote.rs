@@ -3,32 +3,33 @@
 use super::cache::{RepositoryCache, Snapshot};
 use super::client::{Client, FileMetadata, Listing};
 use super::digest::Digest;
-use super::download::{Download, RemoteFile, Watcher, disk_full, left_over, with_retries};
+use super::download::{Download, RemoteFile, Watcher, disk_full, left_over};
 use super::failure::Failure;
 use super::fetch::{Model, ModelFile};
 use super::name::HubName;
+use super::patience::Patience;
 use super::plan::{Plan, Presence, Tree};
 use super::settings::free_bytes;
 use anyhow::Result;
 use std::fs::{self, File};
 
-/// A commit on the hub. Indices are downloaded when they are read.
+/// A commit on the hub.
 pub(super) struct Remote {
     pub(super) client: Client,
+    /// How long to ask what there is.
+    pub(super) patience: Patience,
     pub(super) cache: RepositoryCache,
     pub(super) snapshot: Snapshot,
     pub(super) listing: Listing,
     pub(super) name: HubName,
     /// Whether what is here already is not trusted.
     pub(super) force: bool,
-    /// Why something could not be read, with what a plain error does not tell.
-    pub(super) failure: Option<Failure>,
 }
 
 impl Remote {
     fn remote_file(&self, path: &str, watcher: &mut dyn Watcher) -> Result<RemoteFile, Failure> {
         let (repository, commit) = (&self.name.repository, &self.listing.commit);
-        let mut metadata = with_retries(watcher, || self.client.metadata(repository, commit, path))?;
+        let mut metadata = self.patience.retry(watcher, || self.client.metadata(repository, commit, path))?;
         // Not every server says how long an answer is.
         metadata.size = metadata.size.or(self.listed_size(path));
         Ok(RemoteFile { path: path.into(), metadata })
@@ -58,21 +59,43 @@ impl Remote {
         has_size && (!self.force || is_content(&blob, etag, metadata.len()))
     }
 
-    fn download<'a>(&'a self, file: &'a RemoteFile, before: u64) -> Download<'a> {
+    fn download<'a>(&'a self, file: &'a RemoteFile, before: u64, patience: &'a Patience) -> Download<'a> {
         let Self { client, cache, listing: Listing { commit, .. }, name, .. } = self;
-        Download { client, cache, repository: &name.repository, commit, file, before, replaces: self.force }
+        Download { client, patience, cache, repository: &name.repository, commit, file, before, replaces: self.force }
     }
 
-    fn bring_small_file(&self, path: &str) -> Result<(), Failure> {
+    fn bring_small_file(&self, path: &str, watcher: &mut dyn Watcher) -> Result<(), Failure> {
         if self.is_here(path) {
             return Ok(());
         }
-        let file = self.remote_file(path, &mut ())?;
+        let file = self.remote_file(path, watcher)?;
         if !self.has_content(&file) {
-            self.download(&file, 0).run(&mut ())?;
+            self.download(&file, 0, &self.patience).run(watcher)?;
         }
-        Ok(self.cache.link(&self.listing.commit, path, &file.metadata.etag)?)
+        self.link(&file)
     }
+
+    fn link(&self, file: &RemoteFile) -> Result<(), Failure> {
+        let linked = self.cache.link(&self.listing.commit, &file.path, &file.metadata.etag);
+        linked.map_err(Failure::unwritable)
+    }
+}
+
+/// Of what is downloaded before it is known how much there is to come, only what the user may wonder about.
+struct Notes<'a>(&'a mut dyn Watcher);
+
+impl Watcher for Notes<'_> {
+    fn note(&mut self, line: &str) {
+        self.0.note(line);
+    }
+}
+
+/// A commit on the hub, whose indices are downloaded when they are read.
+pub(super) struct RemoteTree<'a> {
+    pub(super) remote: Remote,
+    pub(super) watcher: &'a mut dyn Watcher,
+    /// Why something could not be read, with what a plain error does not tell.
+    pub(super) failure: Option<Failure>,
 }
 
 /// Whether a file in the cache holds what its name says. What no hash is the name of nobody can tell.
@@ -82,24 +105,24 @@ fn is_content(blob: &std::path::Path, etag: &str, len: u64) -> bool {
     digest.is_hash() && is_read && digest.matches(etag)
 }
 
-impl Tree for Remote {
+impl Tree for RemoteTree<'_> {
     fn presence(&self, path: &str) -> Presence {
-        if self.listing.files.contains_key(path) { Presence::Yes } else { Presence::No }
+        if self.remote.listing.files.contains_key(path) { Presence::Yes } else { Presence::No }
     }
 
     fn may_have_folder(&self, name: &str) -> bool {
         let prefix = format!("{name}/");
-        let mut from = self.listing.files.range(prefix.clone()..);
+        let mut from = self.remote.listing.files.range(prefix.clone()..);
         from.next().is_some_and(|(path, _)| path.starts_with(&prefix))
     }
 
     fn read_text(&mut self, path: &str) -> Result<String> {
-        if let Err(failure) = self.bring_small_file(path) {
+        if let Err(failure) = self.remote.bring_small_file(path, &mut Notes(self.watcher)) {
             let error = anyhow::anyhow!("{}", failure.line());
             self.failure = Some(failure);
             return Err(error);
         }
-        self.snapshot.read_text(path)
+        self.remote.snapshot.read_text(path)
     }
 
     fn is_remote(&self) -> bool {
@@ -107,50 +130,57 @@ impl Tree for Remote {
     }
 
     fn title(&self) -> String {
-        self.name.to_string()
+        self.remote.name.to_string()
     }
 }
 
 /// A model on the hub, and what to bring of it.
 pub(super) struct Found {
-    pub(super) tree: Remote,
+    pub(super) remote: Remote,
     pub(super) plan: Plan,
 }
 
 impl Found {
     /// Downloads what is not here and makes it a snapshot.
     pub(super) fn bring(self, watcher: &mut dyn Watcher) -> Result<Model, Failure> {
-        let Self { tree, plan } = self;
-        let Remote { cache, listing, name, .. } = &tree;
+        let Self { remote, plan } = self;
+        let Remote { cache, listing, name, .. } = &remote;
         let commit = &listing.commit;
         let mut wanted = Vec::new();
-        for path in plan.files.iter().filter(|path| !tree.is_here(path)) {
-            wanted.push(tree.remote_file(path, watcher)?);
+        for path in plan.files.iter().filter(|path| !remote.is_here(path)) {
+            wanted.push(remote.remote_file(path, watcher)?);
         }
-        let new: Vec<&RemoteFile> = wanted.iter().filter(|file| !tree.has_content(file)).collect();
+        let new: Vec<&RemoteFile> = wanted.iter().filter(|file| !remote.has_content(file)).collect();
         let size = |file: &RemoteFile| file.metadata.size.unwrap_or(0);
         if !new.is_empty() {
             check_space(cache, &new)?;
             let bytes = new.iter().map(|file| size(file)).fold(0, u64::saturating_add);
             watcher.begin(&name.to_string(), new.len(), bytes);
         }
+        // What is begun is worth it.
+        let long = Patience::long();
+        let patience = if remote.patience.is_long() { &remote.patience } else { &long };
         let mut before = 0_u64;
         for file in new {
-            tree.download(file, before).run(watcher)?;
+            remote.download(file, before, patience).run(watcher)?;
             before = before.saturating_add(size(file));
         }
         watcher.end();
         // A snapshot grows only by what is whole, and a branch moves only when its new commit is.
         for file in &wanted {
-            cache.link(commit, &file.path, &file.metadata.etag)?;
+            remote.link(file)?;
         }
         for path in &plan.absent {
             cache.mark_absent(commit, path);
         }
         if name.revision != *commit {
-            cache.set_commit(commit)?;
+            match cache.set_commit(commit) {
+                // All of it was here, in a cache that is not ours to write to.
+                Err(error) if wanted.is_empty() => log::warn!("{error}; {name} stays at another commit there"),
+                set => set.map_err(Failure::unwritable)?,
+            }
         }
-        Ok(Model::of_snapshot(&tree.snapshot, plan, commit))
+        Ok(Model::of_snapshot(&remote.snapshot, plan, commit))
     }
 }
 
@@ -162,7 +192,9 @@ fn check_space(cache: &RepositoryCache, new: &[&RemoteFile]) -> Result<(), Failu
     };
     let needed = new.iter().map(to_come).fold(0, u64::saturating_add);
     match free_bytes(&cache.folder()) {
-        Some(free) if free < needed => Err(Failure::own(anyhow::anyhow!("{}", disk_full(cache, Some(needed - free))))),
+        Some(free) if free < needed => {
+            Err(Failure::unwritable(anyhow::Error::msg(disk_full(cache, Some(needed - free)))))
+        }
         _ => Ok(()),
     }
 }

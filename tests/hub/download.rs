@@ -186,6 +186,15 @@ fn servers_that_know_no_ranges_do_too() {
 }
 
 #[test]
+fn hubs_may_keep_large_files_themselves() {
+    let place = Place::new();
+    place.server.fail("/resolve/", usize::MAX, Fault::OwnStore);
+    assert_done(&mut place.download(REPOSITORY));
+    assert!(place.server.requests("cdn").is_empty() && !place.server.requests("GET /store/").is_empty());
+    assert_eq!(fs::read(place.snapshot(PRIOR)).unwrap(), small_model().files[PRIOR]);
+}
+
+#[test]
 fn what_is_left_of_another_content_is_not_trusted() {
     let place = Place::new();
     let blobs = place.cache().join("blobs");
@@ -352,6 +361,41 @@ fn variables_mean_what_they_mean_in_python() {
         command.env("HF_ENDPOINT", "http://hub.invalid").env(name, &proxy).env(other, "http://127.0.0.1:1");
         assert_refused(&place.work, command.arg("--quiet"), 1, &["proxy", "407"]);
     }
+}
+
+#[test]
+fn proxies_are_chosen_for_each_address() {
+    let place = Place::new();
+    let hub = place.server.endpoint().replace("http://", "");
+    assert_done(&mut place.download(REPOSITORY));
+    let cdn = place.server.cdn();
+    let port = hub.rsplit(':').next().unwrap();
+    // Nothing answers there.
+    let download = |no_proxy: &str| {
+        let mut command = place.download(REPOSITORY);
+        command
+            .args(["--quiet", "--cache-dir"])
+            .arg(place.work.path("hf/other"))
+            .env("http_proxy", "http://127.0.0.1:1");
+        command.env("no_proxy", no_proxy);
+        command
+    };
+    for no_proxy in ["", "other.example", "10.0.0.0/8", "127.0.0.1:1", "128.0.0.0/1", "https://127.0.0.1"] {
+        assert_refused(&place.work, &mut download(no_proxy), 1, &["cannot reach"]);
+    }
+    // The hub is reached without the proxy, the host that it redirects to is not.
+    assert_refused(&place.work, &mut download(&hub), 1, &["cannot reach", &cdn]);
+    for no_proxy in ["127.0.0.1", "127.0.0.0/8", "*", "10.0.0.0/8 127.0.0.1/32", &format!("{hub},{cdn}")] {
+        let _ = fs::remove_dir_all(place.work.path("hf/other"));
+        assert_done(&mut download(no_proxy));
+    }
+    // In lower case an empty one counts too, as in Python.
+    let _ = fs::remove_dir_all(place.work.path("hf/other"));
+    let mut command = download("");
+    assert_done(command.env("http_proxy", "").env("HTTP_PROXY", "http://127.0.0.1:1"));
+    let mut command = download("");
+    command.env("no_proxy", "").env("NO_PROXY", format!("127.0.0.1:{port}"));
+    assert_refused(&place.work, &mut command, 1, &["cannot reach"]);
 }
 
 #[test]

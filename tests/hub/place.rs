@@ -26,7 +26,22 @@ impl Place {
 
     /// The binary, with no options, the test's cache and server, and nothing of the user's environment.
     pub fn command(&self) -> Command {
-        let mut command = self.work.bare();
+        self.prepared(self.work.bare())
+    }
+
+    /// The same, where permissions count: to root they mean nothing.
+    pub fn command_without_rights(&self) -> Command {
+        use std::os::unix::fs::MetadataExt;
+        if fs::metadata(self.work.path("hf")).unwrap().uid() != 0 {
+            return self.command();
+        }
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-dac_override,-dac_read_search", env!("CARGO_BIN_EXE_prior-embed")]);
+        command.current_dir(self.work.path(""));
+        self.prepared(command)
+    }
+
+    fn prepared(&self, mut command: Command) -> Command {
         let names = std::env::vars().map(|(name, _)| name);
         for name in names.filter(|name| name.starts_with("HF_") || name.to_lowercase().ends_with("_proxy")) {
             command.env_remove(name);

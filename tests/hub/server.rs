@@ -1,6 +1,8 @@
 //! A small server that speaks the hub's routes: listings, files with their etags and commits, redirects of large files to
 //! another host, ranges, and everything that can go wrong.
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -66,6 +68,12 @@ pub enum Fault {
     IgnoreRange,
     /// How long the body is the end of the connection tells, which comes after so many bytes.
     NoLength(usize),
+    /// The body comes byte by byte, with such pauses.
+    Drip(Duration),
+    /// The body is compressed, whatever the request says.
+    Gzip,
+    /// Large files are redirected to the hub itself.
+    OwnStore,
 }
 
 /// A fault for requests whose method and path contain `pattern`.
@@ -93,6 +101,7 @@ struct State {
 /// The server. It runs until the process ends.
 pub struct Server {
     address: SocketAddr,
+    cdn: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
@@ -135,7 +144,12 @@ impl Server {
                 }
             });
         }
-        Self { address, state }
+        Self { address, cdn: cdn_address, state }
+    }
+
+    /// The address of the host that it redirects large files to.
+    pub fn cdn(&self) -> String {
+        self.cdn.to_string()
     }
 
     /// What `HF_ENDPOINT` is to be.
@@ -190,6 +204,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: b
     };
     let mut end = None;
     let mut has_length = true;
+    let mut pause_after_byte = None;
     if let Some(fault) = fault {
         match fault {
             Fault::Answer(status, headers) => {
@@ -204,7 +219,19 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: b
             Fault::Cut(len) => end = Some((len, Duration::ZERO)),
             Fault::Stall(len) => end = Some((len, Duration::from_secs(20))),
             Fault::NoLength(len) => (has_length, end) = (false, Some((len, Duration::ZERO))),
-            Fault::IgnoreRange => {}
+            Fault::Drip(pause) => pause_after_byte = Some(pause),
+            Fault::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+                encoder.write_all(&reply.body).unwrap();
+                reply = Reply { body: encoder.finish().unwrap(), ..reply }.header("content-encoding", "gzip");
+            }
+            Fault::OwnStore if !is_cdn => {
+                let location = reply.headers.iter_mut().find(|(name, _)| name == "location");
+                if let Some((_, location)) = location {
+                    *location = format!("/store/{}", location.rsplit('/').next().unwrap());
+                }
+            }
+            Fault::OwnStore | Fault::IgnoreRange => {}
         }
     }
     let length = reply.body.len();
@@ -218,7 +245,13 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: b
     let sent = end.map_or(length, |(len, _)| len.min(length));
     let body = if method == "HEAD" { &[] } else { &reply.body[..sent] };
     // Whoever hangs up is not missed.
-    let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(body));
+    let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| match pause_after_byte {
+        Some(pause) => body.iter().try_for_each(|byte| {
+            std::thread::sleep(pause);
+            stream.write_all(&[*byte])
+        }),
+        None => stream.write_all(body),
+    });
     if let Some((_, pause)) = end {
         std::thread::sleep(pause);
     }
@@ -242,6 +275,7 @@ fn read_request(stream: &TcpStream) -> Option<(String, String, BTreeMap<String, 
 
 fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: SocketAddr, is_cdn: bool) -> Reply {
     let path = path.split('?').next().unwrap_or_default();
+    let (path, is_cdn) = path.strip_prefix("/store").map_or((path, is_cdn), |path| (path, true));
     if is_cdn {
         let contents = state.repositories.values().flat_map(|repository| repository.files.values());
         let wanted = path.trim_start_matches('/');
