@@ -147,7 +147,7 @@ def arguments():
     parser.add_argument("count", nargs="?", type=int, default=100, help="how many pipelines (default 100)")
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
-    parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
+    parser.add_argument("--only", type=int, nargs="+", help="run the pipelines of these numbers alone")
     parser.add_argument("--keep", type=Path, help="a folder for pipelines and references")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--factor", type=float, default=4.0, help="how much further is lost accuracy (default 4)")
@@ -163,7 +163,7 @@ def main():
     """Compares them all and sums up."""
     options = arguments()
     set_up()
-    indices = range(options.count) if options.only is None else [options.only]
+    indices = range(options.count) if options.only is None else options.only
     found = np.array([compare(index, options) for index in indices])
     theirs, rounded, ours, itself, ratio = found.T
     mean = math.exp(np.log(np.maximum(ours, 2.0**-26) / np.maximum(theirs, 2.0**-26)).mean())

@@ -193,3 +193,32 @@ impl Activation {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::{Checkpoint, Placement};
+    use super::*;
+    use crate::files::Folder;
+
+    #[test]
+    fn a_bias_is_added_as_it_is_stored() {
+        // The sum is not a number of bfloat16, and nor is a part of it.
+        let (weight, bias, residual) = (2.0, 1.0 + 2_f64.powi(-12), 2_f64.powi(-13));
+        let full = |size: &[i64], value: f64| Tensor::full(size, value, (Kind::Float, Device::Cpu));
+        let folder = tempfile::TempDir::new().unwrap();
+        let tensors = [("weight", full(&[3, 5], weight)), ("bias", full(&[3], bias))];
+        Tensor::write_safetensors(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open_folder(&Folder::from(folder.path())).unwrap();
+        let precisions = [Precision::F32, Precision::Int8, Precision::Bf16];
+        // Of bfloat16, our own kernel; oneDNN's takes a bias of its own type.
+        let is_ours = |precision: &Precision| *precision != Precision::Bf16 || kernels::has_bfloat16();
+        let is_fast = |precision: &Precision| precision.is_fast_on(Device::Cpu) && is_ours(precision);
+        for precision in precisions.into_iter().filter(is_fast) {
+            let placement = Placement { device: Device::Cpu, precision };
+            let layer = checkpoint.build("", placement, |weights| Linear::load(weights, 5, 3)).unwrap();
+            // Without a part that is rounded by quantization.
+            let output = layer.forward_add(&full(&[2, 5], 0.0), &full(&[2, 3], residual)).unwrap();
+            assert_eq!(output, full(&[2, 3], bias + residual), "{precision:?}");
+        }
+    }
+}

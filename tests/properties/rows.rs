@@ -14,7 +14,7 @@ use prior_embed::model::text_encoder::{TextEncoder, TextEncoderConfig};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-/// The types that a row is independent in, with the batches' sizes.
+/// The types that are fast here.
 fn placements() -> impl Iterator<Item = Placement> {
     let precisions = [Precision::F32, Precision::Bf16, Precision::Int8].into_iter();
     let fast = precisions.filter(|precision| precision.is_fast_on(Device::Cpu));
@@ -150,7 +150,7 @@ fn embed(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 8, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 8, ..ProptestConfig::default() })]
 
     #[test]
     fn an_embedding_does_not_depend_on_its_batch(
