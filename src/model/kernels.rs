@@ -1,7 +1,7 @@
 //! The fast CPU kernels, in C++ on libtorch: packed linear layers and attention over cached keys and values.
 //!
-//! This is the only place where Rust and that C++ meet. Every function checks its arguments on the C++ side and turns
-//! exceptions into errors.
+//! This is the only place where Rust and that C++ meet. Every function checks its arguments on the C++ side, whose tensors
+//! may lie on any device and in any layout, and turns exceptions into errors.
 
 // The border to C++: each call passes pointers of tensors that outlive it and takes ownership of a new tensor.
 #![allow(unsafe_code)]
@@ -19,7 +19,7 @@ use tch::Tensor;
 use text::text_of;
 use torch_sys::C_tensor;
 
-/// A message, or null for success.
+/// A message, which is there until the thread's next call, or null for success.
 type Failure = *mut c_char;
 
 unsafe extern "C" {
@@ -46,6 +46,7 @@ unsafe extern "C" {
         x: *const C_tensor,
         weight: *const C_tensor,
         outputs: i64,
+        inputs: i64,
         bias: *const C_tensor,
         other: *const C_tensor,
         gelu: bool,
@@ -62,11 +63,14 @@ unsafe extern "C" {
         weight: *const C_tensor,
         scales: *const C_tensor,
         scaled_sums: *const C_tensor,
+        outputs: i64,
+        inputs: i64,
         bias: *const C_tensor,
         other: *const C_tensor,
         gelu: bool,
         levels: i64,
     ) -> Failure;
+    fn prior_embed_activate(out: *mut *mut C_tensor, x: *const C_tensor, function: i64) -> Failure;
     fn prior_embed_attend(
         out: *mut *mut C_tensor,
         query: *const C_tensor,
@@ -157,17 +161,19 @@ pub fn has_bfloat16() -> bool {
 pub struct Bfloat16Weight {
     packed: Tensor,
     outputs: i64,
+    inputs: i64,
 }
 
 impl Bfloat16Weight {
-    /// Packs a weight `(outputs, inputs)` of any float type on the CPU; `inputs` is even.
+    /// Packs a weight `(outputs, inputs)` of any float type on the CPU.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// If it is none, or memory runs out.
     pub fn pack(weight: &Tensor) -> Result<Self> {
         // SAFETY: the pointer is a live tensor's.
         let packed = take(|out| unsafe { prior_embed_pack_bfloat16(out, weight.as_ptr()) })?;
-        Ok(Self { packed, outputs: weight.size2()?.0 })
+        let (outputs, inputs) = weight.size2()?;
+        Ok(Self { packed, outputs, inputs })
     }
 
     /// `x Wᵀ + b` and the epilogue, `(…, inputs)` of any float type to `(…, outputs)`, float32 like `bias`.
@@ -179,7 +185,8 @@ impl Bfloat16Weight {
         let bias = bias.map_or(null(), Tensor::as_ptr);
         // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
         take(|out| unsafe {
-            prior_embed_bfloat16_linear(out, x.as_ptr(), self.packed.as_ptr(), self.outputs, bias, other, gelu)
+            let (weight, outputs, inputs) = (self.packed.as_ptr(), self.outputs, self.inputs);
+            prior_embed_bfloat16_linear(out, x.as_ptr(), weight, outputs, inputs, bias, other, gelu)
         })
     }
 }
@@ -192,6 +199,8 @@ pub struct Int8Weight {
     scales: Tensor,
     /// Each channel's quantized weights summed, times its scale: what a zero point of the input is multiplied with.
     scaled_sums: Tensor,
+    outputs: i64,
+    inputs: i64,
     /// The input is quantized to 0..=levels.
     levels: i64,
 }
@@ -201,14 +210,15 @@ impl Int8Weight {
     /// quantized to `0..=levels`, 255 at most.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// If it is none, or memory runs out.
     pub fn pack(weight: &Tensor, levels: u8) -> Result<Self> {
         let (mut scales, mut scaled_sums) = (null_mut(), null_mut());
         // SAFETY: the pointer is a live tensor's, and the two others are filled in like the first.
         let packed = take(|out| unsafe { prior_embed_pack_int8(out, &mut scales, &mut scaled_sums, weight.as_ptr()) })?;
         // SAFETY: after success both are new tensors that nobody else owns.
         let (scales, scaled_sums) = unsafe { (Tensor::from_ptr(scales), Tensor::from_ptr(scaled_sums)) };
-        Ok(Self { packed, scales, scaled_sums, levels: i64::from(levels) })
+        let (outputs, inputs) = weight.size2()?;
+        Ok(Self { packed, scales, scaled_sums, outputs, inputs, levels: i64::from(levels) })
     }
 
     /// `x Wᵀ + b` and the epilogue, `(…, inputs)` to `(…, outputs)`, float32. Each row of `x` gets a scale of its own.
@@ -222,10 +232,38 @@ impl Int8Weight {
             // SAFETY: the pointers are live tensors', or null where the C++ side takes null for none.
             take(|out| unsafe {
                 let (weight, scales, sums) = (self.packed.as_ptr(), self.scales.as_ptr(), self.scaled_sums.as_ptr());
-                prior_embed_int8_linear(out, x.as_ptr(), weight, scales, sums, bias, other, gelu, self.levels)
+                let (outputs, inputs, levels) = (self.outputs, self.inputs, self.levels);
+                let x = x.as_ptr();
+                prior_embed_int8_linear(out, x, weight, scales, sums, outputs, inputs, bias, other, gelu, levels)
             })
         })
     }
+}
+
+/// An activation function, by the number that the C++ side knows it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i64)]
+pub enum Activation {
+    /// `x · σ(x)`, also called swish.
+    Silu = 0,
+    /// `x · tanh(softplus(x))`.
+    Mish = 1,
+    /// `x · Φ(x)`, exact.
+    Gelu = 2,
+    /// `x · σ(1.702 x)`, OpenAI's CLIP (transformers' `QuickGELUActivation`).
+    QuickGelu = 3,
+    /// `max(x, 0)`.
+    Relu = 4,
+}
+
+/// The function of every number of `x`, of any float type on the CPU. It does not depend on where in `x` a number lies, nor
+/// on the number of threads, to the last bit.
+///
+/// # Errors
+/// If `x` is none, or memory runs out.
+pub fn activate(x: &Tensor, function: Activation) -> Result<Tensor> {
+    // SAFETY: the pointer is a live tensor's.
+    take(|out| unsafe { prior_embed_activate(out, x.as_ptr(), function as i64) })
 }
 
 /// Softmax attention of each token of `query` `(tokens, heads · head_dim)` over its rows of all segments, on the CPU.
@@ -334,30 +372,90 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_bfloat16_row_does_not_depend_on_those_beside_it() {
-        if !has_bfloat16() {
-            return;
+    /// A row of another magnitude among the rest would spoil what they shared. Rows of some and of all must be the same to
+    /// the last bit.
+    fn check_rows(what: &str, x: &Tensor, other: &Tensor, layer: impl Fn(&Tensor, Epilogue) -> Tensor) {
+        let rows = x.size()[0];
+        let _ = x.get(rows / 2).g_mul_scalar_(1e4);
+        for kind in 0..3 {
+            let run = |start: i64, len: i64| {
+                let (x, other) = (x.narrow(0, start, len), other.narrow(0, start, len));
+                layer(&x, [Epilogue::None, Epilogue::Gelu, Epilogue::Add(&other)][kind])
+            };
+            let together = run(0, rows);
+            for (start, len) in [(0, 1), (rows - 1, 1), (3, 2), (1, 7), (0, 18), (2, 64)] {
+                let same = run(start, len) == together.narrow(0, start, len);
+                assert!(same, "{what}, {:?}, epilogue {kind}: rows {start} and {len} more", x.size());
+            }
         }
-        let packed = Bfloat16Weight::pack(&random(&[130, 4096])).unwrap();
-        let x = random(&[27, 4096]);
-        let together = packed.linear(&x, None, Epilogue::None).unwrap();
-        for (start, rows) in [(0, 1), (5, 1), (26, 1), (3, 2), (1, 7), (10, 17)] {
-            let some = packed.linear(&x.narrow(0, start, rows), None, Epilogue::None).unwrap();
-            assert_eq!(some, together.narrow(0, start, rows));
+    }
+
+    /// Widths that fill vectors and widths that do not, and more inputs than are added up in one go.
+    const ODD_SHAPES: [(i64, i64); 14] = [
+        (1, 1),
+        (2, 3),
+        (5, 7),
+        (12, 36),
+        (20, 60),
+        (20, 20),
+        (33, 12),
+        (47, 129),
+        (64, 130),
+        (77, 63),
+        (130, 65),
+        (768, 96),
+        (1153, 31),
+        (4096, 130),
+    ];
+
+    #[test]
+    fn a_row_does_not_depend_on_those_beside_it_at_any_width() {
+        for (inputs, outputs) in ODD_SHAPES {
+            let (weight, bias) = (random(&[outputs, inputs]), random(&[outputs]));
+            let (x, other) = (random(&[150, inputs]), random(&[150, outputs]));
+            if has_packed_linear() {
+                let packed = pack_linear(&weight).unwrap();
+                check_rows("f32", &x, &other, |x, then| packed_linear(x, &packed, Some(&bias), then).unwrap());
+                for levels in [127, 255] {
+                    let packed = Int8Weight::pack(&weight, levels).unwrap();
+                    check_rows("int8", &x, &other, |x, then| packed.linear(x, Some(&bias), then).unwrap());
+                }
+            }
+            if has_bfloat16() {
+                let packed = Bfloat16Weight::pack(&weight).unwrap();
+                check_rows("bf16", &x, &other, |x, then| packed.linear(x, Some(&bias), then).unwrap());
+            }
+        }
+    }
+
+    const ACTIVATIONS: [Activation; 5] =
+        [Activation::Silu, Activation::Mish, Activation::Gelu, Activation::QuickGelu, Activation::Relu];
+
+    #[test]
+    fn an_activation_does_not_depend_on_the_place() {
+        for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+            for (rows, width) in [(1, 1), (9, 12), (40, 17), (3, 64), (7, 6151), (150, 513)] {
+                let x = (random(&[rows, width]) * 3.0).to_kind(kind);
+                for function in ACTIVATIONS {
+                    let together = activate(&x, function).unwrap();
+                    assert_eq!((together.size(), together.kind()), (x.size(), kind));
+                    for (start, len) in [(0, 1), (rows - 1, 1), (rows / 3, rows - rows / 3)] {
+                        let some = activate(&x.narrow(0, start, len), function).unwrap();
+                        assert_eq!(some, together.narrow(0, start, len), "{function:?} of {kind:?} {rows} x {width}");
+                    }
+                    let columns = activate(&x.narrow(1, width / 2, 1), function).unwrap();
+                    assert_eq!(columns, together.narrow(1, width / 2, 1), "{function:?} of a column");
+                }
+            }
         }
     }
 
     #[test]
-    fn an_int8_row_does_not_depend_on_those_beside_it() {
-        let packed = Int8Weight::pack(&random(&[40, 64]), 255).unwrap();
-        let x = random(&[9, 64]);
-        // A neighbour of another magnitude would spoil a scale that they shared.
-        let _ = x.get(3).g_mul_scalar_(1e4);
-        let together = packed.linear(&x, None, Epilogue::Gelu).unwrap();
-        for row in 0..9 {
-            let alone = packed.linear(&x.narrow(0, row, 1), None, Epilogue::Gelu).unwrap();
-            assert!(error(&alone, &together.narrow(0, row, 1)) < 1e-6, "row {row}");
+    fn activations_are_libtorchs() {
+        let x = random(&[9, 64]) * 3.0;
+        let expected = [x.silu(), x.mish(), x.gelu("none"), &x * (&x * 1.702).sigmoid(), x.relu()];
+        for (function, expected) in ACTIVATIONS.into_iter().zip(expected) {
+            assert_eq!(activate(&x, function).unwrap(), expected, "{function:?}");
         }
     }
 
@@ -386,5 +484,107 @@ mod tests {
         assert!(int8.linear(&wrong, None, Epilogue::None).is_err());
         assert!(int8.linear(&random(&[2, 6]), None, Epilogue::Add(&wrong)).is_err());
         assert!(pack_linear(&random(&[3])).is_err());
+    }
+
+    unsafe extern "C" {
+        fn prior_embed_meta_tensor(out: *mut *mut C_tensor, like: *const C_tensor) -> Failure;
+    }
+
+    /// Tensors that take the place of a good one of float32, and of which nothing, or not that much, can be read.
+    fn hostile(good: &Tensor) -> Vec<(&'static str, Tensor)> {
+        // SAFETY: the pointer is a live tensor's.
+        let meta = take(|out| unsafe { prior_embed_meta_tensor(out, good.as_ptr()) }).unwrap();
+        let size = good.size();
+        let one_more: Vec<i64> = size.iter().map(|size| size + 1).collect();
+        let (cpu, zero_sized) = ((Kind::Float, Device::Cpu), vec![0; size.len()]);
+        vec![
+            ("undefined", Tensor::new()),
+            ("on the meta device", meta),
+            ("sparse", good.to_sparse(None, None::<&[i64]>, None)),
+            ("in oneDNN's layout", good.g_to_mkldnn(None)),
+            ("quantized", good.quantize_per_tensor(0.1, 0, Kind::QInt8)),
+            ("negated without its memory", good.internal_neg_view()),
+            ("zero without memory", Tensor::internal_efficientzerotensor(&size, cpu)),
+            ("of integers", good.to_kind(Kind::Int64)),
+            ("complex", good.to_kind(Kind::ComplexFloat)),
+            ("larger", Tensor::zeros(one_more, cpu)),
+            ("without numbers", Tensor::zeros(zero_sized, cpu)),
+            ("a number", Tensor::zeros([0_i64; 0], cpu)),
+        ]
+    }
+
+    /// Calls with each hostile tensor in the place of `good`. All are errors but `fine`; `good` itself is none.
+    fn check_hostile(what: &str, good: &Tensor, fine: &[&str], call: impl Fn(&Tensor) -> Result<Tensor>) {
+        drop(call(good).unwrap());
+        for (kind, tensor) in hostile(good) {
+            assert_eq!(call(&tensor).is_ok(), fine.contains(&kind), "{what} {kind}");
+        }
+    }
+
+    #[test]
+    fn no_linear_layer_reads_foreign_memory() {
+        let (weight, x) = (random(&[4, 6]), random(&[3, 6]));
+        let (bias, other) = (random(&[4]), random(&[3, 4]));
+        let pack = || (pack_linear(&weight).unwrap(), Int8Weight::pack(&weight, 255).unwrap());
+        let packed = has_packed_linear().then(pack);
+        let bfloat16 = Bfloat16Weight::pack(&weight).unwrap();
+        type Layer<'a> = Box<dyn Fn(&Tensor, Option<&Tensor>, Epilogue) -> Result<Tensor> + 'a>;
+        let mut layers: Vec<(&str, Layer)> = Vec::new();
+        if let Some((f32, int8)) = &packed {
+            layers.push(("f32", Box::new(|x, bias, then| packed_linear(x, f32, bias, then))));
+            layers.push(("int8", Box::new(|x, bias, then| int8.linear(x, bias, then))));
+            check_hostile("weight", &weight, &["larger"], pack_linear);
+            check_hostile("weight", &weight, &["larger"], |weight| Ok(Int8Weight::pack(weight, 255)?.scales));
+            for (kind, tensor) in hostile(&weight).into_iter().filter(|(kind, _)| *kind != "in oneDNN's layout") {
+                assert!(packed_linear(&x, &tensor, None, Epilogue::None).is_err(), "packed {kind}");
+            }
+            assert!(packed_linear(&x, f32, None, Epilogue::None).is_ok());
+        }
+        check_hostile("weight", &weight, &["larger"], |weight| Ok(Bfloat16Weight::pack(weight)?.packed));
+        if has_bfloat16() {
+            layers.push(("bf16", Box::new(|x, bias, then| bfloat16.linear(x, bias, then))));
+        }
+        for (name, layer) in layers {
+            check_hostile(&format!("{name} input"), &x, &[], |x| layer(x, Some(&bias), Epilogue::None));
+            check_hostile(&format!("{name} bias"), &bias, &[], |bias| layer(&x, Some(bias), Epilogue::Gelu));
+            check_hostile(&format!("{name} residual"), &other, &[], |other| {
+                layer(&x, Some(&bias), Epilogue::Add(other))
+            });
+            // A view of every second number is read number by number, or refused.
+            let wide = random(&[3, 12]);
+            let strided = layer(&wide.slice(1, 0, None, 2), None, Epilogue::None).unwrap();
+            assert_eq!(strided, layer(&wide.slice(1, 0, None, 2).contiguous(), None, Epilogue::None).unwrap());
+            assert!(layer(&x, Some(&random(&[8]).slice(0, 0, None, 2)), Epilogue::None).is_err(), "{name}");
+            // More rows than any memory holds.
+            let endless = random(&[1, 6]).expand([1 << 44, 6], false);
+            assert!(layer(&endless, None, Epilogue::None).is_err(), "{name}: {endless:?}");
+        }
+    }
+
+    #[test]
+    fn neither_attention_nor_activations_read_foreign_memory() {
+        let (query, rows) = (random(&[2, 4]), random(&[3, 8]));
+        let (starts, ends) = (Tensor::from_slice(&[0_i64, 1]), Tensor::from_slice(&[1_i64, 3]));
+        let run = |query: &Tensor, rows: &Tensor, starts: &Tensor, ends: &Tensor| {
+            attend(query, 2, &[Segment { rows, starts, ends }])
+        };
+        check_hostile("query", &query, &[], |query| run(query, &rows, &starts, &ends));
+        check_hostile("rows", &rows, &[], |rows| run(&query, rows, &starts, &ends));
+        for (kind, bounds) in hostile(&starts.to_kind(Kind::Float)) {
+            // The integers are good bounds.
+            let is_bounds = kind == "of integers";
+            assert_eq!(run(&query, &rows, &bounds, &ends).is_ok(), is_bounds, "starts {kind}");
+            assert_eq!(run(&query, &rows, &starts, &bounds).is_ok(), is_bounds, "ends {kind}");
+        }
+        assert!(run(&random(&[2, 0]), &random(&[3, 0]), &starts, &ends).is_err(), "nothing in a head");
+        // Any shape has a function.
+        check_hostile("input", &query, &["larger", "without numbers", "a number"], |x| activate(x, Activation::Mish));
+    }
+
+    #[test]
+    fn a_long_message_is_a_failure_too() {
+        let size = vec![1; 60];
+        let error = pack_linear(&Tensor::zeros(&size, (Kind::Float, Device::Cpu))).unwrap_err();
+        assert!(error.to_string().contains("1, 1, 1"), "{error}");
     }
 }

@@ -5,6 +5,7 @@
 pub mod attention;
 
 use super::checkpoint::{StackedWeight, Weights};
+pub use super::kernels::Activation;
 use super::kernels::{self, Bfloat16Weight, Epilogue, Int8Weight};
 use super::precision::{Precision, int8_levels};
 use anyhow::Result;
@@ -46,7 +47,7 @@ impl Linear {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load_stacked(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
-        let biases = parts.iter().map(|part| part.matrix("bias", &[outputs])).collect::<Result<Vec<_>>>()?;
+        let biases = parts.iter().map(|part| part.tensor("bias", &[outputs])).collect::<Result<Vec<_>>>()?;
         let kernel = Kernel::load(parts, inputs, outputs)?;
         // While a checkpoint is only checked there is nothing to stack.
         let bias = if biases.iter().all(Tensor::defined) { Tensor::f_cat(&biases, 0)? } else { Tensor::new() };
@@ -64,10 +65,12 @@ impl Linear {
 
     fn new(kernel: Kernel, bias: Option<Tensor>, parts: &[Weights]) -> Result<Self> {
         let kind = parts.first().map_or(Kind::Float, |part| part.precision().kind());
-        // This kernel adds in float32.
         let bias = match (&kernel, bias) {
-            (Kernel::Bfloat16(_), Some(bias)) => Some(bias.f_to_kind(Kind::Float)?),
-            (_, bias) => bias,
+            // While a checkpoint is only checked there is none.
+            (_, Some(bias)) if !bias.defined() => Some(bias),
+            // These add in float32.
+            (Kernel::Bfloat16(_) | Kernel::Int8(_), bias) => bias,
+            (_, bias) => bias.map(|bias| bias.f_to_kind(kind)).transpose()?,
         };
         Ok(Self { kernel, bias, kind })
     }
@@ -113,7 +116,7 @@ impl Linear {
                 let y = x.f_linear(weight, bias)?;
                 Ok(match epilogue {
                     Epilogue::None => y,
-                    Epilogue::Gelu => y.f_gelu("none")?,
+                    Epilogue::Gelu => Activation::Gelu.forward(&y)?,
                     Epilogue::Add(residual) => y.f_add(residual)?,
                 })
             }
@@ -129,7 +132,7 @@ impl Kernel {
         let shape = [outputs, inputs];
         let Some(weight) = StackedWeight::borrow(parts, &shape)? else { return Ok(Self::Plain(Tensor::new())) };
         match precision {
-            Precision::Bf16 if packs && inputs % 2 == 0 && kernels::has_bfloat16() => {
+            Precision::Bf16 if packs && kernels::has_bfloat16() => {
                 Ok(Self::Bfloat16(Bfloat16Weight::pack(weight.tensor())?))
             }
             Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor(), int8_levels())?)),
@@ -172,27 +175,15 @@ impl LayerNorm {
     }
 }
 
-/// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · σ(x)`, also called swish.
-    Silu,
-    /// `x · tanh(softplus(x))`.
-    Mish,
-    /// `x · Φ(x)`, exact.
-    Gelu,
-    /// `x · σ(1.702 x)`, OpenAI's CLIP (transformers' `QuickGELUActivation`).
-    QuickGelu,
-    /// `max(x, 0)`.
-    Relu,
-}
-
 impl Activation {
     /// Applies the function element by element.
     ///
     /// # Errors
     /// If memory runs out.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        if x.device() == Device::Cpu {
+            return kernels::activate(x, self);
+        }
         Ok(match self {
             Self::Silu => x.f_silu()?,
             Self::Mish => x.f_mish()?,
@@ -200,5 +191,34 @@ impl Activation {
             Self::QuickGelu => x.f_mul(&x.f_mul_scalar(1.702)?.f_sigmoid()?)?,
             Self::Relu => x.f_relu()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::{Checkpoint, Placement};
+    use super::*;
+    use crate::files::Folder;
+
+    #[test]
+    fn a_bias_is_added_as_it_is_stored() {
+        // The sum is not a number of bfloat16, and nor is a part of it.
+        let (weight, bias, residual) = (2.0, 1.0 + 2_f64.powi(-12), 2_f64.powi(-13));
+        let full = |size: &[i64], value: f64| Tensor::full(size, value, (Kind::Float, Device::Cpu));
+        let folder = tempfile::TempDir::new().unwrap();
+        let tensors = [("weight", full(&[3, 5], weight)), ("bias", full(&[3], bias))];
+        Tensor::write_safetensors(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open_folder(&Folder::from(folder.path())).unwrap();
+        let precisions = [Precision::F32, Precision::Int8, Precision::Bf16];
+        // Of bfloat16, our own kernel; oneDNN's takes a bias of its own type.
+        let is_ours = |precision: &Precision| *precision != Precision::Bf16 || kernels::has_bfloat16();
+        let is_fast = |precision: &Precision| precision.is_fast_on(Device::Cpu) && is_ours(precision);
+        for precision in precisions.into_iter().filter(is_fast) {
+            let placement = Placement { device: Device::Cpu, precision };
+            let layer = checkpoint.build("", placement, |weights| Linear::load(weights, 5, 3)).unwrap();
+            // Without a part that is rounded by quantization.
+            let output = layer.forward_add(&full(&[2, 5], 0.0), &full(&[2, 3], residual)).unwrap();
+            assert_eq!(output, full(&[2, 3], bias + residual), "{precision:?}");
+        }
     }
 }

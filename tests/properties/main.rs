@@ -3,6 +3,8 @@
 // In a test, a panic is how a failure is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod rows;
+
 use prior_embed::diffusion::ddpm::{DdpmConfig, DdpmScheduler, TimestepSpacing};
 use prior_embed::diffusion::scheduler::Scheduler;
 use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};

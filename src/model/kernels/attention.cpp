@@ -13,6 +13,8 @@
 #include <limits>
 #include <vector>
 
+using prior_embed::check_dense;
+using prior_embed::checked_vector;
 using prior_embed::guarded;
 using prior_embed::owned;
 
@@ -111,12 +113,8 @@ int64_t check_ranges(int64_t tokens, int64_t count, const at::Tensor* const* row
                      const at::Tensor* const* ends) {
     std::vector<int64_t> seen(tokens, 0);
     for (int64_t i = 0; i < count; ++i) {
-        for (const at::Tensor* bounds : {starts[i], ends[i]}) {
-            TORCH_CHECK(bounds->scalar_type() == at::kLong && bounds->is_contiguous() && bounds->numel() == tokens,
-                        "attend: bounds must be int64, contiguous, one a token");
-        }
-        const int64_t* start = starts[i]->const_data_ptr<int64_t>();
-        const int64_t* end = ends[i]->const_data_ptr<int64_t>();
+        const int64_t* start = checked_vector<int64_t>(*starts[i], tokens, "attend: starts");
+        const int64_t* end = checked_vector<int64_t>(*ends[i], tokens, "attend: ends");
         for (int64_t token = 0; token < tokens; ++token) {
             TORCH_CHECK(0 <= start[token] && start[token] <= end[token] && end[token] <= rows[i]->size(0),
                         "attend: a range is outside of its segment");
@@ -131,17 +129,20 @@ at::Tensor run(const at::Tensor& query, int64_t heads, int64_t count, const at::
                const at::Tensor* const* starts, const at::Tensor* const* ends) {
     const int64_t tokens = query.size(0);
     const int64_t width = query.size(1);
+    for (int64_t i = 0; i < count; ++i) {
+        const at::Tensor& segment = *rows[i];
+        check_dense(segment, "attend: a segment");
+        TORCH_CHECK(segment.dim() == 2 && segment.size(1) == 2 * width && segment.scalar_type() == query.scalar_type() &&
+                        segment.stride(1) == 1,
+                    "attend: a segment must be rows of keys and values, each as wide as the query");
+    }
     const int64_t most = check_ranges(tokens, count, rows, starts, ends);
     at::Tensor output = at::empty({tokens, width}, query.options());
     const int64_t head_dim = width / heads;
     Task<T> task{query.const_data_ptr<T>(), query.stride(0), output.mutable_data_ptr<T>(),          heads,
                  head_dim,                  static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))), {}};
     for (int64_t i = 0; i < count; ++i) {
-        const at::Tensor& segment = *rows[i];
-        TORCH_CHECK(segment.dim() == 2 && segment.size(1) == 2 * width && segment.scalar_type() == query.scalar_type() &&
-                        segment.stride(1) == 1,
-                    "attend: a segment must be rows of keys and values, each as wide as the query");
-        task.segments.push_back({segment.const_data_ptr<T>(), segment.stride(0), starts[i]->const_data_ptr<int64_t>(),
+        task.segments.push_back({rows[i]->const_data_ptr<T>(), rows[i]->stride(0), starts[i]->const_data_ptr<int64_t>(),
                                  ends[i]->const_data_ptr<int64_t>()});
     }
     // A thread is worth starting for some tens of thousands of products.
@@ -161,7 +162,9 @@ extern "C" char* prior_embed_attend(at::Tensor** out, const at::Tensor* query, i
                                     const at::Tensor* const* rows, const at::Tensor* const* starts,
                                     const at::Tensor* const* ends) {
     return guarded([&] {
-        TORCH_CHECK(query->dim() == 2 && query->stride(1) == 1 && heads > 0 && query->size(1) % heads == 0,
+        check_dense(*query, "attend: the query");
+        TORCH_CHECK(query->dim() == 2 && query->stride(1) == 1 && query->size(1) > 0 && heads > 0 &&
+                        query->size(1) % heads == 0,
                     "attend: the query must be (tokens, heads * head_dim)");
         switch (query->scalar_type()) {
             case at::kFloat:

@@ -2,16 +2,21 @@
 // each pair of inputs, the pairs of weights of all 64. With few rows this reads as fast as memory gives; with many it is
 // as fast as oneDNN. And the sums of a row are always added up in the same order, whatever rows are beside it.
 
+#include "activation.h"
 #include "border.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/gelu.h>
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
 #include <vector>
 
+using prior_embed::check_input;
+using prior_embed::check_weight;
+using prior_embed::checked_residual;
+using prior_embed::checked_vector;
 using prior_embed::guarded;
 using prior_embed::owned;
 
@@ -119,7 +124,7 @@ extern "C" {
 // Packs a weight (outputs, inputs) of any float type into bfloat16 (panels, pairs of inputs, 64, 2).
 char* prior_embed_pack_bfloat16(at::Tensor** out, const at::Tensor* weight) {
     return guarded([&] {
-        TORCH_CHECK(weight->dim() == 2, "bfloat16 linear: a matrix is needed");
+        check_weight(*weight);
         const at::Tensor source = weight->to(at::kBFloat16).contiguous();
         const int64_t outputs = source.size(0), inputs = source.size(1);
         const int64_t panels = (outputs + panel_outputs - 1) / panel_outputs, pairs = (inputs + 1) / 2;
@@ -147,35 +152,32 @@ char* prior_embed_pack_bfloat16(at::Tensor** out, const at::Tensor* weight) {
     });
 }
 
-// x W^T + b, then GELU or plus `other`; x of any float type, (rows, inputs), bias and other float32. Gives float32.
+// x W^T + b, then GELU or plus `other`; x of any float type, (..., inputs), bias and other float32. Gives float32.
 char* prior_embed_bfloat16_linear(at::Tensor** out, const at::Tensor* x, const at::Tensor* weight, int64_t outputs,
-                                  const at::Tensor* bias, const at::Tensor* other, bool gelu) {
+                                  int64_t inputs, const at::Tensor* bias, const at::Tensor* other, bool gelu) {
     return guarded([&] {
         TORCH_CHECK(prior_embed_has_bfloat16(), "bfloat16 linear: not for this processor");
-        const int64_t panels = weight->size(0), pairs = weight->size(1), inputs = x->size(-1);
-        TORCH_CHECK(2 * pairs == inputs, "bfloat16 linear: wrong number of inputs");
-        TORCH_CHECK(panels == (outputs + panel_outputs - 1) / panel_outputs, "bfloat16 linear: wrong number of outputs");
-        const at::Tensor source = x->to(at::kBFloat16).reshape({-1, inputs}).contiguous();
+        const int64_t panels = (outputs + panel_outputs - 1) / panel_outputs, pairs = (inputs + 1) / 2;
+        TORCH_CHECK(outputs > 0 && inputs > 0, "bfloat16 linear: nothing to multiply");
+        const auto* weights = checked_vector<c10::BFloat16>(*weight, panels * pairs * panel_outputs * 2, "weight");
+        check_input(*x, inputs);
+        at::Tensor source = x->to(at::kBFloat16).reshape({-1, inputs}).contiguous();
+        if (inputs % 2 != 0) {
+            source = at::constant_pad_nd(source, {0, 1});
+        }
         const int64_t rows = source.size(0);
         at::Tensor y = at::empty({rows, outputs}, source.options().dtype(at::kFloat));
-        at::Tensor residual;
-        if (other != nullptr) {
-            TORCH_CHECK(other->scalar_type() == at::kFloat && other->numel() == y.numel(),
-                        "bfloat16 linear: wrong residual");
-            residual = other->contiguous();
-        }
-        TORCH_CHECK(bias == nullptr || (bias->scalar_type() == at::kFloat && bias->numel() == outputs &&
-                                        bias->is_contiguous()),
-                    "bfloat16 linear: wrong bias");
-        const auto* input = source.const_data_ptr<c10::BFloat16>();
-        const auto* weights = static_cast<const char*>(weight->const_data_ptr());
-        const float* bias_from = bias == nullptr ? nullptr : bias->const_data_ptr<float>();
+        const at::Tensor residual =
+            other == nullptr ? at::Tensor() : checked_residual(*other, *x, outputs, at::kFloat);
+        const float* bias_from = bias == nullptr ? nullptr : checked_vector<float>(*bias, outputs, "bias");
         const float* other_from = other == nullptr ? nullptr : residual.const_data_ptr<float>();
+        const auto* input = source.const_data_ptr<c10::BFloat16>();
         float* output = y.mutable_data_ptr<float>();
         at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
             std::vector<float> sums(rows * panel_outputs);
             for (int64_t panel = begin; panel < end; ++panel) {
-                multiply_panel(input, rows, pairs, weights + panel * pairs * panel_outputs * 4, sums.data());
+                multiply_panel(input, rows, pairs, reinterpret_cast<const char*>(weights + panel * pairs * panel_outputs * 2),
+                               sums.data());
                 const int64_t first = panel * panel_outputs, count = std::min(panel_outputs, outputs - first);
                 for (int64_t row = 0; row < rows; ++row) {
                     float* target = output + row * outputs + first;
@@ -187,7 +189,7 @@ char* prior_embed_bfloat16_linear(at::Tensor** out, const at::Tensor* x, const a
             }
         });
         if (gelu) {
-            at::gelu_(y);
+            y = prior_embed::activated_in_place(std::move(y), prior_embed::Activation::gelu);
         }
         auto shape = x->sizes().vec();
         shape.back() = outputs;

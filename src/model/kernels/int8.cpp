@@ -1,18 +1,22 @@
 // Linear layers with int8 weights, a scale a channel, and uint8 inputs, a scale and a zero point a row, which are found
 // while running. Rows are quantized one by one, so that a row does not depend on those beside it.
 
+#include "activation.h"
 #include "border.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/gelu.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
 
+using prior_embed::check_input;
+using prior_embed::check_weight;
+using prior_embed::checked_residual;
+using prior_embed::checked_vector;
 using prior_embed::guarded;
 using prior_embed::owned;
 
@@ -118,6 +122,7 @@ extern "C" {
 char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** scaled_sums, const at::Tensor* weight) {
     return guarded([&] {
         static const auto prepack = operation<Prepack>("onednn::qlinear_prepack");
+        check_weight(*weight);
         const at::Tensor source = weight->to(at::kFloat).contiguous();
         const int64_t outputs = source.size(0), inputs = source.size(1);
         at::Tensor quantized = at::empty({outputs, inputs}, source.options().dtype(at::kChar));
@@ -139,12 +144,22 @@ char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** 
 
 // x W^T + b, then GELU or plus `other`, float32; inputs are quantized to 0..levels.
 char* prior_embed_int8_linear(at::Tensor** out, const at::Tensor* x, const at::Tensor* weight, const at::Tensor* scales,
-                              const at::Tensor* scaled_sums, const at::Tensor* bias, const at::Tensor* other, bool gelu,
-                              int64_t levels) {
+                              const at::Tensor* scaled_sums, int64_t outputs, int64_t inputs, const at::Tensor* bias,
+                              const at::Tensor* other, bool gelu, int64_t levels) {
     return guarded([&] {
         static const auto multiply = operation<Multiply>("onednn::qlinear_pointwise");
-        TORCH_CHECK(x->scalar_type() == at::kFloat && x->dim() >= 1, "int8 linear: float32 input is needed");
-        const int64_t inputs = x->size(-1), outputs = scales->numel();
+        TORCH_CHECK(weight->defined() && weight->layout() == at::kMkldnn && weight->scalar_type() == at::kChar &&
+                        weight->numel() == inputs * outputs && weight->numel() > 0,
+                    "int8 linear: not a packed weight");
+        TORCH_CHECK(0 < levels && levels <= 255, "int8 linear: ", levels, " levels");
+        check_input(*x, inputs);
+        TORCH_CHECK(x->scalar_type() == at::kFloat, "int8 linear: float32 input is needed");
+        checked_vector<float>(*scales, outputs, "scales");
+        const float* sums = checked_vector<float>(*scaled_sums, outputs, "scaled sums");
+        const float* bias_from = bias == nullptr ? nullptr : checked_vector<float>(*bias, outputs, "bias");
+        const at::Tensor residual =
+            other == nullptr ? at::Tensor() : checked_residual(*other, *x, outputs, at::kFloat);
+        const float* other_from = other == nullptr ? nullptr : residual.const_data_ptr<float>();
         const at::Tensor source = x->reshape({-1, inputs}).contiguous();
         const int64_t rows = source.size(0);
         at::Tensor quantized = at::empty({rows, inputs}, source.options().dtype(at::kByte));
@@ -165,15 +180,7 @@ char* prior_embed_int8_linear(at::Tensor** out, const at::Tensor* x, const at::T
                                      at::kFloat, "none", Scalars(), "");
         TORCH_CHECK(y.is_contiguous() && y.size(0) == rows && y.size(1) == outputs, "int8 linear: wrong output");
 
-        at::Tensor residual;
-        if (other != nullptr) {
-            TORCH_CHECK(other->scalar_type() == at::kFloat && other->numel() == y.numel(), "int8 linear: wrong residual");
-            residual = other->contiguous();
-        }
         float* output = y.mutable_data_ptr<float>();
-        const float* sums = scaled_sums->const_data_ptr<float>();
-        const float* bias_from = bias == nullptr ? nullptr : bias->const_data_ptr<float>();
-        const float* other_from = other == nullptr ? nullptr : residual.const_data_ptr<float>();
         at::parallel_for(0, rows, grain_of(outputs), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
                 finish_row(output + row * outputs, outputs, scale_to[row], zero_to[row], sums, bias_from,
@@ -181,7 +188,7 @@ char* prior_embed_int8_linear(at::Tensor** out, const at::Tensor* x, const at::T
             }
         });
         if (gelu) {
-            at::gelu_(y);
+            y = prior_embed::activated_in_place(std::move(y), prior_embed::Activation::gelu);
         }
         auto shape = x->sizes().vec();
         shape.back() = outputs;

@@ -26,8 +26,8 @@ bool has_kernels(const std::string& name) {
 
 extern "C" {
 
-// Three lines: the vectors that libtorch uses, the extensions that there are, the sizes of the caches. The caller frees
-// the text with prior_embed_free.
+// Three lines: the vectors that libtorch uses, the extensions that there are, the sizes of the caches. The text is
+// there until this thread's next call.
 char* prior_embed_processor(char** text) {
     return guarded([&] {
         const auto unsorted = at::cpu::get_cpu_capabilities();
@@ -43,7 +43,7 @@ char* prior_embed_processor(char** text) {
                 caches << (caches.tellp() > 0 ? " and " : "") << value.toInt() / 1024 << " KiB";
             }
         }
-        *text = message_of((at::get_cpu_capability() + "\n" + extensions.str() + "\n" + caches.str()).c_str());
+        *text = kept((at::get_cpu_capability() + "\n" + extensions.str() + "\n" + caches.str()).c_str());
     });
 }
 

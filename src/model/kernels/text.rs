@@ -2,19 +2,11 @@
 
 use std::ffi::{CStr, c_char};
 
-unsafe extern "C" {
-    fn prior_embed_free(text: *mut c_char);
-}
-
-/// A text of the C++ side, which is freed.
+/// A copy of a text of the C++ side, which keeps it until the thread's next call.
 ///
 /// # Safety
-/// It must be one that ends in 0 and nobody else frees.
-pub(super) unsafe fn text_of(text: *mut c_char) -> String {
+/// It must be one that ends in 0 and is still kept.
+pub(super) unsafe fn text_of(text: *const c_char) -> String {
     // SAFETY: the caller's promise.
-    unsafe {
-        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
-        prior_embed_free(text);
-        copy
-    }
+    unsafe { CStr::from_ptr(text).to_string_lossy().into_owned() }
 }

@@ -1,0 +1,236 @@
+//! A row has the same numbers, to the last bit, in a batch of any size and beside any other rows: random models of any
+//! width, in every type that the processor is fast in.
+
+use prior_embed::diffusion::guidance::Guidance;
+use prior_embed::diffusion::noise::BatchNoise;
+use prior_embed::diffusion::sampler::{Condition, sample};
+use prior_embed::diffusion::scheduler::Scheduler;
+use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
+use prior_embed::files::Folder;
+use prior_embed::model::checkpoint::{Checkpoint, Placement};
+use prior_embed::model::precision::Precision;
+use prior_embed::model::prior::{PriorConfig, PriorTransformer, TextCondition};
+use prior_embed::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+/// The types that are fast here.
+fn placements() -> impl Iterator<Item = Placement> {
+    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8].into_iter();
+    let fast = precisions.filter(|precision| precision.is_fast_on(Device::Cpu));
+    fast.map(|precision| Placement { device: Device::Cpu, precision })
+}
+
+fn random(size: &[i64]) -> Tensor {
+    Tensor::randn(size, (Kind::Float, Device::Cpu))
+}
+
+/// The tensors of a random checkpoint.
+#[derive(Default)]
+struct Parameters(Vec<(String, Tensor)>);
+
+impl Parameters {
+    fn add(&mut self, name: &str, size: &[i64], scale: f64) {
+        self.0.push((name.to_string(), random(size) * scale));
+    }
+
+    fn linear(&mut self, name: &str, inputs: i64, outputs: i64) {
+        self.add(&format!("{name}.weight"), &[outputs, inputs], 1.5 / (inputs as f64).sqrt());
+        self.add(&format!("{name}.bias"), &[outputs], 0.2);
+    }
+
+    fn norm(&mut self, name: &str, size: i64) {
+        self.add(&format!("{name}.weight"), &[size], 1.0);
+        self.add(&format!("{name}.bias"), &[size], 0.2);
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let folder = tempfile::TempDir::new().unwrap();
+        Tensor::write_safetensors(&self.0, folder.path().join("model.safetensors")).unwrap();
+        Checkpoint::open_folder(&Folder::from(folder.path())).unwrap()
+    }
+}
+
+fn prior(config: &PriorConfig) -> Checkpoint {
+    let (dim, inner) = (config.embedding_dim, config.inner_dim());
+    let mut parameters = Parameters::default();
+    parameters.linear("time_embedding.linear_1", inner, config.time_embed_dim.unwrap_or(inner));
+    parameters.linear("time_embedding.linear_2", config.time_embed_dim.unwrap_or(inner), inner);
+    for name in ["proj_in", "embedding_proj", "encoder_hidden_states_proj"] {
+        parameters.linear(name, dim, inner);
+    }
+    parameters.add("positional_embedding", &[1, config.positions(), inner], 0.4);
+    parameters.add("prd_embedding", &[1, 1, inner], 0.4);
+    for block in 0..config.num_layers {
+        let name = |part: &str| format!("transformer_blocks.{block}.{part}");
+        parameters.norm(&name("norm1"), inner);
+        for part in ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"] {
+            parameters.linear(&name(part), inner, inner);
+        }
+        parameters.norm(&name("norm3"), inner);
+        parameters.linear(&name("ff.net.0.proj"), inner, 4 * inner);
+        parameters.linear(&name("ff.net.2"), 4 * inner, inner);
+    }
+    parameters.norm("norm_out", inner);
+    parameters.linear("proj_to_clip_embeddings", inner, dim);
+    parameters.add("clip_mean", &[1, dim], 1.0);
+    parameters.add("clip_std", &[1, dim], 1.0);
+    parameters.checkpoint()
+}
+
+fn text_encoder(config: &TextEncoderConfig) -> Checkpoint {
+    let width = config.hidden_size;
+    let mut parameters = Parameters::default();
+    let embeddings = "text_model.embeddings";
+    parameters.add(&format!("{embeddings}.token_embedding.weight"), &[config.vocab_size, width], 0.4);
+    parameters.add(&format!("{embeddings}.position_embedding.weight"), &[config.max_position_embeddings, width], 0.4);
+    for layer in 0..config.num_hidden_layers {
+        let name = |part: &str| format!("text_model.encoder.layers.{layer}.{part}");
+        parameters.norm(&name("layer_norm1"), width);
+        for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            parameters.linear(&name(&format!("self_attn.{part}")), width, width);
+        }
+        parameters.norm(&name("layer_norm2"), width);
+        parameters.linear(&name("mlp.fc1"), width, config.intermediate_size);
+        parameters.linear(&name("mlp.fc2"), config.intermediate_size, width);
+    }
+    parameters.norm("text_model.final_layer_norm", width);
+    parameters.add("text_projection.weight", &[config.projection_dim, width], 0.3);
+    parameters.checkpoint()
+}
+
+/// Rows of a batch: the states of each one's text, its embedding and its seed.
+struct Rows {
+    states: Vec<Tensor>,
+    embeds: Tensor,
+    seeds: Vec<u64>,
+}
+
+impl Rows {
+    fn random(lens: &[i64], dim: i64) -> Self {
+        Self {
+            states: lens.iter().map(|&len| random(&[len, dim])).collect(),
+            embeds: random(&[lens.len() as i64, dim]),
+            seeds: (u64::MAX - 2..=u64::MAX).chain(0..).take(lens.len()).collect(),
+        }
+    }
+
+    fn condition(&self, start: usize, len: usize) -> TextCondition {
+        let states = &self.states[start..start + len];
+        TextCondition {
+            states: Tensor::cat(states, 0),
+            lens: states.iter().map(|states| states.size()[0]).collect(),
+            embeds: self.embeds.narrow(0, start as i64, len as i64),
+        }
+    }
+}
+
+/// The embeddings of `len` rows from `start` on, led away from the first text of `unconditional`.
+fn embed(
+    prior: &PriorTransformer,
+    scheduler: &UnclipScheduler,
+    guidance: f64,
+    rows: &Rows,
+    unconditional: &Rows,
+    (start, len): (usize, usize),
+) -> Tensor {
+    let prefill = |text: TextCondition| {
+        let timesteps = vec![&Scheduler::timesteps(scheduler)[..2]; text.lens.len()];
+        prior.prefill(&text, &timesteps).unwrap()
+    };
+    let (prefix, timesteps) = prefill(rows.condition(start, len));
+    let (no_prefix, no_timesteps) = prefill(unconditional.condition(0, 1));
+    let dim = prior.config().embedding_dim;
+    let seeds = &rows.seeds[start..start + len];
+    let noise = BatchNoise::draw(seeds, dim, scheduler.noisy_steps(), Device::Cpu).unwrap();
+    let prompts: Vec<usize> = (0..len).collect();
+    let conditional = Condition { prefix: &prefix, prompts: &prompts, timesteps: &timesteps };
+    let led_away = Condition { prefix: &no_prefix, prompts: &vec![0; len], timesteps: &no_timesteps };
+    sample(prior, scheduler, Guidance::new(guidance), conditional, Some(led_away), &noise, &mut || ()).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_embedding_does_not_depend_on_its_batch(
+        heads in 1..6_i64,
+        head_dim in 1..14_i64,
+        layers in 1..4_i64,
+        embedding_dim in 1..40_i64,
+        time_embed_act_fn in prop::sample::select(vec!["silu", "mish", "gelu", "relu"]),
+        guidance in prop::sample::select(vec![1.0, 4.0, 10.0]),
+        lens in prop::collection::vec(1..9_i64, 9..70),
+        threads in 1..4,
+    ) {
+        let config = PriorConfig {
+            num_attention_heads: heads,
+            attention_head_dim: head_dim,
+            num_layers: layers,
+            embedding_dim,
+            num_embeddings: 8,
+            time_embed_act_fn: time_embed_act_fn.into(),
+            time_embed_dim: Some(embedding_dim + 3),
+            ..PriorConfig::default()
+        };
+        tch::set_num_threads(threads);
+        let scheduler_config =
+            UnclipConfig { prediction_type: "sample".into(), clip_sample_range: 10.0, ..UnclipConfig::default() };
+        let mut scheduler = UnclipScheduler::new(&scheduler_config).unwrap();
+        scheduler.set_timesteps(5).unwrap();
+        let checkpoint = prior(&config);
+        let (rows, unconditional) = (Rows::random(&lens, embedding_dim), Rows::random(&[2], embedding_dim));
+        for placement in placements() {
+            let prior = checkpoint.build("", placement, |weights| PriorTransformer::load(weights, &config)).unwrap();
+            let run = |range| embed(&prior, &scheduler, guidance, &rows, &unconditional, range);
+            let together = run((0, lens.len()));
+            prop_assert!(together.isfinite().all().int64_value(&[]) == 1);
+            for (start, len) in [(0, 1), (lens.len() - 1, 1), (1, 2), (2, 7), (lens.len() / 2, lens.len() / 3)] {
+                let some = run((start, len));
+                let same = some == together.narrow(0, start as i64, len as i64);
+                prop_assert!(same, "{placement:?}: rows {start} and {len} more of {}", lens.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_does_not_depend_on_those_beside_it(
+        heads in 1..6_i64,
+        head_dim in 1..14_i64,
+        layers in 1..4_i64,
+        intermediate_size in 1..90_i64,
+        projection_dim in 1..40_i64,
+        hidden_act in prop::sample::select(vec!["gelu", "quick_gelu"]),
+        texts in prop::collection::vec(prop::collection::vec(0..50_i64, 1..12), 9..40),
+        threads in 1..4,
+    ) {
+        let config = TextEncoderConfig {
+            vocab_size: 50,
+            hidden_size: heads * head_dim,
+            intermediate_size,
+            projection_dim,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            max_position_embeddings: 12,
+            hidden_act: hidden_act.into(),
+            ..TextEncoderConfig::default()
+        };
+        tch::set_num_threads(threads);
+        let checkpoint = text_encoder(&config);
+        let texts: Vec<&[i64]> = texts.iter().map(Vec::as_slice).collect();
+        for placement in placements() {
+            let encoder = checkpoint.build("", placement, |weights| TextEncoder::load(weights, &config)).unwrap();
+            let together = encoder.forward(&texts).unwrap();
+            let mut first_token = 0;
+            for (place, text) in texts.iter().enumerate() {
+                let alone = encoder.forward(&[text]).unwrap();
+                let tokens = text.len() as i64;
+                let states = together.last_hidden_state.narrow(0, first_token, tokens);
+                prop_assert!(alone.last_hidden_state == states, "{placement:?}: states of text {place}");
+                let embeds = together.text_embeds.narrow(0, place as i64, 1);
+                prop_assert!(alone.text_embeds == embeds, "{placement:?}: embedding of text {place}");
+                first_token += tokens;
+            }
+        }
+    }
+}
