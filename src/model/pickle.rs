@@ -1,7 +1,8 @@
 //! Reads pickles as `torch.save` writes them, and runs nothing.
 //!
 //! A pickle is a program for a small machine that may call any Python function there is. This one knows the few functions
-//! that a file of tensors needs, and makes plain values in their place; whatever else a pickle names is refused.
+//! that a file of tensors needs, and makes plain values in their place. Whatever else a pickle names, such as the settings
+//! that training programs put beside the weights, becomes a [`Foreign`] value; what only an attack names is refused.
 //!
 //! Source: Python's `Lib/pickletools.py` for the opcodes, torch 2.13 `_utils.py` and `serialization.py` for the functions.
 //! What a pickle can make this allocate is bounded by [`MOST_OPCODES`], some 300 bytes a step at most: a value has a fixed
@@ -13,10 +14,11 @@ mod machine;
 mod reader;
 mod tensor;
 
-pub use tensor::{Storage, StoredTensor};
+pub use tensor::{Numbers, Storage, StoredTensor};
 
 use global::Global;
 use machine::Machine;
+use std::fmt;
 
 /// The most steps of a pickle; a checkpoint of a thousand tensors takes some 50 000.
 const MOST_OPCODES: usize = 1 << 20;
@@ -24,7 +26,7 @@ const MOST_OPCODES: usize = 1 << 20;
 /// Why a pickle is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PickleError {
-    /// It names a Python function or class that no plain checkpoint needs.
+    /// It names a Python function that only an attack would.
     #[error("it asks to run `{0}`")]
     Forbidden(String),
     /// It is broken, or `torch.save` does not write such pickles.
@@ -71,6 +73,27 @@ pub enum Value<'a> {
     Tensor(StoredTensor<'a>),
     /// A function or class that may be called.
     Global(Global),
+    /// Any other function or class, and what it would make.
+    Foreign(Foreign<'a>),
+}
+
+/// A Python function or class that is not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreign<'a> {
+    /// The module that it is in.
+    pub module: &'a str,
+    /// Its name there.
+    pub name: &'a str,
+}
+
+/// Its whole name, fit for a line on a terminal: somebody else chose it.
+impl fmt::Display for Foreign<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        const MOST: usize = 80;
+        let mut chars = self.module.chars().chain(['.']).chain(self.name.chars());
+        chars.by_ref().take(MOST).flat_map(char::escape_debug).try_for_each(|char| write!(formatter, "{char}"))?;
+        if chars.next().is_some() { formatter.write_str("…") } else { Ok(()) }
+    }
 }
 
 /// A pickle's values.
@@ -103,6 +126,14 @@ impl<'a> Pickle<'a> {
     pub fn item(&self, dict: &[(Id, Id)], wanted: &str) -> Option<&Value<'a>> {
         let has_key = |(key, _): &&(Id, Id)| matches!(self.get(*key), Value::Text(key) if *key == wanted);
         dict.iter().rev().find(has_key).map(|(_, value)| self.get(*value))
+    }
+
+    /// The first of the functions that are not run, if there is one.
+    pub fn foreign(&self) -> Option<Foreign<'a>> {
+        self.values.iter().find_map(|value| match value {
+            Value::Foreign(foreign) => Some(*foreign),
+            _ => None,
+        })
     }
 
     /// All storages that the pickle refers to.
