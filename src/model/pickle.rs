@@ -173,17 +173,74 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_refused_by_name_in_every_spelling() {
+    fn attacks_are_refused_by_name_in_every_spelling() {
         assert_eq!(refuse(b"cos\nsystem\n(X\x02\x00\x00\x00lstR."), forbidden("os.system"));
         assert_eq!(refuse(b"\x80\x02cposix\nsystem\nq\x00."), forbidden("posix.system"));
         assert_eq!(refuse(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93."), forbidden("builtins.eval"));
         assert_eq!(refuse(b"(ios\nsystem\n."), forbidden("os.system"));
-        // A name with dots would lead from an innocent module to any other.
-        assert_eq!(refuse(b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93."), forbidden("torch.os.system"));
         // The same strings out of the memo.
         assert_eq!(refuse(b"\x80\x04\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93."), forbidden("os.system"));
-        // A name cannot draw on the screen.
-        assert_eq!(refuse(b"cos\x1b[2J\nsystem\n."), forbidden("os\\u{1b}[2J.system"));
+        assert_eq!(refuse(b"cos.path\njoin\n."), forbidden("os.path.join"));
+        // Beside plain values too, whether they are called or not.
+        assert_eq!(refuse(b"\x80\x02}X\x01\x00\x00\x00acsys\nexit\ns."), forbidden("sys.exit"));
+    }
+
+    /// What a pickle is, if a function that is not run would make it.
+    fn foreign(bytes: &[u8]) -> String {
+        match Pickle::read(bytes).unwrap().0.root() {
+            Value::Foreign(foreign) => foreign.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn other_functions_and_what_they_make_are_foreign() {
+        assert_eq!(foreign(b"ccollections\nCounter\n."), "collections.Counter");
+        // A name with dots would lead from an innocent module to any other.
+        assert_eq!(foreign(b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93."), "torch.os.system");
+        // Called, made, filled, and given attributes, in every way; what it makes may be called as well.
+        for rest in [
+            &b")R."[..],
+            b")\x81.",
+            b")}\x92.",
+            b")\x81}b.",
+            b")R(K\x01K\x02e.",
+            b")RK\x01a.",
+            b")RK\x01K\x02s.",
+            b")R(K\x01K\x02u.",
+            b")R(K\x01\x90.",
+            b")R)R.",
+            b"q\x000h\x00h\x00R.",
+        ] {
+            assert_eq!(foreign(&[b"\x80\x02cmy.own\nThing\n", rest].concat()), "my.own.Thing", "{rest:?}");
+        }
+        assert_eq!(foreign(b"(K\x01imy.own\nThing\n."), "my.own.Thing");
+        assert_eq!(foreign(b"(cmy.own\nThing\nK\x01o."), "my.own.Thing");
+        assert!(matches!(refuse(b"(o."), PickleError::Corrupt(_)));
+        // A name cannot draw on the screen, nor fill it.
+        assert_eq!(foreign(b"cmy\x1b[2J\nThing\n."), "my\\u{1b}[2J.Thing");
+        assert_eq!(foreign(format!("c{}\nb\n.", "a".repeat(1000)).as_bytes()), "a".repeat(80) + "…");
+    }
+
+    #[test]
+    fn tensors_of_a_class_are_what_they_are_made_of() {
+        let rebuild = |class: &str, function: &str, arguments: &str| {
+            format!("ctorch._tensor\n_rebuild_from_type_v2\n(c{function}\nc{class}\n{arguments}NtR.").into_bytes()
+        };
+        let tensor = "((X\u{7}\0\0\0storagectorch\nFloatStorage\nX\u{1}\0\0\x000X\u{3}\0\0\0cpuK\u{6}tQK\0))t";
+        for class in ["torch\nTensor", "torch.nn.parameter\nParameter"] {
+            let bytes = rebuild(class, "torch._utils\n_rebuild_tensor_v2", &tensor);
+            assert!(matches!(Pickle::read(&bytes).unwrap().0.root(), Value::Tensor(_)), "{class:?}");
+        }
+        let quantized = rebuild("my.own\nQuantized", "torch._utils\n_rebuild_tensor_v2", &tensor);
+        assert_eq!(foreign(&quantized), "my.own.Quantized");
+        let other = rebuild("torch\nTensor", "torch._utils\n_rebuild_sparse_tensor", &tensor);
+        assert_eq!(foreign(&other), "torch._utils._rebuild_sparse_tensor");
+        let nested = rebuild("torch\nTensor", "torch._tensor\n_rebuild_from_type_v2", &tensor);
+        assert!(matches!(refuse(&nested), PickleError::Corrupt(_)));
+        // What sets a tensor's state sets its numbers.
+        let bytes = [&b"ctorch._utils\n_rebuild_tensor_v2\n"[..], tensor.as_bytes(), b"R}b."].concat();
+        assert_eq!(foreign(&bytes), "torch.Tensor.__setstate__");
     }
 
     #[test]

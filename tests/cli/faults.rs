@@ -68,7 +68,7 @@ fn a_model_file_that_is_cut_off_while_it_is_read_is_one_line() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn another_bus_error_ends_the_program_as_ever() {
+fn a_bus_error_that_somebody_sends_is_a_signal() {
     use std::os::unix::process::ExitStatusExt;
     let place = Workplace::new();
     let options = ["-f", "-", "--out", "-", "--format", "jsonl"];

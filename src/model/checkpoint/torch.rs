@@ -71,8 +71,12 @@ fn old_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
         position += len;
         Ok::<_, Error>(pickle)
     };
-    if !matches!(next()?.root(), Value::LargeInt(magic) if *magic == OLD_MAGIC) {
-        return Err(broken(path, "it is a pickle, but torch.save did not write it"));
+    let first = next()?;
+    if !matches!(first.root(), Value::LargeInt(magic) if *magic == OLD_MAGIC) {
+        return Err(match first.foreign() {
+            Some(foreign) => refused(path, PickleError::Forbidden(foreign.to_string())),
+            None => broken(path, "it is a pickle, but torch.save did not write it"),
+        });
     }
     if !matches!(next()?.root(), Value::Int(OLD_VERSION)) {
         return Err(broken(path, "its version is unknown"));

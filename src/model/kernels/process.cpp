@@ -13,10 +13,15 @@ struct sigaction previous;
 // Pages of a mapped file that are not there: whoever reads them gets this signal and nothing else. Of all that the program
 // reads, only the files of a model are mapped. Calls nothing but what POSIX allows in a handler.
 void end_at_lost_pages(int signal, siginfo_t* info, void*) {
+    if (info->si_code <= 0) {
+        // Somebody sent it.
+        std::signal(signal, SIG_DFL);
+        raise(signal);
+        return;
+    }
     if (info->si_code != BUS_ADRERR) {
         // Any other fault: it comes again when this returns, and takes its course.
-        sigaction(SIGBUS, &previous, nullptr);
-        if (info->si_code <= 0) raise(signal);
+        sigaction(signal, &previous, nullptr);
         return;
     }
     static volatile std::sig_atomic_t is_told = 0;
