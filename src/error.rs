@@ -5,6 +5,7 @@
 //! decides the exit code; `--verbose` shows the causes.
 
 use anyhow::Error;
+use std::borrow::Cow;
 
 /// A mistake in what the user gave: a wrong option, a missing or broken file, a model that does not fit.
 ///
@@ -82,7 +83,19 @@ fn system_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
 fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    printable(&lines.join("; "))
+    printable(&shorten_inside(&lines.join("; ")))
+}
+
+/// A message without its middle if it is longer than anybody reads: it may quote what somebody put into a file. What is
+/// wrong stands at its start, and what to do at its end.
+fn shorten_inside(text: &str) -> Cow<'_, str> {
+    const START: usize = 1500;
+    const END: usize = 300;
+    if text.len() <= START + END {
+        return Cow::Borrowed(text);
+    }
+    let (start, end) = (text.floor_char_boundary(START), text.ceil_char_boundary(text.len() - END));
+    Cow::Owned(format!("{}…{}", &text[..start], &text[end..]))
 }
 
 /// A text with its control characters escaped: names in files of others may hold what moves a terminal's cursor, or worse.
@@ -170,6 +183,13 @@ mod tests {
     #[test]
     fn a_text_is_cut_between_characters_and_only_if_it_is_too_long() {
         assert_eq!(["äöü", "äöüß", ""].map(|text| shorten(text, 3)), ["äöü", "äöü…", ""]);
+    }
+
+    #[test]
+    fn long_messages_keep_their_start_and_their_end() {
+        let line = one_line(&bad_input!("key {:?} is wrong; mend it", "é".repeat(1 << 20)), false);
+        assert!(line.starts_with("key \"éé") && line.ends_with("éé\" is wrong; mend it"), "{line}");
+        assert!(line.len() < 2000, "{}", line.len());
     }
 
     #[test]

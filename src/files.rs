@@ -1,12 +1,12 @@
 //! Where a model's files are: in a folder on disk, or inside the program.
 //!
 //! All that reads a model takes a [`Folder`], the model's or a component's, and does not know which of the two it is.
-//! What a file holds are [`Bytes`]: large files are mapped into memory and not copied.
+//! What a file holds are [`Bytes`]: large files are mapped into memory and not copied, where their file system can do that.
 
 use memmap2::Mmap;
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
@@ -220,6 +220,7 @@ pub struct Bytes(Source);
 #[derive(Debug)]
 enum Source {
     Mapped(Mmap),
+    Read(Vec<u8>),
     Builtin(&'static [u8]),
 }
 
@@ -229,6 +230,7 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Source::Mapped(mmap) => mmap,
+            Source::Read(bytes) => bytes,
             Source::Builtin(bytes) => bytes,
         }
     }
@@ -240,12 +242,21 @@ impl Bytes {
     /// # Errors
     /// If the file is not there or cannot be opened.
     pub fn of_file(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile could end this one with a bus
-        // error, as with every memory-mapped reader; copying gigabytes first would be the alternative.
+        let mut file = File::open(path)?;
+        // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile ends this one: the program with
+        // a line that says so, as far as it can. Copying gigabytes first would be the alternative.
         #[allow(unsafe_code)]
-        let mmap = unsafe { Mmap::map(&file) }?;
-        Ok(Self(Source::Mapped(mmap)))
+        let mapped = unsafe { Mmap::map(&file) };
+        match mapped {
+            Ok(mmap) => Ok(Self(Source::Mapped(mmap))),
+            // Not every file system can map its files.
+            Err(_) if file.metadata()?.is_file() => {
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes)?;
+                Ok(Self(Source::Read(bytes)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Lets the pages of a range that was read leave the process' memory. They can still be read, from the file again.
@@ -324,6 +335,18 @@ mod tests {
         let disk = Folder::from("models/toy");
         assert_eq!(disk.to_string(), "models/toy");
         assert_eq!(disk.join("prior").path_of("weights"), "models/toy/prior/weights");
+    }
+
+    /// `/proc` has files that no program can map.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn files_that_cannot_be_mapped_are_read() {
+        let bytes = Bytes::of_file(Path::new("/proc/version")).unwrap();
+        assert!(matches!(bytes.0, Source::Read(_)));
+        assert_eq!(&*bytes, std::fs::read("/proc/version").unwrap());
+        bytes.release(0..bytes.len());
+        assert!(Bytes::of_file(Path::new("/proc")).is_err(), "a folder");
+        assert!(Bytes::of_file(Path::new("/dev/urandom")).is_err(), "a file without end");
     }
 
     #[test]

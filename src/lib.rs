@@ -23,6 +23,7 @@ pub mod files;
 pub mod hub;
 pub mod io;
 pub mod job;
+pub mod json;
 pub mod model;
 pub mod pipeline;
 pub mod tokenizer;

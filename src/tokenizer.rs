@@ -29,6 +29,10 @@ const WORD_PATTERN: &str =
 /// Bytes of a prompt that are looked at first: many times what any prompt needs that makes sense.
 const FIRST_BYTES: usize = 16 << 10;
 
+/// Bytes of all added tokens together. The automaton that finds them takes some 80 times as much memory; thousands of learned
+/// words have a tenth of this.
+const MOST_ADDED_BYTES: usize = 1 << 20;
+
 /// Turns prompts into token ids.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -61,10 +65,17 @@ impl Tokenizer {
     pub fn open(folder: impl Into<Folder>, default_max_length: usize) -> Result<Self> {
         let folder = folder.into();
         let files = TokenizerFiles::read(&folder)?;
-        let ends_at_spaces = !files.added_tokens().iter().any(|token| token.content.contains(char::is_whitespace));
+        let added = files.added_tokens();
+        let added_bytes: usize = added.iter().map(|token| token.content.len()).sum();
+        if added_bytes > MOST_ADDED_BYTES {
+            return Err(bad_input!(
+                "{folder}: its added tokens are {added_bytes} bytes long, the most together is {MOST_ADDED_BYTES}"
+            ));
+        }
+        let ends_at_spaces = !added.iter().any(|token| token.content.contains(char::is_whitespace));
         let broken = || format!("{folder} does not hold a sound CLIP tokenizer");
         let mut backend = build_backend(&files).or_bad_input(broken)?;
-        backend.add_tokens(files.added_tokens()).map_err(|error| anyhow!(error)).or_bad_input(broken)?;
+        backend.add_tokens(added).map_err(|error| anyhow!(error)).or_bad_input(broken)?;
         let id = |content: &str| {
             let id = backend.token_to_id(content);
             id.ok_or_else(|| bad_input!("{folder}: token {content:?} is not in the vocabulary"))

@@ -1,5 +1,6 @@
 //! Noise levels: the betas of a schedule, and what a step of DDPM (arXiv 2006.11239) makes of them.
 
+use crate::bad_input;
 use anyhow::Result;
 use std::f64::consts::FRAC_PI_2;
 use tch::Tensor;
@@ -57,4 +58,16 @@ pub(super) fn betas_for_alpha_bar(steps: i64, alpha_bar: impl Fn(f64) -> f64) ->
 /// `cos²`, the schedule of improved DDPM (arXiv 2102.09672).
 pub(super) fn cosine(t: f64) -> f64 {
     ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2)
+}
+
+/// Checks the range that a scheduler clips the predicted `x_0` to: libtorch takes no finite number that float32 does not
+/// hold. With 0 nothing is left of the prediction, and with infinity all, as in diffusers.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if it is no such range.
+pub(super) fn check_clip_sample_range(range: f64) -> Result<()> {
+    if (0.0..=f64::from(f32::MAX)).contains(&range) || range == f64::INFINITY {
+        return Ok(());
+    }
+    Err(bad_input!("clip_sample_range is {range:?}, it must be between 0 and {:?}, or Infinity", f32::MAX))
 }

@@ -3,7 +3,7 @@
 //! Source: diffusers 0.42 `schedulers/scheduling_unclip.py`; formulas (6), (7) and (15) are those of DDPM
 //! (arXiv 2006.11239).
 
-use super::levels::{Levels, betas_for_alpha_bar, cosine};
+use super::levels::{Levels, betas_for_alpha_bar, check_clip_sample_range, cosine};
 use super::scheduler::{Scheduler, StepOutput};
 use crate::bad_input;
 use crate::model::config::{Config, check_sizes};
@@ -21,7 +21,7 @@ pub struct UnclipConfig {
     pub variance_type: String,
     /// Whether the predicted `x_0` is clipped.
     pub clip_sample: bool,
-    /// Clipped to this and its negative.
+    /// Clipped to this and its negative; infinity means no clipping.
     pub clip_sample_range: f64,
     /// What the model predicts: the noise (`epsilon`) or `x_0` (`sample`).
     pub prediction_type: String,
@@ -47,8 +47,8 @@ impl Config for UnclipConfig {
 
     fn validate(&self) -> Result<()> {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
-        if !(self.clip_sample_range >= 0.0 && self.clip_sample_range.is_finite()) {
-            return Err(bad_input!("clip_sample_range is {}, it must be a positive number", self.clip_sample_range));
+        if self.clip_sample {
+            check_clip_sample_range(self.clip_sample_range)?;
         }
         if self.beta_schedule != "squaredcos_cap_v2" {
             let name = &self.beta_schedule;

@@ -8,6 +8,7 @@ use crate::bad_input;
 use crate::diffusion::scheduler::SchedulerClass;
 use crate::error::{FETCH_AGAIN, OrBadInput};
 use crate::files::Folder;
+use crate::json;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
@@ -32,7 +33,7 @@ pub(super) const PRIOR: Part = Part { what: "prior", names: ["prior_prior", "pri
 pub(super) const TEXT_ENCODER: Part = Part {
     what: "text encoder",
     names: ["prior_text_encoder", "text_encoder"],
-    classes: &["CLIPTextModelWithProjection"],
+    classes: &["CLIPTextModelWithProjection", "CLIPModel"],
 };
 pub(super) const TOKENIZER: Part = Part {
     what: "tokenizer",
@@ -47,7 +48,7 @@ pub(super) const SCHEDULER: Part = Part {
 pub(super) const IMAGE_ENCODER: Part = Part {
     what: "image encoder",
     names: ["prior_image_encoder", "image_encoder"],
-    classes: &["CLIPVisionModelWithProjection"],
+    classes: &["CLIPVisionModelWithProjection", "CLIPModel"],
 };
 
 /// Where the components are.
@@ -57,7 +58,7 @@ pub struct Layout {
     pub folder: Folder,
     /// `PriorTransformer`: `config.json` and weights.
     pub prior: Folder,
-    /// `CLIPTextModelWithProjection`: `config.json` and weights.
+    /// `CLIPTextModelWithProjection`, or a `CLIPModel` that has one in it: `config.json` and weights.
     pub text_encoder: Folder,
     /// `CLIPTokenizer`: its vocabulary and configuration.
     pub tokenizer: Folder,
@@ -65,7 +66,7 @@ pub struct Layout {
     pub scheduler: Folder,
     /// The scheduler's class.
     pub scheduler_class: SchedulerClass,
-    /// `CLIPVisionModelWithProjection`, which not every model has. A download leaves its weights out where a run does not
+    /// `CLIPVisionModelWithProjection`, or a `CLIPModel`, which not every model has. A download leaves its weights out where a run does not
     /// need them; then it is not there.
     pub image_encoder: Option<Folder>,
     /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which counts where there is no image encoder.
@@ -114,7 +115,7 @@ fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
 /// # Errors
 /// [`crate::error::BadInput`] if it is not a JSON object.
 pub(super) fn parse_index(text: &str, path: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(text).or_bad_input(|| format!("{path} is not a JSON object; {FETCH_AGAIN}"))
+    json::from_str(text).or_bad_input(|| format!("{path} is not a JSON object; {FETCH_AGAIN}"))
 }
 
 fn find(folder: &Folder, index: Option<&Map<String, Value>>, part: &Part) -> Result<Option<Folder>> {
@@ -155,7 +156,7 @@ impl Part {
 /// is an `UnCLIPScheduler`'s.
 fn scheduler_class(index: Option<&Map<String, Value>>, folder: &Folder) -> Result<SchedulerClass> {
     // A file that cannot be read is told of by who reads it next.
-    let own: Option<Value> = folder.read_text(SCHEDULER_CONFIG).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let own: Option<Value> = folder.read_text(SCHEDULER_CONFIG).ok().and_then(|text| json::from_str(&text).ok());
     let own = own.as_ref().and_then(|config| config.get("_class_name")?.as_str());
     let listed = index.and_then(|index| class_of(index, &folder.name()));
     let Some(name) = listed.or(own) else { return Ok(SchedulerClass::Unclip) };

@@ -48,6 +48,8 @@ pub struct Checkpoint {
     origin: String,
     files: Vec<Bytes>,
     tensors: BTreeMap<String, Entry>,
+    /// What stands in the place of a tensor and cannot be read, by name: the function that would make it.
+    foreign: BTreeMap<String, String>,
     /// What is added to tensors when they are read, by their names.
     deltas: BTreeMap<String, Vec<Delta>>,
 }
@@ -75,7 +77,13 @@ impl Checkpoint {
     }
 
     fn open_files(origin: String, folder: &Folder, names: &[&str]) -> Result<Self> {
-        let mut checkpoint = Self { origin, files: Vec::new(), tensors: BTreeMap::new(), deltas: BTreeMap::new() };
+        let mut checkpoint = Self {
+            origin,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            foreign: BTreeMap::new(),
+            deltas: BTreeMap::new(),
+        };
         for name in names {
             checkpoint.add_file(folder, name)?;
         }
@@ -103,7 +111,11 @@ impl Checkpoint {
                 return Err(bad_input!("{path} is not a sound {format} file (it is empty); {FETCH_AGAIN}"));
             }
             true => entry::safetensors_entries(&bytes, file, &path)?,
-            false => torch::entries(&bytes, file, &path)?,
+            false => {
+                let torch::Contents { tensors, foreign } = torch::contents(&bytes, file, &path)?;
+                self.foreign.extend(foreign);
+                tensors
+            }
         };
         for (name, entry) in entries {
             if self.tensors.contains_key(&name) {
@@ -119,6 +131,9 @@ impl Checkpoint {
     ///
     /// `build` runs twice: once against names, shapes and types alone, so that everything that is wrong goes into one
     /// message, and then to read.
+    ///
+    /// Tensors that the module has no use for are left out with a warning, as diffusers and transformers do, unless the
+    /// module would compute something else with them: see [`Report::would_count`].
     ///
     /// # Errors
     /// [`crate::error::BadInput`] that names every missing, unexpected, wrongly shaped and wrongly typed tensor, and
@@ -139,9 +154,16 @@ impl Checkpoint {
     }
 
     fn judge(&self, prefix: &str, mut report: Report) -> Result<()> {
-        let unexpected =
-            |name: &&String| name.starts_with(prefix) && !report.seen.contains(*name) && !export::is_constant(name);
-        report.unexpected = self.tensors.keys().filter(unexpected).cloned().collect();
+        let is_unexpected =
+            |name: &&String| name.starts_with(prefix) && !report.knows(name) && !export::is_constant(name);
+        let unexpected: Vec<String> = self.tensors.keys().filter(is_unexpected).cloned().collect();
+        if !report.missing.is_empty() || !report.wrong.is_empty() || report.would_count(&unexpected) {
+            // Some may be those that are missing, under other names.
+            report.unexpected = unexpected;
+        } else if !unexpected.is_empty() {
+            let (origin, count, names) = (&self.origin, unexpected.len(), some_of(&unexpected));
+            log::warn!("{origin}: {count} tensors that are not needed are left out: {names}");
+        }
         match report.line() {
             Some(line) => Err(bad_input!("{} does not fit its configuration: {line}", self.origin)),
             None => Ok(()),
@@ -213,12 +235,34 @@ impl Checkpoint {
 #[derive(Debug, Default)]
 struct Report {
     seen: BTreeSet<String>,
+    /// The starts of names that the module knows to be others' parts of the checkpoint.
+    others: Vec<String>,
     missing: Vec<String>,
     unexpected: Vec<String>,
     wrong: Vec<String>,
 }
 
 impl Report {
+    fn knows(&self, name: &str) -> bool {
+        self.seen.contains(name) || self.others.iter().any(|other| name.starts_with(other))
+    }
+
+    /// Whether the module would compute something else with one of the tensors that it does not ask for, so that it is not the
+    /// one that was saved: what belongs to one of its layers, such as a bias, a scale or a LoRA, and a layer after its last.
+    fn would_count(&self, unexpected: &[String]) -> bool {
+        let layers: BTreeSet<&str> = self.seen.iter().flat_map(|name| numbered(name)).collect();
+        let lists: BTreeSet<&str> = layers.iter().filter_map(|layer| list_of(layer)).collect();
+        let is_of_layer = |name: &str| {
+            let mut modules = name.match_indices('.').map(|(end, _)| &name[..end]);
+            modules.any(|module| self.seen.contains(&format!("{module}.weight")))
+        };
+        let is_beyond = |name: &str| {
+            let mut new = numbered(name).filter(|layer| !layers.contains(layer));
+            new.any(|layer| list_of(layer).is_some_and(|list| lists.contains(list)))
+        };
+        unexpected.iter().any(|name| is_of_layer(name) || is_beyond(name) || name.contains("lora"))
+    }
+
     fn line(&self) -> Option<String> {
         let groups = [("missing", &self.missing), ("unexpected", &self.unexpected), ("wrong", &self.wrong)];
         let parts: Vec<String> = groups
@@ -227,5 +271,48 @@ impl Report {
             .map(|(what, list)| format!("{} {what} ({})", list.len(), some_of(list)))
             .collect();
         (!parts.is_empty()).then(|| format!("tensors {}", parts.join("; ")))
+    }
+}
+
+/// What a numbered layer is one of.
+fn list_of(layer: &str) -> Option<&str> {
+    layer.rsplit_once('.').map(|(list, _)| list)
+}
+
+/// The starts of a name that end in a number: `a.0` and `a.0.b.1` of `a.0.b.1.weight`.
+fn numbered(name: &str) -> impl Iterator<Item = &str> {
+    let ends = name.match_indices('.').map(|(end, _)| end);
+    ends.map(|end| &name[..end]).filter(|start| {
+        let last = start.rsplit('.').next().unwrap_or_default();
+        !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_too_many_count_where_the_module_would_compute_something_else() {
+        let seen = ["embed.class", "blocks.0.to_q.weight", "blocks.1.to_q.weight", "norm.weight", "blocks.1.ff.net.0.weight"];
+        let report = Report { seen: seen.map(String::from).into(), ..Report::default() };
+        for (name, expected) in [
+            ("embed.position_ids", false),
+            ("causal_attention_mask", false),
+            ("logit_scale", false),
+            ("other.0.weight", false),
+            ("blocks.1.mask", false),
+            ("blocks.1.bias", false),
+            ("blocks.2.mask", true),
+            ("blocks.2.to_q.weight", true),
+            ("blocks.0.to_q.bias", true),
+            ("blocks.0.to_q.weight_scale", true),
+            ("norm.base_layer.weight", true),
+            ("blocks.0.to_q.lora_A.default.weight", true),
+            ("blocks.0.processor.to_q_lora.down.weight", true),
+            ("blocks.1.ff.net.2.weight", true),
+        ] {
+            assert_eq!(report.would_count(&[name.to_string()]), expected, "{name}");
+        }
     }
 }

@@ -3,10 +3,11 @@
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPEncoder` and below.
 
 use super::checkpoint::Weights;
-use super::config::{check_layers, check_sizes};
+use super::config::{check_float, check_layers, check_sizes};
 use super::layers::attention::{Ranges, attend};
 use super::layers::{Activation, LayerNorm, Linear};
 use crate::bad_input;
+use crate::json::Json;
 use anyhow::Result;
 use tch::Tensor;
 
@@ -43,9 +44,7 @@ impl EncoderConfig {
             let (size, heads) = (self.hidden_size, self.num_attention_heads);
             return Err(bad_input!("hidden_size ({size}) is not a multiple of num_attention_heads ({heads})"));
         }
-        if !(self.layer_norm_eps >= 0.0 && self.layer_norm_eps.is_finite()) {
-            return Err(bad_input!("layer_norm_eps is {}, it must be a small positive number", self.layer_norm_eps));
-        }
+        check_float("layer_norm_eps", self.layer_norm_eps, 0.0..=f32::MAX)?;
         self.activation().map(drop)
     }
 
@@ -56,6 +55,22 @@ impl EncoderConfig {
             other => Err(bad_input!("hidden_act {other:?} is not supported, only \"quick_gelu\" and \"gelu\" are")),
         }
     }
+}
+
+/// A tower's part of the configuration of a whole `CLIPModel`, under `key`, or the whole, if it is the tower's own.
+///
+/// transformers takes the part as it is. But many models say the width of their projections in the whole only, and
+/// repeat transformers' default in the parts; both towers are projected to that width.
+pub(super) fn part_of_clip(whole: Json, key: &str) -> Json {
+    // Before transformers 4.26 some had the part under another key, and null under this one.
+    let keys = [key, &format!("{key}_dict")];
+    let part = keys.iter().filter_map(|key| whole.get(key)).find(|part| matches!(part, Json::Object(_))).cloned();
+    let Some(mut part) = part else { return whole };
+    const WIDTH: &str = "projection_dim";
+    if let Some(width) = whole.get(WIDTH).filter(|width| **width != Json::Null) {
+        part.set(WIDTH, width.clone());
+    }
+    part
 }
 
 /// A stack of [`EncoderLayer`]s.
@@ -162,5 +177,33 @@ impl Mlp {
             activation => activation.forward(&self.fc1.forward(x)?)?,
         };
         self.fc2.forward_add(&widened, residual)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tower_is_taken_out_of_a_whole_clip() {
+        let part = |text: &str| part_of_clip(Json::parse(text).unwrap(), "text_config");
+        let json = |text: &str| Json::parse(text).unwrap();
+        for (whole, expected) in [
+            (r#"{"hidden_size": 8, "projection_dim": 4}"#, r#"{"hidden_size": 8, "projection_dim": 4}"#),
+            (r#"{"text_config": {"hidden_size": 8}, "hidden_size": 9}"#, r#"{"hidden_size": 8}"#),
+            (
+                r#"{"text_config": {"projection_dim": 512}, "projection_dim": 4}"#,
+                r#"{"projection_dim": 4}"#,
+            ),
+            (r#"{"text_config": {"projection_dim": 6}, "projection_dim": null}"#, r#"{"projection_dim": 6}"#),
+            (
+                r#"{"text_config": {"hidden_size": 8}, "text_config_dict": {"hidden_size": 9}}"#,
+                r#"{"hidden_size": 8}"#,
+            ),
+            (r#"{"text_config": null, "text_config_dict": {"hidden_size": 9}}"#, r#"{"hidden_size": 9}"#),
+            (r#"{"text_config_dict": null, "hidden_size": 9}"#, r#"{"text_config_dict": null, "hidden_size": 9}"#),
+        ] {
+            assert_eq!(part(whole), json(expected), "{whole}");
+        }
     }
 }

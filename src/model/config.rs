@@ -3,8 +3,10 @@
 use crate::bad_input;
 use crate::error::{FETCH_AGAIN, OrBadInput, json_advice, some_of};
 use crate::files::Folder;
+use crate::json::Json;
 use anyhow::Result;
 use serde::de::DeserializeOwned;
+use std::ops::RangeInclusive;
 
 /// No dimension of a model that this tool was made for comes near this; a larger one is a broken file.
 const MAX_SIZE: i64 = 1 << 20;
@@ -19,6 +21,11 @@ pub trait Config: DeserializeOwned {
     /// Configurations of diffusers hold little else than what the model is built from. Those of transformers repeat
     /// dozens of keys that have nothing to do with inference.
     const WARNS_OF_UNKNOWN_KEYS: bool;
+
+    /// The component's part of a configuration that may be that of a larger model.
+    fn part(whole: Json) -> Json {
+        whole
+    }
 
     /// Checks the values against each other and against what is implemented.
     ///
@@ -49,12 +56,12 @@ pub fn parse<C: Config>(text: &str, origin: &str) -> Result<C> {
     }
     let mut unknown = Vec::new();
     let mut note_unknown = |path: serde_ignored::Path| unknown.push(path.to_string());
-    let mut json = serde_json::Deserializer::from_str(text);
-    let watched = serde_ignored::Deserializer::new(&mut json, &mut note_unknown);
+    let json = Json::parse(text).map_err(|error| bad_input!("{origin}: {error}{}", json_advice(&error)))?;
+    let watched = serde_ignored::Deserializer::new(C::part(json), &mut note_unknown);
     let config: C = serde_path_to_error::deserialize(watched).map_err(|error| {
         let key = error.path().to_string();
         let place = if key == "." { String::new() } else { format!(" at key {key:?}") };
-        bad_input!("{origin}{place}: {}{}", error.inner(), json_advice(error.inner()))
+        bad_input!("{origin}{place}: {}", error.inner())
     })?;
     unknown.retain(|key| !key.starts_with('_'));
     if C::WARNS_OF_UNKNOWN_KEYS && !unknown.is_empty() {
@@ -85,4 +92,16 @@ pub fn check_layers(key: &str, layers: i64) -> Result<()> {
         return Ok(());
     }
     Err(bad_input!("{key} is {layers}, it must be between 1 and {MAX_LAYERS}"))
+}
+
+/// Checks a number that is computed with in float32: in that type it is within a range, ends included.
+///
+/// # Errors
+/// [`crate::error::BadInput`] that names the key.
+pub fn check_float(key: &str, value: f64, range: RangeInclusive<f32>) -> Result<()> {
+    if range.contains(&(value as f32)) {
+        return Ok(());
+    }
+    let (least, most) = range.into_inner();
+    Err(bad_input!("{key} is {value:?}, it must be between {least:?} and {most:?}"))
 }

@@ -3,16 +3,20 @@
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPVisionModelWithProjection`.
 
 use super::checkpoint::Weights;
-use super::clip::{Encoder, EncoderConfig};
+use super::clip::{Encoder, EncoderConfig, part_of_clip};
 use super::config::{Config, check_sizes};
 use super::layers::attention::Ranges;
 use super::layers::{LayerNorm, Linear};
 use crate::bad_input;
+use crate::json::Json;
 use anyhow::Result;
 use serde::Deserialize;
 use tch::Tensor;
 
-/// `config.json` of a `CLIPVisionModelWithProjection`; defaults as in transformers' `CLIPVisionConfig`.
+/// The most numbers of an image: 256 times what the largest CLIP takes, 560 pixels a side. A small file can ask for any size.
+const MAX_IMAGE: i64 = 1 << 28;
+
+/// `config.json` of a `CLIPVisionModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in transformers' `CLIPVisionConfig`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct ImageEncoderConfig {
@@ -77,6 +81,10 @@ impl ImageEncoderConfig {
 impl Config for ImageEncoderConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = false;
 
+    fn part(whole: Json) -> Json {
+        part_of_clip(whole, "vision_config")
+    }
+
     fn validate(&self) -> Result<()> {
         check_sizes(&[
             ("projection_dim", self.projection_dim),
@@ -87,6 +95,13 @@ impl Config for ImageEncoderConfig {
         if self.patch_size > self.image_size {
             let (patch, image) = (self.patch_size, self.image_size);
             return Err(bad_input!("patch_size ({patch}) is larger than image_size ({image})"));
+        }
+        let values = self.num_channels.saturating_mul(self.image_size).saturating_mul(self.image_size);
+        if values > MAX_IMAGE {
+            let (channels, size) = (self.num_channels, self.image_size);
+            return Err(bad_input!(
+                "num_channels ({channels}) and image_size ({size}) give images of {values} numbers, the most is {MAX_IMAGE}"
+            ));
         }
         self.encoder().validate()
     }
@@ -111,6 +126,8 @@ impl ImageEncoder {
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &ImageEncoderConfig) -> Result<Self> {
+        // The rest of a `CLIPModel`.
+        weights.leave_to_others(&["text_model.", "text_projection.", "logit_scale"]);
         let model = weights.sub("vision_model");
         let embeddings = model.sub("embeddings");
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);

@@ -1,7 +1,8 @@
 //! Reads pickles as `torch.save` writes them, and runs nothing.
 //!
 //! A pickle is a program for a small machine that may call any Python function there is. This one knows the few functions
-//! that a file of tensors needs, and makes plain values in their place; whatever else a pickle names is refused.
+//! that a file of tensors needs, and makes plain values in their place. Whatever else a pickle names, such as the settings
+//! that training programs put beside the weights, becomes a [`Foreign`] value; what only an attack names is refused.
 //!
 //! Source: Python's `Lib/pickletools.py` for the opcodes, torch 2.13 `_utils.py` and `serialization.py` for the functions.
 //! What a pickle can make this allocate is bounded by [`MOST_OPCODES`], some 300 bytes a step at most: a value has a fixed
@@ -13,10 +14,11 @@ mod machine;
 mod reader;
 mod tensor;
 
-pub use tensor::{Storage, StoredTensor};
+pub use tensor::{Numbers, Storage, StoredTensor};
 
 use global::Global;
 use machine::Machine;
+use std::fmt;
 
 /// The most steps of a pickle; a checkpoint of a thousand tensors takes some 50 000.
 const MOST_OPCODES: usize = 1 << 20;
@@ -24,7 +26,7 @@ const MOST_OPCODES: usize = 1 << 20;
 /// Why a pickle is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PickleError {
-    /// It names a Python function or class that no plain checkpoint needs.
+    /// It names a Python function that only an attack would.
     #[error("it asks to run `{0}`")]
     Forbidden(String),
     /// It is broken, or `torch.save` does not write such pickles.
@@ -71,6 +73,27 @@ pub enum Value<'a> {
     Tensor(StoredTensor<'a>),
     /// A function or class that may be called.
     Global(Global),
+    /// Any other function or class, and what it would make.
+    Foreign(Foreign<'a>),
+}
+
+/// A Python function or class that is not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreign<'a> {
+    /// The module that it is in.
+    pub module: &'a str,
+    /// Its name there.
+    pub name: &'a str,
+}
+
+/// Its whole name, fit for a line on a terminal: somebody else chose it.
+impl fmt::Display for Foreign<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        const MOST: usize = 80;
+        let mut chars = self.module.chars().chain(['.']).chain(self.name.chars());
+        chars.by_ref().take(MOST).flat_map(char::escape_debug).try_for_each(|char| write!(formatter, "{char}"))?;
+        if chars.next().is_some() { formatter.write_str("…") } else { Ok(()) }
+    }
 }
 
 /// A pickle's values.
@@ -103,6 +126,14 @@ impl<'a> Pickle<'a> {
     pub fn item(&self, dict: &[(Id, Id)], wanted: &str) -> Option<&Value<'a>> {
         let has_key = |(key, _): &&(Id, Id)| matches!(self.get(*key), Value::Text(key) if *key == wanted);
         dict.iter().rev().find(has_key).map(|(_, value)| self.get(*value))
+    }
+
+    /// The first of the functions that are not run, if there is one.
+    pub fn foreign(&self) -> Option<Foreign<'a>> {
+        self.values.iter().find_map(|value| match value {
+            Value::Foreign(foreign) => Some(*foreign),
+            _ => None,
+        })
     }
 
     /// All storages that the pickle refers to.
@@ -142,17 +173,74 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_refused_by_name_in_every_spelling() {
+    fn attacks_are_refused_by_name_in_every_spelling() {
         assert_eq!(refuse(b"cos\nsystem\n(X\x02\x00\x00\x00lstR."), forbidden("os.system"));
         assert_eq!(refuse(b"\x80\x02cposix\nsystem\nq\x00."), forbidden("posix.system"));
         assert_eq!(refuse(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93."), forbidden("builtins.eval"));
         assert_eq!(refuse(b"(ios\nsystem\n."), forbidden("os.system"));
-        // A name with dots would lead from an innocent module to any other.
-        assert_eq!(refuse(b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93."), forbidden("torch.os.system"));
         // The same strings out of the memo.
         assert_eq!(refuse(b"\x80\x04\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93."), forbidden("os.system"));
-        // A name cannot draw on the screen.
-        assert_eq!(refuse(b"cos\x1b[2J\nsystem\n."), forbidden("os\\u{1b}[2J.system"));
+        assert_eq!(refuse(b"cos.path\njoin\n."), forbidden("os.path.join"));
+        // Beside plain values too, whether they are called or not.
+        assert_eq!(refuse(b"\x80\x02}X\x01\x00\x00\x00acsys\nexit\ns."), forbidden("sys.exit"));
+    }
+
+    /// What a pickle is, if a function that is not run would make it.
+    fn foreign(bytes: &[u8]) -> String {
+        match Pickle::read(bytes).unwrap().0.root() {
+            Value::Foreign(foreign) => foreign.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn other_functions_and_what_they_make_are_foreign() {
+        assert_eq!(foreign(b"ccollections\nCounter\n."), "collections.Counter");
+        // A name with dots would lead from an innocent module to any other.
+        assert_eq!(foreign(b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93."), "torch.os.system");
+        // Called, made, filled, and given attributes, in every way; what it makes may be called as well.
+        for rest in [
+            &b")R."[..],
+            b")\x81.",
+            b")}\x92.",
+            b")\x81}b.",
+            b")R(K\x01K\x02e.",
+            b")RK\x01a.",
+            b")RK\x01K\x02s.",
+            b")R(K\x01K\x02u.",
+            b")R(K\x01\x90.",
+            b")R)R.",
+            b"q\x000h\x00h\x00R.",
+        ] {
+            assert_eq!(foreign(&[b"\x80\x02cmy.own\nThing\n", rest].concat()), "my.own.Thing", "{rest:?}");
+        }
+        assert_eq!(foreign(b"(K\x01imy.own\nThing\n."), "my.own.Thing");
+        assert_eq!(foreign(b"(cmy.own\nThing\nK\x01o."), "my.own.Thing");
+        assert!(matches!(refuse(b"(o."), PickleError::Corrupt(_)));
+        // A name cannot draw on the screen, nor fill it.
+        assert_eq!(foreign(b"cmy\x1b[2J\nThing\n."), "my\\u{1b}[2J.Thing");
+        assert_eq!(foreign(format!("c{}\nb\n.", "a".repeat(1000)).as_bytes()), "a".repeat(80) + "…");
+    }
+
+    #[test]
+    fn tensors_of_a_class_are_what_they_are_made_of() {
+        let rebuild = |class: &str, function: &str, arguments: &str| {
+            format!("ctorch._tensor\n_rebuild_from_type_v2\n(c{function}\nc{class}\n{arguments}NtR.").into_bytes()
+        };
+        let tensor = "((X\u{7}\0\0\0storagectorch\nFloatStorage\nX\u{1}\0\0\x000X\u{3}\0\0\0cpuK\u{6}tQK\0))t";
+        for class in ["torch\nTensor", "torch.nn.parameter\nParameter"] {
+            let bytes = rebuild(class, "torch._utils\n_rebuild_tensor_v2", &tensor);
+            assert!(matches!(Pickle::read(&bytes).unwrap().0.root(), Value::Tensor(_)), "{class:?}");
+        }
+        let quantized = rebuild("my.own\nQuantized", "torch._utils\n_rebuild_tensor_v2", &tensor);
+        assert_eq!(foreign(&quantized), "my.own.Quantized");
+        let other = rebuild("torch\nTensor", "torch._utils\n_rebuild_sparse_tensor", &tensor);
+        assert_eq!(foreign(&other), "torch._utils._rebuild_sparse_tensor");
+        let nested = rebuild("torch\nTensor", "torch._tensor\n_rebuild_from_type_v2", &tensor);
+        assert!(matches!(refuse(&nested), PickleError::Corrupt(_)));
+        // What sets a tensor's state sets its numbers.
+        let bytes = [&b"ctorch._utils\n_rebuild_tensor_v2\n"[..], tensor.as_bytes(), b"R}b."].concat();
+        assert_eq!(foreign(&bytes), "torch.Tensor.__setstate__");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use tch::{Device, Kind};
 /// What weights are kept in and products are computed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// Float32: diffusers' numbers.
+    /// Float32: diffusers' numbers with `torch_dtype=torch.float32`.
     F32,
     /// Products in bfloat16.
     Bf16,

@@ -11,7 +11,7 @@ mod cache;
 mod config;
 mod timestep;
 
-pub use cache::{Branch, Prefix, TextCondition, TimestepCache};
+pub use cache::{ADDITIONAL_TOKENS, Branch, Prefix, TextCondition, TimestepCache};
 pub use config::PriorConfig;
 
 use super::checkpoint::Weights;

@@ -3,15 +3,16 @@
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPTextModelWithProjection`.
 
 use super::checkpoint::Weights;
-use super::clip::{Encoder, EncoderConfig};
+use super::clip::{Encoder, EncoderConfig, part_of_clip};
 use super::config::{Config, check_sizes};
 use super::layers::attention::{Ranges, sequences};
 use super::layers::{LayerNorm, Linear};
+use crate::json::Json;
 use anyhow::Result;
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
-/// `config.json` of a `CLIPTextModelWithProjection`; defaults as in transformers' `CLIPTextConfig`.
+/// `config.json` of a `CLIPTextModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in transformers' `CLIPTextConfig`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct TextEncoderConfig {
@@ -70,6 +71,10 @@ impl TextEncoderConfig {
 impl Config for TextEncoderConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = false;
 
+    fn part(whole: Json) -> Json {
+        part_of_clip(whole, "text_config")
+    }
+
     fn validate(&self) -> Result<()> {
         check_sizes(&[
             ("vocab_size", self.vocab_size),
@@ -106,6 +111,8 @@ impl TextEncoder {
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &TextEncoderConfig) -> Result<Self> {
+        // The rest of a `CLIPModel`.
+        weights.leave_to_others(&["vision_model.", "visual_projection.", "logit_scale"]);
         let model = weights.sub("text_model");
         let embeddings = model.sub("embeddings");
         let width = config.hidden_size;

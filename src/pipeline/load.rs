@@ -11,7 +11,7 @@ use crate::model::config::{self, Config};
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
 use crate::model::lora::Lora;
 use crate::model::precision::Precision;
-use crate::model::prior::{PriorConfig, PriorTransformer};
+use crate::model::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
 use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Result, anyhow};
@@ -26,8 +26,8 @@ use tch::Device;
 pub struct LoadOptions {
     /// The device that holds the weights.
     pub device: Device,
-    /// What the prior computes in. diffusers loads every checkpoint in float32 unless told otherwise. The CLIP encoders are
-    /// never quantized.
+    /// What the prior computes in, whatever its weights are stored in: float32 is diffusers with `torch_dtype=torch.float32`,
+    /// without which the CLIP encoders compute there in the type that they are stored in. They are never quantized here.
     pub precision: Precision,
 }
 
@@ -224,10 +224,19 @@ fn check_fit(
     scheduler: &SchedulerConfig,
 ) -> Result<()> {
     let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
-    // The text states, the text embedding, the timestep, x_t and the query.
-    let sequence_len = tokenizer.max_length() as i64 + 4;
     let equal = [
-        ("the tokenizer's model_max_length + 4", sequence_len, "the prior's positions", prior.positions()),
+        (
+            "the tokenizer's model_max_length",
+            tokenizer.max_length() as i64,
+            "the prior's num_embeddings",
+            prior.num_embeddings,
+        ),
+        (
+            "the number of tokens behind the text",
+            ADDITIONAL_TOKENS,
+            "the prior's additional_embeddings",
+            prior.additional_embeddings,
+        ),
         ("the text encoder's hidden_size", text.hidden_size, "the width of the prior's text states", state_dim),
         (
             "the text encoder's projection_dim",

@@ -3,6 +3,7 @@
 use crate::bad_input;
 use crate::error::{BadInput, OrBadInput, json_advice};
 use crate::files::Folder;
+use crate::json;
 use ahash::AHashMap;
 use anyhow::Result;
 use serde::Deserialize;
@@ -328,7 +329,7 @@ fn read_json<T: DeserializeOwned>(folder: &Folder, name: &str) -> Result<Option<
     let Some(text) = folder.find_text(name).or_bad_input(|| format!("cannot read {}", path()))? else {
         return Ok(None);
     };
-    serde_json::from_str(&text).map(Some).map_err(|error| {
+    json::from_str(&text).map(Some).map_err(|error| {
         let line = format!("{} is not what a CLIP tokenizer has there{}", path(), json_advice(&error));
         anyhow::Error::new(error).context(BadInput(line))
     })

@@ -8,6 +8,7 @@ mod builtin;
 mod checkpoints;
 mod common;
 mod foreign;
+mod faults;
 mod formats;
 mod lora;
 mod output;

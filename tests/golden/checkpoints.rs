@@ -3,10 +3,13 @@
 use crate::common::{Fixture, fixtures, relative_error};
 use crate::pipelines::{Case, OPTIONS};
 use prior_embed::files::Folder;
-use prior_embed::model::checkpoint::Checkpoint;
+use prior_embed::model::checkpoint::{Checkpoint, Placement};
+use prior_embed::model::precision::Precision;
 use prior_embed::pipeline::Pipeline;
 use std::path::Path;
-use tch::Tensor;
+use tch::{Device, Tensor};
+
+const PLACEMENT: Placement = Placement { device: Device::Cpu, precision: Precision::F32 };
 
 fn folder() -> Folder {
     Folder::from(&fixtures().join("checkpoints"))
@@ -24,6 +27,31 @@ fn every_format_of_torch_holds_the_same_tensors() {
         }
         assert_eq!(checkpoint.parameters(), expected.parameters(), "{file}");
         assert!(checkpoint.non_finite_tensors().unwrap().is_empty(), "{file}");
+    }
+}
+
+/// Values of torch's, numpy's and foreign classes, and tensors that are no plain ones, lie beside the weights.
+#[test]
+fn files_of_training_programs_hold_the_same_tensors() {
+    let expected = Checkpoint::open_file(&folder(), "expected.safetensors").unwrap();
+    for file in ["training.ckpt", "training_protocol_5.ckpt", "training_legacy.ckpt"] {
+        let checkpoint = Checkpoint::open_file(&folder(), file).unwrap();
+        let names: Vec<&str> = checkpoint.names().filter(|name| *name != "other_bits").collect();
+        assert_eq!(names, expected.names().collect::<Vec<_>>(), "{file}");
+        for name in names {
+            let (tensor, wanted) = (checkpoint.read(name).unwrap().unwrap(), expected.read(name).unwrap().unwrap());
+            assert_eq!(tensor, wanted, "{file}: {name}");
+        }
+        assert!(checkpoint.read("other_bits").unwrap().is_none(), "{file}");
+        for (name, function) in [
+            ("other_complex", "torch.ComplexFloatStorage"),
+            ("other_sparse", "torch._utils._rebuild_sparse_tensor"),
+            ("other_quantized", "torch._utils._rebuild_qtensor"),
+        ] {
+            let read = checkpoint.build("", PLACEMENT, |weights| weights.tensor(name, &[3]));
+            let error = read.unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(function), "{file}: {error}");
+        }
     }
 }
 

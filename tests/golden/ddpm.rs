@@ -130,14 +130,18 @@ fn wrong_values_are_refused_by_name() {
         (r#"{"variance_type": "learned_range"}"#, "variance_type"),
         (r#"{"variance_type": "learned"}"#, "predicts a variance"),
         (r#"{"variance_type": "fixed_large_log"}"#, "gives no numbers"),
-        (r#"{"variance_type": "small"}"#, "variance_type"),
         (r#"{"prediction_type": "flow"}"#, "prediction_type"),
         (r#"{"beta_schedule": "exp"}"#, "beta_schedule"),
         (r#"{"timestep_spacing": "even"}"#, "timestep_spacing"),
         (r#"{"thresholding": true}"#, "thresholding"),
         (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),
         (r#"{"clip_sample_range": -1}"#, "clip_sample_range"),
+        (r#"{"clip_sample_range": 3.5e38}"#, "clip_sample_range"),
+        (r#"{"clip_sample_range": -Infinity}"#, "clip_sample_range"),
+        (r#"{"clip_sample_range": NaN}"#, "clip_sample_range"),
         (r#"{"beta_start": 0}"#, "beta_start"),
+        (r#"{"beta_start": 1e-50}"#, "beta_start"),
+        (r#"{"beta_end": Infinity}"#, "beta_end"),
         (r#"{"beta_end": 2}"#, "beta_end"),
         (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
         (r#"{"num_train_timesteps": 1, "trained_betas": [-0.1]}"#, "trained_betas"),
@@ -147,6 +151,18 @@ fn wrong_values_are_refused_by_name() {
     for (json, word) in wrong {
         let error = config::parse::<DdpmConfig>(json, "scheduler_config.json").unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn numbers_that_are_not_used_may_be_any() {
+    for json in [
+        r#"{"clip_sample": false, "clip_sample_range": 1e39}"#,
+        r#"{"beta_schedule": "squaredcos_cap_v2", "beta_end": Infinity}"#,
+        r#"{"num_train_timesteps": 1, "trained_betas": [0.5], "beta_start": NaN}"#,
+        r#"{"sample_max_value": 1e400, "dynamic_thresholding_ratio": -1}"#,
+    ] {
+        DdpmScheduler::new(&config::parse(json, "scheduler_config.json").unwrap()).unwrap();
     }
 }
 

@@ -133,7 +133,10 @@ fn wrong_values_are_refused_by_name() {
         (r#"{"prediction_type": "v_prediction"}"#, "prediction_type"),
         (r#"{"beta_schedule": "linear"}"#, "beta_schedule"),
         (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),
+        (r#"{"variance_type": "other"}"#, "variance_type"),
         (r#"{"clip_sample_range": -1}"#, "clip_sample_range"),
+        (r#"{"clip_sample_range": 3.5e38}"#, "clip_sample_range"),
+        (r#"{"clip_sample_range": 1e-3, "clip_sample_range": NaN}"#, "clip_sample_range"),
         (r#"{"clip_sample": 3}"#, "clip_sample"),
     ];
     for (json, key) in wrong {

@@ -1,7 +1,8 @@
 //! The configuration of DDPM, and the timesteps that it leads to.
 
 use crate::bad_input;
-use crate::model::config::{Config, check_sizes};
+use crate::diffusion::levels::check_clip_sample_range;
+use crate::model::config::{Config, check_float, check_sizes};
 use anyhow::Result;
 use serde::Deserialize;
 
@@ -23,7 +24,7 @@ pub struct DdpmConfig {
     pub variance_type: VarianceType,
     /// Whether the predicted `x_0` is clipped.
     pub clip_sample: bool,
-    /// Clipped to this and its negative.
+    /// Clipped to this and its negative; infinity means no clipping.
     pub clip_sample_range: f64,
     /// What the model predicts.
     pub prediction_type: PredictionType,
@@ -105,7 +106,10 @@ impl TryFrom<String> for VarianceType {
                 Err(format!("{name:?} gives no numbers: diffusers takes the root of a logarithm below 0"))
             }
             "learned" | "learned_range" => Err(format!("{name:?} needs a prior that predicts a variance")),
-            _ => Err(format!("{name:?} must be \"fixed_small\", \"fixed_small_log\" or \"fixed_large\"")),
+            _ => {
+                log::warn!("variance_type {name:?} is unknown and, as in diffusers, stands for \"fixed_small\"");
+                Ok(Self::FixedSmall)
+            }
         }
     }
 }
@@ -139,9 +143,9 @@ impl Config for DdpmConfig {
 
     fn validate(&self) -> Result<()> {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
-        check_within("beta_start", self.beta_start, 1.0)?;
-        check_within("beta_end", self.beta_end, 1.0)?;
-        check_within("clip_sample_range", self.clip_sample_range, f64::MAX)?;
+        if self.clip_sample {
+            check_clip_sample_range(self.clip_sample_range)?;
+        }
         if self.thresholding {
             return Err(bad_input!("thresholding is true, it must be false: it is for images, and not for embeddings"));
         }
@@ -150,7 +154,10 @@ impl Config for DdpmConfig {
             if count as i64 != steps {
                 return Err(bad_input!("trained_betas has {count} numbers, and num_train_timesteps is {steps}"));
             }
-            betas.iter().try_for_each(|&beta| check_within("trained_betas", beta, 1.0))?;
+            betas.iter().try_for_each(|&beta| check_beta("trained_betas", beta))?;
+        } else if !matches!(self.beta_schedule, BetaSchedule::SquaredcosCapV2 | BetaSchedule::Laplace) {
+            check_beta("beta_start", self.beta_start)?;
+            check_beta("beta_end", self.beta_end)?;
         }
         if !(0..self.num_train_timesteps).contains(&self.steps_offset) {
             let (offset, last) = (self.steps_offset, self.num_train_timesteps - 1);
@@ -160,13 +167,9 @@ impl Config for DdpmConfig {
     }
 }
 
-/// Checks that a number is above 0 and at most `most`.
-fn check_within(key: &str, value: f64, most: f64) -> Result<()> {
-    if value > 0.0 && value <= most {
-        return Ok(());
-    }
-    let range = if most < f64::MAX { format!("above 0 and at most {most}") } else { "a positive number".into() };
-    Err(bad_input!("{key} is {value}, it must be {range}"))
+/// Without noise at a timestep there is no way to it.
+fn check_beta(key: &str, beta: f64) -> Result<()> {
+    check_float(key, beta, f32::MIN_POSITIVE..=1.0)
 }
 
 impl DdpmConfig {

@@ -2,6 +2,7 @@
 
 use crate::bad_input;
 use crate::error::{FETCH_AGAIN, OrBadInput};
+use crate::json;
 use anyhow::Result;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ impl ShardIndex {
     /// [`crate::error::BadInput`] if it is none, or names something else than files beside it: a downloaded model might read,
     /// or be written, where it should not.
     pub fn parse(text: &str, name: &str) -> Result<Self> {
-        let index: Self = serde_json::from_str(text)
+        let index: Self = json::from_str(text)
             .or_bad_input(|| format!("{name} is not an index of shards with a weight_map; {FETCH_AGAIN}"))?;
         let is_plain = |shard: &str| {
             let is_harmless = |character: char| !character.is_control() && !"/\\:".contains(character);

@@ -6,7 +6,7 @@ use super::archive::Archive;
 use super::entry::{Entry, Strided};
 use crate::bad_input;
 use crate::error::FETCH_AGAIN;
-use crate::model::pickle::{Pickle, PickleError, Storage, StoredTensor, Value};
+use crate::model::pickle::{Foreign, Id, Pickle, PickleError, Storage, StoredTensor, Value};
 use anyhow::{Error, Result};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -27,18 +27,26 @@ const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
 /// Where the storages of a file lie in it, by key.
 type Storages<'a> = HashMap<&'a str, Range<usize>>;
 
-/// The tensors in a file of `torch.save`, where they lie in `bytes`. `path` is what messages call it.
+/// What a file of `torch.save` holds.
+pub(super) struct Contents {
+    /// The tensors, where they lie.
+    pub(super) tensors: Vec<(String, Entry)>,
+    /// What is no plain tensor, and the function that would make it.
+    pub(super) foreign: Vec<(String, String)>,
+}
+
+/// What is in a file of `torch.save` with these `bytes`. `path` is what messages call it.
 ///
 /// What was saved is a dictionary of tensors, perhaps inside one of [`WRAPPERS`], or a list of tensors, whose names are
 /// then their places.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the file is broken, holds no tensors, or names functions that no plain checkpoint needs.
-pub(super) fn entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+/// [`crate::error::BadInput`] if the file is broken, holds no tensors, or names functions that only an attack needs.
+pub(super) fn contents(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
     if bytes.starts_with(ZIP) { zip_entries(bytes, file, path) } else { old_entries(bytes, file, path) }
 }
 
-fn zip_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+fn zip_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
     let broken = |why: String| broken(path, &why);
     let archive = Archive::read(bytes).map_err(broken)?;
     if archive.byte_order().map_err(broken)?.is_some_and(|range| &bytes[range] == b"big") {
@@ -56,15 +64,19 @@ fn zip_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Ent
     place_all(&pickle, &storages, file, path)
 }
 
-fn old_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+fn old_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
     let mut position = 0;
     let mut next = || {
         let (pickle, len) = Pickle::read(&bytes[position..]).map_err(|error| refused(path, error))?;
         position += len;
         Ok::<_, Error>(pickle)
     };
-    if !matches!(next()?.root(), Value::LargeInt(magic) if *magic == OLD_MAGIC) {
-        return Err(broken(path, "it is a pickle, but torch.save did not write it"));
+    let first = next()?;
+    if !matches!(first.root(), Value::LargeInt(magic) if *magic == OLD_MAGIC) {
+        return Err(match first.foreign() {
+            Some(foreign) => refused(path, PickleError::Forbidden(foreign.to_string())),
+            None => broken(path, "it is a pickle, but torch.save did not write it"),
+        });
     }
     if !matches!(next()?.root(), Value::Int(OLD_VERSION)) {
         return Err(broken(path, "its version is unknown"));
@@ -125,17 +137,45 @@ fn check_size(storage: &Storage, range: &Range<usize>) -> Result<(), String> {
 }
 
 /// The tensors of a pickle, in their file.
-fn place_all(pickle: &Pickle, storages: &Storages, file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
+fn place_all(pickle: &Pickle, storages: &Storages, file: usize, path: &str) -> Result<Contents> {
     // A name may be there any number of times; the last one counts, and is copied once.
-    let named: BTreeMap<Cow<str>, &StoredTensor> = tensors(pickle).collect();
-    if named.is_empty() {
-        return Err(bad_input!("{path} holds no tensors, or none where a checkpoint has them; give a file of weights"));
+    let named: BTreeMap<Cow<str>, Item> = items(pickle).collect();
+    let mut contents = Contents { tensors: Vec::new(), foreign: Vec::new() };
+    for (name, item) in named {
+        match item {
+            Item::Tensor(tensor) => {
+                let storage = storages.get(tensor.storage.key);
+                let storage = storage.ok_or_else(|| broken(path, "a tensor in it has no storage"))?;
+                contents.tensors.push((name.into_owned(), place(tensor, storage.start, file)));
+            }
+            Item::Foreign(foreign) => contents.foreign.push((name.into_owned(), foreign.to_string())),
+            Item::Other => {}
+        }
     }
-    let entry = |(name, tensor): (Cow<str>, &StoredTensor)| {
-        let storage = storages.get(tensor.storage.key).ok_or_else(|| broken(path, "a tensor in it has no storage"))?;
-        Ok((name.into_owned(), place(tensor, storage.start, file)))
-    };
-    named.into_iter().map(entry).collect()
+    match pickle.foreign() {
+        _ if !contents.tensors.is_empty() => Ok(contents),
+        Some(foreign) => Err(refused(path, PickleError::Forbidden(foreign.to_string()))),
+        None => {
+            Err(bad_input!("{path} holds no tensors, or none where a checkpoint has them; give a file of weights"))
+        }
+    }
+}
+
+/// What has a name in a checkpoint.
+enum Item<'p, 'a> {
+    Tensor(&'p StoredTensor<'a>),
+    Foreign(Foreign<'a>),
+    Other,
+}
+
+impl<'p, 'a> From<&'p Value<'a>> for Item<'p, 'a> {
+    fn from(value: &'p Value<'a>) -> Self {
+        match value {
+            Value::Tensor(tensor) => Self::Tensor(tensor),
+            Value::Foreign(foreign) => Self::Foreign(*foreign),
+            _ => Self::Other,
+        }
+    }
 }
 
 fn place(tensor: &StoredTensor, storage: usize, file: usize) -> Entry {
@@ -149,8 +189,8 @@ fn place(tensor: &StoredTensor, storage: usize, file: usize) -> Entry {
     }
 }
 
-/// The tensors that a checkpoint is about, with their names.
-fn tensors<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str>, &'p StoredTensor<'a>)> + 'p> {
+/// What a checkpoint is about, with the names.
+fn items<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str>, Item<'p, 'a>)> + 'p> {
     let mut root = pickle.root();
     for _ in WRAPPERS {
         let Value::Dict(dict) = root else { break };
@@ -163,16 +203,14 @@ fn tensors<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, s
     }
     match root {
         Value::Dict(dict) => {
-            Box::new(dict.iter().filter_map(|(key, value)| match (pickle.get(*key), pickle.get(*value)) {
-                (Value::Text(name), Value::Tensor(tensor)) => Some((Cow::Borrowed(*name), tensor)),
+            Box::new(dict.iter().filter_map(|(key, value)| match pickle.get(*key) {
+                Value::Text(name) => Some((Cow::Borrowed(*name), pickle.get(*value).into())),
                 _ => None,
             }))
         }
         Value::Sequence(list) => {
-            Box::new(list.iter().enumerate().filter_map(|(place, value)| match pickle.get(*value) {
-                Value::Tensor(tensor) => Some((Cow::Owned(place.to_string()), tensor)),
-                _ => None,
-            }))
+            let item = |(place, value): (usize, &Id)| (Cow::Owned(place.to_string()), pickle.get(*value).into());
+            Box::new(list.iter().enumerate().map(item))
         }
         _ => Box::new(std::iter::empty()),
     }

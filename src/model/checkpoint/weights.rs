@@ -34,6 +34,13 @@ impl<'a> Weights<'a> {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
+    /// Says that tensors whose names start with one of these are parts of a larger model that the module is no part of.
+    pub fn leave_to_others(&self, starts: &[&str]) {
+        if let Some(report) = self.check {
+            report.borrow_mut().others.extend(starts.iter().map(|start| format!("{}{start}", self.prefix)));
+        }
+    }
+
     /// The same view in float32, for matrices that are small and matter.
     pub fn exact(&self) -> Self {
         let placement = Placement { precision: Precision::F32, ..self.placement };
@@ -94,7 +101,10 @@ impl<'a> Weights<'a> {
 
     fn check_tensor(&self, report: &mut Report, name: String, shape: &[i64]) {
         match self.checkpoint.tensors.get(&name) {
-            None => report.missing.push(name.clone()),
+            None => match self.checkpoint.foreign.get(&name) {
+                Some(function) => report.wrong.push(format!("{name} would have to be made by `{function}`, which is not run")),
+                None => report.missing.push(name.clone()),
+            },
             Some(entry) if entry.shape != shape => {
                 report.wrong.push(format!("{name} is {:?} and should be {shape:?}", entry.shape));
             }

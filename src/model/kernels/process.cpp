@@ -1,8 +1,56 @@
 // What concerns the process as a whole.
 
+#include <csignal>
 #include <cstdlib>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+
+namespace {
+
+struct sigaction previous;
+
+// Pages of a mapped file that are not there: whoever reads them gets this signal and nothing else. Of all that the program
+// reads, only the files of a model are mapped. Calls nothing but what POSIX allows in a handler.
+void end_at_lost_pages(int signal, siginfo_t* info, void*) {
+    if (info->si_code <= 0) {
+        // Somebody sent it.
+        std::signal(signal, SIG_DFL);
+        raise(signal);
+        return;
+    }
+    if (info->si_code != BUS_ADRERR) {
+        // Any other fault: it comes again when this returns, and takes its course.
+        sigaction(signal, &previous, nullptr);
+        return;
+    }
+    static volatile std::sig_atomic_t is_told = 0;
+    if (!is_told) {
+        is_told = 1;
+        static const char line[] =
+            "prior-embed: error: a file of the model was cut off, or its disk failed, while it was read; run again "
+            "once it is whole\n";
+        [[maybe_unused]] auto written = write(STDERR_FILENO, line, sizeof line - 1);
+    }
+    _exit(1);
+}
+
+}  // namespace
+#endif
+
 extern "C" {
+
+// Makes two signals that end a process into errors: a file that grows too large is one of the call that writes, and a
+// mapped file that lost pages is one line and exit code 1.
+void prior_embed_tame_signals() {
+#if defined(__unix__) || defined(__APPLE__)
+    std::signal(SIGXFSZ, SIG_IGN);
+    struct sigaction action = {};
+    action.sa_sigaction = end_at_lost_pages;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGBUS, &action, &previous);
+#endif
+}
 
 // Asks libtorch, before it allocates anything, for memory in huge pages: a model is loaded and read faster in these.
 void prior_embed_prefer_huge_pages() {

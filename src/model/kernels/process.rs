@@ -5,6 +5,7 @@ use std::io::Write;
 
 unsafe extern "C" {
     fn prior_embed_prefer_huge_pages();
+    fn prior_embed_tame_signals();
     fn prior_embed_leave(code: c_int) -> !;
 }
 
@@ -14,6 +15,13 @@ pub fn prefer_huge_pages() {
     // SAFETY: takes and gives no pointers. It sets an environment variable, which nobody reads meanwhile: the program has
     // one thread at that time.
     unsafe { prior_embed_prefer_huge_pages() }
+}
+
+/// Makes errors of two signals that would end the process: a file that grows beyond what the system allows (SIGXFSZ)
+/// fails to be written, and a mapped file that was cut off meanwhile (SIGBUS) is one line and exit code 1.
+pub fn tame_signals() {
+    // SAFETY: takes and gives no pointers. What it installs calls only what a signal handler may.
+    unsafe { prior_embed_tame_signals() }
 }
 
 /// Ends the process with an exit code, once all that it has to write is written.

@@ -1,7 +1,14 @@
 //! The Python functions and classes that a file of tensors needs.
 
-use super::PickleError;
+use super::tensor::Numbers;
+use super::{Foreign, PickleError};
 use safetensors::tensor::Dtype;
+
+/// Modules that nothing but an attack takes anything from: those that torch blocks, and what starts programs.
+const ATTACKS: [&str; 7] = ["os", "posix", "nt", "sys", "subprocess", "pty", "runpy"];
+
+/// The same in Python's own functions.
+const BUILTIN_ATTACKS: [&str; 7] = ["eval", "exec", "execfile", "compile", "open", "breakpoint", "__import__"];
 
 /// One of them. Nothing here is run: the machine does by itself what it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,34 +23,43 @@ pub enum Global {
     RebuildTensor,
     /// `torch._utils._rebuild_tensor_v3`: a tensor of a type that has no storage of its own.
     RebuildTensorOfType,
-    /// `torch._utils._rebuild_parameter`.
+    /// `torch._utils._rebuild_parameter`, with or without attributes of its own, and `torch.nn.Parameter`.
     RebuildParameter,
+    /// `torch._tensor._rebuild_from_type_v2`: a tensor of a class, with attributes.
+    RebuildFromType,
+    /// `torch.Tensor`.
+    TensorClass,
     /// `torch.FloatStorage` and its like.
-    Storage(Dtype),
-    /// `torch.storage.UntypedStorage`.
-    UntypedStorage,
+    Storage(Numbers),
     /// `torch.float32` and its like.
     Dtype(Dtype),
 }
 
 impl Global {
-    /// Finds what a pickle names.
+    /// Finds what a pickle names; `None` for what is never run and gives nothing.
     ///
     /// # Errors
-    /// [`PickleError::Forbidden`] for everything else in Python.
-    pub(super) fn find(module: &str, name: &str) -> Result<Self, PickleError> {
-        let found = match (module, name) {
+    /// [`PickleError::Forbidden`] for what only an attack names.
+    pub(super) fn find(module: &str, name: &str) -> Result<Option<Self>, PickleError> {
+        let package = module.split('.').next().unwrap_or_default();
+        let is_builtin = matches!(module, "builtins" | "__builtin__");
+        if ATTACKS.contains(&package) || is_builtin && BUILTIN_ATTACKS.contains(&name) {
+            return Err(PickleError::Forbidden(Foreign { module, name }.to_string()));
+        }
+        Ok(match (module, name) {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),
             ("torch", "Size") => Some(Self::Size),
             ("torch", "device") => Some(Self::Device),
+            ("torch" | "torch._tensor", "Tensor") => Some(Self::TensorClass),
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
             ("torch._utils", "_rebuild_tensor_v3") => Some(Self::RebuildTensorOfType),
-            ("torch._utils", "_rebuild_parameter") => Some(Self::RebuildParameter),
-            ("torch" | "torch.storage", "UntypedStorage") => Some(Self::UntypedStorage),
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
+            | ("torch.nn.parameter", "Parameter") => Some(Self::RebuildParameter),
+            ("torch._tensor", "_rebuild_from_type_v2") => Some(Self::RebuildFromType),
+            ("torch" | "torch.storage", "UntypedStorage") => Some(Self::Storage(Numbers::Untyped)),
             ("torch" | "torch.cuda", name) => storage(name).or_else(|| dtype(name)),
             _ => None,
-        };
-        found.ok_or_else(|| PickleError::Forbidden(shown(module, name)))
+        })
     }
 }
 
@@ -59,9 +75,9 @@ fn storage(name: &str) -> Option<Global> {
         "CharStorage" => Dtype::I8,
         "ByteStorage" => Dtype::U8,
         "BoolStorage" => Dtype::BOOL,
-        _ => return None,
+        _ => return Numbers::other(name).map(Global::Storage),
     };
-    Some(Global::Storage(dtype))
+    Some(Global::Storage(Numbers::Of(dtype)))
 }
 
 fn dtype(name: &str) -> Option<Global> {
@@ -84,12 +100,4 @@ fn dtype(name: &str) -> Option<Global> {
         _ => return None,
     };
     Some(Global::Dtype(dtype))
-}
-
-/// A name that somebody else chose, fit for a line on a terminal.
-fn shown(module: &str, name: &str) -> String {
-    const MOST: usize = 80;
-    let whole = format!("{module}.{name}");
-    let shown: String = whole.chars().take(MOST).flat_map(char::escape_debug).collect();
-    if whole.chars().count() > MOST { format!("{shown}…") } else { shown }
 }

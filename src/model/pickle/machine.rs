@@ -2,7 +2,7 @@
 
 use super::reader::Reader;
 use super::tensor::MOST_DIMENSIONS;
-use super::{Global, Id, MOST_OPCODES, Pickle, PickleError, Storage, StoredTensor, Value};
+use super::{Foreign, Global, Id, MOST_OPCODES, Numbers, Pickle, PickleError, Storage, StoredTensor, Value};
 use safetensors::tensor::Dtype;
 use std::collections::HashMap;
 
@@ -75,10 +75,13 @@ impl<'a> Machine<'a> {
             b'u' => self.pop_to_mark().and_then(|items| self.set_items(items)),
             0x90 => self.pop_to_mark().map(drop),
             b'b' => self.build(),
-            // GLOBAL, INST, STACK_GLOBAL, REDUCE, NEWOBJ, BINPERSID.
-            b'c' | b'i' => self.global(),
+            // GLOBAL, STACK_GLOBAL, REDUCE, NEWOBJ, NEWOBJ_EX, INST, OBJ, BINPERSID.
+            b'c' => self.global(),
             0x93 => self.stack_global(),
             b'R' | 0x81 => self.call(),
+            0x92 => self.pop().and_then(|_| self.call()),
+            b'i' => self.instance(),
+            b'o' => self.object(),
             b'Q' => self.persistent(),
             _ => {
                 let value = self.literal(opcode)?;
@@ -109,10 +112,10 @@ impl<'a> Machine<'a> {
             // SHORT_BINSTRING, BINSTRING: Python 2's strings.
             b'U' => old_string(reader.counted(1)?),
             b'T' => old_string(reader.counted(4)?),
-            // SHORT_BINBYTES, BINBYTES, BINBYTES8.
+            // SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8.
             b'C' => Value::Bytes(reader.counted(1)?),
             b'B' => Value::Bytes(reader.counted(4)?),
-            0x8e => Value::Bytes(reader.counted(8)?),
+            0x8e | 0x96 => Value::Bytes(reader.counted(8)?),
             // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT, EMPTY_SET.
             b')' | b']' => Value::Sequence(Vec::new()),
             b'}' => Value::Dict(Vec::new()),
@@ -134,6 +137,7 @@ impl<'a> Machine<'a> {
     fn append(&mut self, items: Vec<Id>) -> Result<()> {
         match self.top_value()? {
             Value::Sequence(list) => list.extend(items),
+            Value::Foreign(_) => {}
             _ => return Err(PickleError::corrupt("it appends to what is no list")),
         }
         Ok(())
@@ -143,67 +147,131 @@ impl<'a> Machine<'a> {
         let pairs = pairs(&items)?;
         match self.top_value()? {
             Value::Dict(dict) => dict.extend(pairs),
+            Value::Foreign(_) => {}
             _ => return Err(PickleError::corrupt("it sets items of what is no dictionary")),
         }
         Ok(())
     }
 
-    /// The attributes of a dictionary, which torch gives to state dictionaries, say nothing about tensors.
+    /// The attributes of a dictionary, which torch gives to state dictionaries, say nothing about tensors. Those of a tensor
+    /// may replace its numbers.
     fn build(&mut self) -> Result<()> {
         self.pop()?;
         match self.top_value()? {
-            Value::Dict(_) => Ok(()),
-            _ => Err(PickleError::corrupt("it sets attributes of what is no dictionary")),
+            Value::Dict(_) | Value::Foreign(_) => Ok(()),
+            tensor @ Value::Tensor(_) => {
+                *tensor = Value::Foreign(Foreign { module: "torch.Tensor", name: "__setstate__" });
+                Ok(())
+            }
+            _ => Err(PickleError::corrupt("it sets attributes of what has none")),
         }
     }
 
     fn global(&mut self) -> Result<()> {
         let (module, name) = (self.reader.line()?, self.reader.line()?);
-        self.push(Value::Global(Global::find(module, name)?))
+        self.named(module, name)
     }
 
     fn stack_global(&mut self) -> Result<()> {
         let (module, name) = self.pop_pair()?;
         match (self.get(module), self.get(name)) {
-            (Value::Text(module), Value::Text(name)) => self.push(Value::Global(Global::find(module, name)?)),
+            (&Value::Text(module), &Value::Text(name)) => self.named(module, name),
             _ => Err(PickleError::corrupt("it names a function by what is no string")),
         }
     }
 
-    /// What a call of a known function gives.
+    fn named(&mut self, module: &'a str, name: &'a str) -> Result<()> {
+        let known = Global::find(module, name)?;
+        self.push(known.map_or(Value::Foreign(Foreign { module, name }), Value::Global))
+    }
+
+    /// What Python 2 pickled: an instance of a class that is named after its arguments.
+    fn instance(&mut self) -> Result<()> {
+        let arguments = self.pop_to_mark()?;
+        self.global()?;
+        self.push(Value::Sequence(arguments))?;
+        self.call()
+    }
+
+    /// The same of a class on the stack, before its arguments.
+    fn object(&mut self) -> Result<()> {
+        let mut arguments = self.pop_to_mark()?;
+        if arguments.is_empty() {
+            return Err(empty());
+        }
+        self.stack.push(arguments.remove(0));
+        self.push(Value::Sequence(arguments))?;
+        self.call()
+    }
+
+    /// What a call gives.
     fn call(&mut self) -> Result<()> {
         let (function, arguments) = self.pop_pair()?;
-        let (Value::Global(function), Value::Sequence(arguments)) = (self.get(function), self.get(arguments)) else {
-            return Err(PickleError::corrupt("it calls what is no function"));
+        let function = match *self.get(function) {
+            Value::Global(function) => function,
+            Value::Foreign(foreign) => return self.push(Value::Foreign(foreign)),
+            _ => return Err(PickleError::corrupt("it calls what is no function")),
         };
-        let value = match (*function, &arguments[..]) {
+        let arguments = match self.get(arguments) {
+            Value::Sequence(arguments) => arguments,
+            &Value::Foreign(foreign) => return self.push(Value::Foreign(foreign)),
+            _ => return Err(PickleError::corrupt("it calls a function with what are no arguments")),
+        };
+        let value = match (function, &arguments[..]) {
             (Global::OrderedDict, []) => Value::Dict(Vec::new()),
             (Global::OrderedDict, [items]) => self.dict_of(*items)?,
             (Global::Device, [_, ..]) => Value::None,
+            (Global::TensorClass, _) => Value::Foreign(Foreign { module: "torch", name: "Tensor" }),
             (Global::Size | Global::RebuildParameter, [value, ..]) => {
                 // A value that is there already.
                 let value = *value;
                 self.stack.push(value);
                 return Ok(());
             }
+            (Global::RebuildFromType, &[function, class, arguments, ..]) => {
+                return match *self.get(class) {
+                    Value::Global(Global::TensorClass | Global::RebuildParameter) => {
+                        self.stack.extend([function, arguments]);
+                        self.call_rebuild()
+                    }
+                    Value::Foreign(foreign) => self.push(Value::Foreign(foreign)),
+                    _ => Err(PickleError::corrupt("a tensor in it has a class that is none")),
+                };
+            }
             (Global::RebuildTensor, [storage, offset, shape, strides, ..]) => {
                 self.tensor(*storage, None, [*offset, *shape, *strides])?
             }
             (Global::RebuildTensorOfType, [storage, offset, shape, strides, _, _, dtype, ..]) => {
-                let Value::Global(Global::Dtype(dtype)) = self.get(*dtype) else {
-                    return Err(PickleError::corrupt("a tensor in it has no type"));
+                let dtype = match *self.get(*dtype) {
+                    Value::Global(Global::Dtype(dtype)) => dtype,
+                    Value::Foreign(foreign) => return self.push(Value::Foreign(foreign)),
+                    _ => return Err(PickleError::corrupt("a tensor in it has no type")),
                 };
-                self.tensor(*storage, Some(*dtype), [*offset, *shape, *strides])?
+                self.tensor(*storage, Some(dtype), [*offset, *shape, *strides])?
             }
             _ => return Err(PickleError::corrupt("it calls a function with arguments that do not fit")),
         };
         self.push(value)
     }
 
+    /// The call in a call, which is no such call itself: one in another, and so on, would lie on the stack of this program.
+    fn call_rebuild(&mut self) -> Result<()> {
+        match self.stack.iter().nth_back(1).map(|function| self.get(*function)) {
+            Some(Value::Global(Global::RebuildFromType)) => {
+                Err(PickleError::corrupt("a tensor in it is made of a tensor of a class"))
+            }
+            _ => self.call(),
+        }
+    }
+
     /// An ordered dictionary as Python 2 pickled it: from a list of pairs.
     fn dict_of(&mut self, items: Id) -> Result<Value<'a>> {
         let wrong = || PickleError::corrupt("it makes a dictionary of what are no pairs");
-        let Value::Sequence(items) = self.get(items) else { return Err(wrong()) };
+        let items = match self.get(items) {
+            Value::Sequence(items) => items,
+            &Value::Foreign(foreign) => return Ok(Value::Foreign(foreign)),
+            _ => return Err(wrong()),
+        };
         let pair = |item: &Id| match self.get(*item) {
             Value::Sequence(pair) if pair.len() == 2 => Ok((pair[0], pair[1])),
             _ => Err(wrong()),
@@ -215,11 +283,15 @@ impl<'a> Machine<'a> {
     }
 
     fn tensor(&mut self, storage: Id, dtype: Option<Dtype>, [offset, shape, strides]: [Id; 3]) -> Result<Value<'a>> {
-        let Value::Storage(storage) = *self.get(storage) else {
-            return Err(PickleError::corrupt("a tensor in it has no storage"));
+        let storage = match *self.get(storage) {
+            Value::Storage(storage) => storage,
+            Value::Foreign(foreign) => return Ok(Value::Foreign(foreign)),
+            _ => return Err(PickleError::corrupt("a tensor in it has no storage")),
         };
-        let Some(dtype) = dtype.or(storage.dtype) else {
-            return Err(PickleError::corrupt("a tensor in it has no type"));
+        let dtype = match (dtype, storage.numbers) {
+            (Some(dtype), _) | (None, Numbers::Of(dtype)) => dtype,
+            (None, Numbers::Other(name, _)) => return Ok(Value::Foreign(Foreign { module: "torch", name })),
+            (None, Numbers::Untyped) => return Err(PickleError::corrupt("a tensor in it has no type")),
         };
         let Value::Int(offset) = *self.get(offset) else {
             return Err(PickleError::corrupt("a tensor in it has no place in its storage"));
@@ -253,12 +325,8 @@ impl<'a> Machine<'a> {
         if view.iter().any(|view| !matches!(self.get(*view), Value::None)) {
             return Err(PickleError::corrupt("a storage in it is a view of another; save it again with a later torch"));
         }
-        let dtype = match *kind {
-            Global::Storage(dtype) => Some(dtype),
-            Global::UntypedStorage => None,
-            _ => return Err(wrong()),
-        };
-        let storage = Storage { key, dtype, len: usize::try_from(*len).map_err(|_| wrong())? };
+        let &Global::Storage(numbers) = kind else { return Err(wrong()) };
+        let storage = Storage { key, numbers, len: usize::try_from(*len).map_err(|_| wrong())? };
         self.push(Value::Storage(storage))
     }
 

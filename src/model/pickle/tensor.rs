@@ -6,13 +6,48 @@ use safetensors::tensor::Dtype;
 /// The most dimensions of a tensor. No weights have more; libtorch would allow 64, and one tensor may stand for many.
 pub(super) const MOST_DIMENSIONS: usize = 8;
 
+/// What the numbers of a storage are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// Of this type.
+    Of(Dtype),
+    /// Bytes that get their type from the tensor.
+    Untyped,
+    /// Complex or quantized ones, which no weights here are made of: the class of the storage, and a number's bytes.
+    Other(&'static str, usize),
+}
+
+impl Numbers {
+    /// The numbers of the storages of a class in `torch` that no weights here are made of.
+    pub(super) fn other(class: &str) -> Option<Self> {
+        const CLASSES: [(&str, usize); 7] = [
+            ("ComplexFloatStorage", 8),
+            ("ComplexDoubleStorage", 16),
+            ("QInt8Storage", 1),
+            ("QUInt8Storage", 1),
+            ("QInt32Storage", 4),
+            ("QUInt4x2Storage", 1),
+            ("QUInt2x4Storage", 1),
+        ];
+        CLASSES.iter().find(|(name, _)| *name == class).map(|&(name, bytes)| Self::Other(name, bytes))
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Self::Of(dtype) => bytes_of(dtype),
+            Self::Untyped => 1,
+            Self::Other(_, bytes) => bytes,
+        }
+    }
+}
+
 /// The memory of tensors, which lies outside the pickle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Storage<'a> {
     /// What the file calls it.
     pub key: &'a str,
-    /// The type of its numbers; `None` for bytes that get their type from the tensor.
-    pub dtype: Option<Dtype>,
+    /// What its numbers are.
+    pub numbers: Numbers,
     /// Number of numbers, or of bytes.
     pub len: usize,
 }
@@ -20,7 +55,7 @@ pub struct Storage<'a> {
 impl Storage<'_> {
     /// Its size in bytes; `None` if there is no such size.
     pub fn bytes(&self) -> Option<usize> {
-        self.len.checked_mul(self.dtype.map_or(1, bytes_of))
+        self.len.checked_mul(self.numbers.bytes())
     }
 }
 

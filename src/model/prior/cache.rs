@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
 /// Tokens after the text states: text embedding, timestep, `x_t`, query.
-const ADDITIONAL_TOKENS: i64 = 4;
+pub const ADDITIONAL_TOKENS: i64 = 4;
 
 /// Keys and values of one kind of token in each block, `(tokens, 2 · inner_dim)`.
 type KeyValues = Vec<Tensor>;
