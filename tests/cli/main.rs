@@ -7,6 +7,7 @@ mod bad_input;
 mod builtin;
 mod checkpoints;
 mod common;
+mod dialects;
 mod formats;
 mod lora;
 mod output;
