@@ -8,7 +8,7 @@ use super::Place;
 use super::lines::{BYTE_ORDER_MARK, MAX_BYTES};
 use super::source::Text;
 use anyhow::Result;
-use memchr::{memchr, memchr2, memchr3};
+use memchr::{memchr, memchr2, memchr2_iter, memchr3};
 use std::io::{self, BufRead};
 
 const UNCLOSED: &str = "a quote opens in this record that is never closed; close it, or double the quotes in the cell";
@@ -132,7 +132,10 @@ impl Records {
             let rest = &self.raw[self.start..];
             let may_be_mark = rest.starts_with(&mark[..rest.len().min(mark.len())]);
             match rest {
-                [b'\n' | b'\r', ..] => self.pass(1),
+                [b'\n' | b'\r', ..] => {
+                    let size = rest.iter().take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
+                    self.pass(size);
+                }
                 [_, ..] if may_be_mark && rest.len() >= mark.len() => {
                     self.has_mark = true;
                     self.pass(mark.len());
@@ -164,14 +167,13 @@ impl Records {
 
     /// Passes over bytes that were read, and counts the lines that end in them.
     fn pass(&mut self, size: usize) {
-        for byte in &self.raw[self.start..self.start + size] {
-            match byte {
-                b'\r' => self.line += 1,
-                b'\n' => self.line += u64::from(!self.was_return),
-                _ => {}
-            }
-            self.was_return = *byte == b'\r';
+        let bytes = &self.raw[self.start..self.start + size];
+        for place in memchr2_iter(b'\n', b'\r', bytes) {
+            let is_second =
+                bytes[place] == b'\n' && if place == 0 { self.was_return } else { bytes[place - 1] == b'\r' };
+            self.line += u64::from(!is_second);
         }
+        self.was_return = bytes.last().map_or(self.was_return, |last| *last == b'\r');
         self.start += size;
     }
 
