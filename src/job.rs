@@ -27,6 +27,7 @@ pub use worker::Opener;
 
 use crate::bad_input;
 use crate::io::merge::{earlier_setting, finished};
+use crate::io::prompts::Notice;
 use crate::io::writer::{EmbeddingWriter, Interrupted, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use anyhow::Result;
@@ -57,6 +58,8 @@ pub trait Watcher: Send + Sync {
     /// The prompts of so many rows were too long, and cut off; of none where it is what they lead away from. The text says
     /// which prompt and where.
     fn cut_off(&self, _rows: u64, _text: &str) {}
+    /// There is something to say of the file with the prompts.
+    fn notice(&self, _notice: &Notice) {}
     /// So many rows are zeros because they could not be used, and the text says why.
     fn skipped(&self, _rows: u64, _text: &str) {}
     /// All rows are there, and the output is made of them.
@@ -180,7 +183,9 @@ impl Job {
         let (survey, entries) = if is_stream {
             (None, self.entries)
         } else {
-            match Survey::of(self.entries, &self.rules, stop) {
+            let survey = Survey::of(&mut self.entries, &self.rules, stop);
+            self.entries.take_notices().iter().for_each(|notice| watcher.notice(notice));
+            match survey {
                 Err(error) if error.is::<Interrupted>() => return Ok(Summary::before_the_first_row(stop)),
                 survey => (Some(survey?), self.source.open()?),
             }

@@ -160,9 +160,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME", hide_possible_values = true)]
     pub format_in: Option<PromptFormat>,
 
-    /// The column, or the key in .jsonl, that holds the prompts [default: prompt]
+    /// The column, or the key in .jsonl, that holds the prompts [default: prompt, or the only one]
     #[arg(long, value_name = "NAME")]
     pub prompt_column: Option<String>,
+
+    /// The .csv or .tsv file has no header line; --prompt-column is then a number, from 1
+    #[arg(long)]
+    pub no_header: bool,
 
     /// What becomes of a row that cannot be used: fail, or skip, which reports it and makes its embedding zeros
     #[arg(long, value_name = "WHAT", default_value = "fail", hide_possible_values = true)]

@@ -106,7 +106,8 @@ fn source(args: &Args) -> Result<Source> {
     if args.prompt.is_empty() && args.prompts.is_none() {
         return Err(bad_input!("no prompt; give --prompt TEXT, or --prompts FILE with one a line"));
     }
-    let read = ReadOptions { format: args.format_in, prompt_column: args.prompt_column.clone() };
+    let read =
+        ReadOptions { format: args.format_in, prompt_column: args.prompt_column.clone(), no_header: args.no_header };
     Ok(Source { prompts: args.prompt.clone(), file: args.prompts.clone(), read })
 }
 

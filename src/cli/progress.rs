@@ -3,6 +3,7 @@
 use super::notices::Notices;
 use crate::error::printable;
 use crate::hub::Watcher as FetchWatcher;
+use crate::io::prompts::Notice;
 use crate::job::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use log::{LevelFilter, Log, Metadata, Record};
@@ -262,6 +263,15 @@ impl Watcher for RunProgress {
     fn cut_off(&self, rows: u64, text: &str) {
         if self.state().cut_off.add(rows, text) {
             log::warn!("{text}");
+        }
+    }
+
+    fn notice(&self, notice: &Notice) {
+        match notice {
+            Notice { is_warning: true, text } => log::warn!("{text}"),
+            // What is plain to whoever wrote the file is no news in a script.
+            Notice { text, .. } if std::io::stderr().is_terminal() => self.screen.note(text),
+            Notice { text, .. } => log::info!("{text}"),
         }
     }
 

@@ -1,13 +1,13 @@
 //! Reads prompts: a text file, JSON Lines, CSV, TSV or Parquet, one row at a time.
 //!
 //! [`PromptReader`] holds one row in memory (of Parquet, some pages), however many there are. In all formats but
-//! Parquet, which is compressed inside, the file may be compressed with gzip or zstd, and its text may be UTF-8 or,
-//! with a byte order mark, UTF-16; lines end in `\n` or `\r\n`.
+//! Parquet, which is compressed inside, the file may be compressed with gzip or zstd. Its text may be UTF-8, UTF-16 or
+//! UTF-32, with a byte order mark or where there is no doubt; lines end in `\n`, `\r\n` or, if all do, in `\r`.
 //!
 //! - `txt`: a line is a prompt, with the spaces it has. Blank lines are no prompts.
 //! - `jsonl`: a line is an object with `prompt` and, optionally, `id`, `negative_prompt`, `seed`, `guidance_scale`,
 //!   `steps` and `samples`. Other keys are ignored, and null is as good as absent. Blank lines are skipped.
-//! - `csv`, `tsv`: a header, then records. One column holds the prompts; those named like a key of `jsonl` hold what
+//! - `csv`, `tsv`: a header, if there is one, then records. One column holds the prompts; those named like a key of `jsonl` hold what
 //!   the key does. An empty cell is the empty prompt, and no value in the other columns. Empty lines are skipped. What
 //!   quotes mean is told in the format's module: in TSV less than in CSV.
 //! - `parquet`: columns as in `csv`; null is no value.
@@ -15,25 +15,28 @@
 //! A row that cannot be used is an [`Entry::Bad`], and reading goes on after it. What makes the rest unreadable (a
 //! compressed file that is cut short) is an error and the end.
 
+mod compression;
 mod csv;
+mod encoding;
 mod jsonl;
 mod lines;
 pub(super) mod parquet;
+mod peek;
 mod record;
 mod records;
 mod source;
 mod table;
 #[cfg(test)]
 mod tests;
-mod utf16;
 
 use crate::bad_input;
 use anyhow::Result;
 use clap::ValueEnum;
+use compression::Compression;
 use source::Source;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A file format for prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,7 +62,7 @@ impl PromptFormat {
     /// # Errors
     /// [`crate::error::BadInput`] if the extension is unknown.
     pub fn of_path(path: &Path) -> Result<Self> {
-        let plain = if source::compression_of(path).is_some() { path.with_extension("") } else { path.to_path_buf() };
+        let plain = if Compression::of_path(path).is_some() { path.with_extension("") } else { path.to_path_buf() };
         let extension = plain.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         Ok(match extension.as_deref() {
             None | Some("txt") => Self::Text,
@@ -84,8 +87,42 @@ pub struct ReadOptions {
     /// The format; if not given, the file name tells.
     pub format: Option<PromptFormat>,
     /// The column, or the key in JSON Lines, that holds the prompts; `prompt` if not given. A table without it whose
-    /// columns are all but one of other types or uses has its prompts in that one.
+    /// columns are all but one of other types or uses has its prompts in that one. Of a table without a header it is the
+    /// number of the column, counted from 1.
     pub prompt_column: Option<String>,
+    /// Whether a table in text has no header.
+    pub no_header: bool,
+}
+
+/// Something that the reader should know of a file that can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Whether it may be a mistake; else it says how the file is read.
+    pub is_warning: bool,
+    /// What it says.
+    pub text: String,
+}
+
+/// Notices that were not taken yet.
+#[derive(Debug, Clone, Default)]
+struct Notices(Arc<Mutex<Vec<Notice>>>);
+
+impl Notices {
+    fn note(&self, text: String) {
+        self.add(Notice { is_warning: false, text });
+    }
+
+    fn warn(&self, text: String) {
+        self.add(Notice { is_warning: true, text });
+    }
+
+    fn add(&self, notice: Notice) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+    }
+
+    fn take(&self) -> Vec<Notice> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// A prompt and what its row says about it. What it does not say, the command line does.
@@ -169,6 +206,7 @@ type Rows = Box<dyn Iterator<Item = Result<Entry>> + Send>;
 /// The entries of a file, in order. After an error there are no more.
 pub struct PromptReader {
     name: String,
+    notices: Notices,
     /// A source that was not looked into yet.
     unread: Option<Unread>,
     rows: Option<Rows>,
@@ -177,23 +215,19 @@ pub struct PromptReader {
 struct Unread {
     source: Source,
     format: PromptFormat,
-    prompt_column: Option<String>,
+    options: ReadOptions,
 }
 
 impl Unread {
-    fn rows(self) -> Result<Rows> {
-        let Self { source, format, prompt_column } = self;
-        let column = prompt_column.as_deref();
-        Ok(match format {
-            PromptFormat::Text => lines::rows(source.text()?, |line| Ok(record::of_prompt(line))),
-            PromptFormat::JsonLines => {
-                let key = prompt_column.unwrap_or_else(|| record::Field::Prompt.name().to_string());
-                lines::rows(source.text()?, move |line| jsonl::parse(line, &key))
-            }
-            PromptFormat::Csv => csv::rows(source.text()?, b',', column)?,
-            PromptFormat::Tsv => csv::rows(source.text()?, b'\t', column)?,
-            PromptFormat::Parquet => parquet::rows(source, column)?,
-        })
+    fn rows(self, notices: &Notices) -> Result<Rows> {
+        let Self { source, format, options } = self;
+        match format {
+            PromptFormat::Text => lines::prompts(source.text(notices)?),
+            PromptFormat::JsonLines => jsonl::rows(source.text(notices)?, options.prompt_column.as_deref()),
+            PromptFormat::Csv => csv::rows(source.text(notices)?, b',', &options),
+            PromptFormat::Tsv => csv::rows(source.text(notices)?, b'\t', &options),
+            PromptFormat::Parquet => parquet::rows(source, options.prompt_column.as_deref(), notices),
+        }
     }
 }
 
@@ -208,12 +242,19 @@ impl PromptReader {
     /// [`crate::error::BadInput`] if the file cannot be opened, is of an unknown kind, or has no column of prompts.
     pub fn open(path: &Path, options: &ReadOptions) -> Result<Self> {
         let format = options.format.map_or_else(|| PromptFormat::of_path(path), Ok)?;
-        Self::of_source(Source::open(path)?, format, options.prompt_column.clone())
+        Self::of_source(Source::open(path)?, format, options.clone())
     }
 
-    fn of_source(source: Source, format: PromptFormat, prompt_column: Option<String>) -> Result<Self> {
-        if let (PromptFormat::Text, Some(column)) = (format, &prompt_column) {
-            let name = &source.name;
+    fn of_source(source: Source, format: PromptFormat, options: ReadOptions) -> Result<Self> {
+        let name = &source.name;
+        if options.no_header && !matches!(format, PromptFormat::Csv | PromptFormat::Tsv) {
+            return Err(bad_input!(
+                "--no-header: {name} is read as {}, which has no header line; leave the option out, or give --format-in \
+                 csv or tsv",
+                format.to_possible_value().as_ref().map_or("it is", |value| value.get_name())
+            ));
+        }
+        if let (PromptFormat::Text, Some(column)) = (format, &options.prompt_column) {
             return Err(bad_input!(
                 "--prompt-column {column:?}: {name} is read as text, which has no columns; leave the option out, or \
                  give --format-in"
@@ -221,11 +262,18 @@ impl PromptReader {
         }
         let name = source.name.clone();
         let waits = source.waits;
-        let unread = Unread { source, format, prompt_column };
+        let notices = Notices::default();
+        let unread = Unread { source, format, options };
         if waits {
-            return Ok(Self { name, unread: Some(unread), rows: None });
+            return Ok(Self { name, notices, unread: Some(unread), rows: None });
         }
-        Ok(Self { name, unread: None, rows: Some(unread.rows()?) })
+        let rows = unread.rows(&notices)?;
+        Ok(Self { name, notices, unread: None, rows: Some(rows) })
+    }
+
+    /// What there is to say of the file so far, and was not given before.
+    pub fn take_notices(&self) -> Vec<Notice> {
+        self.notices.take()
     }
 
     /// What messages call the file.
@@ -239,7 +287,7 @@ impl Iterator for PromptReader {
 
     fn next(&mut self) -> Option<Result<Entry>> {
         if let Some(unread) = self.unread.take() {
-            match unread.rows() {
+            match unread.rows(&self.notices) {
                 Ok(rows) => self.rows = Some(rows),
                 Err(error) => return Some(Err(error)),
             }

@@ -105,6 +105,9 @@ impl Reader {
             let start = Instant::now();
             let entry = self.entries.next();
             summary.read += start.elapsed();
+            if expected.is_none() {
+                self.entries.take_notices().iter().for_each(|notice| self.watcher.notice(notice));
+            }
             if expected.as_ref().is_some_and(|survey| survey.rows == summary.rows) {
                 summary.change = if entry.is_some() { Change::Grown } else { Change::None };
                 break;
@@ -289,7 +292,7 @@ mod tests {
             (lines[..lines.len() / 2].to_string(), 4, Change::Edited),
         ] {
             let (_folder, mut source) = source("p.jsonl", lines);
-            let survey = Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap();
+            let survey = Survey::of(&mut source.open().unwrap(), &rules(), &Stop::default()).unwrap();
             std::fs::write(source.file.as_mut().unwrap(), &now).unwrap();
             let (sender, spans) = sync_channel(1000);
             let reader = Reader {

@@ -2,12 +2,11 @@
 
 use super::stop::Stop;
 use crate::bad_input;
-use crate::io::prompts::{BadRow, Entry, Place, PromptReader, PromptRecord, ReadOptions};
+use crate::io::prompts::{BadRow, Entry, Notice, Place, PromptReader, PromptRecord, ReadOptions};
 use crate::io::writer::Interrupted;
 use crate::pipeline::Settings;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// What becomes of a row that cannot be used.
@@ -59,6 +58,11 @@ impl Entries {
     /// What messages call the source.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What there is to say of the file so far, and was not given before.
+    pub(super) fn take_notices(&self) -> Vec<Notice> {
+        self.reader.as_ref().map_or_else(Vec::new, PromptReader::take_notices)
     }
 }
 
@@ -146,7 +150,7 @@ impl Survey {
     /// # Errors
     /// [`crate::error::BadInput`] if there are none, one cannot be used and that is an error, or the file is broken;
     /// [`Interrupted`] if `stop` asks to stop.
-    pub fn of(entries: Entries, rules: &Rules, stop: &Stop) -> Result<Self> {
+    pub fn of(entries: &mut Entries, rules: &Rules, stop: &Stop) -> Result<Self> {
         let name = entries.name().to_string();
         let mut hash = Hash::default();
         let (mut rows, mut is_uniform) = (0_u64, true);
@@ -193,25 +197,56 @@ pub(super) fn edited(name: &str) -> anyhow::Error {
     )
 }
 
-/// A hash over entries.
+/// A hash over entries: of what is in each, with its type and length before it, so that no two lists of entries have the
+/// same bytes.
 #[derive(Debug, Default)]
 pub(super) struct Hash(Sha256);
 
 impl Hash {
     pub(super) fn add(&mut self, entry: &Entry) {
-        // The debug form is another one for any two entries that differ.
-        let _ = writeln!(self, "{entry:?}");
+        let place = match entry {
+            Entry::Prompt { place, .. } => place,
+            Entry::Bad(row) => &row.place,
+        };
+        match *place {
+            Place::Line(number) => self.number(b'l', number),
+            Place::Row(number) => self.number(b'r', number),
+        }
+        match entry {
+            Entry::Prompt { record, .. } => {
+                // By name, so that a new field is not forgotten.
+                let PromptRecord { id, prompt, negative_prompt, seed, guidance_scale, steps, samples } = record;
+                self.text(b'p', Some(prompt));
+                self.text(b'i', id.as_deref());
+                self.text(b'n', negative_prompt.as_deref());
+                self.option(b's', *seed);
+                self.option(b'g', guidance_scale.map(f64::to_bits));
+                self.option(b't', steps.map(|steps| steps as u64));
+                self.option(b'k', samples.map(|samples| samples as u64));
+            }
+            Entry::Bad(row) => self.text(b'b', Some(&row.reason)),
+        }
+    }
+
+    fn number(&mut self, kind: u8, number: u64) {
+        self.0.update([kind]);
+        self.0.update(number.to_le_bytes());
+    }
+
+    fn option(&mut self, kind: u8, number: Option<u64>) {
+        match number {
+            Some(number) => self.number(kind, number),
+            None => self.0.update([kind.to_ascii_uppercase()]),
+        }
+    }
+
+    fn text(&mut self, kind: u8, text: Option<&str>) {
+        self.option(kind, text.map(|text| text.len() as u64));
+        self.0.update(text.unwrap_or_default());
     }
 
     pub(super) fn finish(self) -> String {
         format!("{:.32x}", self.0.finalize())
-    }
-}
-
-impl std::fmt::Write for Hash {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.update(text);
-        Ok(())
     }
 }
 
@@ -246,7 +281,7 @@ pub(super) mod tests {
     #[test]
     fn rows_are_counted_with_the_samples_of_each_prompt() {
         let (_folder, source) = source("p.jsonl", LINES);
-        let survey = Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap();
+        let survey = Survey::of(&mut source.open().unwrap(), &rules(), &Stop::default()).unwrap();
         assert_eq!(survey.rows, 2 + 2 + 5);
         assert!(!source.is_stream());
         assert!(Source { file: Some("-".into()), ..Source::default() }.is_stream());
@@ -256,7 +291,7 @@ pub(super) mod tests {
     fn the_hash_is_of_what_the_prompts_say_and_not_of_how_they_are_written() {
         let hash = |name: &str, text: &str| {
             let (_folder, source) = source(name, text);
-            Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap().hash
+            Survey::of(&mut source.open().unwrap(), &rules(), &Stop::default()).unwrap().hash
         };
         let of_lines = hash("p.jsonl", LINES);
         assert_eq!(of_lines, hash("q.jsonl", &LINES.replace(": ", ":").replace('\n', "\r\n")));
@@ -268,6 +303,59 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_hash_is_the_same_in_every_version() {
+        let (_folder, source) = source(
+            "p.jsonl",
+            "{\"prompt\": \"a\"}\n{\"prompt\": \"b\", \"id\": \"x\", \"negative_prompt\": \"\", \"seed\": 1, \
+             \"guidance_scale\": 2.5, \"steps\": 3, \"samples\": 4}\n\n{}\n",
+        );
+        let mut hash = Hash::default();
+        source.open().unwrap().for_each(|entry| hash.add(&entry.unwrap()));
+        let number = |kind: &str, number: u64| [kind.as_bytes(), &number.to_le_bytes()].concat();
+        let text = |kind: &str, text: &str| [number(kind, text.len() as u64), text.into()].concat();
+        let bytes = [
+            [number("r", 1), text("p", "given"), b"INSGTK".to_vec()].concat(),
+            [number("l", 1), text("p", "a"), b"INSGTK".to_vec()].concat(),
+            [number("l", 2), text("p", "b"), text("i", "x"), text("n", ""), number("s", 1)].concat(),
+            [number("g", 2.5_f64.to_bits()), number("t", 3), number("k", 4)].concat(),
+            [number("l", 4), text("b", "there is no \"prompt\"; name the key with --prompt-column")].concat(),
+        ];
+        assert_eq!(hash.finish(), format!("{:.32x}", Sha256::digest(bytes.concat())));
+    }
+
+    #[test]
+    fn entries_that_differ_anywhere_have_other_hashes() {
+        let record = || PromptRecord { prompt: "a".into(), ..PromptRecord::default() };
+        let some = |text: &str| Some(text.to_string());
+        let records = [
+            record(),
+            PromptRecord { prompt: "aI".into(), ..record() },
+            PromptRecord { id: some(""), ..record() },
+            PromptRecord { id: some("x"), ..record() },
+            PromptRecord { negative_prompt: some("x"), ..record() },
+            PromptRecord { seed: Some(1), ..record() },
+            PromptRecord { guidance_scale: Some(0.0), ..record() },
+            PromptRecord { guidance_scale: Some(-0.0), ..record() },
+            PromptRecord { steps: Some(1), ..record() },
+            PromptRecord { samples: Some(1), ..record() },
+        ];
+        let place = Place::Line(1);
+        let mut entries: Vec<Entry> = records.into_iter().map(|record| Entry::Prompt { place, record }).collect();
+        entries.push(Entry::Prompt { place: Place::Row(1), record: record() });
+        entries.push(Entry::Prompt { place: Place::Line(2), record: record() });
+        entries.extend(["a", "b"].map(|reason| Entry::Bad(BadRow { place, reason: reason.into() })));
+        let hashes: std::collections::HashSet<String> = entries
+            .iter()
+            .map(|entry| {
+                let mut hash = Hash::default();
+                hash.add(entry);
+                hash.finish()
+            })
+            .collect();
+        assert_eq!(hashes.len(), entries.len());
+    }
+
+    #[test]
     fn what_the_model_cannot_do_is_a_bad_row() {
         for (line, word) in [
             ("{\"prompt\": \"a\", \"steps\": 1001}", "1001"),
@@ -275,10 +363,10 @@ pub(super) mod tests {
             ("{", ""),
         ] {
             let (_folder, source) = source("p.jsonl", &format!("{{\"prompt\": \"a\"}}\n{line}\n"));
-            let error = Survey::of(source.open().unwrap(), &rules(), &Stop::default()).unwrap_err().to_string();
+            let error = Survey::of(&mut source.open().unwrap(), &rules(), &Stop::default()).unwrap_err().to_string();
             assert!(error.contains("p.jsonl:2: ") && error.contains(word), "{error}");
             let rules = Rules { on_error: OnError::Skip, ..rules() };
-            assert_eq!(Survey::of(source.open().unwrap(), &rules, &Stop::default()).unwrap().rows, 6, "{line}");
+            assert_eq!(Survey::of(&mut source.open().unwrap(), &rules, &Stop::default()).unwrap().rows, 6, "{line}");
         }
     }
 
@@ -287,7 +375,7 @@ pub(super) mod tests {
         let is_uniform = |line: &str, wants_negative| {
             let (_folder, source) = source("p.jsonl", &format!("{{\"prompt\": \"a\"}}\n{line}\n"));
             let rules = Rules { wants_negative, ..rules() };
-            Survey::of(source.open().unwrap(), &rules, &Stop::default()).unwrap().is_uniform
+            Survey::of(&mut source.open().unwrap(), &rules, &Stop::default()).unwrap().is_uniform
         };
         for (rest, with_negatives, without) in [
             ("\"seed\": 5, \"steps\": 25, \"guidance_scale\": 4", true, true),
@@ -305,7 +393,7 @@ pub(super) mod tests {
         let (_folder, mut source) = source("p.txt", "\n\n");
         source.prompts.clear();
         assert!(
-            Survey::of(source.open().unwrap(), &rules(), &Stop::default())
+            Survey::of(&mut source.open().unwrap(), &rules(), &Stop::default())
                 .unwrap_err()
                 .to_string()
                 .contains("holds no prompts")

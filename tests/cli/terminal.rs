@@ -44,3 +44,39 @@ fn a_terminal_that_vanishes_does_not_end_the_run() {
     drop(input);
     assert_eq!((answers(), wait(child).status.code()), (0, Some(0)));
 }
+
+#[test]
+fn the_column_is_told_on_a_terminal_and_elsewhere_on_demand() {
+    let place = Workplace::new();
+    std::fs::write(place.path("p.csv"), "caption;id\na red apple;1\n").unwrap();
+    let command = |options: &[&str]| {
+        let mut command = Process::new(env!("CARGO_BIN_EXE_prior-embed"));
+        command.arg("--model").arg(model()).args(["--steps", "3", "--out", "e.npy", "--overwrite"]).args(options);
+        command.current_dir(place.folder.path()).env("TERM", "xterm");
+        command
+    };
+    let line = "prior-embed: the prompts of p.csv are in column \"caption\", and ';' separates the columns";
+    for (options, told) in [(&["-f", "p.csv"][..], true), (&["-f", "p.csv", "-q"], false)] {
+        let (mut screen, programs) = terminal();
+        let mut command = command(options);
+        let child = command.stdin(Stdio::null()).stderr(programs).spawn().unwrap();
+        drop(command);
+        let reader = std::thread::spawn(move || {
+            let mut shown = Vec::new();
+            // The other side going is an error on Linux.
+            let _ = screen.read_to_end(&mut shown);
+            String::from_utf8_lossy(&shown).into_owned()
+        });
+        assert_eq!(wait(child).status.code(), Some(0));
+        let shown = reader.join().unwrap();
+        assert_eq!(shown.contains(line), told, "{shown}");
+    }
+    for (options, told) in
+        [(&["-f", "p.csv"][..], String::new()), (&["-f", "p.csv", "-v"], line.replace(": the", ": info: the"))]
+    {
+        let output = command(options).output().unwrap();
+        let shown = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && shown.contains(&told) && told.is_empty() == shown.is_empty(), "{shown}");
+        assert_eq!(shown.matches("caption").count(), usize::from(!told.is_empty()), "once: {shown}");
+    }
+}

@@ -6,43 +6,144 @@
 //! that is never closed, or goes on after its closing quote, is bad; it is taken to end with its first line, so that the
 //! rows below it are not lost with it.
 
-use super::record::{Draft, Scalar};
-use super::records::Records;
+//!
+//! Many programs write other delimiters than the format's name says, above all where the comma is in numbers. Which it is
+//! is read off the first line, where there is no doubt; Excel's line `sep=;` before the header settles it.
+
+use super::lines::NUL;
+use super::record::{Draft, Field, Scalar};
+use super::records::{Records, split};
 use super::source::Text;
-use super::table::{Column, Layout};
-use super::{Entry, PromptRecord, Rows};
+use super::table::{Column, Holds, Layout};
+use super::{Entry, Place, PromptRecord, ReadOptions, Rows};
 use crate::bad_input;
+use crate::error::shorten;
 use anyhow::Result;
 
-/// The records of `text` below its header.
+/// What cells are separated by.
+const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
+
+/// The records of `text` below its header, if it has one. Cells are separated by `usual`, or by another delimiter if it is
+/// plain from the first line.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if there is no header, or none with a column of prompts.
-pub(super) fn rows(text: Text, delimiter: u8, prompt_column: Option<&str>) -> Result<Rows> {
+/// [`crate::error::BadInput`] if there is no header, or none with a column of prompts, or the delimiter is in doubt.
+pub(super) fn rows(mut text: Text, usual: u8, options: &ReadOptions) -> Result<Rows> {
+    let (delimiter, is_told) = delimiter(&mut text, usual, options)?;
     let mut records = Records::new(text, delimiter);
+    if is_told {
+        records.next_record()?;
+    }
     let first = records.next_record()?;
     let name = &records.text.name;
     let Some((place, state)) = first else {
+        if options.no_header {
+            return Ok(Box::new(std::iter::empty()));
+        }
         return Err(bad_input!("{name} is empty; a header with the names of the columns is needed"));
     };
-    if let Err(reason) = state {
-        return Err(bad_input!("{name}: {place}: in the header {reason}"));
+    let first = if options.no_header { "first line" } else { "header" };
+    let broken = |reason: &str| bad_input!("{name}: {place}: in the {first} {reason}");
+    let wanted = options.prompt_column.as_deref();
+    state.map_err(|reason| broken(&reason))?;
+    let (first, layout) = if options.no_header {
+        (Some(place), Layout::without_names(name, records.cells().count(), wanted)?)
+    } else {
+        if records.has_nul() {
+            return Err(broken(&format!("there is {NUL}")));
+        }
+        let mut columns = Vec::new();
+        for cell in records.cells() {
+            let Ok(cell) = std::str::from_utf8(cell) else {
+                return Err(bad_input!("{name}: {place}: the header is not UTF-8; convert the file"));
+            };
+            columns.push(Column { name: cell.trim().to_string(), holds: Holds::Text });
+        }
+        (None, Layout::find(name, &columns, wanted, ", or give --no-header if it has no header")?)
+    };
+    let column = &layout.prompt_name;
+    let column = if options.no_header { column.clone() } else { format!("column {:?}", shorten(column, 40)) };
+    let separator = char::from(delimiter);
+    let separated =
+        if delimiter == usual { String::new() } else { format!(", and {separator:?} separates the columns") };
+    records.text.notices.note(format!("the prompts of {name} are in {column}{separated}"));
+    let header = names(&records);
+    Ok(Box::new(Table { first, header, has_header: !options.no_header, records, layout }))
+}
+
+/// The cells of the record that was read last, without spaces around them.
+fn names(records: &Records) -> Vec<String> {
+    records.cells().map(|cell| String::from_utf8_lossy(cell).trim().to_string()).collect()
+}
+
+/// The delimiter, and whether a line of its own tells it.
+fn delimiter(text: &mut Text, usual: u8, options: &ReadOptions) -> Result<(u8, bool)> {
+    let name = text.name.clone();
+    let line = match text.first_line() {
+        Ok(line) => line.trim_ascii().to_vec(),
+        Err(cause) => return Err(text.broken(Place::Line(1), cause)),
+    };
+    if let Some(delimiter) = told(&line) {
+        return Ok((delimiter, true));
     }
-    let mut columns = Vec::new();
-    for cell in records.cells() {
-        let Ok(cell) = std::str::from_utf8(cell) else {
-            return Err(bad_input!("{name}: {place}: the header is not UTF-8; convert the file"));
-        };
-        columns.push(Column { name: cell.trim().to_string(), is_text: true });
+    let ways: Vec<(u8, Vec<String>)> = std::iter::once(usual)
+        .chain(DELIMITERS.into_iter().filter(|delimiter| *delimiter != usual))
+        .filter_map(|delimiter| Some((delimiter, split(&line, delimiter)?)))
+        .collect();
+    let doubtful = |ways: &[u8]| {
+        let [first, second] = [ways.first(), ways.get(1)].map(|way| char::from(*way.unwrap_or(&usual)));
+        let line = shorten(&String::from_utf8_lossy(&line), 80);
+        bad_input!(
+            "{name}: it is in doubt whether {first:?} or {second:?} separates the columns of {line:?}; put a line \
+             \"sep={first}\" or the like before it"
+        )
+    };
+    let cutting: Vec<u8> = ways.iter().filter(|(_, cells)| cells.len() > 1).map(|(delimiter, _)| *delimiter).collect();
+    let cuts = cutting.contains(&usual);
+    if options.no_header {
+        return if cuts || cutting.is_empty() { Ok((usual, false)) } else { Err(doubtful(&[usual, cutting[0]])) };
     }
-    let layout = Layout::find(name, &columns, prompt_column)?;
-    Ok(Box::new(Table { records, width: columns.len(), layout }))
+    let wanted = options.prompt_column.as_deref().unwrap_or(Field::Prompt.name());
+    let named = |cells: &[String]| cells.iter().any(|cell| cell == wanted);
+    let naming: Vec<u8> = ways.iter().filter(|(_, cells)| named(cells)).map(|(delimiter, _)| *delimiter).collect();
+    match (naming.as_slice(), cutting.as_slice()) {
+        ([only], _) | ([], [only]) => Ok((*only, false)),
+        ([first, ..], _) if *first == usual => Ok((usual, false)),
+        ([_, ..], _) => Err(doubtful(&naming)),
+        ([], []) => Ok((usual, false)),
+        // The column of prompts is found by being the only one, and must not be two.
+        ([], several) => {
+            let cells = ways.iter().find(|(delimiter, _)| *delimiter == usual).map(|(_, cells)| cells.as_slice());
+            let is_clear = |cell: &String| !cell.bytes().any(|byte| DELIMITERS.contains(&byte));
+            if cuts && cells.is_some_and(|cells| cells.iter().all(is_clear)) {
+                Ok((usual, false))
+            } else {
+                Err(doubtful(several))
+            }
+        }
+    }
+}
+
+/// The delimiter that Excel's line `sep=;` tells.
+fn told(line: &[u8]) -> Option<u8> {
+    let line = line.strip_prefix(b"\"").and_then(|line| line.strip_suffix(b"\"")).unwrap_or(line);
+    let (key, value) = line.split_at_checked(4)?;
+    // Spaces at the end were cut off, and a tab is one.
+    let delimiter = match value {
+        [] => b'\t',
+        [delimiter] => *delimiter,
+        _ => return None,
+    };
+    (key.eq_ignore_ascii_case(b"sep=") && delimiter.is_ascii() && delimiter != b'"').then_some(delimiter)
 }
 
 struct Table {
     records: Records,
-    /// Number of columns.
-    width: usize,
+    /// Where the record is that was read already, if it is one of the rows.
+    first: Option<Place>,
+    /// The cells of the first record.
+    header: Vec<String>,
+    has_header: bool,
     layout: Layout,
 }
 
@@ -50,20 +151,40 @@ impl Iterator for Table {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Result<Entry>> {
-        let (place, state) = match self.records.next_record() {
-            Ok(record) => record?,
-            Err(error) => return Some(Err(error)),
-        };
-        Some(Ok(Entry::new(place, state.and_then(|()| self.parse()))))
+        loop {
+            let record = match self.first.take() {
+                Some(place) => Ok(Some((place, Ok(())))),
+                None => self.records.next_record(),
+            };
+            let (place, state) = match record {
+                Ok(record) => record?,
+                Err(error) => return Some(Err(error)),
+            };
+            if !self.records.has_mark() || !self.has_header {
+                return Some(Ok(Entry::new(place, state.and_then(|()| self.parse()))));
+            }
+            // A file that was joined to the first, with a header of its own.
+            if state.is_err() || names(&self.records) != self.header {
+                let name = &self.records.text.name;
+                return Some(Err(bad_input!(
+                    "{name}: {place}: there is a byte order mark, as where files are joined, but not the first header \
+                     behind it; read them one by one"
+                )));
+            }
+        }
     }
 }
 
 impl Table {
     fn parse(&self) -> Result<PromptRecord, String> {
-        let Self { records, width, layout } = self;
+        let Self { records, header, layout, .. } = self;
         let cells: Vec<&[u8]> = records.cells().collect();
-        if cells.len() != *width {
-            return Err(format!("{} cells where the header has {width}", cells.len()));
+        if cells.len() != header.len() {
+            let first = if self.has_header { "header" } else { "first line" };
+            return Err(format!("{} cells where the {first} has {}", cells.len(), header.len()));
+        }
+        if records.has_nul() {
+            return Err(format!("the record holds {NUL}"));
         }
         let mut draft = Draft::new(&layout.prompt_name);
         for &(place, field) in &layout.columns {
@@ -105,9 +226,9 @@ mod tests {
             wanted("id,seed\none,two\n", "id"),
             ["line 2: !\"seed\" must be a whole number between 0 and 18446744073709551615, and it is \"two\""]
         );
-        let missing = "error: rows has no column \"x\", only \"prompt\", \"id\"; name one with --prompt-column";
+        let missing = "error: rows has no column \"x\", only \"prompt\", \"id\"; name one with --prompt-column, or give --no-header if it has no header";
         assert_eq!(wanted("prompt,id\np,1\n", "x"), [missing]);
-        let unclear = "error: rows has no column \"prompt\", only \"a\", \"b\"; name one with --prompt-column";
+        let unclear = "error: rows has no column \"prompt\", only \"a\", \"b\"; name one with --prompt-column, or give --no-header if it has no header";
         assert_eq!(read("a,b\n1,2\n"), [unclear]);
     }
 
@@ -137,14 +258,14 @@ mod tests {
 
     #[test]
     fn a_bad_record_is_named_and_the_next_one_read() {
-        let rows = b"prompt,seed\na,1\nb\nc,1,2\n\xff,1\nd,7.0\n\"e\nf\",-1\ng,2\n".to_vec();
+        let rows = b"prompt,seed\na,1\nb\nc,1,2\n\xff,1\nd,7.5\n\"e\nf\",-1\ng,2\n".to_vec();
         let range = "\"seed\" must be a whole number between 0 and 18446744073709551615, and it is";
         let expected = [
             "line 2: a".to_string(),
             "line 3: !1 cells where the header has 2".into(),
             "line 4: !3 cells where the header has 2".into(),
             "line 5: !the cell in column 1 is not UTF-8; convert the file".into(),
-            format!("line 6: !{range} 7.0"),
+            format!("line 6: !{range} 7.5"),
             format!("line 7: !{range} -1"),
             "line 9: g".into(),
         ];
@@ -204,7 +325,7 @@ mod tests {
         assert_eq!((rows.len(), &*rows[0], rows[1].len()), (count, &*long.replace('3', "2"), "line 3: ".len() + 1023));
         let blank = format!("prompt\n{}a\n", "\r".repeat(MAX_BYTES + 10));
         assert_eq!(self::read(&blank).len(), 1, "blank lines are no part of a record");
-        assert_eq!(read("prompt\ra\rb"), ["line 1: a", "line 1: b"], "lines may end as they once did");
+        assert_eq!(read("prompt\ra\rb"), ["line 2: a", "line 3: b"], "lines may end as they once did");
     }
 
     #[test]

@@ -1,19 +1,102 @@
 //! JSON Lines: an object a line.
 
-use super::PromptRecord;
-use super::record::{Draft, Field, Scalar};
+use super::record::{Draft, Field, Scalar, shorten};
+use super::source::Text;
+use super::{PromptRecord, Rows, lines};
+use crate::error::some_of;
+use anyhow::Result as AnyResult;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use std::fmt;
 
-/// The record on a line, whose prompt has the key `prompt_key`, or what is wrong with it.
-pub(super) fn parse(line: &str, prompt_key: &str) -> Result<PromptRecord, String> {
+/// The rows of `text`, whose prompts have the key `wanted`. Without it that is `prompt`, or if the first object has none,
+/// its only key with a text that means nothing else.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if the text cannot be read.
+pub(super) fn rows(text: Text, wanted: Option<&str>) -> AnyResult<Rows> {
+    let (name, notices) = (text.name.clone(), text.notices.clone());
+    let told = move |key: &str| notices.note(format!("the prompts of {name} have the key {:?}", shorten(key)));
+    let mut key = wanted.map(str::to_string);
+    key.iter().for_each(|key| told(key));
+    let advice = if wanted.is_some() { "" } else { "; name the key with --prompt-column" };
+    lines::rows(text, move |line, _| {
+        if let Some(key) = &key {
+            return parse(line, key, advice);
+        }
+        let found = Texts::of(line);
+        if let Some(prompt_key) = found.prompt_key() {
+            told(&prompt_key);
+            return parse(line, key.insert(prompt_key), advice);
+        }
+        if found.count > 1 {
+            // No later line decides what an earlier one left in doubt.
+            key = Some(Field::Prompt.name().into());
+        }
+        let only = if found.keys.is_empty() { String::new() } else { format!(", only {}", some_of(&found.keys)) };
+        parse(line, Field::Prompt.name(), &format!("{only}{advice}"))
+    })
+}
+
+/// The record on a line, whose prompt has the key `prompt_key`, or what is wrong with it; if the prompt is missing, with
+/// `advice` behind it.
+fn parse(line: &str, prompt_key: &str, advice: &str) -> Result<PromptRecord, String> {
     let mut draft = Draft::new(prompt_key);
     let mut deserializer = serde_json::Deserializer::from_str(line);
     let parsed = Object(&mut draft).deserialize(&mut deserializer).and_then(|()| deserializer.end());
     parsed.map_err(|error| reason(&error))?;
-    draft.finish()
+    draft.finish().map_err(|reason| reason + advice)
+}
+
+/// The texts of an object that may be its prompt.
+#[derive(Default)]
+struct Texts {
+    has_prompt: bool,
+    /// Their keys, quoted, as many as a message shows.
+    keys: Vec<String>,
+    only: Option<String>,
+    count: usize,
+}
+
+impl Texts {
+    /// Those on a line, as far as it is an object.
+    fn of(line: &str) -> Self {
+        let mut texts = Self::default();
+        // What is wrong with the line will be seen when it is parsed.
+        let _ = serde_json::Deserializer::from_str(line).deserialize_map(&mut texts);
+        texts
+    }
+
+    /// The key of the prompts of a file with such a first line.
+    fn prompt_key(&self) -> Option<String> {
+        if self.has_prompt {
+            return Some(Field::Prompt.name().into());
+        }
+        self.only.clone().filter(|_| self.count == 1)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Texts {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, value)) = map.next_entry::<String, Scalar>()? {
+            self.has_prompt |= key == Field::Prompt.name();
+            if matches!(value, Scalar::Text(_)) && Field::of_name(&key, Field::Prompt.name()).is_none() {
+                self.count += 1;
+                if self.count <= 9 {
+                    self.keys.push(format!("{:?}", shorten(&key)));
+                    self.only = Some(key);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The error in words. Of its place only the column is of use: the line is the file's.
@@ -88,7 +171,7 @@ impl<'de> Visitor<'de> for ScalarVisitor {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Scalar, E> {
-        Ok(Scalar::Float(value))
+        Ok(Scalar::double(value))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Scalar, E> {
@@ -118,7 +201,7 @@ mod tests {
     use super::*;
 
     fn reason(line: &str) -> String {
-        parse(line, "prompt").unwrap_err()
+        parse(line, "prompt", "").unwrap_err()
     }
 
     #[test]
@@ -134,16 +217,16 @@ mod tests {
             steps: Some(2_147_483_647),
             samples: Some(1),
         };
-        assert_eq!(parse(line, "prompt").unwrap(), expected);
-        assert_eq!(parse(r#"{"text": "a", "prompt": 5}"#, "text").unwrap(), of_prompt("a"));
-        assert_eq!(parse(r#"{"prompt": "", "id": null, "seed": null}"#, "prompt").unwrap(), of_prompt(""));
-        assert_eq!(parse(r#"{"prompt": "a", "id": -5}"#, "prompt").unwrap().id.unwrap(), "-5");
+        assert_eq!(parse(line, "prompt", "").unwrap(), expected);
+        assert_eq!(parse(r#"{"text": "a", "prompt": 5}"#, "text", "").unwrap(), of_prompt("a"));
+        assert_eq!(parse(r#"{"prompt": "", "id": null, "seed": null}"#, "prompt", "").unwrap(), of_prompt(""));
+        assert_eq!(parse(r#"{"prompt": "a", "id": -5}"#, "prompt", "").unwrap().id.unwrap(), "-5");
     }
 
     #[test]
     fn a_value_of_a_wrong_type_or_size_is_named() {
         for (key, wrong) in [
-            ("seed", vec!["-1", "7.0", "18446744073709551616", "\"7\"", "true", "[1]", "{}"]),
+            ("seed", vec!["-1", "7.5", "18446744073709551616", "\"7\"", "true", "[1]", "{}"]),
             ("steps", vec!["0", "2147483648", "-1", "1.5", "\"10\""]),
             ("samples", vec!["0", "{\"a\": 1}"]),
             ("guidance_scale", vec!["\"4\"", "false", "[]"]),
@@ -179,7 +262,7 @@ mod tests {
     fn values_that_nest_deeply_are_passed_over() {
         let nested = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
         let line = |key: &str| format!(r#"{{"prompt": "a", "{key}": {nested}}}"#);
-        assert_eq!(parse(&line("other"), "prompt").unwrap(), of_prompt("a"));
+        assert_eq!(parse(&line("other"), "prompt", "").unwrap(), of_prompt("a"));
         assert!(reason(&line("id")).contains("and it is a list (column "), "{}", reason(&line("id")));
         assert!(reason(&line("id")[..1_000_000]).starts_with("the line is no JSON object: "));
     }

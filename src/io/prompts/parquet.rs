@@ -4,27 +4,33 @@
 //! `Utf8View`, dictionaries of them) are stored alike; one that is not UTF-8 spoils its row alone; and a long text that
 //! many rows of a dictionary share is in memory once.
 
+mod compact;
 pub(in crate::io) mod guard;
+mod kind;
+mod limits;
 #[cfg(test)]
 mod tests;
 
 use super::lines::MAX_BYTES;
 use super::record::{Draft, Field, Scalar};
 use super::source::Source;
-use super::table::{Column, Layout};
-use super::{Entry, Place, PromptRecord, Rows};
+use super::table::{Column, Holds, Layout};
+use super::{Entry, Notices, Place, PromptRecord, Rows};
 use crate::bad_input;
-use crate::error::{BadInput, OrBadInput};
+use crate::error::{BadInput, shorten};
 use anyhow::Result;
 use guard::guarded;
-use parquet::basic::{ConvertedType, Type};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use kind::Kind;
+use limits::{Memory, Pages, TooMuch};
+use parquet::basic::ConvertedType;
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::schema::types::{ColumnDescPtr, ColumnDescriptor};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::schema::types::Type;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::sync::Arc;
 
 /// Rows that are decoded together. Few, since texts that share their beginnings can be far larger than the file.
 const BATCH_ROWS: usize = 64;
@@ -33,65 +39,79 @@ const BATCH_ROWS: usize = 64;
 ///
 /// # Errors
 /// [`crate::error::BadInput`] if it is no Parquet file, or one without a column of prompts.
-pub(super) fn rows(source: Source, prompt_column: Option<&str>) -> Result<Rows> {
-    let (file, name) = source.file()?;
-    let file = guarded(|| SerializedFileReader::new(file))
-        .or_bad_input(|| format!("{name} is no Parquet file, or not a whole one; get it again"))?;
-    // Of nested columns (lists, structs) none can hold a value of ours.
-    let descriptors: Vec<(usize, ColumnDescPtr)> =
-        file.metadata().file_metadata().schema_descr().columns().iter().cloned().enumerate().filter(is_flat).collect();
-    let columns: Vec<Column> = descriptors
-        .iter()
-        .map(|(_, column)| Column { name: column.name().into(), is_text: kind_of(column) == Some(Kind::Text) })
-        .collect();
-    let layout = Layout::find(&name, &columns, prompt_column)?;
-    let mut columns = Vec::new();
+pub(super) fn rows(source: Source, prompt_column: Option<&str>, notices: &Notices) -> Result<Rows> {
+    let (mut file, name) = source.file()?;
+    let opened = guarded(|| {
+        limits::check_footer(&mut file)?;
+        ParquetMetaDataReader::new().parse_and_finish(&file)
+    });
+    let metadata = opened.map_err(|cause| match TooMuch::of(&cause) {
+        Some(reason) => bad_input!("{name} is not read: {reason}"),
+        None => {
+            let line = format!("{name} is no Parquet file, or not a whole one; get it again");
+            anyhow::Error::new(cause).context(BadInput(line))
+        }
+    })?;
+    let schema = metadata.file_metadata().schema_descr();
+    let writer = metadata.file_metadata().created_by().unwrap_or_default();
+    let (mut columns, mut leaves, mut next_leaf) = (Vec::new(), Vec::new(), 0);
+    for column in schema.root_schema().get_fields() {
+        let nested = nested(column);
+        let kind = schema.columns().get(next_leaf).and_then(|leaf| Kind::of(leaf, writer));
+        let holds = match (nested, kind) {
+            (Some(values), _) => Holds::Nested(values),
+            (None, Some(Kind::Text)) => Holds::Text,
+            _ => Holds::Other,
+        };
+        columns.push(Column { name: column.name().into(), holds });
+        leaves.push((next_leaf, kind));
+        next_leaf += count_leaves(column);
+    }
+    let layout = Layout::find(&name, &columns, prompt_column, "")?;
+    let mut stored = Vec::new();
     for (place, field) in layout.columns {
-        let (index, descriptor) = &descriptors[place];
-        let Some(kind) = kind_of(descriptor) else {
-            let (column, stored) = (descriptor.name(), descriptor.physical_type());
+        let (index, kind) = leaves[place];
+        let leaf = schema.column(index);
+        let Some(kind) = kind.filter(|kind| kind.suits(field)) else {
+            let (column, stored) = (leaf.name(), leaf.physical_type());
+            let needed = if field.is_text() { "texts" } else { "numbers" };
             return Err(bad_input!(
-                "{name}: column {column:?} is of a type that holds neither texts nor numbers ({stored}); rename or \
-                 convert it"
+                "{name}: column {column:?} is of a type that holds no {needed} ({stored}); rename or convert it"
             ));
         };
-        columns.push(Stored { index: *index, field, kind, is_nullable: descriptor.max_def_level() > 0 });
+        stored.push(Stored { index, field, kind, is_nullable: leaf.max_def_level() > 0 });
     }
     let prompt_name = layout.prompt_name;
-    Ok(Box::new(Table { name, file, prompt_name, columns, group: 0, open: Vec::new(), left_in_group: 0, row: 0 }))
+    notices.note(format!("the prompts of {name} are in column {:?}", shorten(&prompt_name, 40)));
+    let memory = Memory::of_file(file.metadata().map_or(0, |metadata| metadata.len()));
+    Ok(Box::new(Table {
+        name,
+        file: Arc::new(file),
+        metadata,
+        memory,
+        prompt_name,
+        columns: stored,
+        group: 0,
+        open: Vec::new(),
+        left_in_group: 0,
+        row: 0,
+    }))
 }
 
-fn is_flat((_, column): &(usize, ColumnDescPtr)) -> bool {
-    column.path().parts().len() == 1 && column.max_rep_level() == 0
-}
-
-/// What a column's stored values mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Signed,
-    Unsigned,
-    Bool,
-    Float,
-}
-
-/// The kind of a column's values, if they are of one that is read.
-fn kind_of(column: &ColumnDescriptor) -> Option<Kind> {
-    use ConvertedType as Meaning;
-    match (column.physical_type(), column.converted_type()) {
-        // Some writers leave out that bytes are text.
-        (Type::BYTE_ARRAY, Meaning::NONE | Meaning::UTF8 | Meaning::ENUM | Meaning::JSON) => Some(Kind::Text),
-        (Type::BOOLEAN, _) => Some(Kind::Bool),
-        (Type::FLOAT | Type::DOUBLE, _) => Some(Kind::Float),
-        (Type::INT32 | Type::INT64, Meaning::UINT_8 | Meaning::UINT_16 | Meaning::UINT_32 | Meaning::UINT_64) => {
-            Some(Kind::Unsigned)
-        }
-        (
-            Type::INT32 | Type::INT64,
-            Meaning::NONE | Meaning::INT_8 | Meaning::INT_16 | Meaning::INT_32 | Meaning::INT_64,
-        ) => Some(Kind::Signed),
-        _ => None,
+/// What the values of a column with parts are called.
+fn nested(column: &Type) -> Option<&'static str> {
+    let info = column.get_basic_info();
+    match info.converted_type() {
+        _ if info.has_repetition() && info.repetition() == parquet::basic::Repetition::REPEATED => Some("lists"),
+        ConvertedType::LIST => Some("lists"),
+        ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE => Some("maps"),
+        _ => column.is_group().then_some("structs"),
     }
+}
+
+/// How many columns the file has for one of the table.
+fn count_leaves(column: &Type) -> usize {
+    if column.is_group() { column.get_fields().iter().map(|field| count_leaves(field)).sum() } else { 1 }
 }
 
 /// A column to read.
@@ -105,7 +125,9 @@ struct Stored {
 
 struct Table {
     name: String,
-    file: SerializedFileReader<File>,
+    file: Arc<File>,
+    metadata: ParquetMetaData,
+    memory: Arc<Memory>,
     prompt_name: String,
     columns: Vec<Stored>,
     /// The row group to open next.
@@ -122,7 +144,7 @@ impl Iterator for Table {
 
     fn next(&mut self) -> Option<Result<Entry>> {
         while self.left_in_group == 0 {
-            if self.group >= self.file.num_row_groups() {
+            if self.group >= self.metadata.num_row_groups() {
                 return None;
             }
             if let Err(cause) = guarded(|| self.open_group()) {
@@ -141,18 +163,24 @@ impl Iterator for Table {
 impl Table {
     fn damaged(&self, row: u64, cause: ParquetError) -> anyhow::Error {
         let (name, place) = (&self.name, Place::Row(row));
-        let line = format!("{name}: {place}: the Parquet data are damaged or end too early; get the whole file again");
+        let line = match TooMuch::of(&cause) {
+            Some(reason) => format!("{name}: {place}: {reason}"),
+            None => format!("{name}: {place}: the Parquet data are damaged or end too early; get the whole file again"),
+        };
         anyhow::Error::new(cause).context(BadInput(line))
     }
 
     fn open_group(&mut self) -> Result<(), ParquetError> {
-        let group = self.file.get_row_group(self.group)?;
+        let group = self.metadata.row_group(self.group);
         self.group += 1;
-        self.left_in_group = group.metadata().num_rows().try_into().unwrap_or(0);
+        self.left_in_group = group.num_rows().try_into().unwrap_or(0);
         self.open.clear();
         for &column in &self.columns {
-            let reader = group.get_column_reader(column.index)?;
-            self.open.push(OpenColumn { column, reader, values: VecDeque::new() });
+            let chunk = group.column(column.index);
+            let pages = Pages::open(&self.file, chunk, column.is_nullable, &self.memory)?;
+            let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
+            let batch = if limits::has_prefixes(chunk) { 1 } else { BATCH_ROWS };
+            self.open.push(OpenColumn { column, reader, batch, values: VecDeque::new() });
         }
         Ok(())
     }
@@ -176,6 +204,8 @@ impl Table {
 struct OpenColumn {
     column: Stored,
     reader: ColumnReader,
+    /// Rows to decode together.
+    batch: usize,
     values: VecDeque<Value>,
 }
 
@@ -209,48 +239,51 @@ impl OpenColumn {
     }
 
     fn decode(&mut self) -> Result<(), ParquetError> {
-        let is_unsigned = self.column.kind == Kind::Unsigned;
-        let whole =
-            |signed: i64, unsigned: u64| if is_unsigned { Scalar::Unsigned(unsigned) } else { of_signed(signed) };
-        let (nullable, values) = (self.column.is_nullable, &mut self.values);
+        let Stored { kind, is_nullable: nullable, .. } = self.column;
+        let (batch, values) = (self.batch, &mut self.values);
         match &mut self.reader {
-            ColumnReader::ByteArrayColumnReader(reader) => decode(reader, nullable, values, Value::Bytes),
+            ColumnReader::ByteArrayColumnReader(reader) if kind == Kind::Text => {
+                decode(reader, batch, nullable, values, Value::Bytes)
+            }
+            ColumnReader::ByteArrayColumnReader(reader) => {
+                decode(reader, batch, nullable, values, |value| Value::Scalar(kind.of_bytes(value.data())))
+            }
+            ColumnReader::FixedLenByteArrayColumnReader(reader) => {
+                decode(reader, batch, nullable, values, |value| Value::Scalar(kind.of_bytes(value.data())))
+            }
             ColumnReader::BoolColumnReader(reader) => {
-                decode(reader, nullable, values, |value| Value::Scalar(Scalar::Bool(value)))
+                decode(reader, batch, nullable, values, |value| Value::Scalar(Scalar::Bool(value)))
             }
-            ColumnReader::Int32ColumnReader(reader) => decode(reader, nullable, values, |value| {
-                Value::Scalar(whole(value.into(), u64::from(value.cast_unsigned())))
+            ColumnReader::Int32ColumnReader(reader) => decode(reader, batch, nullable, values, |value| {
+                Value::Scalar(kind.of_whole(value.into(), value.cast_unsigned().into()))
             }),
-            ColumnReader::Int64ColumnReader(reader) => {
-                decode(reader, nullable, values, |value| Value::Scalar(whole(value, value.cast_unsigned())))
+            ColumnReader::Int64ColumnReader(reader) => decode(reader, batch, nullable, values, |value| {
+                Value::Scalar(kind.of_whole(value, value.cast_unsigned()))
+            }),
+            ColumnReader::Int96ColumnReader(reader) => {
+                decode(reader, batch, nullable, values, |value| Value::Scalar(Kind::of_int96(&value)))
             }
-            ColumnReader::FloatColumnReader(reader) => {
-                decode(reader, nullable, values, |value| Value::Scalar(Scalar::Float(value.into())))
-            }
+            ColumnReader::FloatColumnReader(reader) => decode(reader, batch, nullable, values, |value| {
+                Value::Scalar(Scalar::Float { value: value.into(), bits: f32::MANTISSA_DIGITS })
+            }),
             ColumnReader::DoubleColumnReader(reader) => {
-                decode(reader, nullable, values, |value| Value::Scalar(Scalar::Float(value)))
-            }
-            ColumnReader::Int96ColumnReader(_) | ColumnReader::FixedLenByteArrayColumnReader(_) => {
-                Err(ParquetError::General("a column is not of the type that the schema says".into()))
+                decode(reader, batch, nullable, values, |value| Value::Scalar(Scalar::double(value)))
             }
         }
     }
 }
 
-fn of_signed(value: i64) -> Scalar {
-    u64::try_from(value).map_or(Scalar::Signed(value), Scalar::Unsigned)
-}
-
 /// Decodes the next values of a column, null where there is none.
 fn decode<T: DataType>(
     reader: &mut ColumnReaderImpl<T>,
+    rows: usize,
     is_nullable: bool,
     values: &mut VecDeque<Value>,
     convert: impl Fn(T::T) -> Value,
 ) -> Result<(), ParquetError> {
     let (mut levels, mut decoded) = (Vec::new(), Vec::new());
     let levels_wanted = is_nullable.then_some(&mut levels);
-    reader.read_records(BATCH_ROWS, levels_wanted, None, &mut decoded)?;
+    reader.read_records(rows, levels_wanted, None, &mut decoded)?;
     let mut decoded = decoded.into_iter().map(convert);
     if is_nullable {
         // In a column that is not nested, level 1 is a value and level 0 is none.

@@ -42,7 +42,7 @@ impl Field {
         Self::OPTIONAL.into_iter().find(|field| field.name() == name)
     }
 
-    fn is_text(self) -> bool {
+    pub(super) fn is_text(self) -> bool {
         matches!(self, Self::Prompt | Self::Id | Self::NegativePrompt)
     }
 }
@@ -54,8 +54,14 @@ pub(super) enum Scalar {
     Bool(bool),
     Unsigned(u64),
     Signed(i64),
-    Float(f64),
+    Float {
+        value: f64,
+        /// Bits of the type that it was stored in: whole numbers of more may be rounded ones.
+        bits: u32,
+    },
     Text(String),
+    /// Something else that has a usual form as text, which may be that of a number.
+    Written(String),
     /// Something with parts, in words.
     Compound(&'static str),
 }
@@ -66,17 +72,36 @@ impl Scalar {
         if cell.is_empty() && field != Field::Prompt {
             return Self::Null;
         }
-        let number = cell.trim();
-        if field.is_text() {
-            Self::Text(cell.into())
-        } else if let Ok(number) = number.parse() {
+        if field.is_text() { Self::Text(cell.into()) } else { Self::of_number(cell) }
+    }
+
+    /// A number that is written out, or the text that it is not.
+    fn of_number(text: &str) -> Self {
+        let number = text.trim();
+        if let Ok(number) = number.parse() {
             Self::Unsigned(number)
         } else if let Ok(number) = number.parse() {
             Self::Signed(number)
         } else if let Ok(number) = number.parse() {
-            Self::Float(number)
+            Self::double(number)
         } else {
-            Self::Text(cell.into())
+            Self::Text(text.into())
+        }
+    }
+
+    /// A number of double precision.
+    pub(super) fn double(value: f64) -> Self {
+        Self::Float { value, bits: f64::MANTISSA_DIGITS }
+    }
+
+    /// The whole number that it is, also where it is stored as a float, as tools do that have no whole numbers beside
+    /// missing ones. One that a float may have been rounded to is none.
+    fn whole(self) -> Self {
+        match self {
+            Self::Float { value, bits } if value.fract() == 0.0 && value.abs() < (1_u64 << bits) as f64 => {
+                if value < 0.0 { Self::Signed(value as i64) } else { Self::Unsigned(value as u64) }
+            }
+            value => value,
         }
     }
 }
@@ -89,8 +114,9 @@ impl fmt::Display for Scalar {
             Self::Unsigned(value) => write!(formatter, "{value}"),
             Self::Signed(value) => write!(formatter, "{value}"),
             // As {:?} writes it, 7.0 is not mistaken for 7.
-            Self::Float(value) => write!(formatter, "{value:?}"),
+            Self::Float { value, .. } => write!(formatter, "{value:?}"),
             Self::Text(value) => write!(formatter, "{:?}", shorten(value)),
+            Self::Written(value) => write!(formatter, "{value}"),
             Self::Compound(words) => write!(formatter, "{words}"),
         }
     }
@@ -135,16 +161,22 @@ impl<'a> Draft<'a> {
         }
         self.seen.push(field);
         let record = &mut self.record;
+        let value = match value {
+            Scalar::Written(text) if !field.is_text() => Scalar::of_number(&text),
+            value => value,
+        };
         match (field, value) {
             (_, Scalar::Null) => {}
             (Field::Prompt, value) => {
                 record.prompt = text(name, value)?.into();
                 self.has_prompt = true;
             }
-            (Field::Id, Scalar::Unsigned(number)) => record.id = Some(number.to_string()),
-            (Field::Id, Scalar::Signed(number)) => record.id = Some(number.to_string()),
-            (Field::Id, Scalar::Text(text)) => record.id = Some(text),
-            (Field::Id, value) => return Err(wrong(name, "a text or a whole number", &value)),
+            (Field::Id, Scalar::Text(text) | Scalar::Written(text)) => record.id = Some(text),
+            (Field::Id, value) => match value.whole() {
+                Scalar::Unsigned(number) => record.id = Some(number.to_string()),
+                Scalar::Signed(number) => record.id = Some(number.to_string()),
+                value => return Err(wrong(name, "a text or a whole number", &value)),
+            },
             (Field::NegativePrompt, value) => record.negative_prompt = Some(text(name, value)?),
             (Field::Seed, value) => record.seed = Some(whole(name, value, 0, u64::MAX)?),
             (Field::GuidanceScale, value) => record.guidance_scale = Some(number(name, value)?),
@@ -168,7 +200,7 @@ fn text(name: &str, value: Scalar) -> Result<String, String> {
 }
 
 fn whole(name: &str, value: Scalar, least: u64, largest: u64) -> Result<u64, String> {
-    match value {
+    match value.whole() {
         Scalar::Unsigned(number) if (least..=largest).contains(&number) => Ok(number),
         value => Err(wrong(name, &format!("a whole number between {least} and {largest}"), &value)),
     }
@@ -178,11 +210,15 @@ fn number(name: &str, value: Scalar) -> Result<f64, String> {
     match value {
         Scalar::Unsigned(number) => Ok(number as f64),
         Scalar::Signed(number) => Ok(number as f64),
-        Scalar::Float(number) if number.is_finite() => Ok(number),
+        Scalar::Float { value, .. } if value.is_finite() => Ok(value),
         value => Err(wrong(name, "a number", &value)),
     }
 }
 
 fn wrong(name: &str, needed: &str, value: &Scalar) -> String {
-    format!("{:?} must be {needed}, and it is {value}", shorten(name))
+    let rounded = match value {
+        Scalar::Float { value, .. } if value.fract() == 0.0 => ", a float too large to be exact",
+        _ => "",
+    };
+    format!("{:?} must be {needed}, and it is {value}{rounded}", shorten(name))
 }

@@ -5,10 +5,10 @@
 //! its own line, and the next line is a record again.
 
 use super::Place;
-use super::lines::MAX_BYTES;
+use super::lines::{BYTE_ORDER_MARK, MAX_BYTES};
 use super::source::Text;
 use anyhow::Result;
-use memchr::{memchr, memchr2, memchr3};
+use memchr::{memchr, memchr2, memchr2_iter, memchr3};
 use std::io::{self, BufRead};
 
 const UNCLOSED: &str = "a quote opens in this record that is never closed; close it, or double the quotes in the cell";
@@ -25,6 +25,10 @@ pub(super) struct Records {
     taken: usize,
     /// The line that `start` is on, counted from 1.
     line: u64,
+    /// Whether the last line break was a carriage return, which a line feed belongs to.
+    was_return: bool,
+    /// Whether the current record begins with a byte order mark, as that of a file which was joined to another does.
+    has_mark: bool,
     is_at_end: bool,
     /// Whether the rest of the line that `raw` ends in is no record.
     skips_line: bool,
@@ -34,7 +38,19 @@ pub(super) struct Records {
 impl Records {
     pub(super) fn new(text: Text, delimiter: u8) -> Self {
         let (raw, scan) = (Vec::new(), Scan::default());
-        Self { text, delimiter, raw, start: 0, taken: 0, line: 1, is_at_end: false, skips_line: false, scan }
+        Self {
+            text,
+            delimiter,
+            raw,
+            start: 0,
+            taken: 0,
+            line: 1,
+            was_return: false,
+            has_mark: false,
+            is_at_end: false,
+            skips_line: false,
+            scan,
+        }
     }
 
     /// Reads the next record: where it starts, and what is wrong with its form. One that is of a wrong form ends with
@@ -50,8 +66,17 @@ impl Records {
 
     /// The cells of the record that was read last.
     pub(super) fn cells(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.scan.ends.iter().copied());
-        starts.zip(&self.scan.ends).map(|(start, end)| &self.scan.cells[start..*end])
+        self.scan.cells()
+    }
+
+    /// Whether the record that was read last came behind a byte order mark.
+    pub(super) fn has_mark(&self) -> bool {
+        self.has_mark
+    }
+
+    /// Whether there is a NUL in the record that was read last.
+    pub(super) fn has_nul(&self) -> bool {
+        memchr(0, &self.scan.cells).is_some()
     }
 
     fn read_record(&mut self) -> io::Result<Option<Result<(), String>>> {
@@ -93,24 +118,63 @@ impl Records {
 
     /// Moves on to the next record, over blank lines; whether there is one.
     fn go_to_next(&mut self) -> io::Result<bool> {
-        self.line += memchr::memchr_iter(b'\n', &self.raw[self.start..self.start + self.taken]).count() as u64;
-        self.start += std::mem::take(&mut self.taken);
+        let taken = std::mem::take(&mut self.taken);
+        self.pass(taken);
         self.scan.reset();
+        self.has_mark = false;
         if std::mem::take(&mut self.skips_line) {
             // Only now, so that a caller who gives up at the bad record does not wait for its end.
-            self.line += u64::from(self.text.reader.skip_until(b'\n')? > 0);
+            self.skip_line()?;
         }
+        let mut mark = [0; 4];
+        let mark = BYTE_ORDER_MARK.encode_utf8(&mut mark).as_bytes();
         loop {
-            match self.raw.get(self.start) {
-                Some(byte @ (b'\n' | b'\r')) => {
-                    self.line += u64::from(*byte == b'\n');
-                    self.start += 1;
+            let rest = &self.raw[self.start..];
+            let may_be_mark = rest.starts_with(&mark[..rest.len().min(mark.len())]);
+            match rest {
+                [b'\n' | b'\r', ..] => {
+                    let size = rest.iter().take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
+                    self.pass(size);
                 }
-                Some(_) => return Ok(true),
-                None if self.is_at_end => return Ok(false),
-                None => self.read_piece()?,
+                [_, ..] if may_be_mark && rest.len() >= mark.len() => {
+                    self.has_mark = true;
+                    self.pass(mark.len());
+                }
+                [_, ..] if !may_be_mark || self.is_at_end => return Ok(true),
+                [] if self.is_at_end => return Ok(false),
+                _ => self.read_piece()?,
             }
         }
+    }
+
+    /// Passes over what is left of a line.
+    fn skip_line(&mut self) -> io::Result<()> {
+        loop {
+            let available = match self.text.reader.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                available => available?,
+            };
+            let end = memchr2(b'\n', b'\r', available);
+            let size = end.map_or(available.len(), |end| end + 1);
+            self.was_return = end.is_some_and(|end| available[end] == b'\r');
+            self.text.reader.consume(size);
+            if end.is_some() || size == 0 {
+                self.line += u64::from(end.is_some());
+                return Ok(());
+            }
+        }
+    }
+
+    /// Passes over bytes that were read, and counts the lines that end in them.
+    fn pass(&mut self, size: usize) {
+        let bytes = &self.raw[self.start..self.start + size];
+        for place in memchr2_iter(b'\n', b'\r', bytes) {
+            let is_second =
+                bytes[place] == b'\n' && if place == 0 { self.was_return } else { bytes[place - 1] == b'\r' };
+            self.line += u64::from(!is_second);
+        }
+        self.was_return = bytes.last().map_or(self.was_return, |last| *last == b'\r');
+        self.start += size;
     }
 
     /// Reads on, to the end of the line at most.
@@ -130,6 +194,14 @@ impl Records {
         self.is_at_end = size == 0;
         Ok(())
     }
+}
+
+/// The cells of the first line, without spaces around them; `None` if a delimiter cannot cut it so.
+pub(super) fn split(text: &[u8], delimiter: u8) -> Option<Vec<String>> {
+    let mut scan = Scan::default();
+    let line = text.trim_ascii_start();
+    let Ended::Well = scan.go_on(line, delimiter, true) else { return None };
+    scan.cells().map(|cell| std::str::from_utf8(cell).ok().map(|cell| cell.trim().to_string())).collect()
 }
 
 /// How far a record was looked through. It is looked through once, however many pieces it comes in.
@@ -162,6 +234,11 @@ enum Ended {
 }
 
 impl Scan {
+    fn cells(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.cells[start..*end])
+    }
+
     fn reset(&mut self) {
         self.cells.clear();
         self.ends.clear();

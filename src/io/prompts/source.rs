@@ -1,52 +1,21 @@
 //! Where prompts come from: a file or standard input, decompressed and decoded.
 
-use super::Place;
-use super::utf16::Utf16;
+use super::compression::{Compression, Refused};
+use super::encoding::{Decoder, Encoding};
+use super::peek::Peek;
+use super::{Notices, Place};
 use crate::bad_input;
 use crate::error::{BadInput, OrBadInput};
 use anyhow::{Context, Result};
-use flate2::bufread::MultiGzDecoder;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 /// What is read ahead of need, where it has arrived.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// How a file is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
-    Gzip,
-    Zstd,
-}
-
-impl Compression {
-    const ALL: [Self; 2] = [Self::Gzip, Self::Zstd];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-        }
-    }
-
-    /// The bytes that such a file starts with: RFC 1952, section 2.3.1, and RFC 8878, section 3.1.1.
-    fn mark(self) -> &'static [u8] {
-        match self {
-            Self::Gzip => b"\x1f\x8b",
-            Self::Zstd => b"\x28\xb5\x2f\xfd",
-        }
-    }
-}
-
-/// The compression that a file name tells of.
-pub(super) fn compression_of(path: &Path) -> Option<Compression> {
-    match path.extension()?.to_string_lossy().to_lowercase().as_str() {
-        "gz" => Some(Compression::Gzip),
-        "zst" => Some(Compression::Zstd),
-        _ => None,
-    }
-}
+/// How far a text is looked into where its form is not plain: a file so far, of a stream the first line that is not blank.
+const SAMPLE_BYTES: usize = 64 * 1024;
 
 /// A file or standard input, open and not read yet.
 pub(super) struct Source {
@@ -78,7 +47,7 @@ impl Source {
         }
         let input = if metadata.is_file() { Input::File(file) } else { Input::Stream(Box::new(file)) };
         let waits = matches!(input, Input::Stream(_));
-        Ok(Self { name, waits, compression: compression_of(path), input })
+        Ok(Self { name, waits, compression: Compression::of_path(path), input })
     }
 
     /// A source that cannot be read twice and may have to be waited for.
@@ -86,14 +55,16 @@ impl Source {
         Self { name: name.into(), waits: true, compression: None, input: Input::Stream(Box::new(stream)) }
     }
 
-    /// Its text, decompressed and in UTF-8 without a byte order mark; not every byte of it need be valid.
-    pub(super) fn text(self) -> Result<Text> {
+    /// Its text, decompressed and in UTF-8 without a byte order mark; not every byte of it need be valid. What is odd about
+    /// it goes to `notices`.
+    pub(super) fn text(self, notices: &Notices) -> Result<Text> {
         let stream: Box<dyn Read + Send> = match self.input {
             Input::File(file) => Box::new(file),
             Input::Stream(stream) => stream,
         };
-        let mut text = Text { name: self.name, compression: self.compression, reader: Box::new(io::empty()) };
-        match text.decode(BufReader::with_capacity(BUFFER_BYTES, stream)) {
+        let (reader, notices): (Box<dyn BufRead + Send>, _) = (Box::new(io::empty()), notices.clone());
+        let mut text = Text { name: self.name, compression: self.compression, reader: Peek::new(reader), notices };
+        match text.decode(BufReader::with_capacity(BUFFER_BYTES, stream), self.waits) {
             Ok(()) => Ok(text),
             Err(cause) => Err(text.broken(Place::Line(1), cause)),
         }
@@ -127,48 +98,83 @@ pub(super) struct Text {
     /// What messages call it.
     pub name: String,
     /// The text.
-    pub reader: Box<dyn BufRead + Send>,
+    pub reader: Peek<Box<dyn BufRead + Send>>,
+    /// Where what is odd about it goes.
+    pub notices: Notices,
     compression: Option<Compression>,
 }
 
 impl Text {
-    fn decode(&mut self, mut input: impl BufRead + Send + 'static) -> io::Result<()> {
-        let start = read_mark(&mut input, &Compression::ALL.map(Compression::mark))?;
+    fn decode(&mut self, input: impl BufRead + Send + 'static, waits: bool) -> io::Result<()> {
+        let mut input = Peek::new(input);
+        let mut start = Vec::new();
+        // No further than it takes to tell: more may never arrive.
+        input.peek(|byte| {
+            start.push(byte);
+            !Compression::ALL.iter().any(|one| one.mark().len() > start.len() && one.mark().starts_with(&start))
+        })?;
         let found = Compression::ALL.into_iter().find(|compression| compression.mark() == start);
         self.compression = self.compression.or(found);
-        let input = Cursor::new(start).chain(input);
-        match self.compression {
-            None => self.reader = Box::new(input),
+        self.reader = match self.compression {
+            None => Peek::new(Box::new(input)),
             Some(compression) => {
-                let decoder: Box<dyn Read + Send> = match compression {
-                    Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
-                    Compression::Zstd => Box::new(zstd::Decoder::with_buffer(input)?),
-                };
-                self.reader = Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder));
+                Peek::new(Box::new(BufReader::with_capacity(BUFFER_BYTES, compression.unpack(input)?)))
             }
+        };
+        let (mut length, mut is_blank) = (0, true);
+        let sample = self.reader.peek(|byte| {
+            length += 1;
+            is_blank &= matches!(byte, b'\0' | b'\t' | b'\n' | b'\r' | b' ');
+            length == SAMPLE_BYTES || waits && !is_blank && matches!(byte, b'\n' | b'\r')
+        })?;
+        let (encoding, mark) = Encoding::detect(sample);
+        self.reader.consume(mark);
+        if let Encoding::Units { width, is_big } = encoding {
+            if mark == 0 {
+                self.notices.note(format!("{} is {} without a byte order mark", self.name, encoding.name()));
+            }
+            let reader = std::mem::replace(&mut self.reader, Peek::new(Box::new(io::empty())));
+            self.reader = Peek::new(Box::new(Decoder::new(reader, width, is_big)));
         }
-        self.decode_utf16()
+        Ok(())
     }
 
-    fn decode_utf16(&mut self) -> io::Result<()> {
-        const MARKS: [&[u8]; 3] = [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"];
-        let start = read_mark(&mut self.reader, &MARKS)?;
-        let reader = std::mem::replace(&mut self.reader, Box::new(io::empty()));
-        self.reader = match start.as_slice() {
-            b"\xef\xbb\xbf" => reader,
-            b"\xff\xfe" => Box::new(Utf16::new(reader, encoding_rs::UTF_16LE)),
-            b"\xfe\xff" => Box::new(Utf16::new(reader, encoding_rs::UTF_16BE)),
-            _ => Box::new(Cursor::new(start).chain(reader)),
-        };
-        Ok(())
+    /// The byte that lines end in: a line feed, perhaps behind a carriage return, unless there are carriage returns and
+    /// not one line feed.
+    pub(super) fn line_ending(&mut self) -> io::Result<u8> {
+        let mut length = 0;
+        let sample = self.reader.peek(|byte| {
+            length += 1;
+            length == SAMPLE_BYTES || byte == b'\n'
+        })?;
+        // A line feed may follow on the last byte.
+        let known = if sample.len() == SAMPLE_BYTES { &sample[..SAMPLE_BYTES - 1] } else { sample };
+        if sample.contains(&b'\n') || !known.contains(&b'\r') {
+            return Ok(b'\n');
+        }
+        self.notices.note(format!("the lines of {} end in carriage returns", self.name));
+        Ok(b'\r')
+    }
+
+    /// The start of the text, up to the end of the first line that is not blank.
+    pub(super) fn first_line(&mut self) -> io::Result<&[u8]> {
+        let (mut length, mut is_blank) = (0, true);
+        self.reader.peek(|byte| {
+            length += 1;
+            let ends = matches!(byte, b'\n' | b'\r');
+            is_blank &= ends;
+            length == SAMPLE_BYTES || ends && !is_blank
+        })
     }
 
     /// The error that reading on at `place` ended in.
     pub(super) fn broken(&self, place: Place, cause: io::Error) -> anyhow::Error {
         let name = &self.name;
+        let refused = cause.get_ref().and_then(|cause| cause.downcast_ref::<Refused>());
         // What the system reports is no fault of the data.
-        let line = match self.compression {
-            Some(compression) if cause.raw_os_error().is_none() => {
+        let line = match (self.compression, refused) {
+            (_, Some(reason)) => format!("{name}: {place}: {reason}"),
+            (Some(compression), None) if cause.raw_os_error().is_none() => {
                 let compression = compression.name();
                 format!(
                     "{name}: {place}: the {compression} data are damaged or end too early; get the whole file again"
@@ -178,16 +184,4 @@ impl Text {
         };
         anyhow::Error::new(cause).context(BadInput(line))
     }
-}
-
-/// Reads the start of `input`: as many bytes as it takes to tell whether it is one of `marks`, and no more, since more
-/// may never arrive.
-fn read_mark(input: &mut impl BufRead, marks: &[&[u8]]) -> io::Result<Vec<u8>> {
-    let mut start = Vec::new();
-    let mut bytes = input.by_ref().bytes();
-    while marks.iter().any(|mark| mark.len() > start.len() && mark.starts_with(&start)) {
-        let Some(byte) = bytes.next().transpose()? else { break };
-        start.push(byte);
-    }
-    Ok(start)
 }

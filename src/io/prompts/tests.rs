@@ -1,5 +1,7 @@
 //! Tests of what the formats have in common, and what the formats' own tests share.
 
+mod dialects;
+
 use super::source::Source;
 use super::*;
 use ::parquet::arrow::ArrowWriter;
@@ -16,11 +18,9 @@ pub(super) fn read_stream(
     format: PromptFormat,
     prompt_column: Option<&str>,
 ) -> Vec<String> {
-    let source = Source::of_stream("rows", stream);
-    match PromptReader::of_source(source, format, prompt_column.map(str::to_string)) {
-        Ok(reader) => reader.map(summary).collect(),
-        Err(error) => vec![summary(Err(error))],
-    }
+    let options = ReadOptions { prompt_column: prompt_column.map(str::to_string), ..ReadOptions::default() };
+    let reader = PromptReader::of_source(Source::of_stream("rows", stream), format, options);
+    reader.map_or_else(|error| vec![summary(Err(error))], |reader| reader.map(summary).collect())
 }
 
 /// What [`read_stream`] gives for a stream of these bytes.
@@ -37,7 +37,7 @@ pub(super) fn record(bytes: impl Into<Vec<u8>>, format: PromptFormat) -> PromptR
 
 fn records(bytes: Vec<u8>, format: PromptFormat) -> Vec<PromptRecord> {
     let source = Source::of_stream("rows", Cursor::new(bytes));
-    let reader = PromptReader::of_source(source, format, None).unwrap();
+    let reader = PromptReader::of_source(source, format, ReadOptions::default()).unwrap();
     let record_of = |entry: Result<Entry>| match entry.unwrap() {
         Entry::Prompt { record, .. } => record,
         Entry::Bad(row) => panic!("{row}"),
@@ -68,7 +68,8 @@ impl Dribble {
         let given = Arc::new(AtomicUsize::new(0));
         let stream =
             Self { pieces: pieces.iter().map(|piece| piece.as_ref().to_vec()).collect(), given: given.clone() };
-        let mut reader = PromptReader::of_source(Source::of_stream("rows", stream), format, None).unwrap();
+        let mut reader =
+            PromptReader::of_source(Source::of_stream("rows", stream), format, ReadOptions::default()).unwrap();
         assert_eq!(given.load(Ordering::SeqCst), 0, "something was read before it was asked for");
         assert_eq!(summary(reader.next().unwrap()), entry);
         assert_eq!(given.load(Ordering::SeqCst), needed, "pieces read for {entry:?}");
@@ -102,8 +103,8 @@ fn utf16(text: &str, bytes_of: fn(u16) -> [u8; 2]) -> Vec<u8> {
 
 #[test]
 fn a_line_of_text_is_a_prompt_without_its_end() {
-    let read = read_with("a red apple\r\n\n  \n two  spaces \nnul \0 and é\r", PromptFormat::Text, None);
-    assert_eq!(read, ["line 1: a red apple", "line 4:  two  spaces ", "line 5: nul \0 and é"]);
+    let read = read_with("a red apple\r\n\n  \n two  spaces \nmany\r\r\nand é\r", PromptFormat::Text, None);
+    assert_eq!(read, ["line 1: a red apple", "line 4:  two  spaces ", "line 5: many", "line 6: and é"]);
     assert!(read_with("", PromptFormat::Text, None).is_empty());
     assert!(read_with("\n\n", PromptFormat::Text, None).is_empty());
 }
@@ -189,7 +190,7 @@ fn a_line_that_is_too_long_is_named_and_the_next_one_read() {
     assert_eq!((read[0].len(), &*read[1]), ("line 1: ".len() + lines::MAX_BYTES, "line 2: b"));
     // The first entry of a stream without end is there, and what comes after it is not waited for.
     let source = Source::of_stream("rows", io::repeat(b'x'));
-    let first = PromptReader::of_source(source, PromptFormat::Text, None).unwrap().next().unwrap();
+    let first = PromptReader::of_source(source, PromptFormat::Text, ReadOptions::default()).unwrap().next().unwrap();
     assert_eq!(summary(first), format!("line 1: {reason}"));
 }
 
@@ -241,7 +242,7 @@ fn files_are_opened_by_name_and_checked_at_once() {
         std::fs::write(&path, bytes).unwrap();
         path
     };
-    let open = |path: &Path, format| PromptReader::open(path, &ReadOptions { format, prompt_column: None });
+    let open = |path: &Path, format| PromptReader::open(path, &ReadOptions { format, ..ReadOptions::default() });
     let refused = |path: &Path, format| {
         let error = open(path, format).err().unwrap();
         assert_eq!(crate::error::exit_code(&error), 2);
@@ -259,7 +260,7 @@ fn files_are_opened_by_name_and_checked_at_once() {
     assert!(refused(&path("d.parquet.gz", b""), None).contains("unpack it"));
     assert!(refused(folder.path(), None).contains("is a folder"));
     assert!(refused(&folder.path().join("none.txt"), None).contains("cannot read the prompts file"));
-    let options = ReadOptions { format: None, prompt_column: Some("caption".into()) };
+    let options = ReadOptions { prompt_column: Some("caption".into()), ..ReadOptions::default() };
     let error = PromptReader::open(&path("e.txt", b"a\n"), &options).err().unwrap();
     assert!(error.to_string().contains("--prompt-column"), "{error}");
     assert!(read(&path("f.txt", b"\n \r\n")).is_empty());
@@ -275,7 +276,7 @@ fn a_reader_can_go_to_another_thread() {
 fn any_record() -> impl Strategy<Value = PromptRecord> {
     let id = proptest::option::of("\\PC{1,8}");
     let numbers = (proptest::option::of(any::<u64>()), proptest::option::of(-1e6..1e6));
-    (id, "[^\\r\\n\u{feff}]{0,20}", numbers).prop_map(|(id, prompt, (seed, guidance_scale))| PromptRecord {
+    (id, "[^\\x00\\r\\n\u{feff}]{0,20}", numbers).prop_map(|(id, prompt, (seed, guidance_scale))| PromptRecord {
         id,
         prompt: prompt.into(),
         seed,
