@@ -1,7 +1,7 @@
 //! The hub's routes over HTTP: what a repository holds, what a file is, and what it contains.
 //!
-//! Redirects are followed here and not by the HTTP library, because they are part of what the hub says: the answer before
-//! the first redirect to another host has the file's size and hash, and what comes after must not see the user's token.
+//! Redirects are followed here and not by the HTTP library, because they are part of what the hub says: the answer that
+//! redirects to a large file has its size and hash, and another host must not see the user's token.
 
 use super::cache::blob_name;
 use super::failure::{self, Failure, Place};

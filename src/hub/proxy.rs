@@ -165,7 +165,7 @@ mod tests {
             ("hub.example", &["https://hub.example", "https://a.hub.example./x"], &["https://myhub.example"]),
             (".hub.example", &["https://hub.example", "https://a.hub.example"], &["https://myhub.example"]),
             ("*.Hub.Example.", &["https://hub.example", "https://a.hub.example"], &["https://example"]),
-            ("hub.example:8080", &["http://a.hub.example:8080"], &["http://hub.example", "http://hub.example:80801"]),
+            ("hub.example:8080", &["http://a.hub.example:8080"], &["http://hub.example", "http://hub.example:18080"]),
             ("hub.example:443", &["https://hub.example", "http://hub.example:443"], &["http://hub.example"]),
             ("a.example, b.example\tc.example", &["http://a.example", "http://b.example", "http://c.example"], &[]),
             ("other.example,*", &["http://hub.example", "http://[::1]:8080", "http://10.0.0.1"], &[]),

@@ -118,6 +118,12 @@ fn servers_that_fail() {
     refused("api/models", Fault::Answer(429, vec![("retry-after", "900".into())]), 1, &["900 s"]);
     refused("api/models", Fault::Answer(502, now.clone()), 1, &["in trouble", "502"]);
     refused("api/models", Fault::Body("<html>log in</html>".into()), 1, &["no listing", "HF_ENDPOINT"]);
+    let many = Fault::Header("x-many", "y".repeat(200_000));
+    refused("api/models", many, 1, &["more than the hub ever says"]);
+    // What a length says that cannot be is not made room for.
+    place.server.reset();
+    place.server.fail("cdn GET", 2, Fault::Header("content-length", u64::MAX.to_string()));
+    assert_done(place.download(REPOSITORY).args(["--cache-dir"]).arg(place.work.path("hf/huge")));
     let circle = format!("/api/models/{REPOSITORY}/revision/main");
     refused("api/models", Fault::Answer(307, vec![("location", circle)]), 1, &["in circles"]);
     refused("api/models", Fault::Answer(302, vec![("location", "file:///etc/passwd".into())]), 1, &["redirects"]);
