@@ -15,7 +15,8 @@ from pathlib import Path
 
 from built import BINARY
 
-FORMS = {"npy": ("--out", "embs.npy"), "parquet": ("--out", "embs.parquet"), "folder": ("--out-dir", "embs")}
+FILES = ("npy", "npz", "safetensors", "jsonl", "parquet")
+FORMS = {form: ("--out", f"embs.{form}") for form in FILES} | {"folder": ("--out-dir", "embs")}
 
 
 def contents(path):

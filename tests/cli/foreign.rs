@@ -12,9 +12,12 @@ fn make_pipe(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
 }
 
+/// Puts something in a place.
+type Plant = fn(&Path);
+
 #[test]
 fn what_is_in_the_place_of_the_hidden_folder_stays_whoever_put_it_there() {
-    let kinds: [(&str, fn(&Path)); 5] = [
+    let kinds: [(&str, Plant); 5] = [
         ("no folder", |path| symlink("precious", path).unwrap()),
         ("no folder", |path| symlink("none", path).unwrap()),
         ("no regular file", |path| {

@@ -4,6 +4,7 @@ use super::*;
 use crate::error::exit_code;
 use crate::io::shard::Shard;
 use crate::io::writer::tests::{FORMATS, Run, contents, options};
+use parquet::file::metadata::{ColumnChunkMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter};
 use std::fs;
 use tempfile::TempDir;
 
@@ -191,6 +192,48 @@ fn bytes_changed_anywhere_never_panic_nor_reach_the_whole() {
                 assert!(contents(&out) == contents(&shards.whole), "{format:?}: byte {place}");
                 fs::remove_file(out).unwrap();
             }
+        }
+    }
+}
+
+/// Changes where a Parquet file says that its columns are.
+fn damage_columns(path: &std::path::Path, change: impl Fn(ColumnChunkMetaDataBuilder) -> ColumnChunkMetaDataBuilder) {
+    let bytes = fs::read(path).unwrap();
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&fs::File::open(path).unwrap()).unwrap();
+    let footer = u32::from_le_bytes(bytes[bytes.len() - 8..bytes.len() - 4].try_into().unwrap()) as usize;
+    let groups = metadata.row_groups().iter().map(|group| {
+        let columns = group.columns().iter().map(|column| change(column.clone().into_builder()).build().unwrap());
+        let columns = columns.collect();
+        group.clone().into_builder().set_column_metadata(columns).build().unwrap()
+    });
+    let groups = groups.collect();
+    let metadata = metadata.into_builder().set_row_groups(groups).build();
+    let mut damaged = bytes[..bytes.len() - 8 - footer].to_vec();
+    ParquetMetaDataWriter::new(&mut damaged, &metadata).finish().unwrap();
+    fs::write(path, damaged).unwrap();
+}
+
+#[test]
+fn damaged_places_of_columns_are_an_error_and_no_panic() {
+    let changes: [fn(ColumnChunkMetaDataBuilder) -> ColumnChunkMetaDataBuilder; 6] = [
+        |column| column.set_data_page_offset(-5),
+        |column| column.set_data_page_offset(i64::MIN),
+        |column| column.set_data_page_offset(1 << 40),
+        |column| column.set_dictionary_page_offset(Some(-1)),
+        |column| column.set_total_compressed_size(-1),
+        |column| column.set_total_compressed_size(i64::MAX / 16),
+    ];
+    for format in [OutputFormat::Parquet, OutputFormat::Folder] {
+        let shards = Shards::new(format, 2, STRIDED);
+        let file = match format {
+            OutputFormat::Folder => shards.parts[1].join("metadata/metadata_0001.parquet"),
+            _ => shards.parts[1].clone(),
+        };
+        let whole = fs::read(&file).unwrap();
+        for change in changes {
+            fs::write(&file, &whole).unwrap();
+            damage_columns(&file, change);
+            shards.assert_refused(&shards.parts, "is damaged");
         }
     }
 }

@@ -121,10 +121,8 @@ impl FileWriter {
         let encode = |content: Content| store::encode(batch, content, self.encoding);
         let parts = self.working.data.iter().map(|file| encode(file.content)).collect::<Result<Vec<_>>>()?;
         let runs = self.shard.map(|_| self.runs(batch)).transpose()?;
-        let appended = self.working.append(&parts, batch.rows.len() as u64, dim, runs);
-        self.broken = appended.is_err();
         self.dim = Some(dim);
-        appended.map_err(|failure| self.kept(failure))
+        self.working.append(&parts, batch.rows.len() as u64, dim, runs).map_err(|failure| self.kept(failure))
     }
 
     /// The numbers of a batch's rows, which come after those before.
@@ -149,6 +147,7 @@ impl FileWriter {
 
     /// A failure while rows are written, with what the user can do.
     fn kept(&mut self, Failure { path, error }: Failure) -> Error {
+        self.broken = true;
         // What cannot be synced does not count either.
         let _ = self.working.sync();
         let rows = self.working.rows();

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 /// A user that nobody is.
 const NOBODY: u32 = 65534;
 
+/// Puts something in a place.
+type Plant = fn(&Place, &Path);
+
 /// A folder to write in, and precious files elsewhere.
 struct Place {
     folder: TempDir,
@@ -80,7 +83,7 @@ fn stop(place: &Place, format: OutputFormat) -> (WriteOptions, PathBuf) {
 
 #[test]
 fn what_is_no_hidden_folder_of_ours_is_in_the_way() {
-    let kinds: [(&str, fn(&Place, &Path)); 12] = [
+    let kinds: [(&str, Plant); 12] = [
         ("a link to a folder", |place, path| symlink(place.elsewhere.path().join("folder"), path).unwrap()),
         ("a dangling link", |place, path| symlink(place.elsewhere.path().join("none"), path).unwrap()),
         ("a link to itself", |_, path| symlink(path, path).unwrap()),
@@ -138,7 +141,7 @@ fn what_is_no_hidden_folder_of_ours_is_in_the_way() {
 #[test]
 fn nothing_is_written_through_what_is_put_into_a_hidden_folder() {
     for name in ["image_embeds", "negative_image_embeds", "rows", "output-0", "record-0.json", "replaced"] {
-        let kinds: [fn(&Place, &Path); 4] = [
+        let kinds: [Plant; 4] = [
             |place, path| symlink(place.precious(), path).unwrap(),
             |place, path| symlink(place.elsewhere.path().join("folder"), path).unwrap(),
             |place, path| fs::hard_link(place.precious(), path).unwrap(),
