@@ -136,7 +136,7 @@ impl Lora {
         let mut layers = Vec::new();
         let mut left_out = Vec::new();
         for (module, names) in group(&checkpoint)? {
-            let config = config.as_ref().filter(|_| names.is_peft);
+            let config = config.as_ref().filter(|config| config.is_in_header || names.is_peft);
             if config.map_or(Ok(true), |config| config.targets(&module))? {
                 layers.push(read_layer(&checkpoint, module, &names, config, scale)?);
             } else {
@@ -168,7 +168,8 @@ impl Lora {
             hasher.update(target);
             hasher.update((scale * strength).to_le_bytes());
             if let Some(base) = base {
-                hasher.update(format!("{base:?} {scale:?}"));
+                hasher.update([*base as u8]);
+                hasher.update(scale.to_le_bytes());
             }
             for tensor in [down, up] {
                 let mut values = vec![0_f32; tensor.numel()];

@@ -154,6 +154,8 @@ impl Config for Fields {
 pub(super) struct AdapterConfig {
     /// What messages call it.
     origin: String,
+    /// Whether the LoRA's own file holds it. What lies beside a file is for names as PEFT writes them.
+    pub(super) is_in_header: bool,
     rank: Option<i64>,
     rank_pattern: Vec<(Pattern, i64)>,
     alpha: f64,
@@ -200,7 +202,7 @@ impl AdapterConfig {
         let entry: IndexMap<String, Ordered> =
             entry.into_iter().filter_map(|(key, value)| Some((plain(&key)?, value))).collect();
         let mut config = Self::parse(&serde_json::to_string(&entry)?, origin)?;
-        config.targets = None;
+        (config.is_in_header, config.targets) = (true, None);
         Ok(config)
     }
 
@@ -228,6 +230,7 @@ impl AdapterConfig {
         }
         Ok(Self {
             origin,
+            is_in_header: false,
             rank: fields.r,
             rank_pattern: patterns(fields.rank_pattern)?,
             alpha: fields.lora_alpha,
