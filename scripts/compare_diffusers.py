@@ -128,7 +128,8 @@ def random_lora(draw, prior, folder):
         save_accelerator_state(folder, [tensors], [optimizer], [], [], 0, 0, safe_serialization=draw.random() < 0.7)
         return changed, kind
     init = draw.choice(INITIALIZATIONS)
-    ranks = [2] if init in ("orthogonal", "mica") else [1, 2]
+    # Some need an even rank, and some may be given a higher one than a matrix has.
+    ranks = {"orthogonal": [2], "mica": [2], "pissa": [1, 2, 9], "olora": [1, 2, 9]}.get(init, [1, 2])
     options = dict(
         r=draw.choice(ranks),
         lora_alpha=draw.randint(1, 9),

@@ -275,10 +275,12 @@ fn read_layer(
             ));
         }
     };
-    if let Some(config) = config
-        && let Some(wanted) = config.rank(&module)?.filter(|wanted| *wanted != rank)
-    {
-        return Err(bad_input!("{origin}: {down_name} has rank {rank}, and {} says {wanted}", config.origin()));
+    let base = config.and_then(|config| config.base);
+    let said = config.map_or(Ok(None), |config| config.rank(&module))?;
+    // A part of a matrix has no higher rank than the matrix; the strength goes by what is said.
+    let largest = if base.is_some() { down.size()[1].min(up.size()[0]) } else { i64::MAX };
+    if let (Some(config), Some(said)) = (config, said.filter(|said| (*said).min(largest) != rank)) {
+        return Err(bad_input!("{origin}: {down_name} has rank {rank}, and {} says {said}", config.origin()));
     }
     let strength = match (&names.alpha, config) {
         (Some(name), _) => {
@@ -288,10 +290,9 @@ fn read_layer(
             }
             alpha.f_reshape([-1])?.f_double_value(&[0])? / rank as f64
         }
-        (None, Some(config)) => config.strength(&module, rank)?,
+        (None, Some(config)) => config.strength(&module, said.unwrap_or(rank))?,
         (None, None) => 1.0,
     };
-    let base = config.and_then(|config| config.base);
     if base.is_some_and(|base| !base.has_strength(strength)) {
         return Err(bad_input!("{origin}: {down_name} has the strength {strength}, with which no such LoRA can begin"));
     }

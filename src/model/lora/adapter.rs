@@ -123,6 +123,10 @@ impl Config for Fields {
     const WARNS_OF_UNKNOWN_KEYS: bool = false;
 
     fn validate(&self) -> Result<()> {
+        let mut ranks = self.rank_pattern.iter().flat_map(IndexMap::values).chain(&self.r);
+        if let Some(rank) = ranks.find(|rank| **rank < 1) {
+            return Err(bad_input!("a rank is {rank}, it must be at least 1"));
+        }
         if let Some(other) = self.peft_type.as_deref().filter(|kind| *kind != "LORA") {
             return Err(bad_input!("peft_type {other:?} is not supported; only \"LORA\" is"));
         }
