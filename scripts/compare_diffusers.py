@@ -128,7 +128,8 @@ def random_lora(draw, prior, folder):
         save_accelerator_state(folder, [tensors], [optimizer], [], [], 0, 0, safe_serialization=draw.random() < 0.7)
         return changed, kind
     init = draw.choice(INITIALIZATIONS)
-    ranks = [2] if init in ("orthogonal", "mica") else [1, 2]
+    # Some need an even rank, and some may be given a higher one than a matrix has.
+    ranks = {"orthogonal": [2], "mica": [2], "pissa": [1, 2, 9], "olora": [1, 2, 9]}.get(init, [1, 2])
     options = dict(
         r=draw.choice(ranks),
         lora_alpha=draw.randint(1, 9),
@@ -169,15 +170,10 @@ def convert(draw, binary, spec, folder, work):
     other, out = work / "other", work / "converted"
     act = draw.choice(["silu", "gelu", "relu"])
     # The same sizes: only its own configuration tells how the prior computes.
-    save_pipeline(
-        replace(
-            spec,
-            prior_heads=spec.prior_head_dim,
-            prior_head_dim=spec.prior_heads,
-            prior=spec.prior | {"time_embed_act_fn": act},
-        ),
-        other,
-    )
+    swapped = dict(prior_heads=spec.prior_head_dim, prior_head_dim=spec.prior_heads)
+    save_pipeline(replace(spec, prior=spec.prior | {"time_embed_act_fn": act}, **swapped), work / "another")
+    shutil.copytree(folder, other, ignore=lambda parent, names: ["prior"] if Path(parent) == folder else [])
+    shutil.copytree(work / "another" / "prior", other / "prior")
     files = [folder / "prior", *folder.glob("prior/diffusion_pytorch_model.safetensors")]
     if (folder / "prior" / "diffusion_pytorch_model.safetensors.index.json").exists():
         # Whether the file is what counts is what the folder tells.

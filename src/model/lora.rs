@@ -136,7 +136,7 @@ impl Lora {
         let mut layers = Vec::new();
         let mut left_out = Vec::new();
         for (module, names) in group(&checkpoint)? {
-            let config = config.as_ref().filter(|_| names.is_peft);
+            let config = config.as_ref().filter(|config| config.is_in_header || names.is_peft);
             if config.map_or(Ok(true), |config| config.targets(&module))? {
                 layers.push(read_layer(&checkpoint, module, &names, config, scale)?);
             } else {
@@ -168,7 +168,8 @@ impl Lora {
             hasher.update(target);
             hasher.update((scale * strength).to_le_bytes());
             if let Some(base) = base {
-                hasher.update(format!("{base:?} {scale:?}"));
+                hasher.update([*base as u8]);
+                hasher.update(scale.to_le_bytes());
             }
             for tensor in [down, up] {
                 let mut values = vec![0_f32; tensor.numel()];
@@ -274,10 +275,12 @@ fn read_layer(
             ));
         }
     };
-    if let Some(config) = config
-        && let Some(wanted) = config.rank(&module)?.filter(|wanted| *wanted != rank)
-    {
-        return Err(bad_input!("{origin}: {down_name} has rank {rank}, and {} says {wanted}", config.origin()));
+    let base = config.and_then(|config| config.base);
+    let said = config.map_or(Ok(None), |config| config.rank(&module))?;
+    // A part of a matrix has no higher rank than the matrix; the strength goes by what is said.
+    let largest = if base.is_some() { down.size()[1].min(up.size()[0]) } else { i64::MAX };
+    if let (Some(config), Some(said)) = (config, said.filter(|said| (*said).min(largest) != rank)) {
+        return Err(bad_input!("{origin}: {down_name} has rank {rank}, and {} says {said}", config.origin()));
     }
     let strength = match (&names.alpha, config) {
         (Some(name), _) => {
@@ -287,10 +290,9 @@ fn read_layer(
             }
             alpha.f_reshape([-1])?.f_double_value(&[0])? / rank as f64
         }
-        (None, Some(config)) => config.strength(&module, rank)?,
+        (None, Some(config)) => config.strength(&module, said.unwrap_or(rank))?,
         (None, None) => 1.0,
     };
-    let base = config.and_then(|config| config.base);
     if base.is_some_and(|base| !base.has_strength(strength)) {
         return Err(bad_input!("{origin}: {down_name} has the strength {strength}, with which no such LoRA can begin"));
     }

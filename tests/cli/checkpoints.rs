@@ -249,6 +249,7 @@ fn stale_weights_are_left_where_the_libraries_leave_them() {
         let mut command = place.bare();
         command.args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npy"]);
         assert!(assert_done(&mut command).contains("00001-of-0"), "the index is not told of");
+        fs::remove_file(place.path("e.npy")).unwrap();
         fs::remove_file(stale).unwrap();
         assert_weights_refused(&place, &["model/prior", "which is not there"]);
     }

@@ -106,6 +106,20 @@ fn folders_as_training_leaves_them_are_read() {
     assert_refused(&place, &mut command, 2, &["cat.safetensors, dog.safetensors"]);
 }
 
+#[test]
+fn a_header_counts_whatever_the_names_are() {
+    let place = Workplace::new();
+    let lora = fixtures().join("checkpoints/lora/diffusers_pissa");
+    let bytes = fs::read(lora.join("pytorch_lora_weights.safetensors")).unwrap();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&bytes[8..start]).unwrap();
+    let header = header.replace(".lora_A.weight", ".lora.down.weight").replace(".lora_B.weight", ".lora.up.weight");
+    let renamed = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[start..]].concat();
+    fs::write(place.path("renamed.safetensors"), renamed).unwrap();
+    let expected = embed(&place, &model(), &["--lora", lora.to_str().unwrap()]);
+    assert_eq!(embed(&place, &model(), &["--lora", "renamed.safetensors"]), expected);
+}
+
 /// `{name: tensor}` of many tensors `(1, 4096)` and `(4096, 1)`, all of the one storage `0`.
 fn shared_tensors(layers: usize) -> Vec<u8> {
     let mut pickle = b"\x80\x02}(".to_vec();

@@ -123,6 +123,10 @@ impl Config for Fields {
     const WARNS_OF_UNKNOWN_KEYS: bool = false;
 
     fn validate(&self) -> Result<()> {
+        let mut ranks = self.rank_pattern.iter().flat_map(IndexMap::values).chain(&self.r);
+        if let Some(rank) = ranks.find(|rank| **rank < 1) {
+            return Err(bad_input!("a rank is {rank}, it must be at least 1"));
+        }
         if let Some(other) = self.peft_type.as_deref().filter(|kind| *kind != "LORA") {
             return Err(bad_input!("peft_type {other:?} is not supported; only \"LORA\" is"));
         }
@@ -154,6 +158,8 @@ impl Config for Fields {
 pub(super) struct AdapterConfig {
     /// What messages call it.
     origin: String,
+    /// Whether the LoRA's own file holds it. What lies beside a file is for names as PEFT writes them.
+    pub(super) is_in_header: bool,
     rank: Option<i64>,
     rank_pattern: Vec<(Pattern, i64)>,
     alpha: f64,
@@ -200,7 +206,7 @@ impl AdapterConfig {
         let entry: IndexMap<String, Ordered> =
             entry.into_iter().filter_map(|(key, value)| Some((plain(&key)?, value))).collect();
         let mut config = Self::parse(&serde_json::to_string(&entry)?, origin)?;
-        config.targets = None;
+        (config.is_in_header, config.targets) = (true, None);
         Ok(config)
     }
 
@@ -228,6 +234,7 @@ impl AdapterConfig {
         }
         Ok(Self {
             origin,
+            is_in_header: false,
             rank: fields.r,
             rank_pattern: patterns(fields.rank_pattern)?,
             alpha: fields.lora_alpha,
