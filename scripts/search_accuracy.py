@@ -1,10 +1,10 @@
 """Searches random pipelines for those where accuracy is lost; exits with 1 if there are any.
 
 Run it with `scripts/reference-python scripts/search_accuracy.py`. Each pipeline runs in diffusers in float64, in diffusers
-in float32 (all rows at once, and row by row), and in prior-embed with several batch sizes. An error is the largest
-difference to float64, in units of the largest value there. Errors are set beside the largest of three that nobody can
-help: diffusers' own, and what becomes of rounding each weight once, twice over. `--keep` saves pipelines and references, so
-that another binary runs on the same ones in a fraction of the time.
+in float32 (all rows at once, and row by row), and in prior-embed at several batch sizes. An error is the largest
+difference from float64, relative to the largest value there. Accuracy is lost where prior-embed's is more than `--factor`
+times that of diffusers and that of float64 with its weights rounded. `--keep` saves pipelines and references, for another
+binary to run on the same ones in a fraction of the time.
 """
 
 import argparse
@@ -67,8 +67,9 @@ def one_by_one(pipeline, settings):
     samples = settings["samples_per_prompt"]
     rows = []
     for row in range(len(settings["prompts"]) * samples):
-        alone = {"prompts": [settings["prompts"][row // samples]], "samples_per_prompt": 1, "seed": settings["seed"] + row}
-        rows.append(run_case(pipeline, settings | alone)[0])
+        prompt, seed = settings["prompts"][row // samples], settings["seed"] + row
+        alone = settings | {"prompts": [prompt], "samples_per_prompt": 1, "seed": seed}
+        rows.append(run_case(pipeline, alone)[0])
     return torch.cat(rows)
 
 

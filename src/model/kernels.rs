@@ -1,7 +1,7 @@
 //! The fast CPU kernels, in C++ on libtorch: packed linear layers and attention over cached keys and values.
 //!
-//! This is the only place where Rust and that C++ meet. Every function checks its arguments on the C++ side, whose tensors
-//! may lie on any device and in any layout, and turns exceptions into errors.
+//! This is the only place where Rust and that C++ meet. On the C++ side every function checks device, layout, type and
+//! shape of its arguments, and turns exceptions into errors.
 
 // The border to C++: each call passes pointers of tensors that outlive it and takes ownership of a new tensor.
 #![allow(unsafe_code)]
@@ -256,8 +256,8 @@ pub enum Activation {
     Relu = 4,
 }
 
-/// The function of every number of `x`, of any float type on the CPU. It does not depend on where in `x` a number lies, nor
-/// on the number of threads, to the last bit.
+/// The function of each element of `x`, of any float type on the CPU. To the last bit, an element's value depends neither
+/// on its place in `x` nor on the number of threads.
 ///
 /// # Errors
 /// If `x` is none, or memory runs out.
@@ -372,8 +372,8 @@ mod tests {
         }
     }
 
-    /// A row of another magnitude among the rest would spoil what they shared. Rows of some and of all must be the same to
-    /// the last bit.
+    /// Checks that some rows alone are those among all of them, to the last bit. One of another magnitude would spoil what
+    /// rows shared.
     fn check_rows(what: &str, x: &Tensor, other: &Tensor, layer: impl Fn(&Tensor, Epilogue) -> Tensor) {
         let rows = x.size()[0];
         let _ = x.get(rows / 2).g_mul_scalar_(1e4);

@@ -1,6 +1,6 @@
-// Activation functions whose results do not depend on where a number lies. libtorch computes most numbers with vectors and
-// the last few, and the last few of each thread, with another function, which differs in the last bit. So it is given
-// nothing but whole vectors here, in pieces that do not depend on the number of threads.
+// Activation functions whose results do not depend on where a number lies. libtorch computes whole vectors with one
+// function and the numbers left at the end, or at the end of a thread's part, with another, which differs in the last bit.
+// So it is given nothing but whole vectors here, in pieces that do not depend on the number of threads.
 
 #include "activation.h"
 

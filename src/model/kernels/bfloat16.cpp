@@ -11,6 +11,7 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 using prior_embed::check_input;
@@ -23,6 +24,8 @@ using prior_embed::owned;
 namespace {
 
 constexpr int64_t panel_outputs = 64;
+// A pair of inputs of all outputs of a panel.
+constexpr int64_t pair_bytes = panel_outputs * 2 * sizeof(c10::BFloat16);
 
 }  // namespace
 
@@ -36,7 +39,6 @@ namespace {
 
 // Of a pair of inputs: the weights of 64 outputs, 4 vectors of 16 pairs.
 constexpr int64_t vectors = 4;
-constexpr int64_t pair_bytes = panel_outputs * 4;
 // Input pairs that are multiplied before the next rows: their part of a panel, 256 KB, stays in the cache.
 constexpr int64_t block_pairs = 1024;
 constexpr int64_t most_rows = 6;
@@ -159,7 +161,8 @@ char* prior_embed_bfloat16_linear(at::Tensor** out, const at::Tensor* x, const a
         TORCH_CHECK(prior_embed_has_bfloat16(), "bfloat16 linear: not for this processor");
         const int64_t panels = (outputs + panel_outputs - 1) / panel_outputs, pairs = (inputs + 1) / 2;
         TORCH_CHECK(outputs > 0 && inputs > 0, "bfloat16 linear: nothing to multiply");
-        const auto* weights = checked_vector<c10::BFloat16>(*weight, panels * pairs * panel_outputs * 2, "weight");
+        const auto* weights = reinterpret_cast<const char*>(
+            checked_vector<c10::BFloat16>(*weight, panels * pairs * panel_outputs * 2, "weight"));
         check_input(*x, inputs);
         at::Tensor source = x->to(at::kBFloat16).reshape({-1, inputs}).contiguous();
         if (inputs % 2 != 0) {
@@ -176,8 +179,7 @@ char* prior_embed_bfloat16_linear(at::Tensor** out, const at::Tensor* x, const a
         at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
             std::vector<float> sums(rows * panel_outputs);
             for (int64_t panel = begin; panel < end; ++panel) {
-                multiply_panel(input, rows, pairs, reinterpret_cast<const char*>(weights + panel * pairs * panel_outputs * 2),
-                               sums.data());
+                multiply_panel(input, rows, pairs, weights + panel * pairs * pair_bytes, sums.data());
                 const int64_t first = panel * panel_outputs, count = std::min(panel_outputs, outputs - first);
                 for (int64_t row = 0; row < rows; ++row) {
                     float* target = output + row * outputs + first;

@@ -7,8 +7,8 @@ use tch::Tensor;
 /// Runs a layer of oneDNN's on the rows of `x`, `(…, inputs)`, and zero rows up to a number of which there are few: eight
 /// between a power of two and the next, and two at least.
 ///
-/// A single row is multiplied by another kernel, which adds up in another order: a row's numbers would depend on whether it
-/// is alone.
+/// oneDNN multiplies a single row with another kernel, which adds up in another order: a row's numbers would depend on
+/// whether it is alone.
 ///
 /// oneDNN makes and keeps code for each number of rows that it meets. Batches of texts have another number of tokens each
 /// time, and the process would grow for thousands of batches.
