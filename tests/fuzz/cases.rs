@@ -9,8 +9,8 @@ use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 use tch::Device;
+use tempfile::TempDir;
 
 /// The models that are mutated; those of torch files more often, since there is more to them.
 const MODELS: [&str; 8] = [

@@ -82,5 +82,8 @@ fn mutated_models_are_used_or_refused_in_one_line() {
     let count = seeds.end - seeds.start;
     eprintln!("{count} cases, {refused} refused, {} failed", failed.len());
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-    assert!(count < 30 || (count / 5..count).contains(&refused), "{refused} of {count} refused: do the mutations matter?");
+    assert!(
+        count < 30 || (count / 5..count).contains(&refused),
+        "{refused} of {count} refused: do the mutations matter?"
+    );
 }

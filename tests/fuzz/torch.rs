@@ -50,7 +50,8 @@ pub fn mutate(file: &mut Vec<u8>, draws: &mut Draws) -> String {
         (Some(&first), Some(&last)) => first.saturating_sub(200)..(last + 400).min(file.len()),
         _ => 0..file.len(),
     };
-    let within = |draws: &mut Draws| pickle.start + draws.below(pickle.len().max(1)).min(pickle.len().saturating_sub(1));
+    let within =
+        |draws: &mut Draws| pickle.start + draws.below(pickle.len().max(1)).min(pickle.len().saturating_sub(1));
     match draws.below(7) {
         0 => {
             // BININT1, BININT2, BININT: sizes, strides, lengths.
