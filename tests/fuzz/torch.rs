@@ -98,7 +98,8 @@ pub fn mutate(file: &mut Vec<u8>, draws: &mut Draws) -> String {
         4 => {
             // An archive's directory.
             let signatures: [&[u8]; 4] = [b"PK\x01\x02", b"PK\x05\x06", b"PK\x03\x04", b"PK\x06\x06"];
-            let found = places(*draws.of(&signatures));
+            let signature = *draws.of(&signatures);
+            let found = places(signature);
             if !found.is_empty() {
                 let at = *draws.of(&found) + 4 + draws.below(42);
                 if at < file.len() {
