@@ -1,4 +1,4 @@
-//! Mutated models: whatever a file of a model holds, it is used or refused in one line, without a panic, in a few seconds and
+//! Mutated models, LoRAs, tables of prompts and parts of runs: whatever a file holds, it is used or refused in one line, without a panic, in a few seconds and
 //! in memory that goes with its size.
 //!
 //! Each case follows from a seed alone. The test runs a few; `scripts/fuzz` runs any number, and says which seeds fail.
@@ -12,6 +12,7 @@ mod cases;
 mod draws;
 mod json;
 mod memory;
+mod parts;
 mod prompts;
 mod safetensors;
 mod torch;
