@@ -94,7 +94,9 @@ fn shorten_inside(text: &str) -> Cow<'_, str> {
     if text.len() <= START + END {
         return Cow::Borrowed(text);
     }
-    let (start, end) = (text.floor_char_boundary(START), text.ceil_char_boundary(text.len() - END));
+    let is_boundary = |at: &usize| text.is_char_boundary(*at);
+    let start = (0..=START).rev().find(is_boundary).unwrap_or(0);
+    let end = (text.len() - END..text.len()).find(is_boundary).unwrap_or(text.len());
     Cow::Owned(format!("{}…{}", &text[..start], &text[end..]))
 }
 

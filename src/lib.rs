@@ -10,7 +10,7 @@
 //! [`pipeline`] tells the whole story on a page, and [`job`] runs it over any number of rows. [`cli`] is what a person
 //! types and sees; [`io`] reads prompts and writes embeddings; [`hub`] finds a model; [`convert`] rewrites one;
 //! [`tokenizer`], [`model`] and [`diffusion`] do the work and know of none of these. At the bottom, [`files`] are what a
-//! model is read from, on disk or inside the program.
+//! model is read from, on disk or inside the program, and [`json`] is what Python writes into them.
 
 // In a test, a panic is how a failure is told.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]

@@ -352,6 +352,18 @@ pub fn rows(count: u64) -> String {
     if count == 1 { "1 row".into() } else { format!("{count} rows") }
 }
 
+/// Whether a line was not shown before, as far as the first few are remembered: pipelines side by side load the same model.
+fn is_new(line: &str) -> bool {
+    const MOST: usize = 64;
+    static SHOWN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_new = !shown.iter().any(|other| other == line);
+    if is_new && shown.len() < MOST {
+        shown.push(line.to_string());
+    }
+    is_new
+}
+
 impl Log for Screen {
     fn enabled(&self, metadata: &Metadata) -> bool {
         metadata.target().starts_with("prior_embed")
@@ -361,7 +373,9 @@ impl Log for Screen {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_lowercase();
             let line = format!("{level}: {}", printable(&record.args().to_string()));
-            self.line(&line);
+            if is_new(&line) {
+                self.line(&line);
+            }
         }
     }
 

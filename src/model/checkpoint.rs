@@ -161,8 +161,7 @@ impl Checkpoint {
             // Some may be those that are missing, under other names.
             report.unexpected = unexpected;
         } else if !unexpected.is_empty() {
-            let (origin, count, names) = (&self.origin, unexpected.len(), some_of(&unexpected));
-            log::warn!("{origin}: {count} tensors that are not needed are left out: {names}");
+            log::warn!("{}: tensors that are not needed are left out: {}", self.origin, some_of(&unexpected));
         }
         match report.line() {
             Some(line) => Err(bad_input!("{} does not fit its configuration: {line}", self.origin)),
@@ -218,7 +217,13 @@ impl Checkpoint {
 
     /// Number of weights, whatever they are for.
     pub fn parameters(&self) -> u64 {
-        self.tensors.values().map(Entry::elements).fold(0, u64::saturating_add)
+        self.parameters_beside(&[])
+    }
+
+    /// Number of weights whose names start with none of these, which are other networks' parts.
+    pub fn parameters_beside(&self, others: &[&str]) -> u64 {
+        let own = self.tensors.iter().filter(|(name, _)| !others.iter().any(|other| name.starts_with(other)));
+        own.map(|(_, entry)| entry.elements()).fold(0, u64::saturating_add)
     }
 
     /// What messages call this checkpoint.
@@ -294,7 +299,8 @@ mod tests {
 
     #[test]
     fn tensors_too_many_count_where_the_module_would_compute_something_else() {
-        let seen = ["embed.class", "blocks.0.to_q.weight", "blocks.1.to_q.weight", "norm.weight", "blocks.1.ff.net.0.weight"];
+        let seen =
+            ["embed.class", "blocks.0.to_q.weight", "blocks.1.to_q.weight", "norm.weight", "blocks.1.ff.net.0.weight"];
         let report = Report { seen: seen.map(String::from).into(), ..Report::default() };
         for (name, expected) in [
             ("embed.position_ids", false),

@@ -191,15 +191,9 @@ mod tests {
         for (whole, expected) in [
             (r#"{"hidden_size": 8, "projection_dim": 4}"#, r#"{"hidden_size": 8, "projection_dim": 4}"#),
             (r#"{"text_config": {"hidden_size": 8}, "hidden_size": 9}"#, r#"{"hidden_size": 8}"#),
-            (
-                r#"{"text_config": {"projection_dim": 512}, "projection_dim": 4}"#,
-                r#"{"projection_dim": 4}"#,
-            ),
+            (r#"{"text_config": {"projection_dim": 512}, "projection_dim": 4}"#, r#"{"projection_dim": 4}"#),
             (r#"{"text_config": {"projection_dim": 6}, "projection_dim": null}"#, r#"{"projection_dim": 6}"#),
-            (
-                r#"{"text_config": {"hidden_size": 8}, "text_config_dict": {"hidden_size": 9}}"#,
-                r#"{"hidden_size": 8}"#,
-            ),
+            (r#"{"text_config": {"hidden_size": 8}, "text_config_dict": {"hidden_size": 9}}"#, r#"{"hidden_size": 8}"#),
             (r#"{"text_config": null, "text_config_dict": {"hidden_size": 9}}"#, r#"{"hidden_size": 9}"#),
             (r#"{"text_config_dict": null, "hidden_size": 9}"#, r#"{"text_config_dict": null, "hidden_size": 9}"#),
         ] {

@@ -121,13 +121,15 @@ pub struct ImageEncoder {
 }
 
 impl ImageEncoder {
+    /// What the names of the other tensors of a whole `CLIPModel` start with.
+    pub const REST_OF_CLIP: [&str; 3] = ["text_model.", "text_projection.", "logit_scale"];
+
     /// Reads the module from the root of its checkpoint.
     ///
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &ImageEncoderConfig) -> Result<Self> {
-        // The rest of a `CLIPModel`.
-        weights.leave_to_others(&["text_model.", "text_projection.", "logit_scale"]);
+        weights.leave_to_others(&Self::REST_OF_CLIP);
         let model = weights.sub("vision_model");
         let embeddings = model.sub("embeddings");
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);

@@ -229,14 +229,14 @@ mod tests {
         };
         let tensor = "((X\u{7}\0\0\0storagectorch\nFloatStorage\nX\u{1}\0\0\x000X\u{3}\0\0\0cpuK\u{6}tQK\0))t";
         for class in ["torch\nTensor", "torch.nn.parameter\nParameter"] {
-            let bytes = rebuild(class, "torch._utils\n_rebuild_tensor_v2", &tensor);
+            let bytes = rebuild(class, "torch._utils\n_rebuild_tensor_v2", tensor);
             assert!(matches!(Pickle::read(&bytes).unwrap().0.root(), Value::Tensor(_)), "{class:?}");
         }
-        let quantized = rebuild("my.own\nQuantized", "torch._utils\n_rebuild_tensor_v2", &tensor);
+        let quantized = rebuild("my.own\nQuantized", "torch._utils\n_rebuild_tensor_v2", tensor);
         assert_eq!(foreign(&quantized), "my.own.Quantized");
-        let other = rebuild("torch\nTensor", "torch._utils\n_rebuild_sparse_tensor", &tensor);
+        let other = rebuild("torch\nTensor", "torch._utils\n_rebuild_sparse_tensor", tensor);
         assert_eq!(foreign(&other), "torch._utils._rebuild_sparse_tensor");
-        let nested = rebuild("torch\nTensor", "torch._tensor\n_rebuild_from_type_v2", &tensor);
+        let nested = rebuild("torch\nTensor", "torch._tensor\n_rebuild_from_type_v2", tensor);
         assert!(matches!(refuse(&nested), PickleError::Corrupt(_)));
         // What sets a tensor's state sets its numbers.
         let bytes = [&b"ctorch._utils\n_rebuild_tensor_v2\n"[..], tensor.as_bytes(), b"R}b."].concat();

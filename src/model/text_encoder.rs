@@ -106,13 +106,15 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
+    /// What the names of the other tensors of a whole `CLIPModel` start with.
+    pub const REST_OF_CLIP: [&str; 3] = ["vision_model.", "visual_projection.", "logit_scale"];
+
     /// Reads the module from the root of its checkpoint.
     ///
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &TextEncoderConfig) -> Result<Self> {
-        // The rest of a `CLIPModel`.
-        weights.leave_to_others(&["vision_model.", "visual_projection.", "logit_scale"]);
+        weights.leave_to_others(&Self::REST_OF_CLIP);
         let model = weights.sub("text_model");
         let embeddings = model.sub("embeddings");
         let width = config.hidden_size;

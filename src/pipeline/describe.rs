@@ -9,7 +9,7 @@ use crate::model::checkpoint::candidates::is_weights;
 use crate::model::config;
 use crate::model::precision::Precision;
 use crate::model::prior::PriorConfig;
-use crate::model::text_encoder::TextEncoderConfig;
+use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use serde::Serialize;
@@ -151,9 +151,9 @@ fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<Param
         files.iter().filter(|file| file.path.starts_with(&prefix) && is_weights(&file.path)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
-        let [prior, text_encoder] =
-            parts.map(|part| Ok::<_, anyhow::Error>(Checkpoint::open_folder(part)?.parameters()));
-        return Ok(Some(ParameterCounts { prior: prior?, text_encoder: text_encoder?, is_estimate: false }));
+        let prior = Checkpoint::open_folder(&layout.prior)?.parameters();
+        let text_encoder = Checkpoint::open_folder(&layout.text_encoder)?.parameters_beside(&TextEncoder::REST_OF_CLIP);
+        return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
     }
     // Headers are a few kilobytes; the rest is numbers, of 2 bytes each where the name says so.
     let estimate = |part: &Folder| {

@@ -6,6 +6,8 @@ use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::files::Folder;
 use crate::hub::layout::Layout;
 use crate::model::checkpoint::Checkpoint;
+use crate::model::image_encoder::ImageEncoder;
+use crate::model::text_encoder::TextEncoder;
 use anyhow::{Result, anyhow};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;
@@ -88,12 +90,15 @@ impl Pipeline {
         if let Some(known) = self.parameters.get() {
             return Ok(*known);
         }
-        let count = |folder: &Folder| -> Result<u64> { Ok(Checkpoint::open_folder(folder)?.parameters()) };
+        let count = |folder: &Folder, others: &[&str]| -> Result<u64> {
+            Ok(Checkpoint::open_folder(folder)?.parameters_beside(others))
+        };
+        let count_image = |folder: &Folder| count(folder, &ImageEncoder::REST_OF_CLIP);
         let Layout { prior, text_encoder, image_encoder, .. } = &self.layout;
         let found = Parameters {
-            prior: count(prior)?,
-            text_encoder: count(text_encoder)?,
-            image_encoder: image_encoder.as_ref().map_or(Ok(0), count)?,
+            prior: count(prior, &[])?,
+            text_encoder: count(text_encoder, &TextEncoder::REST_OF_CLIP)?,
+            image_encoder: image_encoder.as_ref().map_or(Ok(0), count_image)?,
         };
         Ok(*self.parameters.get_or_init(|| found))
     }

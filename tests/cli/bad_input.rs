@@ -243,6 +243,22 @@ fn configurations_with_wrong_values_are_refused_by_key() {
 }
 
 #[test]
+fn added_tokens_that_would_take_much_memory_are_refused() {
+    let place = Workplace::new();
+    let config = place.copy_model().join("tokenizer/tokenizer_config.json");
+    let token = |len: usize| json!({"1000": {"content": "x".repeat(len)}});
+    edit_json(&config, "added_tokens_decoder", token(50_000_000));
+    // The file itself is in memory some times; its automaton would take gigabytes.
+    let script = format!(
+        "ulimit -v 6000000; exec {:?} -m model -p x --steps 2 --out e.npy --threads 1",
+        env!("CARGO_BIN_EXE_prior-embed")
+    );
+    let mut command = assert_cmd::Command::new("bash");
+    command.current_dir(place.folder.path()).args(["-c", &script]);
+    assert_refused(&place, &mut command, 2, &["model/tokenizer", "added tokens", "1048576"]);
+}
+
+#[test]
 fn unknown_keys_are_reported_and_ignored() {
     let place = Workplace::new();
     edit_json(&place.copy_model().join("prior/config.json"), "num_leyers", json!(3));

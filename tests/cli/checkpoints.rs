@@ -434,3 +434,50 @@ fn commands_and_options_do_not_mix() {
     let output = place.bare().args(["convert", "--help"]).output().unwrap();
     assert!(output.status.success() && stderr(&output).is_empty());
 }
+
+/// Adds tensors of one number to a safetensors file.
+fn add_tensors(path: &Path, names: &[&str]) {
+    let file = fs::read(path).unwrap();
+    let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let (header, data) = file[8..].split_at(header_len);
+    let (mut header, mut data): (Value, Vec<u8>) = (serde_json::from_slice(header).unwrap(), data.to_vec());
+    for name in names {
+        header[*name] = serde_json::json!({"dtype": "F32", "shape": [], "data_offsets": [data.len(), data.len() + 4]});
+        data.extend([0; 4]);
+    }
+    let header = header.to_string();
+    fs::write(path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()).unwrap();
+}
+
+#[test]
+fn tensors_without_a_use_are_left_out_with_a_warning() {
+    let place = Workplace::new();
+    let weights = place.copy_model().join("prior/diffusion_pytorch_model.safetensors");
+    let expected = embed(&place, Path::new("model"), &[]);
+    let sound = fs::read(&weights).unwrap();
+    add_tensors(&weights, &["causal_attention_mask", "a.buffer"]);
+    assert_eq!(embed(&place, Path::new("model"), &[]), expected);
+    // Once, though each thread loads the model.
+    fs::write(place.path("p.txt"), "a\nb\nc\nd\n".repeat(40)).unwrap();
+    let options =
+        ["-m", "model", "-f", "p.txt", "--steps", "2", "--threads", "2", "--batch-size", "4", "--out", "e.npy"];
+    let told = assert_done(place.bare().args(options));
+    let is_told = told.matches("not needed").count() == 1 && told.contains("a.buffer, causal_attention_mask");
+    assert!(is_told && told.contains("model/prior"), "{told}");
+    // What would count is not left out.
+    for name in ["proj_in.scale", "transformer_blocks.2.norm1.bias", "transformer_blocks.0.attn1.to_q.lora_A.weight"] {
+        fs::write(&weights, &sound).unwrap();
+        add_tensors(&weights, &[name]);
+        let mut command = place.bare();
+        command.args(["-m", "model", "-p", "x", "--steps", "2", "--out", "f.npy"]);
+        assert_refused(&place, &mut command, 2, &["model/prior", "1 unexpected", name]);
+    }
+}
+
+#[test]
+fn a_whole_clip_serves_as_encoder_without_a_word_on_its_other_half() {
+    let place = Workplace::new();
+    place.copy(&fixtures().join("pipelines/whole_clip"), "model");
+    let told = assert_done(place.bare().args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npz"]));
+    assert!(!told.contains("vision_model") && !told.contains("logit_scale") && !told.contains("projection"), "{told}");
+}

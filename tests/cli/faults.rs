@@ -15,8 +15,7 @@ fn a_file_that_may_not_grow_is_an_error_and_no_signal() {
         env!("CARGO_BIN_EXE_prior-embed"),
         model()
     );
-    let output =
-        Command::new("bash").current_dir(place.folder.path()).args(["-c", &script]).output().unwrap();
+    let output = Command::new("bash").current_dir(place.folder.path()).args(["-c", &script]).output().unwrap();
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.lines().count() == 1 && message.contains("File too large"), "{message}");

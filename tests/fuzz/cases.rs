@@ -9,8 +9,8 @@ use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 use tch::Device;
+use tempfile::TempDir;
 
 /// The models that are mutated; those of torch files more often, since there is more to them.
 const MODELS: [&str; 8] = [
@@ -40,6 +40,8 @@ enum Kind {
     Model,
     Lora(PathBuf),
     Prompts(PathBuf),
+    /// The parts of a run, to be merged.
+    Parts(PathBuf),
 }
 
 pub struct Case {
@@ -58,7 +60,7 @@ impl Case {
         let folder = TempDir::new().unwrap();
         let model = folder.path().join("model");
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        let (source, kind, target) = match draws.below(10) {
+        let (source, kind, target) = match draws.below(12) {
             0 | 1 => {
                 let lora = folder.path().join("lora");
                 copy(&fixtures.join("checkpoints/lora").join(draws.of(&LORAS)), &lora);
@@ -70,10 +72,20 @@ impl Case {
                 crate::prompts::write(&path.join("prompts.parquet"));
                 (MODELS[0], Kind::Prompts(path.join("prompts.parquet")), path)
             }
+            3 => {
+                let path = folder.path().join("parts");
+                copy(crate::parts::folder(), &path);
+                (MODELS[0], Kind::Parts(path.clone()), path)
+            }
             _ => (*draws.of(&MODELS), Kind::Model, model.clone()),
         };
         copy(&fixtures.join(source), &model);
-        let files = files(&target);
+        let mut files = files(&target);
+        // A folder has few configurations, and much depends on them.
+        let is_config = |path: &PathBuf| path.to_string_lossy().ends_with("config.json");
+        if draws.one_in(2) && files.iter().any(is_config) {
+            files.retain(is_config);
+        }
         let path = draws.of(&files).clone();
         let what = mutate(&path, &mut draws);
         let name = path.strip_prefix(folder.path()).unwrap().display().to_string();
@@ -87,7 +99,11 @@ impl Case {
             Kind::Model => embed(&self.model, None),
             Kind::Lora(lora) => embed(&self.model, Some(lora)),
             Kind::Prompts(path) => read_prompts(path),
+            Kind::Parts(_) => Ok(()),
         });
+        if let Kind::Parts(folder) = &self.kind {
+            return crate::parts::merge(folder);
+        }
         match catch_unwind(run) {
             Ok(Ok(())) => Outcome::Used,
             Ok(Err(error)) => Outcome::Refused { code: exit_code(&error), line: one_line(&error, false) },

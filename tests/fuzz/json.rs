@@ -64,7 +64,16 @@ pub fn odd(draws: &mut Draws) -> Value {
         0..4 => Value::from(format!("{LITERAL}{}", draws.of(&NUMBERS))),
         4..7 => Value::from(format!("{LITERAL}{}", draws.of(&WHOLE))),
         7 => draws.of(&[json!(null), json!(true), json!([]), json!({}), json!([1, 2]), json!({"a": 1})]).clone(),
-        8 => Value::from(*draws.of(&["", "\u{0}", "\u{1b}[2J", "a\nb", "é\u{202e}", "learned_range", "../x", "<|endoftext|>"])),
+        8 => Value::from(*draws.of(&[
+            "",
+            "\u{0}",
+            "\u{1b}[2J",
+            "a\nb",
+            "é\u{202e}",
+            "learned_range",
+            "../x",
+            "<|endoftext|>",
+        ])),
         _ => match draws.below(4) {
             0 => Value::from("a".repeat(1 << 20)),
             1 => (0..100).fold(json!(1), |inner, _| json!([inner])),
@@ -82,7 +91,9 @@ fn change(json: &mut Value, draws: &mut Draws, what: &mut String, depth: usize) 
             what.push_str(&format!(" {}", key.chars().take(40).collect::<String>()));
             match draws.below(12) {
                 0 => drop(map.remove(&key)),
-                1 => drop(map.insert(draws.of(&["", "a\u{1b}", "projection_dim", "text_config"]).to_string(), odd(draws))),
+                1 => drop(
+                    map.insert(draws.of(&["", "a\u{1b}", "projection_dim", "text_config"]).to_string(), odd(draws)),
+                ),
                 2 => {
                     let other = map[draws.of(&keys)].clone();
                     map.insert(key, other);

@@ -1,4 +1,4 @@
-//! Mutated models: whatever a file of a model holds, it is used or refused in one line, without a panic, in a few seconds and
+//! Mutated models, LoRAs, tables of prompts and parts of runs: whatever a file holds, it is used or refused in one line, without a panic, in a few seconds and
 //! in memory that goes with its size.
 //!
 //! Each case follows from a seed alone. The test runs a few; `scripts/fuzz` runs any number, and says which seeds fail.
@@ -12,6 +12,7 @@ mod cases;
 mod draws;
 mod json;
 mod memory;
+mod parts;
 mod prompts;
 mod safetensors;
 mod torch;
@@ -82,5 +83,8 @@ fn mutated_models_are_used_or_refused_in_one_line() {
     let count = seeds.end - seeds.start;
     eprintln!("{count} cases, {refused} refused, {} failed", failed.len());
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-    assert!(count < 30 || (count / 5..count).contains(&refused), "{refused} of {count} refused: do the mutations matter?");
+    assert!(
+        count < 30 || (count / 5..count).contains(&refused),
+        "{refused} of {count} refused: do the mutations matter?"
+    );
 }

@@ -10,10 +10,8 @@ use std::sync::Arc;
 /// Two row groups of prompts and ids.
 pub fn write(path: &Path) {
     let prompts: Vec<Option<String>> = (0..200).map(|row| (row % 7 > 0).then(|| format!("caption {row}"))).collect();
-    let columns: [(&str, ArrayRef); 2] = [
-        ("prompt", Arc::new(StringArray::from(prompts))),
-        ("id", Arc::new(Int64Array::from_iter_values(0..200))),
-    ];
+    let columns: [(&str, ArrayRef); 2] =
+        [("prompt", Arc::new(StringArray::from(prompts))), ("id", Arc::new(Int64Array::from_iter_values(0..200)))];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let properties = WriterProperties::builder().set_max_row_group_row_count(Some(100)).build();
     let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();

@@ -50,7 +50,8 @@ pub fn mutate(file: &mut Vec<u8>, draws: &mut Draws) -> String {
         (Some(&first), Some(&last)) => first.saturating_sub(200)..(last + 400).min(file.len()),
         _ => 0..file.len(),
     };
-    let within = |draws: &mut Draws| pickle.start + draws.below(pickle.len().max(1)).min(pickle.len().saturating_sub(1));
+    let within =
+        |draws: &mut Draws| pickle.start + draws.below(pickle.len().max(1)).min(pickle.len().saturating_sub(1));
     match draws.below(7) {
         0 => {
             // BININT1, BININT2, BININT: sizes, strides, lengths.
@@ -97,7 +98,8 @@ pub fn mutate(file: &mut Vec<u8>, draws: &mut Draws) -> String {
         4 => {
             // An archive's directory.
             let signatures: [&[u8]; 4] = [b"PK\x01\x02", b"PK\x05\x06", b"PK\x03\x04", b"PK\x06\x06"];
-            let found = places(*draws.of(&signatures));
+            let signature = *draws.of(&signatures);
+            let found = places(signature);
             if !found.is_empty() {
                 let at = *draws.of(&found) + 4 + draws.below(42);
                 if at < file.len() {

@@ -5,6 +5,7 @@ use crate::pipelines::{Case, OPTIONS};
 use prior_embed::files::Folder;
 use prior_embed::model::checkpoint::{Checkpoint, Placement};
 use prior_embed::model::precision::Precision;
+use prior_embed::model::text_encoder::TextEncoder;
 use prior_embed::pipeline::Pipeline;
 use std::path::Path;
 use tch::{Device, Tensor};
@@ -53,6 +54,16 @@ fn files_of_training_programs_hold_the_same_tensors() {
             assert!(error.contains(name) && error.contains(function), "{file}: {error}");
         }
     }
+}
+
+#[test]
+fn the_weights_of_a_clip_are_counted_by_halves() {
+    let folder = Folder::from(&fixtures().join("pipelines/whole_clip/text_encoder"));
+    let clip = Checkpoint::open_folder(&folder).unwrap();
+    // Embeddings, one layer, norm, projection; a buffer and a mask that count nowhere else.
+    let text = 600 * 12 + 24 * 12 + 1584 + 24 + 144 + 24 + 24 * 24;
+    assert_eq!(clip.parameters_beside(&TextEncoder::REST_OF_CLIP), text);
+    assert!(clip.parameters() > text);
 }
 
 /// A prior's weights by name, in float32.

@@ -155,9 +155,7 @@ fn place_all(pickle: &Pickle, storages: &Storages, file: usize, path: &str) -> R
     match pickle.foreign() {
         _ if !contents.tensors.is_empty() => Ok(contents),
         Some(foreign) => Err(refused(path, PickleError::Forbidden(foreign.to_string()))),
-        None => {
-            Err(bad_input!("{path} holds no tensors, or none where a checkpoint has them; give a file of weights"))
-        }
+        None => Err(bad_input!("{path} holds no tensors, or none where a checkpoint has them; give a file of weights")),
     }
 }
 
@@ -202,12 +200,10 @@ fn items<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str
         root = inner;
     }
     match root {
-        Value::Dict(dict) => {
-            Box::new(dict.iter().filter_map(|(key, value)| match pickle.get(*key) {
-                Value::Text(name) => Some((Cow::Borrowed(*name), pickle.get(*value).into())),
-                _ => None,
-            }))
-        }
+        Value::Dict(dict) => Box::new(dict.iter().filter_map(|(key, value)| match pickle.get(*key) {
+            Value::Text(name) => Some((Cow::Borrowed(*name), pickle.get(*value).into())),
+            _ => None,
+        })),
         Value::Sequence(list) => {
             let item = |(place, value): (usize, &Id)| (Cow::Owned(place.to_string()), pickle.get(*value).into());
             Box::new(list.iter().enumerate().map(item))

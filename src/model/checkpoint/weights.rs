@@ -102,7 +102,9 @@ impl<'a> Weights<'a> {
     fn check_tensor(&self, report: &mut Report, name: String, shape: &[i64]) {
         match self.checkpoint.tensors.get(&name) {
             None => match self.checkpoint.foreign.get(&name) {
-                Some(function) => report.wrong.push(format!("{name} would have to be made by `{function}`, which is not run")),
+                Some(function) => {
+                    report.wrong.push(format!("{name} would have to be made by `{function}`, which is not run"))
+                }
                 None => report.missing.push(name.clone()),
             },
             Some(entry) if entry.shape != shape => {

@@ -10,8 +10,8 @@ namespace {
 
 struct sigaction previous;
 
-// Pages of a mapped file that are not there: whoever reads them gets this signal and nothing else. Of all that the program
-// reads, only the files of a model are mapped. Calls nothing but what POSIX allows in a handler.
+// Pages of a mapped file that are not there: whoever reads them gets this signal and nothing else. The program maps the files
+// of a model and the parts that it merges. Calls nothing but what POSIX allows in a handler.
 void end_at_lost_pages(int signal, siginfo_t* info, void*) {
     if (info->si_code <= 0) {
         // Somebody sent it.
@@ -28,8 +28,8 @@ void end_at_lost_pages(int signal, siginfo_t* info, void*) {
     if (!is_told) {
         is_told = 1;
         static const char line[] =
-            "prior-embed: error: a file of the model was cut off, or its disk failed, while it was read; run again "
-            "once it is whole\n";
+            "prior-embed: error: a file of the model, or a part to merge, was cut off or its disk failed while it was read; "
+            "run again once it is whole\n";
         [[maybe_unused]] auto written = write(STDERR_FILENO, line, sizeof line - 1);
     }
     _exit(1);
