@@ -41,7 +41,7 @@ fn build_kernels(lib: &Path) {
         .warnings(false)
         .opt_level(3)
         .files(
-            ["attention.cpp", "bfloat16.cpp", "int8.cpp", "linear.cpp", "process.cpp", "processor.cpp"]
+            ["attention.cpp", "bfloat16.cpp", "int8.cpp", "linear.cpp", "normals.cpp", "process.cpp", "processor.cpp"]
                 .map(|file| Path::new(KERNELS).join(file)),
         )
         .compile("prior_embed_kernels");
