@@ -48,6 +48,7 @@ fn build_kernels(lib: &Path) {
                 "foreign.cpp",
                 "int8.cpp",
                 "linear.cpp",
+                "normals.cpp",
                 "process.cpp",
                 "processor.cpp",
             ]

@@ -1,18 +1,20 @@
 //! DDPM (arXiv 2006.11239), the scheduler that Stable unCLIP's prior is saved with.
 //!
-//! Source: diffusers 0.42 `schedulers/scheduling_ddpm.py`; formulas (7) and (15) are those of DDPM. What depends on the
-//! configuration alone is computed by libtorch in float32, as there.
+//! Source: diffusers 0.42 `schedulers/scheduling_ddpm.py`; formulas (7) and (15) are those of DDPM.
 
 mod config;
 
 pub use config::{BetaSchedule, DdpmConfig, PredictionType, TimestepSpacing, VarianceType};
 
-use super::levels::{Levels, betas_for_alpha_bar, cosine};
+use super::betas::{
+    alphas_cumprod, betas_for_alpha_bar, cosine, laplace, linspace, rescale_zero_terminal_snr, sigmoid,
+};
+use super::levels::Levels;
 use super::scheduler::{Scheduler, StepOutput};
 use crate::bad_input;
 use crate::model::config::Config;
 use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// diffusers' `DDPMScheduler`.
 #[derive(Debug)]
@@ -29,16 +31,20 @@ impl DdpmScheduler {
     /// [`crate::error::BadInput`] that names a wrong value.
     pub fn new(config: &DdpmConfig) -> Result<Self> {
         config.validate()?;
-        let mut betas = betas(config)?;
+        let mut betas = betas(config);
         if config.rescale_betas_zero_snr {
-            betas = rescale_zero_terminal_snr(&betas)?;
+            betas = rescale_zero_terminal_snr(&betas);
         }
-        let alphas_cumprod = one_minus(&betas)?.f_cumprod(0, Kind::Float)?;
         Ok(Self {
-            alphas_cumprod: Vec::try_from(alphas_cumprod)?,
+            alphas_cumprod: alphas_cumprod(&betas),
             timesteps: (0..config.num_train_timesteps).rev().collect(),
             config: config.clone(),
         })
+    }
+
+    /// What is left of the variance of `x_0` at each training timestep, `ᾱ_t`.
+    pub fn alphas_cumprod(&self) -> &[f32] {
+        &self.alphas_cumprod
     }
 
     /// Chooses the timesteps of a run.
@@ -137,43 +143,23 @@ impl Scheduler for DdpmScheduler {
     }
 }
 
-/// The betas of a configuration, `(num_train_timesteps)`.
-fn betas(config: &DdpmConfig) -> Result<Tensor> {
+/// The betas of a configuration, one a training timestep.
+fn betas(config: &DdpmConfig) -> Vec<f32> {
     let steps = config.num_train_timesteps;
-    let linspace = |start: f64, end: f64| Tensor::f_linspace(start, end, steps, (Kind::Float, Device::Cpu));
     let DdpmConfig { beta_start: start, beta_end: end, .. } = *config;
     if let Some(betas) = &config.trained_betas {
-        return Ok(Tensor::f_from_slice(betas)?.f_to_kind(Kind::Float)?);
+        return betas.iter().map(|&beta| beta as f32).collect();
     }
     match config.beta_schedule {
-        BetaSchedule::Linear => Ok(linspace(start, end)?),
-        BetaSchedule::ScaledLinear => Ok(linspace(start.sqrt(), end.sqrt())?.f_square()?),
-        BetaSchedule::SquaredcosCapV2 => Ok(Tensor::f_from_slice(&betas_for_alpha_bar(steps, cosine))?),
-        BetaSchedule::Laplace => Ok(Tensor::f_from_slice(&betas_for_alpha_bar(steps, laplace))?),
+        BetaSchedule::Linear => linspace(start as f32, end as f32, steps),
+        BetaSchedule::ScaledLinear => {
+            linspace(start.sqrt() as f32, end.sqrt() as f32, steps).into_iter().map(|root| root * root).collect()
+        }
+        BetaSchedule::SquaredcosCapV2 => betas_for_alpha_bar(steps, cosine),
+        BetaSchedule::Laplace => betas_for_alpha_bar(steps, laplace),
         BetaSchedule::Sigmoid => {
-            Ok(linspace(-6.0, 6.0)?.f_sigmoid()?.f_mul_scalar(end - start)?.f_add_scalar(start)?)
+            let (scale, offset) = ((end - start) as f32, start as f32);
+            linspace(-6.0, 6.0, steps).into_iter().map(|x| sigmoid(x) * scale + offset).collect()
         }
     }
-}
-
-fn laplace(t: f64) -> f64 {
-    let log_snr = -0.5 * 1.0_f64.copysign(0.5 - t) * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
-    let snr = log_snr.exp();
-    (snr / (1.0 + snr)).sqrt()
-}
-
-/// Algorithm 1 of arXiv 2305.08891.
-fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
-    let steps = betas.size1()?;
-    let roots = one_minus(betas)?.f_cumprod(0, Kind::Float)?.f_sqrt()?;
-    let (first, last) = (roots.f_narrow(0, 0, 1)?, roots.f_narrow(0, steps - 1, 1)?);
-    // Shifted so that the last is zero, and scaled so that the first stays.
-    let roots = roots.f_sub(&last)?.f_mul(&first.f_div(&first.f_sub(&last)?)?)?;
-    let products = roots.f_square()?;
-    let alphas = products.f_narrow(0, 1, steps - 1)?.f_div(&products.f_narrow(0, 0, steps - 1)?)?;
-    one_minus(&Tensor::f_cat(&[products.f_narrow(0, 0, 1)?, alphas], 0)?)
-}
-
-fn one_minus(values: &Tensor) -> Result<Tensor> {
-    Ok(values.f_neg()?.f_add_scalar(1.0)?)
 }

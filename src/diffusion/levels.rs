@@ -1,8 +1,7 @@
-//! Noise levels: the betas of a schedule, and what a step of DDPM (arXiv 2006.11239) makes of them.
+//! Noise levels: what a step of DDPM (arXiv 2006.11239) makes of a schedule.
 
 use crate::bad_input;
 use anyhow::Result;
-use std::f64::consts::FRAC_PI_2;
 use tch::Tensor;
 
 /// The noise levels of one step, in float32 as diffusers keeps them.
@@ -46,18 +45,6 @@ impl Levels {
         let noise_part = noise.f_mul_scalar(f64::from(self.beta_prod_t().sqrt()))?;
         Ok(sample.f_sub(&noise_part)?.f_div_scalar(f64::from(self.alpha_prod_t.sqrt()))?)
     }
-}
-
-/// Betas whose cumulative product follows `alpha_bar`, a function of time from 0 to 1, capped at 0.999.
-pub(super) fn betas_for_alpha_bar(steps: i64, alpha_bar: impl Fn(f64) -> f64) -> Vec<f32> {
-    const MAX_BETA: f64 = 0.999;
-    let beta = |i: i64| 1.0 - alpha_bar((i + 1) as f64 / steps as f64) / alpha_bar(i as f64 / steps as f64);
-    (0..steps).map(|i| beta(i).min(MAX_BETA) as f32).collect()
-}
-
-/// `cos²`, the schedule of improved DDPM (arXiv 2102.09672).
-pub(super) fn cosine(t: f64) -> f64 {
-    ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2)
 }
 
 /// Checks the range that a scheduler clips the predicted `x_0` to: libtorch takes no finite number that float32 does not

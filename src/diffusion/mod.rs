@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows of prompts, files or screens.
 
+mod betas;
 pub mod ddpm;
 pub mod guidance;
 mod levels;

@@ -1,5 +1,9 @@
 //! The random numbers of a row: what `torch.Generator().manual_seed(seed)` gives Python, bit for bit.
+//!
+//! On every processor these are the numbers of x86-64 with AVX2 or AVX-512. Elsewhere Python's own may differ from them in
+//! the last bit.
 
+use crate::model::kernels;
 use anyhow::Result;
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
@@ -30,9 +34,20 @@ impl RowNoise {
         let _alone = DEFAULT_GENERATOR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // libtorch takes the bits of a signed number as an unsigned one.
         tch::manual_seed(seed as i64);
-        let normals = || Tensor::f_randn([1, dim], (Kind::Float, Device::Cpu));
+        let normals = || draw_normals(dim);
         Ok(Self { latents: normals()?, steps: (0..steps).map(|_| normals()).collect::<Result<_, _>>()? })
     }
+}
+
+/// Draws `torch.randn((1, count))` from the default generator.
+fn draw_normals(count: i64) -> Result<Tensor> {
+    const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+    // Fewer are made one by one and in float64, on any processor.
+    if count < 16 {
+        return Ok(Tensor::f_randn([1, count], OPTIONS)?);
+    }
+    let again = if count % 16 == 0 { 0 } else { 16 };
+    kernels::normals(&Tensor::f_rand([count + again], OPTIONS)?, count)
 }
 
 /// The noise of several rows, stacked for a batch.

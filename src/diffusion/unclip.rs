@@ -3,13 +3,14 @@
 //! Source: diffusers 0.42 `schedulers/scheduling_unclip.py`; formulas (6), (7) and (15) are those of DDPM
 //! (arXiv 2006.11239).
 
-use super::levels::{Levels, betas_for_alpha_bar, check_clip_sample_range, cosine};
+use super::betas::{alphas_cumprod, betas_for_alpha_bar, cosine};
+use super::levels::{Levels, check_clip_sample_range};
 use super::scheduler::{Scheduler, StepOutput};
 use crate::bad_input;
 use crate::model::config::{Config, check_sizes};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// `scheduler_config.json` of an `UnCLIPScheduler`; names and defaults as in diffusers.
 #[derive(Debug, Clone, Deserialize)]
@@ -119,7 +120,7 @@ impl UnclipScheduler {
             variance_type: VarianceType::parse(&config.variance_type)?,
             prediction_type: PredictionType::parse(&config.prediction_type)?,
             clip: config.clip_sample.then_some(config.clip_sample_range),
-            alphas_cumprod: Vec::try_from(Tensor::f_from_slice(&alphas)?.f_cumprod(0, Kind::Float)?)?,
+            alphas_cumprod: alphas_cumprod(&betas),
             timesteps: (0..config.num_train_timesteps).rev().collect(),
             betas,
             alphas,

@@ -135,7 +135,7 @@ impl Kernel {
             Precision::Bf16 if packs && kernels::has_bfloat16() => {
                 Ok(Self::Bfloat16(Bfloat16Weight::pack(weight.tensor())?))
             }
-            Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor(), int8_levels())?)),
+            Precision::Int8 if packs => Ok(Self::Int8(Int8Weight::pack(weight.tensor(), int8_levels()?)?)),
             Precision::F32 | Precision::Bf16 if packs && precision.is_fast_on(Device::Cpu) => {
                 Ok(Self::Packed(kernels::pack_linear(&weight.tensor().f_to_kind(precision.kind())?)?))
             }

@@ -1,5 +1,8 @@
 //! The number types that networks compute in.
 
+use super::kernels;
+use anyhow::Result;
+use std::sync::OnceLock;
 use tch::{Device, Kind};
 
 /// What weights are kept in and products are computed in.
@@ -57,7 +60,7 @@ impl Precision {
     pub fn is_fast_on(self, device: Device) -> bool {
         match (self, device) {
             (Self::F32, _) => true,
-            (Self::Int8, device) => device == Device::Cpu && super::kernels::has_packed_linear(),
+            (Self::Int8, device) => device == Device::Cpu && kernels::has_packed_linear(),
             (Self::Bf16, Device::Cpu) => cpu_has_bfloat16(),
             (Self::F16, Device::Cpu) => false,
             (Self::Bf16 | Self::F16, _) => true,
@@ -67,7 +70,8 @@ impl Precision {
 
 #[cfg(target_arch = "x86_64")]
 fn cpu_has_bfloat16() -> bool {
-    std::is_x86_feature_detected!("avx512bf16") && may_use("AVX512_CORE_BF16")
+    let cap = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"].iter().find_map(|name| std::env::var(name).ok());
+    std::is_x86_feature_detected!("avx512bf16") && cap.is_none_or(|cap| has_bfloat16(&cap))
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -80,27 +84,49 @@ fn cpu_has_bfloat16() -> bool {
     false
 }
 
-/// The largest number that inputs of int8 products are quantized to.
-///
-/// Processors without VNNI add two products of 8 bits in 16 bits and saturate; one bit less always fits.
-pub(super) fn int8_levels() -> u8 {
-    #[cfg(target_arch = "x86_64")]
-    let is_exact = std::is_x86_feature_detected!("avx512vnni") && may_use("AVX512_CORE_VNNI");
-    #[cfg(not(target_arch = "x86_64"))]
-    let is_exact = false;
-    if is_exact { 255 } else { 127 }
+/// Whether an instruction set, by oneDNN's name, has products in bfloat16. Those that are not listed are later ones, or
+/// none and ignored.
+#[cfg(target_arch = "x86_64")]
+fn has_bfloat16(instructions: &str) -> bool {
+    const WITHOUT: [&str; 7] = ["SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"];
+    !WITHOUT.iter().any(|name| name.eq_ignore_ascii_case(instructions))
 }
 
-/// Whether oneDNN's own environment variable leaves it an instruction set, or a later one.
-#[cfg(target_arch = "x86_64")]
-fn may_use(instructions: &str) -> bool {
-    const SETS: [&str; 7] =
-        ["SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16"];
-    let cap = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"].iter().find_map(|name| std::env::var(name).ok());
-    let place = |name: &str| SETS.iter().position(|set| set.eq_ignore_ascii_case(name));
-    // A cap that is not listed is later than all that are.
-    match (cap.as_deref().and_then(place), place(instructions)) {
-        (Some(cap), Some(wanted)) => cap >= wanted,
-        _ => true,
+/// The largest number that inputs of int8 products are quantized to.
+///
+/// Processors without VNNI add two products of 8 bits in 16 bits and saturate; one bit less always fits. What oneDNN runs
+/// depends on its environment variables too, so it is tried and not looked up.
+///
+/// # Errors
+/// If memory runs out.
+pub(super) fn int8_levels() -> Result<u8> {
+    static LEVELS: OnceLock<u8> = OnceLock::new();
+    match LEVELS.get() {
+        Some(&levels) => Ok(levels),
+        None => {
+            let levels = if kernels::holds_int8_products(u8::MAX)? { u8::MAX } else { u8::MAX / 2 };
+            Ok(*LEVELS.get_or_init(|| levels))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn int8_products_do_not_saturate() {
+        let levels = int8_levels().unwrap();
+        assert!(kernels::holds_int8_products(levels).unwrap(), "{levels} levels");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn instruction_sets_with_bfloat16_are_known() {
+        for (name, expected) in
+            [("avx2", false), ("AVX2_VNNI_2", false), ("AVX512_CORE_BF16", true), ("avx10_1_512", true)]
+        {
+            assert_eq!(has_bfloat16(name), expected, "{name}");
+        }
     }
 }

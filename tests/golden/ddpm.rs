@@ -8,6 +8,18 @@ use prior_embed::diffusion::scheduler::Scheduler;
 use prior_embed::model::config;
 use tch::{Kind, Tensor};
 
+/// Whatever the processor: only an equal schedule is equally right where rescaling to zero SNR enlarges an error.
+#[test]
+fn schedules_match_to_the_last_bit() {
+    for path in files_in("ddpm") {
+        let fixture = Fixture::open(&path);
+        let scheduler = DdpmScheduler::new(&fixture.config()).unwrap();
+        let expected = Vec::<f32>::try_from(fixture.tensor("outputs.alphas_cumprod")).unwrap();
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(scheduler.alphas_cumprod()), bits(&expected), "{}", fixture.name());
+    }
+}
+
 #[test]
 fn trajectories_match() {
     for path in files_in("ddpm") {

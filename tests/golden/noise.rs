@@ -2,6 +2,7 @@
 
 use crate::common::{Fixture, fixtures, relative_error};
 use prior_embed::diffusion::noise::{BatchNoise, RowNoise};
+use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 #[test]
@@ -21,6 +22,17 @@ fn a_seed_gives_the_normals_of_a_python_generator() {
         };
         assert_eq!(&held, expected, "{name}");
     }
+}
+
+#[test]
+fn a_million_normals_are_those_of_a_python_generator() {
+    let fixture = Fixture::open(&fixtures().join("noise.safetensors"));
+    let [seed, count] = ["seed", "many"].map(|key| fixture.metadata(key));
+    let noise = RowNoise::draw(seed.parse().unwrap(), count.parse().unwrap(), 0).unwrap();
+    let normals = Vec::<f32>::try_from(noise.latents.reshape(-1)).unwrap();
+    let bytes: Vec<u8> = normals.into_iter().flat_map(f32::to_le_bytes).collect();
+    let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digest, fixture.metadata("sha256"));
 }
 
 #[test]

@@ -1,0 +1,114 @@
+// Normals from uniforms, to the last bit as torch makes them on x86-64 with AVX2 or AVX-512, on any processor: libtorch
+// itself gives other last bits without AVX2 and on ARM.
+//
+// Source: ATen/native/cpu/DistributionTemplates.h (Box-Muller in blocks of 16) and avx_mathfun.h (Cephes' logf, sinf and
+// cosf). Which products torch's compiler has fused with a sum is told by comparing: see golden `noise`.
+
+#include "border.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+
+using prior_embed::guarded;
+using prior_embed::owned;
+
+namespace {
+
+constexpr int64_t half_block = 8;
+constexpr int64_t block = 2 * half_block;
+
+PRIOR_EMBED_INLINE float fused(float a, float b, float c) {
+    return __builtin_fmaf(a, b, c);
+}
+
+// Cephes' logf, for normal numbers above 0.
+PRIOR_EMBED_INLINE float log_of(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    // x = mantissa * 2^exponent, the mantissa between 1/2 and 1, and then between 1/sqrt(2) and sqrt(2), less 1.
+    const int32_t mantissa_bits = (bits & 0x007fffff) | 0x3f000000;
+    float mantissa;
+    std::memcpy(&mantissa, &mantissa_bits, sizeof mantissa);
+    const bool is_small = mantissa < 0.707106781186547524f;
+    const float exponent = static_cast<float>((bits >> 23) - (is_small ? 127 : 126));
+    const float rest = is_small ? (mantissa - 1.f) + mantissa : mantissa - 1.f;
+    const float square = rest * rest;
+    float sum = 7.0376836292e-2f;
+    sum = fused(sum, rest, -1.1514610310e-1f);
+    sum = fused(sum, rest, 1.1676998740e-1f);
+    sum = fused(sum, rest, -1.2420140846e-1f);
+    sum = fused(sum, rest, 1.4249322787e-1f);
+    sum = fused(sum, rest, -1.6668057665e-1f);
+    sum = fused(sum, rest, 2.0000714765e-1f);
+    sum = fused(sum, rest, -2.4999993993e-1f);
+    sum = fused(sum, rest, 3.3333331174e-1f);
+    sum = fused(sum * rest, square, exponent * -2.12194440e-4f);
+    sum = fused(square, -0.5f, sum);
+    return fused(exponent, 0.693359375f, rest + sum);
+}
+
+// Cephes' sinf and cosf, for numbers from 0 to 8192.
+PRIOR_EMBED_INLINE void sine_and_cosine(float x, float* sine, float* cosine) {
+    // The octant, made even: x = octant * pi/4 + rest.
+    const int32_t octant = (static_cast<int32_t>(x * 1.27323954473516f) + 1) & ~1;
+    const float count = static_cast<float>(octant);
+    float rest = fused(count, -0.78515625f, x);
+    rest = fused(count, -2.4187564849853515625e-4f, rest);
+    rest = fused(count, -3.77489497744594108e-8f, rest);
+    const float square = rest * rest;
+    float even = 2.443315711809948e-5f;
+    even = fused(even, square, -1.388731625493765e-3f);
+    even = fused(even, square, 4.166664568298827e-2f);
+    even = fused(even * square, square, square * -0.5f) + 1.f;
+    float odd = -1.9515295891e-4f;
+    odd = fused(odd, square, 8.3321608736e-3f);
+    odd = fused(odd, square, -1.6666654611e-1f);
+    odd = fused(odd * square, rest, rest);
+    const bool is_swapped = (octant & 2) != 0;
+    const float of_sine = is_swapped ? even : odd, of_cosine = is_swapped ? odd : even;
+    *sine = (octant & 4) != 0 ? -of_sine : of_sine;
+    *cosine = ((octant + 2) & 4) != 0 ? -of_cosine : of_cosine;
+}
+
+// Box-Muller: radii from the first half of each block, angles from the second.
+PRIOR_EMBED_WIDEST void transform_blocks(float* values, int64_t size) {
+    for (float* of_block = values; of_block + block <= values + size; of_block += block) {
+#pragma omp simd
+        for (int64_t i = 0; i < half_block; ++i) {
+            const float radius = std::sqrt(-2.f * log_of(1.f - of_block[i]));
+            float sine, cosine;
+            sine_and_cosine(6.28318530717958648f * of_block[i + half_block], &sine, &cosine);
+            // A zero loses its sign.
+            of_block[i] = radius * cosine + 0.f;
+            of_block[i + half_block] = radius * sine + 0.f;
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// `count` normals (1, count), float32, of as many uniforms from 0 to 1, and then 16 more unless `count` is a multiple of
+// 16: the last block is made anew of these.
+char* prior_embed_normals(at::Tensor** out, const at::Tensor* uniforms, int64_t count) {
+    return guarded([&] {
+        TORCH_CHECK(uniforms->scalar_type() == at::kFloat && uniforms->is_contiguous() && uniforms->is_cpu() &&
+                        count >= block && uniforms->numel() == count + (count % block == 0 ? 0 : block),
+                    "normals: wrong uniforms");
+        at::Tensor normals = at::empty({1, count}, uniforms->options());
+        const float* from = uniforms->const_data_ptr<float>();
+        float* to = normals.mutable_data_ptr<float>();
+        std::copy(from, from + count, to);
+        transform_blocks(to, count);
+        if (count % block != 0) {
+            std::copy(from + count, from + count + block, to + count - block);
+            transform_blocks(to + count - block, block);
+        }
+        *out = owned(std::move(normals));
+    });
+}
+
+}  // extern "C"
