@@ -10,7 +10,7 @@ use crate::io::dir::Dir;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::journal::{self, BatchLine, End, Header, Journal, Line};
 use crate::io::shard::RowRuns;
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use crc32fast::Hasher;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -111,10 +111,14 @@ impl Working {
                     "an earlier run of {name} stopped after {rows} rows; --resume goes on, --overwrite starts again"
                 ));
             }
-            let begun = begin(&dir, &mut journal, expected).or_bad_input(failed)?;
+            let begun = begin(&dir, &mut journal, expected);
             // The name of the folder itself, too.
-            sync_folder(parent(path)).or_bad_input(failed)?;
-            begun
+            begun.and_then(|begun| sync_folder(parent(path)).map(|()| begun)).map_err(|error| {
+                // Like any run that ends before its first row.
+                let _ = empty(&dir).and_then(|()| dir.remove(JOURNAL)).and_then(|()| fs::remove_dir(path));
+                let line = format!("cannot write {name}: {error}; nothing is kept");
+                Error::new(error).context(line)
+            })?
         };
         let mut working = Self {
             dir,
