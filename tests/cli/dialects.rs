@@ -58,10 +58,13 @@ fn files_in_other_dialects_have_the_rows_that_they_say() {
     }
 }
 
+/// A file's name and bytes, options to read it with, and words of the refusal.
+type Doubtful<'a> = (&'a str, &'a [u8], &'a [&'a str], &'a [&'a str]);
+
 #[test]
 fn what_is_in_doubt_is_refused_in_one_line() {
     let place = Workplace::new();
-    let files: [(&str, &[u8], &[&str], &[&str]); 7] = [
+    let files: [Doubtful; 7] = [
         ("doubt.csv", b"caption;x,id\na;b,1\n", &[], &["doubt.csv", "in doubt", "sep="]),
         ("nul.txt", b"a red apple\ntwo \0cats\nand a dog\n", &[], &["nul.txt:2", "UTF-16"]),
         ("mixed.txt", b"a red apple\rtwo cats\nrain\n", &[], &["mixed.txt:1", "carriage return"]),
