@@ -17,3 +17,4 @@ mod schedulers;
 mod shards;
 mod streams;
 mod terminal;
+mod usage;
