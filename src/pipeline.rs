@@ -110,6 +110,8 @@ impl Pipeline {
     /// guidance leads away from shares the prompts' passes. Otherwise that has passes of its own, so that a batch's numbers
     /// are the same to the last bit whichever batch came first.
     ///
+    /// Of no rows, an array of none; no network is loaded for it.
+    ///
     /// # Errors
     /// [`crate::error::BadInput`] if the number of steps does not fit the model, or a network's weights do not fit its
     /// configuration; an error if an embedding is not finite, which names the weights that are not, or memory runs out.
@@ -121,6 +123,9 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Array2<f32>> {
         let scheduler = self.scheduler.scheduler(settings.steps)?;
+        if rows.is_empty() {
+            return Ok(Array2::zeros((0, self.embedding_dim())));
+        }
         let guidance = Guidance::new(settings.guidance_scale);
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
@@ -259,4 +264,29 @@ fn to_rows(embeds: &Tensor) -> Result<Array2<f32>> {
     let len = values.len();
     embeds.f_to_kind(Kind::Float)?.f_to_device(tch::Device::Cpu)?.f_contiguous()?.f_copy_data(&mut values, len)?;
     Ok(Array2::from_shape_vec((rows as usize, dim as usize), values)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::precision::Precision;
+    use std::path::Path;
+    use tch::Device;
+
+    #[test]
+    fn no_rows_have_no_embeddings() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22");
+        let options = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
+        let mut pipeline = Pipeline::open(&model, options).unwrap();
+        for guidance_scale in [1.0, 4.0] {
+            for is_only in [false, true] {
+                let settings = Settings { steps: 3, guidance_scale };
+                let embeds = pipeline.embed(&[], &settings, is_only, &mut ()).unwrap();
+                assert_eq!(embeds.dim(), (0, pipeline.embedding_dim()));
+            }
+        }
+        assert!(pipeline.text.encoder.is_none() && pipeline.prior.is_none(), "a network was loaded");
+        let too_many = Settings { steps: 1001, guidance_scale: 4.0 };
+        assert!(pipeline.embed(&[], &too_many, true, &mut ()).is_err());
+    }
 }

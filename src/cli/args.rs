@@ -2,6 +2,7 @@
 //! [`super::embed`] and [`super::outputs`]); nothing beyond the command line looks here.
 
 mod commands;
+mod line;
 mod values;
 
 pub use commands::{ConvertArgs, DownloadArgs, InfoArgs, MergeArgs, ModelsArgs};
@@ -12,19 +13,22 @@ use crate::io::prompts::PromptFormat;
 use crate::io::shard::Shard;
 use crate::io::writer::{OutputDtype, OutputFormat};
 use crate::job::OnError;
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Turns text into CLIP image embeddings with a diffusion prior.
 #[derive(Debug, Parser)]
 #[command(name = "prior-embed", version, max_term_width = 110, args_override_self = true)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(arg_required_else_help = true, subcommand_negates_reqs = true)]
+#[command(override_usage = "prior-embed -p <TEXT> -o <FILE> [OPTIONS]\n       prior-embed <COMMAND>")]
 pub struct CommandLine {
     /// What to do, if it is something else than to embed.
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// What to embed; nothing in it counts beside a command.
+    /// What to embed; beside a command, only its global options may be given.
     #[command(flatten)]
     pub embed: Args,
 }
@@ -48,7 +52,7 @@ pub enum Command {
 #[derive(Debug, ClapArgs)]
 pub struct HubArgs {
     /// A branch, tag or commit of a model on the hub [default: main]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = text())]
     pub revision: Option<String>,
 
     #[command(flatten)]
@@ -59,11 +63,11 @@ pub struct HubArgs {
 #[derive(Debug, ClapArgs)]
 pub struct CacheArgs {
     /// Where downloads are kept [default: the cache of Python's huggingface_hub]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", global = true)]
     pub cache_dir: Option<PathBuf>,
 
     /// Never touch the network; a model must be on this machine
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub offline: bool,
 }
 
@@ -78,10 +82,9 @@ pub struct TargetArgs {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "format"])]
     pub out_dir: Option<PathBuf>,
 
-    /// Rows in each of these files
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, allow_negative_numbers = true,
-          value_parser = at_least_one_row)]
-    pub rows_per_file: u64,
+    /// Rows in each of these files [default: 1000000]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one_row)]
+    pub rows_per_file: Option<u64>,
 
     /// Output format, npy, npz, safetensors, jsonl or parquet, if the file's extension does not tell
     #[arg(long, value_name = "NAME", value_parser = output_format)]
@@ -94,11 +97,23 @@ impl TargetArgs {
     /// # Errors
     /// [`crate::error::BadInput`] if there is no path, or its name does not tell the format.
     pub fn target(&self) -> anyhow::Result<(PathBuf, OutputFormat)> {
+        if self.rows_per_file.is_some() && self.out_dir.is_none() {
+            idle("--rows-per-file", "it counts the rows in each file of --out-dir");
+        }
         match (&self.out, &self.out_dir) {
             (_, Some(folder)) => Ok((folder.clone(), OutputFormat::Folder)),
+            (Some(file), None) if file.is_dir() => Err(crate::bad_input!(
+                "{:?} is a folder; give a file name, or --out-dir for a folder of numbered files",
+                file.display().to_string()
+            )),
             (Some(file), None) => Ok((file.clone(), self.format.map_or_else(|| OutputFormat::of_path(file), Ok)?)),
             (None, None) => Err(crate::bad_input!("no output; give --out FILE or --out-dir DIR")),
         }
+    }
+
+    /// Rows in each file of a folder.
+    pub fn rows_per_file(&self) -> u64 {
+        self.rows_per_file.unwrap_or(1_000_000)
     }
 }
 
@@ -106,11 +121,11 @@ impl TargetArgs {
 #[derive(Debug, ClapArgs)]
 pub struct TalkArgs {
     /// Nothing on standard error but errors
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, global = true)]
     pub quiet: bool,
 
     /// More on standard error, and the causes of errors
-    #[arg(short, long)]
+    #[arg(short, long, global = true)]
     pub verbose: bool,
 }
 
@@ -141,7 +156,11 @@ impl HubArgs {
     /// # Errors
     /// [`crate::error::BadInput`] if it can mean none.
     pub fn model(&self, name: &str) -> anyhow::Result<ModelName> {
-        ModelName::parse(name, self.revision.as_deref())
+        let model = ModelName::parse(name, self.revision.as_deref())?;
+        if self.cache.cache_dir.is_some() && !matches!(model, ModelName::Hub(_)) {
+            idle("--cache-dir", &format!("model {name:?} is not on the hub"));
+        }
+        Ok(model)
     }
 }
 
@@ -149,11 +168,11 @@ impl HubArgs {
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// A prompt; may be repeated
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", value_parser = text())]
     pub prompt: Vec<String>,
 
     /// Prompts from a .txt, .jsonl, .csv, .tsv or .parquet file, also .gz or .zst; `-` for standard input
-    #[arg(short = 'f', long, value_name = "FILE")]
+    #[arg(short = 'f', long, value_name = "FILE", action = ArgAction::Append)]
     pub prompts: Option<PathBuf>,
 
     /// Format of the prompts, txt, jsonl, csv, tsv or parquet, if the file's extension does not tell
@@ -161,7 +180,7 @@ pub struct Args {
     pub format_in: Option<PromptFormat>,
 
     /// The column, or the key in .jsonl, that holds the prompts [default: prompt, or the only one]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = text())]
     pub prompt_column: Option<String>,
 
     /// The .csv or .tsv file has no header line; --prompt-column is then a number, from 1
@@ -192,15 +211,15 @@ pub struct Args {
     pub shard: Option<Shard>,
 
     /// The model: a name from `prior-embed models`, owner/name[@revision] on the hub, or a folder [default: emoji]
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", value_parser = text())]
     pub model: Option<String>,
 
     /// A LoRA for the prior, a file or a folder, merged with this strength [default: 1]; may be repeated
-    #[arg(long, value_name = "PATH[:SCALE]")]
+    #[arg(long, value_name = "PATH[:SCALE]", value_parser = text().try_map(|text| text.parse::<LoraOption>()))]
     pub lora: Vec<LoraOption>,
 
     /// What the embeddings are to lead away from
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", value_parser = text(), action = ArgAction::Append)]
     pub negative_prompt: Option<String>,
 
     /// Where the embeddings that decoders take as negative go; .npz and .safetensors have them in the same file anyway
@@ -260,6 +279,17 @@ pub struct Args {
     pub talk: TalkArgs,
 }
 
+/// Says that an option was given which changes nothing, and why.
+pub fn idle(option: &str, why: &str) {
+    log::warn!("{option} has no effect: {why}");
+}
+
+/// Text, refused with the option's name if it is none.
+fn text() -> impl TypedValueParser<Value = String> {
+    let not_text = |_: OsString| "it is not UTF-8; set the terminal's or the script's encoding to UTF-8";
+    OsStringValueParser::new().try_map(move |value| value.into_string().map_err(not_text))
+}
+
 fn at_least_one(what: &'static str) -> impl Fn(&str) -> Result<usize, String> + Clone {
     move |text| match text.parse::<usize>() {
         Ok(number) if number >= 1 && number <= i32::MAX as usize => Ok(number),
@@ -286,7 +316,7 @@ fn shard(text: &str) -> Result<Shard, String> {
 }
 
 fn finite(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "it must be a number".into())
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "it must be a finite number".into())
 }
 
 fn seed(text: &str) -> Result<u64, String> {

@@ -1,10 +1,11 @@
 //! `prior-embed --prompt … --out …`: a job as the options describe it, and what is said of it.
 
-use super::args::{Args, BatchSize};
+use super::args::{Args, BatchSize, idle};
 use super::outputs::Outputs;
 use super::progress::{FetchProgress, RunProgress, Screen, rows};
 use super::stats::{self, Seconds, Stats, peak_rss_bytes};
 use crate::bad_input;
+use crate::diffusion::guidance::Guidance;
 use crate::hub::builtin::EMOJI;
 use crate::hub::{Hub, Model, Needs, Wish};
 use crate::io::prompts::ReadOptions;
@@ -14,6 +15,7 @@ use crate::pipeline::{LoadOptions, Pipeline, Settings};
 use anyhow::Result;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tch::Device;
 
 /// Runs the job and gives the exit code; `start` is when the process began.
 ///
@@ -55,6 +57,7 @@ fn compute(args: &Args, screen: &Screen, start: Instant, opened: Opened) -> Resu
     if wants_negative {
         outputs.add_negative();
     }
+    idle_options(args, &pipeline, wants_negative);
     let settings = settings(args, &pipeline);
     let Outputs { write, stats, report } = outputs;
     let job = Job {
@@ -88,6 +91,27 @@ fn compute(args: &Args, screen: &Screen, start: Instant, opened: Opened) -> Resu
         of_run(&summary, settings(&summary), &progress, start.elapsed()).write(destination)?;
     }
     Ok(0)
+}
+
+/// Names the options that change nothing beside the others. A promise that is kept anyway (`--offline`, `--on-error skip`)
+/// is none of them.
+fn idle_options(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
+    if args.prompts.is_none() {
+        let of_file = [("--format-in", args.format_in.is_some()), ("--prompt-column", args.prompt_column.is_some())];
+        for (option, _) in of_file.into_iter().filter(|(_, is_given)| *is_given) {
+            idle(option, "it is about the file of --prompts, and there is none");
+        }
+    }
+    if args.negative_prompt.is_some() && !wants_negative && !Guidance::new(args.guidance_scale).is_on() {
+        let scale = args.guidance_scale;
+        idle(
+            "--negative-prompt",
+            &format!("--guidance-scale {scale} turns guidance off, but for rows with a scale of their own"),
+        );
+    }
+    if args.threads.is_some() && pipeline.options().device != Device::Cpu {
+        idle("--threads", "the model runs on a GPU");
+    }
 }
 
 /// The line that ends a run that was asked to stop.

@@ -34,7 +34,7 @@ struct File {
 /// # Errors
 /// If there is no such model, or it is broken.
 pub fn run(args: &InfoArgs, screen: &Screen) -> Result<()> {
-    let model = args.model.as_deref().unwrap_or(EMOJI);
+    let model = args.name.as_deref().or(args.model.as_deref()).unwrap_or(EMOJI);
     let name = args.hub.model(model)?;
     let hub = Hub::new(args.hub.cache.options());
     let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };

@@ -11,13 +11,12 @@ mod notices;
 mod outputs;
 mod progress;
 mod stats;
+mod usage;
 
 use crate::error;
-use crate::model::kernels::process::prefer_huge_pages;
-use anyhow::{Context, Result};
+use crate::model::kernels::process::{prefer_huge_pages, stdout_was_closed};
+use anyhow::{Context, Result, ensure};
 use args::{Command, CommandLine, TalkArgs};
-use clap::Parser;
-use clap::error::ErrorKind;
 use progress::Screen;
 use std::ffi::OsString;
 use std::io::Write;
@@ -27,9 +26,9 @@ use std::time::Instant;
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     prefer_huge_pages();
-    let line = match CommandLine::try_parse_from(arguments) {
+    let line = match CommandLine::of(arguments) {
         Ok(line) => line,
-        Err(error) => return refuse(&error),
+        Err(error) => return usage::answer(&error),
     };
     let TalkArgs { quiet, verbose } = *line.talk();
     let screen = Screen::new(quiet, verbose);
@@ -57,25 +56,20 @@ fn work(line: &CommandLine, screen: &Screen, start: Instant) -> Result<u8> {
 
 /// Prints on standard output. Whoever does not want to read on is not kept from that.
 fn print(text: &str) -> Result<()> {
-    let mut output = std::io::stdout().lock();
-    match writeln!(output, "{text}").and_then(|()| output.flush()) {
+    write_stdout(|| writeln!(std::io::stdout(), "{text}"))
+}
+
+/// Writes to standard output with `write`, to its end.
+fn write_stdout(write: impl FnOnce() -> std::io::Result<()>) -> Result<()> {
+    check_stdout()?;
+    match write().and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }
 }
 
-/// Help and version as they are; a wrong usage as one line.
-fn refuse(error: &clap::Error) -> u8 {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // Nobody is left to tell if standard output is closed.
-        let _ = error.print();
-        return 0;
-    }
-    let text = error.to_string();
-    // The first paragraph says what is wrong; usage and hints follow.
-    let problem: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    let problem = problem.join(" ");
-    let problem = problem.strip_prefix("error: ").unwrap_or(&problem);
-    progress::tell(&format!("{problem}; see prior-embed --help"));
-    2
+/// Checks that there is a standard output, for those who are about to write to it.
+fn check_stdout() -> Result<()> {
+    ensure!(!stdout_was_closed(), "cannot write to standard output: it is closed");
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The files that the options ask for.
 
-use super::args::Args;
+use super::args::{Args, idle};
+use super::check_stdout;
 use crate::bad_input;
 use crate::io::destination::Destination;
 use crate::io::writer::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
@@ -24,7 +25,14 @@ impl Outputs {
     /// [`crate::error::BadInput`] if not.
     pub(super) fn open(args: &Args) -> Result<Self> {
         let write = write_options(args)?;
+        let paths = || write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
+        if paths().any(|path| path.as_os_str() == "-") {
+            check_stdout()?;
+        }
         check(&write)?;
+        if args.overwrite && paths().all(is_stream) {
+            idle("--overwrite", "nothing is replaced where the output is a stream");
+        }
         let report = report(args, &write.outputs[0].path)?;
         let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
         let names = ["--out", "--negative-out"];
@@ -120,7 +128,7 @@ fn write_options(args: &Args) -> Result<WriteOptions> {
     let mut options = WriteOptions::new(std::iter::once(main).chain(other).collect());
     options.out_dtype = args.out_dtype;
     options.normalize = args.normalize;
-    options.rows_per_file = args.target.rows_per_file;
+    options.rows_per_file = args.target.rows_per_file();
     options.overwrite = args.overwrite;
     options.resume = args.resume;
     options.shard = args.shard;

@@ -6,7 +6,7 @@ use crate::hub::Watcher as FetchWatcher;
 use crate::io::prompts::Notice;
 use crate::job::Watcher;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -371,7 +371,10 @@ impl Log for Screen {
 
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
-            let level = record.level().as_str().to_lowercase();
+            let level = match record.level() {
+                Level::Warn => "warning".to_string(),
+                level => level.as_str().to_lowercase(),
+            };
             let line = format!("{level}: {}", printable(&record.args().to_string()));
             if is_new(&line) {
                 self.line(&line);

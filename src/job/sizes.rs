@@ -68,8 +68,17 @@ impl Sizes {
         let count = total.map_or(u64::MAX, |rows| rows.div_ceil(blocks.rows));
         let (workers, threads) = if pipeline.options().device == Device::Cpu && pipeline.is_small()? {
             let cores = thread::available_parallelism().map_or(1, usize::from);
-            let most = usize::try_from(count).unwrap_or(usize::MAX);
-            (wanted.threads.unwrap_or(cores).min(most).max(1), Some(1))
+            let useful = usize::try_from(count).unwrap_or(usize::MAX);
+            let most = wanted.threads.unwrap_or(cores).min(useful).max(1);
+            let workers = pipeline.plan_workers(demand, batch_size, most)?;
+            if workers < most {
+                let level = if wanted.threads.is_some() { log::Level::Warn } else { log::Level::Info };
+                log::log!(
+                    level,
+                    "memory is free for {workers} of {most} threads, each with a pipeline; using {workers}"
+                );
+            }
+            (workers, Some(1))
         } else {
             (1, wanted.threads)
         };

@@ -1,5 +1,7 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once.
+//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. One that the process was told
+//! to ignore stays ignored.
 
+use crate::model::kernels::process;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -21,7 +23,8 @@ impl Stop {
     pub fn listen() -> Result<Self> {
         let number = Arc::new(AtomicUsize::new(0));
         let is_asked = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
+        // A shell without job control starts its background jobs with SIGINT ignored: Ctrl-C is not meant for them.
+        for signal in [SIGINT, SIGTERM].into_iter().filter(|signal| !process::is_ignored(*signal)) {
             let listen = || -> std::io::Result<()> {
                 // In this order: the first signal must find the flag still down, and who sees it up the number.
                 flag::register_conditional_shutdown(signal, exit_code(signal).into(), Arc::clone(&is_asked))?;

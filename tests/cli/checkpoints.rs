@@ -430,7 +430,6 @@ fn commands_and_options_do_not_mix() {
         &["convert"],
     );
     assert_refused(&place, place.bare().args(["convert", "emoji"]), 2, &["DST"]);
-    assert_refused(&place, &mut place.bare(), 2, &["--out"]);
     let output = place.bare().args(["convert", "--help"]).output().unwrap();
     assert!(output.status.success() && stderr(&output).is_empty());
 }

@@ -20,3 +20,4 @@ mod schedulers;
 mod shards;
 mod streams;
 mod terminal;
+mod usage;

@@ -150,7 +150,7 @@ fn warnings_are_few_however_many_rows_they_are_about() {
     );
     let stats: Value = serde_json::from_slice(&fs::read(place.path("s.json")).unwrap()).unwrap();
     assert_eq!((&stats["cut_off_rows"], &stats["skipped_rows"]), (&json!(30), &json!(20)));
-    assert_eq!(run(&["-v"]).matches("warn: ").count(), 50);
+    assert_eq!(run(&["-v"]).matches("warning: ").count(), 50);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The options of all that is no embedding.
 
-use super::{CacheArgs, Dtype, HubArgs, TalkArgs, TargetArgs};
+use super::{CacheArgs, Dtype, HubArgs, TalkArgs, TargetArgs, text};
 use clap::{Args as ClapArgs, ValueEnum};
 use safetensors::tensor::Dtype as StoredDtype;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct ModelsArgs {
 #[derive(Debug, ClapArgs)]
 pub struct DownloadArgs {
     /// A name from `prior-embed models`, or owner/name[@revision] on the hub
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = text())]
     pub model: String,
 
     /// Type to compute in later: f32, bf16, f16, int8; all but f32 take the smaller fp16 files if there are any
@@ -49,7 +49,11 @@ pub struct DownloadArgs {
 #[derive(Debug, ClapArgs)]
 pub struct InfoArgs {
     /// The model: a name from `prior-embed models`, owner/name[@revision], or a folder [default: emoji]
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = text())]
+    pub name: Option<String>,
+
+    /// The same, as all other commands have it
+    #[arg(short, long, value_name = "NAME", value_parser = text(), conflicts_with = "name")]
     pub model: Option<String>,
 
     /// Print JSON
@@ -67,7 +71,7 @@ pub struct InfoArgs {
 #[derive(Debug, ClapArgs)]
 pub struct ConvertArgs {
     /// A model, or a prior alone: a .ckpt of Karlo's or Kandinsky 2.1's authors, .pt, .bin, .safetensors, or its folder
-    #[arg(value_name = "SRC")]
+    #[arg(value_name = "SRC", value_parser = text())]
     pub source: String,
 
     /// The folder to make
@@ -79,7 +83,7 @@ pub struct ConvertArgs {
     pub dtype: Option<WeightDtype>,
 
     /// For a prior alone: the model that the rest is taken from, and the configuration of a prior that has none beside it
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = text())]
     pub config: Option<String>,
 
     /// Replace a model that is there already
@@ -106,6 +110,10 @@ pub struct MergeArgs {
     /// Replace an output that is there already
     #[arg(long)]
     pub overwrite: bool,
+
+    /// Of no use here, but global.
+    #[command(flatten)]
+    pub cache: CacheArgs,
 
     #[command(flatten)]
     pub talk: TalkArgs,

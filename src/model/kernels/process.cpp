@@ -1,12 +1,15 @@
 // What concerns the process as a whole.
 
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
-
-#if defined(__unix__) || defined(__APPLE__)
+#include <fcntl.h>
 #include <unistd.h>
 
 namespace {
+
+// Rust's runtime, which starts later than this, opens /dev/null in place of a standard stream that is closed.
+const bool stdout_was_closed = fcntl(STDOUT_FILENO, F_GETFD) == -1 && errno == EBADF;
 
 struct sigaction previous;
 
@@ -36,20 +39,29 @@ void end_at_lost_pages(int signal, siginfo_t* info, void*) {
 }
 
 }  // namespace
-#endif
 
 extern "C" {
 
 // Makes two signals that end a process into errors: a file that grows too large is one of the call that writes, and a
 // mapped file that lost pages is one line and exit code 1.
 void prior_embed_tame_signals() {
-#if defined(__unix__) || defined(__APPLE__)
     std::signal(SIGXFSZ, SIG_IGN);
     struct sigaction action = {};
     action.sa_sigaction = end_at_lost_pages;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaction(SIGBUS, &action, &previous);
-#endif
+}
+
+// Whether the process was started without a standard output.
+bool prior_embed_stdout_was_closed() {
+    return stdout_was_closed;
+}
+
+// Whether a signal is ignored.
+bool prior_embed_is_ignored(int signal) {
+    struct sigaction action;
+    return sigaction(signal, nullptr, &action) == 0 && (action.sa_flags & SA_SIGINFO) == 0 &&
+           action.sa_handler == SIG_IGN;
 }
 
 // Asks libtorch, before it allocates anything, for memory in huge pages: a model is loaded and read faster in these.

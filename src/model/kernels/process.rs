@@ -1,4 +1,5 @@
-//! What libtorch makes necessary at the beginning and the end of the process.
+//! What concerns the process as a whole: what libtorch makes necessary at its beginning and end, and what it was started
+//! with that Rust's standard library does not tell.
 
 use std::ffi::c_int;
 use std::io::Write;
@@ -7,6 +8,8 @@ unsafe extern "C" {
     fn prior_embed_prefer_huge_pages();
     fn prior_embed_tame_signals();
     fn prior_embed_leave(code: c_int) -> !;
+    fn prior_embed_stdout_was_closed() -> bool;
+    fn prior_embed_is_ignored(signal: c_int) -> bool;
 }
 
 /// Asks libtorch for memory in huge pages, in which a model is loaded and read faster. To be called before libtorch
@@ -22,6 +25,19 @@ pub fn prefer_huge_pages() {
 pub fn tame_signals() {
     // SAFETY: takes and gives no pointers. What it installs calls only what a signal handler may.
     unsafe { prior_embed_tame_signals() }
+}
+
+/// Whether the process was started without a standard output. What is written there is lost without an error: Rust's
+/// runtime has opened `/dev/null` in its place.
+pub fn stdout_was_closed() -> bool {
+    // SAFETY: takes and gives no pointers; it reads a constant.
+    unsafe { prior_embed_stdout_was_closed() }
+}
+
+/// Whether a signal is ignored, which a process inherits from whatever starts it.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: takes and gives no pointers, and changes nothing.
+    unsafe { prior_embed_is_ignored(signal) }
 }
 
 /// Ends the process with an exit code, once all that it has to write is written.

@@ -1,0 +1,99 @@
+//! Help, the version, and one line for a command line that is none.
+
+use super::args::Command;
+use super::progress::{Screen, tell};
+use super::write_stdout;
+use crate::error::{exit_code, one_line, printable};
+use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
+use std::path::Path;
+
+/// Prints what clap has to say, and gives the exit code.
+pub(super) fn answer(error: &Error) -> u8 {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match write_stdout(|| error.print()) {
+            Ok(()) => 0,
+            Err(error) => {
+                Screen::new(false, false).error(&one_line(&error, false));
+                exit_code(&error)
+            }
+        },
+        // Asked for nothing, it tells what can be asked for; a script that lost its arguments hears that by the exit code.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            2
+        }
+        _ => {
+            tell(&format!("error: {}", line(error)));
+            2
+        }
+    }
+}
+
+/// What is wrong, what may have been meant, and where to read on.
+fn line(error: &Error) -> String {
+    let mut parts = match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
+        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => of_word(word, tips(error)),
+        _ => {
+            let text = error.to_string();
+            // The first paragraph says what is wrong.
+            let problem = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+            let problem = problem.strip_prefix("error: ").unwrap_or(&problem);
+            let mut parts = vec![problem.to_string()];
+            parts.extend(tips(error));
+            parts.extend(advice_on_prompts(error));
+            parts
+        }
+    };
+    parts.push(format!("see prior-embed{} --help", command(error)));
+    printable(&parts.join("; "))
+}
+
+/// A word where none is expected: most likely a prompt, or a file of prompts.
+fn of_word(word: &str, tips: Vec<String>) -> Vec<String> {
+    let example = if word.contains(char::is_whitespace) { word } else { "a red apple" };
+    let advice = match Path::new(word).is_file() {
+        true => format!("a file of prompts goes after -f: -f {word:?}"),
+        false => format!("a prompt goes after -p, in quotes if it has spaces: -p {example:?}"),
+    };
+    let mut parts = vec![format!("unexpected argument {word:?}")];
+    parts.extend(tips);
+    parts.push(advice);
+    parts
+}
+
+/// What clap thinks was meant.
+fn tips(error: &Error) -> Vec<String> {
+    let text = error.to_string();
+    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    // That of a name which begins with a dash hides what is far likelier, an option of another command.
+    tips.filter(|tip| !tip.starts_with("to pass ")).map(str::to_string).collect()
+}
+
+/// How a prompt is given that was taken for an option.
+fn advice_on_prompts(error: &Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let option = text(ContextKind::InvalidArg)?;
+    match error.kind() {
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue) == Some("") => {
+            let names = ["--prompt", "--negative-prompt"];
+            let name = names.into_iter().find(|name| option.starts_with(&format!("{name} ")))?;
+            Some(format!("a text that reads like an option is given as {name}=TEXT"))
+        }
+        ErrorKind::UnknownArgument if tips(error).is_empty() && command(error).is_empty() => {
+            Some(format!("a prompt that reads like this is given as --prompt={option}"))
+        }
+        _ => None,
+    }
+}
+
+/// The command that was to be run, after a space.
+fn command(error: &Error) -> String {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return String::new() };
+    let usage = usage.to_string();
+    let after = usage.split("prior-embed ").nth(1).unwrap_or_default();
+    let name = after.split_whitespace().next().unwrap_or_default();
+    if Command::names().iter().any(|command| command == name) { format!(" {name}") } else { String::new() }
+}
