@@ -39,9 +39,14 @@ fn build_kernels(lib: &Path) {
         .flag(if cfg!(target_os = "macos") { "-fopenmp-simd" } else { "-fopenmp" })
         // What libtorch's headers warn of is not for us to mend.
         .warnings(false)
-        .opt_level(3)
+        .opt_level(3);
+    // What may set errno or trap does not run on vectors.
+    let mut normals = build.clone();
+    normals.flag("-fno-math-errno").flag("-fno-trapping-math");
+    normals.file(Path::new(KERNELS).join("normals.cpp")).compile("prior_embed_normals");
+    build
         .files(
-            ["attention.cpp", "bfloat16.cpp", "int8.cpp", "linear.cpp", "normals.cpp", "process.cpp", "processor.cpp"]
+            ["attention.cpp", "bfloat16.cpp", "int8.cpp", "linear.cpp", "process.cpp", "processor.cpp"]
                 .map(|file| Path::new(KERNELS).join(file)),
         )
         .compile("prior_embed_kernels");
