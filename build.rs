@@ -39,7 +39,12 @@ fn build_kernels(lib: &Path) {
         .flag(if cfg!(target_os = "macos") { "-fopenmp-simd" } else { "-fopenmp" })
         // What libtorch's headers warn of is not for us to mend.
         .warnings(false)
-        .opt_level(3)
+        .opt_level(3);
+    // What may set errno or trap does not run on vectors.
+    let mut normals = build.clone();
+    normals.flag("-fno-math-errno").flag("-fno-trapping-math");
+    normals.file(Path::new(KERNELS).join("normals.cpp")).compile("prior_embed_normals");
+    build
         .files(
             [
                 "activation.cpp",
@@ -48,7 +53,6 @@ fn build_kernels(lib: &Path) {
                 "foreign.cpp",
                 "int8.cpp",
                 "linear.cpp",
-                "normals.cpp",
                 "process.cpp",
                 "processor.cpp",
             ]

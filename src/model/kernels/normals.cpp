@@ -33,7 +33,8 @@ PRIOR_EMBED_INLINE float log_of(float x) {
     std::memcpy(&mantissa, &mantissa_bits, sizeof mantissa);
     const bool is_small = mantissa < 0.707106781186547524f;
     const float exponent = static_cast<float>((bits >> 23) - (is_small ? 127 : 126));
-    const float rest = is_small ? (mantissa - 1.f) + mantissa : mantissa - 1.f;
+    // Both without a branch, for the loop to run on vectors.
+    const float rest = (mantissa - 1.f) + (is_small ? mantissa : 0.f);
     const float square = rest * rest;
     float sum = 7.0376836292e-2f;
     sum = fused(sum, rest, -1.1514610310e-1f);
@@ -67,13 +68,12 @@ PRIOR_EMBED_INLINE void sine_and_cosine(float x, float* sine, float* cosine) {
     odd = fused(odd, square, -1.6666654611e-1f);
     odd = fused(odd * square, rest, rest);
     const bool is_swapped = (octant & 2) != 0;
-    const float of_sine = is_swapped ? even : odd, of_cosine = is_swapped ? odd : even;
-    *sine = (octant & 4) != 0 ? -of_sine : of_sine;
-    *cosine = ((octant + 2) & 4) != 0 ? -of_cosine : of_cosine;
+    *sine = (is_swapped ? even : odd) * static_cast<float>(1 - ((octant & 4) >> 1));
+    *cosine = (is_swapped ? odd : even) * static_cast<float>(1 - (((octant + 2) & 4) >> 1));
 }
 
 // Box-Muller: radii from the first half of each block, angles from the second.
-PRIOR_EMBED_WIDEST void transform_blocks(float* values, int64_t size) {
+PRIOR_EMBED_INLINE void transform(float* values, int64_t size) {
     for (float* of_block = values; of_block + block <= values + size; of_block += block) {
 #pragma omp simd
         for (int64_t i = 0; i < half_block; ++i) {
@@ -86,6 +86,25 @@ PRIOR_EMBED_WIDEST void transform_blocks(float* values, int64_t size) {
         }
     }
 }
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+__attribute__((target("avx2,fma"))) void transform_fused(float* values, int64_t size) {
+    transform(values, size);
+}
+
+void transform_blocks(float* values, int64_t size) {
+    const bool fuses = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    fuses ? transform_fused(values, size) : transform(values, size);
+}
+
+#else
+
+void transform_blocks(float* values, int64_t size) {
+    transform(values, size);
+}
+
+#endif
 
 }  // namespace
 
