@@ -64,7 +64,8 @@ def build():
 
 def known_processors(qemu):
     """Those of ours that this qemu knows."""
-    listed = output_of([qemu, "-cpu", "help"])
+    # It ends with 1, having helped.
+    listed = subprocess.run([qemu, "-cpu", "help"], check=False, stdout=subprocess.PIPE, text=True).stdout
     names = set(re.findall(r"^\s*x86 (\S+)", listed, re.MULTILINE)) | set(listed.split())
     return [name for name in PROCESSORS + NEWER if name in names]
 
