@@ -109,6 +109,8 @@ def readable(folder, copied):
 PATTERNS = ["to_q", "to_[qkv]", "attn1.to_k", r".*\.0\..*", "^proj_in", r"(?!.*attn).*", "net.(0.proj|2)", r"\w+_out\.0"]
 MODULES = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_in", "time_embedding.linear_1"]
 INITIALIZATIONS = [True, True, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora", "pissa_niter_1000"]
+# Those that leave the weights as they are.
+ADDITIVE = [True, "gaussian", "eva", "orthogonal", "mica"]
 
 
 def random_patterns(draw, values):
@@ -117,8 +119,8 @@ def random_patterns(draw, values):
     return {pattern: draw.choice(values) for pattern in patterns}
 
 
-def random_lora(draw, prior, folder):
-    """Saves a LoRA for a prior; returns the prior with it, and what it is."""
+def random_lora(draw, prior, folder, scale, initializations):
+    """Saves a LoRA for a prior; returns the prior with it at this strength, and what it is."""
     seed = draw.getrandbits(31)
     kind = draw.choice(["peft", "peft", "peft", "diffusers", "accelerate"])
     if kind == "accelerate":
@@ -126,8 +128,11 @@ def random_lora(draw, prior, folder):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))])
         folder.mkdir()
         save_accelerator_state(folder, [tensors], [optimizer], [], [], 0, 0, safe_serialization=draw.random() < 0.7)
+        with torch.no_grad():
+            for before, after in zip(prior.parameters(), changed.parameters()):
+                after.lerp_(before, 1 - scale)
         return changed, kind
-    init = draw.choice(INITIALIZATIONS)
+    init = draw.choice(initializations)
     # Some need an even rank, and some may be given a higher one than a matrix has.
     ranks = {"orthogonal": [2], "mica": [2], "pissa": [1, 2, 9], "olora": [1, 2, 9]}.get(init, [1, 2])
     options = dict(
@@ -142,10 +147,10 @@ def random_lora(draw, prior, folder):
     patterns = {key: options[key] for key in ("alpha_pattern", "rank_pattern")}
     if kind == "diffusers":
         adapters.diffusers_lora(prior, folder, seed, config=patterns, **options)
-        changed = adapters.with_diffusers_lora(prior, folder)
+        changed = adapters.with_diffusers_lora(prior, folder, scale)
     else:
         adapters.peft_lora(prior, folder, seed, safe=draw.random() < 0.7, config=patterns, **options)
-        changed = adapters.with_peft_lora(prior, folder)
+        changed = adapters.with_peft_lora(prior, folder, scale=scale)
     return changed, f"{kind} {init}"
 
 
@@ -155,11 +160,13 @@ def add_loras(draw, pipeline, work):
     prior = copy.deepcopy(pipeline.prior)
     for number in range(draw.choice([0, 1, 1, 2])):
         folder, scale = work / f"lora-{number}", draw.choice([1, 1, 0.5, -0.25])
-        changed, kind = random_lora(draw, prior, folder)
+        # What a second one begins with would be a part of what the first leaves.
+        initializations = INITIALIZATIONS if number == 0 else ADDITIVE
+        changed, kind = random_lora(draw, prior, folder, scale, initializations)
         with torch.no_grad():
             before, after = prior.state_dict(), changed.state_dict()
             for name, parameter in pipeline.prior.named_parameters():
-                parameter += scale * (after[name] - before[name])
+                parameter += after[name] - before[name]
         options += ["--lora", f"{folder}:{scale}"]
         kinds.append(f"{kind}:{scale}")
     return options, kinds

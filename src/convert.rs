@@ -10,6 +10,7 @@ use crate::bad_input;
 use crate::error::OrBadInput;
 use crate::files::{Folder, parent};
 use crate::hub::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
+use crate::json;
 use crate::model::checkpoint::{Checkpoint, Placement};
 use crate::model::config;
 use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
@@ -130,7 +131,7 @@ fn own_folder(path: &Path) -> Option<Folder> {
     let folder = folder_of(path);
     let text = folder.find_text(CONFIG).ok().flatten()?;
     // Whoever reads a broken file next tells of it.
-    let config: Value = serde_json::from_str(&text).unwrap_or_default();
+    let config: Value = json::from_str(&text).unwrap_or_default();
     let is_own = match config.get("_class_name") {
         Some(class) => class == PRIOR_CLASS,
         None => config.is_null() || config.get("embedding_dim").is_some(),

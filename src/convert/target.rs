@@ -1,13 +1,14 @@
 //! A folder that appears whole or not at all.
 
+use super::cannot_write;
 use crate::bad_input;
 use crate::error::{OrBadInput, some_of};
 use crate::files::parent;
 use crate::hub::layout::ZERO_IMAGE_EMBED;
+use crate::io::atomic::sync_path;
 use anyhow::{Context, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tempfile::{Builder, TempDir};
 
@@ -74,7 +75,7 @@ impl Target {
     /// [`crate::error::BadInput`] if something appeared there meanwhile; an error if it cannot be put there.
     pub(super) fn finish(self) -> Result<()> {
         let Self { path, part, lock, overwrite } = self;
-        let failed = || format!("cannot write {}: is the disk full?", path.display());
+        let failed = || cannot_write(&path);
         sync_all(part.path())?;
         check_replaceable(&path, overwrite, &[])?;
         if path.exists() && exchange(part.path(), &path).is_ok() {
@@ -211,19 +212,7 @@ fn sync_all(folder: &Path) -> Result<()> {
 
 /// Waits until a file or folder is on disk, where the file system knows how to.
 fn sync(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    match File::open(path).and_then(|file| file.sync_all()) {
-        // What some network file systems say.
-        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
-        result => result.with_context(|| cannot_write(path))?,
-    }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
-}
-
-fn cannot_write(path: &Path) -> String {
-    format!("cannot write {}: is the disk full?", path.display())
+    sync_path(path).with_context(|| cannot_write(path))
 }
 
 fn hidden(name: &OsStr) -> OsString {

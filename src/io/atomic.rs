@@ -86,12 +86,12 @@ pub(crate) fn sync_data(file: &File) -> io::Result<()> {
     if_supported(file.sync_data())
 }
 
-/// Waits until the names in a folder are on the disk.
+/// Waits until a file, or the names in a folder, are on the disk.
 ///
 /// # Errors
 /// If the disk fails.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    if_supported(File::open(folder)?.sync_all())
+pub(crate) fn sync_path(path: &Path) -> io::Result<()> {
+    if_supported(File::open(path)?.sync_all())
 }
 
 /// A file that is removed unless it is moved into place, beside its place.

@@ -144,7 +144,7 @@ impl Report {
         match atomic::move_file(dir, OsStr::new(PART), &self.path, self.old != Old::Refused) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(self.appeared()),
             moved => {
-                let moved = moved.and_then(|()| atomic::sync_folder(parent(&self.path)));
+                let moved = moved.and_then(|()| atomic::sync_path(parent(&self.path)));
                 moved.with_context(|| format!("cannot write the report {name:?}"))?;
                 Ok(self.rows)
             }

@@ -54,9 +54,17 @@ pub fn parse<C: Config>(text: &str, origin: &str) -> Result<C> {
     if !text.trim_start().starts_with('{') {
         return Err(bad_input!("{origin} is not a JSON object; {FETCH_AGAIN}"));
     }
+    let json = Json::parse(text).map_err(|error| bad_input!("{origin}: {error}{}", json_advice(&error)))?;
+    from_json(json, origin)
+}
+
+/// The same of an object that is parsed already.
+///
+/// # Errors
+/// As [`read`].
+pub fn from_json<C: Config>(json: Json, origin: &str) -> Result<C> {
     let mut unknown = Vec::new();
     let mut note_unknown = |path: serde_ignored::Path| unknown.push(path.to_string());
-    let json = Json::parse(text).map_err(|error| bad_input!("{origin}: {error}{}", json_advice(&error)))?;
     let watched = serde_ignored::Deserializer::new(C::part(json), &mut note_unknown);
     let config: C = serde_path_to_error::deserialize(watched).map_err(|error| {
         let key = error.path().to_string();

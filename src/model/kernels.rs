@@ -342,12 +342,6 @@ mod tests {
         tensor.abs().max().double_value(&[])
     }
 
-    /// The largest difference, relative to the largest expected value.
-    fn error(actual: &Tensor, expected: &Tensor) -> f64 {
-        assert_eq!(actual.size(), expected.size());
-        largest(&(actual - expected)) / largest(expected)
-    }
-
     /// Runs `linear` with each epilogue and compares with libtorch's own layer. Errors are relative to the largest value
     /// before or after the epilogue, which may leave of it a number near zero.
     fn check(

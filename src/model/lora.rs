@@ -1,6 +1,6 @@
 //! LoRAs (arXiv 2106.09685): small files that change a model's matrices, merged into them when they are read.
 //!
-//! A matrix W becomes W + scale · (alpha / rank · B A - P), in float32, before it is packed. P is what the LoRA's
+//! A matrix W becomes W - P + scale · alpha / rank · B A, in float32, before it is packed. P is what the LoRA's
 //! initialization took from W, which is nothing for most. Source: PEFT 0.21 `tuners/lora/layer.py`, diffusers 0.42
 //! `loaders/`.
 
@@ -56,7 +56,7 @@ pub(super) struct Layer {
     delta: Delta,
 }
 
-/// What is added to a matrix: `scale · (strength · up · down - part)`.
+/// What is added to a matrix: `scale · strength · up · down - part`.
 #[derive(Debug)]
 pub struct Delta {
     /// A, `(rank, inputs)`.
@@ -72,16 +72,20 @@ pub struct Delta {
 }
 
 impl Delta {
-    /// Adds it to `sum`, a matrix `(outputs, inputs)` in float32 on the CPU that was `weight`, of any type, before anything
-    /// was added.
-    pub(super) fn add_to(&self, sum: &mut Tensor, weight: &Tensor) -> Result<()> {
-        let Self { down, up, strength, scale, base } = self;
-        let product = up.f_matmul(down)?.f_mul_scalar(scale * strength)?;
-        let _ = sum.f_add_(&product)?;
-        if let Some(base) = base {
-            let part = base.part(&weight.f_to_kind(Kind::Float)?, down.size()[0], *strength);
-            let part = part.context("cannot decompose a matrix as a LoRA asks for it; is it finite?")?;
-            let _ = sum.f_sub_(&part.f_mul_scalar(*scale)?)?;
+    /// Adds all of them to `weight`, a matrix `(outputs, inputs)` in float32 on the CPU.
+    ///
+    /// As when PEFT loads one after the other, the part that each began with is taken from what those before it left, and
+    /// whole, whatever the scale.
+    pub(super) fn add_all(deltas: &[Self], weight: &mut Tensor) -> Result<()> {
+        for Self { down, strength, base, .. } in deltas {
+            if let Some(base) = base {
+                let part = base.part(weight, down.size()[0], *strength);
+                let part = part.context("cannot decompose a matrix as a LoRA asks for it; is it finite?")?;
+                let _ = weight.f_sub_(&part)?;
+            }
+        }
+        for Self { down, up, strength, scale, .. } in deltas {
+            let _ = weight.f_add_(&up.f_matmul(down)?.f_mul_scalar(scale * strength)?)?;
         }
         Ok(())
     }
@@ -169,7 +173,7 @@ impl Lora {
             hasher.update((scale * strength).to_le_bytes());
             if let Some(base) = base {
                 hasher.update([*base as u8]);
-                hasher.update(scale.to_le_bytes());
+                hasher.update(strength.to_le_bytes());
             }
             for tensor in [down, up] {
                 let mut values = vec![0_f32; tensor.numel()];

@@ -249,7 +249,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("-f - -o n.npy --resume", "--resume needs prompts that can be read again"),
         ("-f p.txt -o - --shard 1/2", "--shard needs files, and \"-\" is a stream"),
         ("-f p.txt --prompt-column c -o n.npy", "p.txt is read as text, which has no columns"),
-        ("convert MODEL n --config x", "--config goes with a prior in a file"),
+        ("convert MODEL n --config x", "--config goes with a prior alone"),
         // Places to write.
         ("-p x -o e.npy", "e.npy\" is there already; give another name, or --overwrite"),
         ("-p x -o n", "\"n\" does not end in .npy, .npz, .safetensors, .jsonl or .parquet; rename it, or say --format"),

@@ -110,10 +110,13 @@ fn loras_change_the_embeddings_as_in_peft_and_diffusers() {
     let loras = fixtures().join("checkpoints/lora");
     check_loras(&[("peft", 1.0)], &loras.join("peft"));
     check_loras(&[("peft/adapter_model.safetensors", 1.0)], &loras.join("peft"));
-    for name in ["diffusers", "diffusers_pissa", "peft_rslora_bin", "pissa", "olora", "patterns"] {
+    for name in ["diffusers", "peft_rslora_bin", "pissa", "olora", "patterns"] {
         check_loras(&[(name, 1.0)], &loras.join(name));
     }
-    check_loras(&[("attention_processors", 0.5)], &loras.join("attention_processors"));
+    for name in ["attention_processors", "diffusers_pissa"] {
+        check_loras(&[(name, 0.5)], &loras.join(name));
+    }
+    check_loras(&[("pissa", 0.5), ("olora", 0.5)], &loras.join("pissa_and_olora"));
 }
 
 #[test]
@@ -124,5 +127,5 @@ fn loras_add_up() {
         &loras.join("peft"),
     );
     check_loras(&[("attention_processors", 0.2), ("attention_processors", 0.3)], &loras.join("attention_processors"));
-    check_loras(&[("pissa", 0.25), ("olora", 0.5), ("pissa", 0.75), ("olora", -0.5)], &loras.join("pissa"));
+    check_loras(&[("pissa", 1.0), ("peft", 0.5), ("peft", -0.5)], &loras.join("pissa"));
 }

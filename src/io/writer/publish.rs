@@ -2,7 +2,7 @@
 
 use crate::bad_input;
 use crate::files::parent;
-use crate::io::atomic::{self, sync_folder};
+use crate::io::atomic::{self, sync_path};
 use crate::io::dir::Dir;
 use anyhow::{Context, Error, Result};
 use rustix::fs::FileType;
@@ -66,7 +66,7 @@ impl Publication {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(rules.appeared(target)),
             moved => moved.with_context(failed)?,
         }
-        sync_folder(parent(target)).with_context(failed)
+        sync_path(parent(target)).with_context(failed)
     }
 
     /// Whether it is there to be moved.
@@ -119,7 +119,7 @@ pub(super) fn remove_stale(place: &Path, rules: Rules) -> Result<()> {
         return Err(rules.appeared(place));
     }
     let removed = if metadata.is_dir() { move_away(place, rules.dir) } else { fs::remove_file(place) };
-    removed.and_then(|()| sync_folder(parent(place))).with_context(|| format!("cannot remove {place:?}"))
+    removed.and_then(|()| sync_path(parent(place))).with_context(|| format!("cannot remove {place:?}"))
 }
 
 #[cfg(test)]

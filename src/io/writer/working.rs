@@ -5,7 +5,7 @@ use super::store::{Content, DataFile};
 use crate::bad_input;
 use crate::error::OrBadInput;
 use crate::files::parent;
-use crate::io::atomic::{sync_data, sync_folder};
+use crate::io::atomic::{sync_data, sync_path};
 use crate::io::dir::Dir;
 use crate::io::fingerprint::Fingerprint;
 use crate::io::journal::{self, BatchLine, End, Header, Journal, Line};
@@ -113,7 +113,7 @@ impl Working {
             }
             let begun = begin(&dir, &mut journal, expected);
             // The name of the folder itself, too.
-            begun.and_then(|begun| sync_folder(parent(path)).map(|()| begun)).map_err(|error| {
+            begun.and_then(|begun| sync_path(parent(path)).map(|()| begun)).map_err(|error| {
                 // Like any run that ends before its first row.
                 let _ = empty(&dir).and_then(|()| dir.remove(JOURNAL)).and_then(|()| fs::remove_dir(path));
                 let line = format!("cannot write {name}: {error}; nothing is kept");

@@ -46,9 +46,7 @@ impl<'a> Borrowed<'a> {
     /// The tensor plus what LoRAs add, in float32.
     pub(super) fn with_added(mut self, deltas: &[Delta]) -> Result<Self> {
         let mut sum = self.to_owned(Kind::Float, Device::Cpu)?;
-        for delta in deltas {
-            delta.add_to(&mut sum, &self.view)?;
-        }
+        Delta::add_all(deltas, &mut sum)?;
         self.view = sum;
         Ok(self)
     }

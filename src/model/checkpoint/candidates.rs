@@ -1,5 +1,6 @@
 //! The names that files of weights have, and the order in which they are preferred.
 
+use crate::json;
 use serde_json::Value;
 
 /// The library that a component is saved and loaded by. Each looks for weights in an order of its own, which matters where
@@ -15,7 +16,7 @@ pub enum Library {
 impl Library {
     /// The library that wrote a component's `config.json`.
     pub fn of_config(text: &str) -> Self {
-        let config: Option<Value> = serde_json::from_str(text).ok();
+        let config: Option<Value> = json::from_str(text).ok();
         let has = |key: &str| config.as_ref().is_some_and(|config| config.get(key).is_some());
         if !has("_class_name") && (has("model_type") || has("architectures")) {
             Self::Transformers

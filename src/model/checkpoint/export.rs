@@ -4,7 +4,9 @@ use super::Checkpoint;
 use super::borrowed::Borrowed;
 use super::entry::{Entry, float_kind, kind};
 use crate::bad_input;
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
+use rustix::io::Errno;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -52,9 +54,14 @@ impl Checkpoint {
         });
         let format = HashMap::from([("format".to_string(), "pt".to_string())]);
         let written = serialize_to_file(tensors, Some(format), path);
-        match failure.into_inner() {
-            Some(error) => Err(error),
-            None => written.with_context(|| format!("cannot write {}: is the disk full?", path.display())),
+        match (failure.into_inner(), written) {
+            (Some(error), _) => Err(error),
+            // What the system says where it cannot read what it is to write.
+            (None, Err(SafeTensorError::IoError(error))) if Errno::from_io_error(&error) == Some(Errno::FAULT) => {
+                let origin = &self.origin;
+                Err(anyhow!("{origin} was cut off, or its disk failed, while it was read; run again once it is whole"))
+            }
+            (None, written) => written.with_context(|| format!("cannot write {}: is the disk full?", path.display())),
         }
     }
 }

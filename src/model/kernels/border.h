@@ -97,9 +97,10 @@ inline std::optional<at::Tensor> optional(const at::Tensor* tensor) {
 
 }  // namespace prior_embed
 
-// Loops that run on the widest vectors that the processor has, chosen when the program is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define PRIOR_EMBED_WIDEST __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+// Loops that run on the widest vectors that the processor has, chosen when the program is loaded. By levels of features: the
+// name of a processor in their place is that processor alone, and every other one would run without wide vectors.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define PRIOR_EMBED_WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define PRIOR_EMBED_WIDEST
 #endif

@@ -5,11 +5,12 @@ use super::pattern::Pattern;
 use crate::bad_input;
 use crate::error::{OrBadInput, shorten};
 use crate::files::Folder;
+use crate::json::Json;
 use crate::model::config::{self, Config};
 use anyhow::Result;
 use indexmap::IndexMap;
 use safetensors::SafeTensors;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,14 +74,6 @@ struct Fields {
     /// All other keys.
     #[serde(flatten)]
     others: BTreeMap<String, Value>,
-}
-
-/// A JSON value whose keys stay in order.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(untagged)]
-enum Ordered {
-    Object(IndexMap<String, Ordered>),
-    Other(Value),
 }
 
 /// A regular expression, or names.
@@ -196,16 +189,16 @@ impl AdapterConfig {
     /// Parses a header's entry, without the component's name before the keys. diffusers takes the modules from the file and
     /// not from what it says.
     fn parse_entry(text: &str, origin: String) -> Result<Self> {
-        let entry: IndexMap<String, Ordered> =
-            serde_json::from_str(text).or_bad_input(|| format!("{origin} is not a JSON object"))?;
+        let Ok(Json::Object(entries)) = Json::parse(text) else {
+            return Err(bad_input!("{origin} is not a JSON object"));
+        };
         let plain = |key: &str| {
             let inner = COMPONENTS.iter().find_map(|component| key.strip_prefix(component)).unwrap_or(key);
             // What is left with a dot is another component's.
             (!inner.contains('.')).then(|| inner.to_string())
         };
-        let entry: IndexMap<String, Ordered> =
-            entry.into_iter().filter_map(|(key, value)| Some((plain(&key)?, value))).collect();
-        let mut config = Self::parse(&serde_json::to_string(&entry)?, origin)?;
+        let entries = entries.into_iter().filter_map(|(key, value)| Some((plain(&key)?, value))).collect();
+        let mut config = Self::of_json(Json::Object(entries), origin)?;
         (config.is_in_header, config.targets) = (true, None);
         Ok(config)
     }
@@ -217,7 +210,15 @@ impl AdapterConfig {
     }
 
     fn parse(text: &str, origin: String) -> Result<Self> {
-        let fields = config::parse(text, &origin)?;
+        Self::of_result(config::parse(text, &origin), origin)
+    }
+
+    fn of_json(json: Json, origin: String) -> Result<Self> {
+        Self::of_result(config::from_json(json, &origin), origin)
+    }
+
+    fn of_result(fields: Result<Fields>, origin: String) -> Result<Self> {
+        let fields = fields?;
         match Self::of_fields(fields, origin.clone()) {
             Err(error) => Err(bad_input!("{origin}: {error}")),
             config => config,
