@@ -97,7 +97,11 @@ fn compute(args: &Args, screen: &Screen, start: Instant, opened: Opened) -> Resu
 /// is none of them.
 fn idle_options(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
     if args.prompts.is_none() {
-        let of_file = [("--format-in", args.format_in.is_some()), ("--prompt-column", args.prompt_column.is_some())];
+        let of_file = [
+            ("--format-in", args.format_in.is_some()),
+            ("--prompt-column", args.prompt_column.is_some()),
+            ("--no-header", args.no_header),
+        ];
         for (option, _) in of_file.into_iter().filter(|(_, is_given)| *is_given) {
             idle(option, "it is about the file of --prompts, and there is none");
         }
