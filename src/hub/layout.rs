@@ -66,8 +66,8 @@ pub struct Layout {
     pub scheduler: Folder,
     /// The scheduler's class.
     pub scheduler_class: SchedulerClass,
-    /// `CLIPVisionModelWithProjection`, or a `CLIPModel`, which not every model has. A download leaves its weights out where a run does not
-    /// need them; then it is not there.
+    /// `CLIPVisionModelWithProjection`, or a `CLIPModel`, which not every model has. A download leaves its weights out
+    /// where a run does not need them; then it is not there.
     pub image_encoder: Option<Folder>,
     /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which counts where there is no image encoder.
     pub has_zero_image_embed: bool,

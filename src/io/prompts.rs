@@ -7,9 +7,9 @@
 //! - `txt`: a line is a prompt, with the spaces it has. Blank lines are no prompts.
 //! - `jsonl`: a line is an object with `prompt` and, optionally, `id`, `negative_prompt`, `seed`, `guidance_scale`,
 //!   `steps` and `samples`. Other keys are ignored, and null is as good as absent. Blank lines are skipped.
-//! - `csv`, `tsv`: a header, if there is one, then records. One column holds the prompts; those named like a key of `jsonl` hold what
-//!   the key does. An empty cell is the empty prompt, and no value in the other columns. Empty lines are skipped. What
-//!   quotes mean is told in the format's module: in TSV less than in CSV.
+//! - `csv`, `tsv`: a header, if there is one, then records. One column holds the prompts; those named like a key of
+//!   `jsonl` hold what the key does. An empty cell is the empty prompt, and no value in the other columns. Empty lines
+//!   are skipped. What quotes mean is told in the format's module: in TSV less than in CSV.
 //! - `parquet`: columns as in `csv`; null is no value.
 //!
 //! A row that cannot be used is an [`Entry::Bad`], and reading goes on after it. What makes the rest unreadable (a

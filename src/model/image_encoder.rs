@@ -16,7 +16,8 @@ use tch::Tensor;
 /// The most numbers of an image: 256 times what the largest CLIP takes, 560 pixels a side. A small file can ask for any size.
 const MAX_IMAGE: i64 = 1 << 28;
 
-/// `config.json` of a `CLIPVisionModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in transformers' `CLIPVisionConfig`.
+/// `config.json` of a `CLIPVisionModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in
+/// transformers' `CLIPVisionConfig`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct ImageEncoderConfig {

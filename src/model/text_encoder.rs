@@ -12,7 +12,8 @@ use anyhow::Result;
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
-/// `config.json` of a `CLIPTextModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in transformers' `CLIPTextConfig`.
+/// `config.json` of a `CLIPTextModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in
+/// transformers' `CLIPTextConfig`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct TextEncoderConfig {

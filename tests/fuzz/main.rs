@@ -1,5 +1,5 @@
-//! Mutated models, LoRAs, tables of prompts and parts of runs: whatever a file holds, it is used or refused in one line, without a panic, in a few seconds and
-//! in memory that goes with its size.
+//! Mutated models, LoRAs, tables of prompts and parts of runs: whatever a file holds, it is used or refused in one
+//! line, without a panic, in a few seconds and in memory that goes with its size.
 //!
 //! Each case follows from a seed alone. The test runs a few; `scripts/fuzz` runs any number, and says which seeds fail.
 //! `PRIOR_EMBED_FUZZ=17` runs one of them, and tells what it does.
