@@ -285,6 +285,16 @@ def compare(index, options):
     return errors
 
 
+def parse(parser):
+    """The command line; `extra` is what stands behind --, for prior-embed."""
+    own, extra = sys.argv[1:], []
+    if "--" in own:
+        own, extra = own[: own.index("--")], own[own.index("--") + 1 :]
+    options = parser.parse_args(own)
+    options.extra = extra
+    return options
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -295,12 +305,7 @@ def arguments():
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="the largest relative error allowed (default 1e-4)"
     )
-    own, extra = sys.argv[1:], []
-    if "--" in own:
-        own, extra = own[: own.index("--")], own[own.index("--") + 1 :]
-    options = parser.parse_args(own)
-    options.extra = extra
-    return options
+    return parse(parser)
 
 
 def main():

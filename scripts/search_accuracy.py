@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from built import BINARY
-from compare_diffusers import TEXTS, describe, random_spec, run_binary
+from compare_diffusers import TEXTS, describe, parse, random_spec, run_binary
 from fixtures.common import set_up
 from fixtures.pipelines import KARLO, STABLE, lay_out
 from fixtures.precise import float64, jiggle
@@ -152,12 +152,7 @@ def arguments():
     parser.add_argument("--keep", type=Path, help="a folder for pipelines and references")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--factor", type=float, default=4.0, help="how much further is lost accuracy (default 4)")
-    own, extra = sys.argv[1:], []
-    if "--" in own:
-        own, extra = own[: own.index("--")], own[own.index("--") + 1 :]
-    options = parser.parse_args(own)
-    options.extra = extra
-    return options
+    return parse(parser)
 
 
 def main():

@@ -210,6 +210,7 @@ fn rename_to_free_place(dir: &Dir, name: &OsStr, target: &Path) -> io::Result<()
 /// Whether what is at `target` already is a file with the same contents: a run that was killed while it moved it.
 fn holds_the_same(dir: &Dir, name: &OsStr, target: &Path) -> bool {
     let same = || -> io::Result<bool> {
+        // Not by [`Dir::open_file`]: after a link was made, the file has its second name at `target`.
         let new = File::from(rustix::fs::openat(
             dir,
             name,
