@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-const KERNELS: &str = "src/model/kernels";
+const KERNELS: &str = "src/kernels";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -39,11 +39,14 @@ VARIABLES = [
 PROCESSORS = ["Nehalem", "SandyBridge", "Haswell", "EPYC", "EPYC-Milan", "Icelake-Server", "max"]
 NEWER = ["EPYC-Genoa", "EPYC-Turin", "SapphireRapids", "GraniteRapids"]
 
-LIBRARY = ["diffusion::", "model::kernels::", "model::layers::", "model::precision::"]
+LIBRARY = ["diffusion::", "kernels::", "nn::layers::", "nn::precision::"]
 # Emulated, it takes minutes.
 QUICK_LIBRARY = [*LIBRARY, "--skip", "at_any_width"]
-QUICK_GOLDEN = ["clip::", "ddpm::", "noise::", "prior::", "scheduler::"]
-QUICK_PROCESSORS = {"Nehalem": ["ddpm::", "noise::", "scheduler::"], "Haswell": ["ddpm::", "noise::", "scheduler::"]}
+GOLDEN = ["golden::"]
+PROPERTIES = ["properties::"]
+QUICK_GOLDEN = [f"golden::{part}::" for part in ("clip", "ddpm", "noise", "prior", "scheduler")]
+QUICK_SCHEDULES = [f"golden::{part}::" for part in ("ddpm", "noise", "scheduler")]
+QUICK_PROCESSORS = ["Nehalem", "Haswell"]
 
 
 def output_of(command, **options):
@@ -55,13 +58,11 @@ def output_of(command, **options):
 
 
 def build():
-    """Builds the tests; gives the path of each program by its name."""
-    command = "cargo test --release --locked --lib --test golden --test properties --no-run --message-format json"
+    """Builds the library's tests; gives the program's path."""
+    command = "cargo test --release --locked --lib --no-run --message-format json"
     environment = {**os.environ, "LIBTORCH": output_of([sys.executable, "scripts/libtorch.py"]).strip()}
     lines = output_of(command.split(), env=environment).splitlines()
-    messages = [message for message in map(json.loads, lines) if message.get("executable")]
-    programs = {message["target"]["name"]: message["executable"] for message in messages}
-    return {"library": programs.pop("prior_embed"), **programs}
+    return next(message["executable"] for message in map(json.loads, lines) if message.get("executable"))
 
 
 def known_processors(qemu):
@@ -73,26 +74,26 @@ def known_processors(qemu):
 
 
 def plan(quick, qemu):
-    """What to run: (setting, the command before the program, variables, name of a program, its tests)."""
+    """What to run: (setting, the command before the program, variables, what the table calls the tests, the tests)."""
     for setting in VARIABLES:
         variables = dict(pair.split("=") for pair in setting.split())
         yield setting or "as it is", [], variables, "library", LIBRARY
-        yield setting or "as it is", [], variables, "golden", QUICK_GOLDEN if quick else []
+        yield setting or "as it is", [], variables, "golden", QUICK_GOLDEN if quick else GOLDEN
         if not quick:
-            yield setting or "as it is", [], variables, "properties", []
+            yield setting or "as it is", [], variables, "properties", PROPERTIES
     for processor in QUICK_PROCESSORS if quick else known_processors(qemu):
         emulator = [qemu, "-cpu", processor]
         yield processor, emulator, {}, "library", QUICK_LIBRARY if quick else LIBRARY
-        yield processor, emulator, {}, "golden", QUICK_PROCESSORS[processor] if quick else []
+        yield processor, emulator, {}, "golden", QUICK_SCHEDULES if quick else GOLDEN
         if not quick:
-            yield processor, emulator, {}, "properties", []
+            yield processor, emulator, {}, "properties", PROPERTIES
 
 
-def run(job, programs):
+def run(job, program):
     """Runs one of them; gives its line of the table, and what failed."""
     setting, emulator, variables, name, tests = job
     begin = time.monotonic()
-    command = [*emulator, programs[name], "--test-threads=1", *tests]
+    command = [*emulator, program, "--test-threads=1", *tests]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     result = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     seconds = time.monotonic() - begin
@@ -114,11 +115,11 @@ def main():
     qemu = shutil.which("qemu-x86_64")
     if not qemu:
         raise SystemExit("check_processors: qemu-x86_64 is missing; apt-get install qemu-user")
-    programs = build()
+    program = build()
     jobs = [job for job in plan(arguments.quick, qemu) if arguments.only in job[0]]
     print("| setting or processor | tests | passed | failed | seconds |\n| --- | --- | ---: | ---: | ---: |")
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        failures = [failure for failure in pool.map(lambda job: run(job, programs), jobs) if failure]
+        failures = [failure for failure in pool.map(lambda job: run(job, program), jobs) if failure]
     print("\n".join(failures), file=sys.stderr)
     sys.exit(1 if failures or not jobs else 0)
 

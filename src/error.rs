@@ -1,11 +1,211 @@
-//! Errors: one line that says what is wrong, where, and what to do.
+//! What can go wrong in the library.
 //!
-//! Everything returns [`anyhow::Result`]. What the user can mend (a wrong option, a broken file) is marked as
-//! [`BadInput`] where it is found, with the whole line as its message and the technical cause below it. The marker
-//! decides the exit code; `--verbose` shows the causes.
+//! An [`Error`] says what is wrong and where, as typed fields and as a sentence without advice; [`Error::hint`] says what to
+//! do about it. Only `cli` makes lines and exit codes of them.
 
-use anyhow::Error;
 use std::borrow::Cow;
+use std::fmt;
+
+/// A result of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The cause of an [`Error`].
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A part of a prior pipeline, as diffusers saves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Component {
+    /// `prior/`
+    Prior,
+    /// `text_encoder/`
+    TextEncoder,
+    /// `image_encoder/`
+    ImageEncoder,
+    /// `tokenizer/`
+    Tokenizer,
+    /// `scheduler/`
+    Scheduler,
+}
+
+/// What to do about an [`Error`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Hint {
+    /// The file is damaged or incomplete: download it again.
+    FetchAgain,
+    /// Compute in float32.
+    UseFloat32,
+    /// Merge the adapter into the model with PEFT, and use the merged model.
+    MergeWithPeft,
+    /// Anything else, as an imperative clause: `save it as safetensors`.
+    Other(Cow<'static, str>),
+}
+
+/// An error of this library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An option has a value that this model or this machine cannot do.
+    #[error("{reason}")]
+    Option {
+        /// The option's name in the options: `steps`.
+        option: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// A model lacks a component.
+    #[error("{path} has no {what}", what = component.name())]
+    MissingComponent {
+        /// The component.
+        component: Component,
+        /// The model's folder.
+        path: String,
+        /// What to do about it.
+        hint: Option<Hint>,
+    },
+    /// A file is missing, damaged or of a kind that is not supported.
+    #[error("{path} {reason}")]
+    File {
+        /// The file or folder.
+        path: String,
+        /// A predicate: `is not a safetensors file`.
+        reason: String,
+        /// What to do about it.
+        hint: Option<Hint>,
+        /// What the system or a parser said.
+        source: Option<Cause>,
+    },
+    /// A configuration has a value that is wrong or not supported.
+    #[error("{path}: {reason}")]
+    Config {
+        /// The file.
+        path: String,
+        /// The key, if it is about one.
+        key: Option<String>,
+        /// What is wrong.
+        reason: String,
+        /// What to do about it.
+        hint: Option<Hint>,
+        /// What a parser said.
+        source: Option<Cause>,
+    },
+    /// A checkpoint lacks a tensor that the configuration asks for.
+    #[error("{path} does not fit its configuration: {reason}")]
+    MissingTensor {
+        /// The checkpoint.
+        path: String,
+        /// The first tensor that is missing.
+        tensor: String,
+        /// All that are missing.
+        reason: String,
+    },
+    /// A tensor of a checkpoint has the wrong shape or type, or holds what cannot be used.
+    #[error("{path}: {reason}")]
+    Tensor {
+        /// The checkpoint.
+        path: String,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do about it.
+        hint: Option<Hint>,
+    },
+    /// A LoRA is damaged, not supported, or for another model.
+    #[error("{path}: {reason}")]
+    Lora {
+        /// Its file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do about it.
+        hint: Option<Hint>,
+    },
+    /// Components do not fit each other.
+    #[error("{path}: {reason}")]
+    Mismatch {
+        /// The model's folder.
+        path: String,
+        /// What does not fit what.
+        reason: String,
+    },
+    /// A prompt that the model cannot encode.
+    #[error("prompt {prompt:?} {reason}")]
+    Prompt {
+        /// The prompt.
+        prompt: String,
+        /// A predicate: `has token 49408, …`.
+        reason: String,
+    },
+    /// An embedding is not finite.
+    #[error("{reason}")]
+    NotFinite {
+        /// What is not finite, and which tensors of the model are not.
+        reason: String,
+        /// What to do about it.
+        hint: Option<Hint>,
+    },
+    /// The model does not fit into the memory that is free.
+    #[error("not enough memory: {:.1} GB are needed and {:.1} GB are free", *needed as f64 / 1e9, *free as f64 / 1e9)]
+    OutOfMemory {
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+    },
+    /// libtorch failed.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+    /// A defect of this library.
+    #[error("internal error: {0}")]
+    Internal(String),
+    /// Until every part of the library has its own.
+    #[error("{0}")]
+    Other(#[from] anyhow::Error),
+}
+
+impl Component {
+    /// What messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prior => "prior",
+            Self::TextEncoder => "text encoder",
+            Self::ImageEncoder => "image encoder",
+            Self::Tokenizer => "tokenizer",
+            Self::Scheduler => "scheduler",
+        }
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl Error {
+    /// What to do about it, if there is something.
+    pub fn hint(&self) -> Option<&Hint> {
+        match self {
+            Self::MissingComponent { hint, .. }
+            | Self::File { hint, .. }
+            | Self::Config { hint, .. }
+            | Self::Tensor { hint, .. }
+            | Self::Lora { hint, .. }
+            | Self::NotFinite { hint, .. } => hint.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whether the input is at fault (an option, a model, a prompt) and not the machine or the program.
+    pub fn is_bad_input(&self) -> bool {
+        !matches!(
+            self,
+            Self::NotFinite { .. } | Self::OutOfMemory { .. } | Self::Torch(_) | Self::Internal(_) | Self::Other(_)
+        )
+    }
+}
 
 /// A mistake in what the user gave: a wrong option, a missing or broken file, a model that does not fit.
 ///
@@ -29,7 +229,7 @@ pub trait OrBadInput<T> {
     fn or_bad_input(self, line: impl FnOnce() -> String) -> anyhow::Result<T>;
 }
 
-impl<T, E: Into<Error>> OrBadInput<T> for Result<T, E> {
+impl<T, E: Into<anyhow::Error>> OrBadInput<T> for Result<T, E> {
     fn or_bad_input(self, line: impl FnOnce() -> String) -> anyhow::Result<T> {
         self.map_err(|cause| cause.into().context(BadInput(line())))
     }
@@ -39,7 +239,7 @@ impl<T, E: Into<Error>> OrBadInput<T> for Result<T, E> {
 pub const FETCH_AGAIN: &str = "fetch it again";
 
 /// The same error with another advice in place of [`FETCH_AGAIN`], if it is of a broken file at `place`.
-pub fn with_advice(error: Error, place: &str, advice: &str) -> Error {
+pub fn with_advice(error: anyhow::Error, place: &str, advice: &str) -> anyhow::Error {
     let line = error.to_string();
     match line.strip_suffix(FETCH_AGAIN).filter(|line| line.contains(place)) {
         Some(start) if exit_code(&error) == 2 => error.context(BadInput(format!("{start}{advice}"))),
@@ -53,15 +253,16 @@ pub fn json_advice(error: &serde_json::Error) -> String {
 }
 
 /// The process' exit code for an error: 2 for wrong usage or bad input, 1 for a failure while running.
-pub fn exit_code(error: &Error) -> u8 {
-    if error.downcast_ref::<BadInput>().is_some() { 2 } else { 1 }
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_bad_input = error.is::<BadInput>() || error.downcast_ref::<Error>().is_some_and(Error::is_bad_input);
+    if is_bad_input { 2 } else { 1 }
 }
 
 /// The error as one line: the outermost message with what the system says, if it is by that; or, with `causes`, all
 /// messages from the outside in.
 ///
 /// Line breaks inside a message (libtorch's are long) become `; `, and what is no text does not reach the terminal.
-pub fn one_line(error: &Error, causes: bool) -> String {
+pub fn one_line(error: &anyhow::Error, causes: bool) -> String {
     let messages: Vec<String> = error.chain().map(one_message).collect();
     if causes {
         return messages.join(": ");

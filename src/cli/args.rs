@@ -9,10 +9,10 @@ pub use commands::{ConvertArgs, DownloadArgs, InfoArgs, MergeArgs, ModelsArgs};
 pub use values::{BatchSize, DeviceName, Dtype, LoraOption, SchedulerName};
 
 use crate::hub::{HubOptions, ModelName};
-use crate::io::prompts::PromptFormat;
-use crate::io::shard::Shard;
-use crate::io::writer::{OutputDtype, OutputFormat};
 use crate::job::OnError;
+use crate::output::shard::Shard;
+use crate::output::{OutputDtype, OutputFormat};
+use crate::rows::PromptFormat;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use std::ffi::OsString;

@@ -5,7 +5,7 @@ use super::print;
 use super::progress::{FetchProgress, Screen, size};
 use crate::bad_input;
 use crate::hub::{Hub, ModelName, Needs, Wish};
-use crate::model::precision::Precision;
+use crate::nn::precision::Precision;
 use anyhow::Result;
 
 /// Downloads what the options ask for, and prints the model's folder.

@@ -3,8 +3,8 @@
 use super::args::{MergeArgs, idle};
 use super::check_stdout;
 use super::progress::Screen;
-use crate::io::merge::{MergeOptions, merge};
-use crate::io::writer::is_stream;
+use crate::output::is_stream;
+use crate::output::merge::{MergeOptions, merge};
 use anyhow::Result;
 
 /// Joins and checks the parts.

@@ -14,7 +14,7 @@ mod stats;
 mod usage;
 
 use crate::error;
-use crate::model::kernels::process::{prefer_huge_pages, stdout_was_closed};
+use crate::kernels::process::{self, prefer_huge_pages, stdout_was_closed};
 use anyhow::{Context, Result, ensure};
 use args::{Command, CommandLine, TalkArgs};
 use progress::Screen;
@@ -22,8 +22,14 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::time::Instant;
 
-/// Runs the program with the arguments of its process and gives its exit code.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+/// The program: runs it with the arguments of its process and ends the process with the exit code.
+pub fn main() -> ! {
+    process::tame_signals();
+    process::leave(run(std::env::args_os()))
+}
+
+/// Runs the program with these arguments and gives its exit code.
+fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     prefer_huge_pages();
     let line = match CommandLine::of(arguments) {

@@ -3,9 +3,9 @@
 use super::args::{Args, idle};
 use super::check_stdout;
 use crate::bad_input;
-use crate::io::destination::Destination;
-use crate::io::writer::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
 use crate::job::{Old, OnError, Report};
+use crate::output::destination::Destination;
+use crate::output::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
 use std::fs;
 use std::path::Path;

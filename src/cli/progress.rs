@@ -3,8 +3,8 @@
 use super::notices::Notices;
 use crate::error::printable;
 use crate::hub::Watcher as FetchWatcher;
-use crate::io::prompts::Notice;
 use crate::job::Watcher;
+use crate::rows::Notice;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::io::{IsTerminal, Write};

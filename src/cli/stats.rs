@@ -1,7 +1,7 @@
 //! `--stats FILE`: where the time went, as JSON.
 
-use crate::io::destination::Destination;
 use crate::job::Summary;
+use crate::output::destination::Destination;
 use anyhow::Result;
 use serde::Serialize;
 use std::time::Duration;

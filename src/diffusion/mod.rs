@@ -3,10 +3,9 @@
 //! Nothing here knows of prompts, files or screens.
 
 mod betas;
-pub mod ddpm;
 pub mod guidance;
 mod levels;
 pub mod noise;
 pub mod sampler;
 pub mod scheduler;
-pub mod unclip;
+pub mod schedulers;

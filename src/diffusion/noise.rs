@@ -3,7 +3,7 @@
 //! On every processor these are the numbers of x86-64 with AVX2 or AVX-512. Elsewhere Python's own may differ from them in
 //! the last bit.
 
-use crate::model::kernels;
+use crate::kernels;
 use anyhow::Result;
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};

@@ -3,7 +3,7 @@
 use super::guidance::Guidance;
 use super::noise::BatchNoise;
 use super::scheduler::Scheduler;
-use crate::model::prior::{Branch, Prefix, PriorTransformer, TimestepCache};
+use crate::nn::prior::{Branch, Prefix, PriorTransformer, TimestepCache};
 use anyhow::Result;
 use tch::{Kind, Tensor};
 

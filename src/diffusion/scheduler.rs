@@ -1,7 +1,7 @@
 //! What the sampler asks of a scheduler. Each scheduler is one file beside this one.
 
-use super::ddpm::{DdpmConfig, DdpmScheduler, PredictionType};
-use super::unclip::{UnclipConfig, UnclipScheduler};
+use super::schedulers::ddpm::{DdpmConfig, DdpmScheduler, PredictionType};
+use super::schedulers::unclip::{UnclipConfig, UnclipScheduler};
 use anyhow::Result;
 use tch::Tensor;
 

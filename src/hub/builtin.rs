@@ -1,7 +1,7 @@
 //! The model inside the program, for those who have none yet: `emoji`, small, and trained on pictures of emoji.
 //!
 //! Its folder is `assets/emoji`, in diffusers' layout. The image encoder stays out of the program: the one embedding
-//! that is asked of it lies beside the components, in [`super::layout::ZERO_IMAGE_EMBED`].
+//! that is asked of it lies beside the components, in [`crate::pipeline::layout::ZERO_IMAGE_EMBED`].
 
 use crate::files::{BuiltinFile, BuiltinModel};
 

@@ -12,10 +12,10 @@
 //! Source: huggingface_hub 2.4 `file_download.py`.
 
 use super::download::Watcher;
-use super::layout::INDEX;
 use super::name::{HubName, is_commit};
 use super::plan::{Presence, Tree, is_safe_path};
 use crate::files::Folder;
+use crate::pipeline::layout::INDEX;
 use anyhow::{Context, Result, bail};
 use fs4::{FileExt, TryLockError};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};

@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::pace::{Growth, Pace};
 use super::patience::Patience;
 use crate::bad_input;
-use crate::model::checkpoint::candidates::is_weights;
+use crate::weights::checkpoint::candidates::is_weights;
 use anyhow::{Context, Error, anyhow};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};

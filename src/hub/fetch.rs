@@ -4,7 +4,6 @@ use super::cache::{self, RepositoryCache, Snapshot};
 use super::client::Client;
 use super::download::Watcher;
 use super::failure::Failure;
-use super::layout::{IMAGE_ENCODER, ZERO_IMAGE_EMBED};
 use super::name::{HubName, ModelName};
 use super::patience::Patience;
 use super::plan::{Needs, Plan, Wish};
@@ -14,7 +13,8 @@ use super::{builtin, presets};
 use crate::bad_input;
 use crate::error::with_advice;
 use crate::files::Folder;
-use crate::model::checkpoint::candidates::is_weights;
+use crate::pipeline::layout::{IMAGE_ENCODER, ZERO_IMAGE_EMBED};
+use crate::weights::checkpoint::candidates::is_weights;
 use anyhow::{Error, Result};
 
 /// A model that is here, as far as it is needed.

@@ -3,11 +3,13 @@
 //! The same search runs over the listing of a repository, where all is known, over a snapshot in the cache, where a file
 //! that is not there may still be on the hub, and over a folder.
 
-use super::layout::{self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED};
 use crate::error::OrBadInput;
 use crate::files::Folder;
-use crate::model::checkpoint::candidates::{Library, SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
-use crate::model::checkpoint::index::ShardIndex;
+use crate::pipeline::layout::{
+    self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
+};
+use crate::weights::checkpoint::candidates::{Library, SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
+use crate::weights::checkpoint::index::ShardIndex;
 use anyhow::Result;
 
 /// What a run needs of a model.

@@ -1,6 +1,6 @@
 //! How much of the prompts' text may be in memory at a time.
 
-use crate::io::prompts::PromptRecord;
+use crate::rows::PromptRecord;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 

@@ -110,7 +110,7 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::prompts::PromptRecord;
+    use crate::rows::PromptRecord;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 

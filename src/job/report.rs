@@ -2,10 +2,10 @@
 
 use crate::bad_input;
 use crate::files::parent;
-use crate::io::atomic::{self, same_bytes};
-use crate::io::dir::{Access, Dir};
-use crate::io::prompts::BadRow;
-use crate::io::writer::LONGEST_NAME;
+use crate::output::LONGEST_NAME;
+use crate::output::atomic::{self, same_bytes};
+use crate::output::dir::{Access, Dir};
+use crate::rows::BadRow;
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
@@ -191,7 +191,7 @@ fn path_beside(output: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::prompts::Place;
+    use crate::rows::Place;
     use tempfile::TempDir;
 
     /// A folder for an output, and a report on it with so many rows, made in a folder inside.

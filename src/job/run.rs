@@ -8,7 +8,7 @@ use super::source::{edited, no_prompts};
 use super::stop::Stop;
 use super::worker::{Computed, Embedded};
 use super::{Outcome, Summary, Watcher};
-use crate::io::writer::{Batch, EmbeddingWriter, Flow, Interrupted};
+use crate::output::{Batch, EmbeddingWriter, Flow, Interrupted};
 use crate::pipeline::Timings;
 use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeMap;

@@ -3,9 +3,9 @@
 use super::reader::Blocks;
 use super::source::{Rules, Survey};
 use crate::bad_input;
-use crate::io::fingerprint::Fingerprint;
-use crate::io::writer::{WriteOptions, is_stream};
-use crate::model::kernels::processor::Processor;
+use crate::kernels::processor::Processor;
+use crate::output::fingerprint::Fingerprint;
+use crate::output::{WriteOptions, is_stream};
 use crate::pipeline::{Demand, Pipeline};
 use anyhow::Result;
 use std::thread;
@@ -156,8 +156,8 @@ fn check_seeds(seed: u64, rows: Option<u64>, has_negatives: bool) -> Result<()> 
 mod tests {
     use super::super::source::tests::rules;
     use super::*;
-    use crate::io::shard::Shard;
-    use crate::model::precision::Precision;
+    use crate::nn::precision::Precision;
+    use crate::output::shard::Shard;
     use crate::pipeline::LoadOptions;
     use std::path::Path;
 

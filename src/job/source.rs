@@ -2,9 +2,9 @@
 
 use super::stop::Stop;
 use crate::bad_input;
-use crate::io::prompts::{BadRow, Entry, Notice, Place, PromptReader, PromptRecord, ReadOptions};
-use crate::io::writer::Interrupted;
+use crate::output::Interrupted;
 use crate::pipeline::Settings;
+use crate::rows::{BadRow, Entry, Notice, Place, PromptReader, PromptRecord, ReadOptions};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};

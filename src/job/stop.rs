@@ -1,7 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. One that the process was told
 //! to ignore stays ignored.
 
-use crate::model::kernels::process;
+use crate::kernels::process;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;

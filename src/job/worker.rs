@@ -5,7 +5,7 @@ use super::budget::Held;
 use super::feed::{Block, Feed};
 use super::reader::Span;
 use super::source::Rules;
-use crate::io::writer::{ArrayName, OutputRow};
+use crate::output::{ArrayName, OutputRow};
 use crate::pipeline::{Observer, Pipeline, Row, Settings, Timings};
 use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2, s};
@@ -232,7 +232,7 @@ mod tests {
     use super::super::budget::Budget;
     use super::super::source::tests::rules;
     use super::*;
-    use crate::io::prompts::PromptRecord;
+    use crate::rows::PromptRecord;
 
     fn plan(batch_size: usize, wants_negative: bool) -> Plan {
         let negatives = wants_negative.then_some(Negatives { zero: None, seed_offset: 100 });

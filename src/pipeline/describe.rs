@@ -1,16 +1,16 @@
 //! What a model is, read from its configurations, and from the headers of its weights if they are here.
 
+use super::layout::Layout;
 use super::load::read_scheduler;
+use crate::config;
 use crate::files::Folder;
 use crate::hub::ModelFile;
-use crate::hub::layout::Layout;
-use crate::model::checkpoint::Checkpoint;
-use crate::model::checkpoint::candidates::is_weights;
-use crate::model::config;
-use crate::model::precision::Precision;
-use crate::model::prior::PriorConfig;
-use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::nn::precision::Precision;
+use crate::nn::prior::PriorConfig;
+use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::Tokenizer;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::checkpoint::candidates::is_weights;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
 //! What tells one model from another: so that rows of one are not continued with another.
 
 use super::Pipeline;
+use super::layout::{Layout, ZERO_IMAGE_EMBED};
 use crate::error::OrBadInput;
 use crate::files::Folder;
-use crate::hub::layout::{Layout, ZERO_IMAGE_EMBED};
-use crate::model::checkpoint::weight_files;
+use crate::weights::checkpoint::weight_files;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
@@ -86,9 +86,9 @@ fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool)
 
 #[cfg(test)]
 mod tests {
+    use super::super::LoadOptions;
     use super::*;
-    use crate::model::precision::Precision;
-    use crate::pipeline::LoadOptions;
+    use crate::nn::precision::Precision;
     use std::fs;
     use std::path::Path;
     use tch::Device;

@@ -1,19 +1,19 @@
 //! Loads the components of a pipeline and checks that they fit each other.
 
+use super::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use super::text::TextStage;
 use super::{Observer, Pipeline, Timings, to_rows};
 use crate::bad_input;
+use crate::config::{self, Config};
 use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
 use crate::files::Folder;
-use crate::hub::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
-use crate::model::checkpoint::{Checkpoint, Placement, Weights};
-use crate::model::config::{self, Config};
-use crate::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
-use crate::model::lora::Lora;
-use crate::model::precision::Precision;
-use crate::model::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
-use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
+use crate::nn::precision::Precision;
+use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
+use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::Tokenizer;
+use crate::weights::checkpoint::{Checkpoint, Placement, Weights};
+use crate::weights::lora::Lora;
 use anyhow::{Result, anyhow};
 use ndarray::Array1;
 use std::cell::OnceCell;

@@ -2,12 +2,12 @@
 //! pipelines side by side, and whether threads are worth it.
 
 use super::Pipeline;
+use super::layout::Layout;
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::files::Folder;
-use crate::hub::layout::Layout;
-use crate::model::checkpoint::Checkpoint;
-use crate::model::image_encoder::ImageEncoder;
-use crate::model::text_encoder::TextEncoder;
+use crate::nn::image_encoder::ImageEncoder;
+use crate::nn::text_encoder::TextEncoder;
+use crate::weights::checkpoint::Checkpoint;
 use anyhow::{Result, anyhow};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;

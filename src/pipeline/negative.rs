@@ -1,7 +1,7 @@
 //! What guidance leads away from is the same for most batches of a run, and so is its cache.
 
 use crate::diffusion::sampler::Condition;
-use crate::model::prior::{Prefix, TimestepCache};
+use crate::nn::prior::{Prefix, TimestepCache};
 
 /// The caches of some negative prompts, kept from batch to batch.
 #[derive(Debug)]

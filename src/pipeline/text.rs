@@ -1,8 +1,8 @@
 //! From prompts to what the prior is conditioned on.
 
 use crate::bad_input;
-use crate::model::prior::TextCondition;
-use crate::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::nn::prior::TextCondition;
+use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::{Encoding, Tokenizer};
 use anyhow::{Context, Result};
 use tch::Tensor;

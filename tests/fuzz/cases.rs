@@ -3,9 +3,9 @@
 use crate::draws::Draws;
 use crate::{bytes, json, safetensors, torch};
 use prior_embed::error::{exit_code, one_line};
-use prior_embed::io::prompts::{Entry, PromptReader, ReadOptions};
-use prior_embed::model::precision::Precision;
+use prior_embed::nn::precision::Precision;
 use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
+use prior_embed::rows::{Entry, PromptReader, ReadOptions};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

@@ -1,12 +1,12 @@
 //! Every format of weights, and LoRAs, against what torch, PEFT and diffusers read from the same files.
 
-use crate::common::{Fixture, fixtures, relative_error};
-use crate::pipelines::{Case, OPTIONS};
-use prior_embed::files::Folder;
-use prior_embed::model::checkpoint::{Checkpoint, Placement};
-use prior_embed::model::precision::Precision;
-use prior_embed::model::text_encoder::TextEncoder;
-use prior_embed::pipeline::Pipeline;
+use super::common::{Fixture, fixtures, relative_error};
+use super::pipelines::{Case, OPTIONS};
+use crate::files::Folder;
+use crate::nn::precision::Precision;
+use crate::nn::text_encoder::TextEncoder;
+use crate::pipeline::Pipeline;
+use crate::weights::checkpoint::{Checkpoint, Placement};
 use std::path::Path;
 use tch::{Device, Tensor};
 

@@ -1,8 +1,8 @@
 //! CLIP's towers against transformers.
 
-use crate::common::{Fixture, files_in};
-use prior_embed::model::image_encoder::{ImageEncoder, ImageEncoderConfig};
-use prior_embed::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use super::common::{Fixture, files_in};
+use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
+use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 
 #[test]
 fn text_encoders_match() {

@@ -1,11 +1,11 @@
 //! The DDPM scheduler against diffusers: recorded trajectories, and the values that diffusers' own test-suite publishes
 //! (`tests/schedulers/test_scheduler_ddpm.py`).
 
-use crate::common::{Fixture, files_in, fixtures};
-use prior_embed::diffusion::ddpm::{DdpmConfig, DdpmScheduler, PredictionType, TimestepSpacing};
-use prior_embed::diffusion::noise::RowNoise;
-use prior_embed::diffusion::scheduler::Scheduler;
-use prior_embed::model::config;
+use super::common::{Fixture, files_in, fixtures};
+use crate::config;
+use crate::diffusion::noise::RowNoise;
+use crate::diffusion::scheduler::Scheduler;
+use crate::diffusion::schedulers::ddpm::{DdpmConfig, DdpmScheduler, PredictionType, TimestepSpacing};
 use tch::{Kind, Tensor};
 
 /// Whatever the processor: only an equal schedule is equally right where rescaling to zero SNR enlarges an error.

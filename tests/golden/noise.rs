@@ -1,7 +1,7 @@
 //! Seeded normals against `torch.Generator`.
 
-use crate::common::{Fixture, fixtures, relative_error};
-use prior_embed::diffusion::noise::{BatchNoise, RowNoise};
+use super::common::{Fixture, fixtures, relative_error};
+use crate::diffusion::noise::{BatchNoise, RowNoise};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 

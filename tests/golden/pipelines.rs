@@ -1,10 +1,10 @@
 //! Whole pipelines against diffusers, in every layout that a prior comes in.
 
-use crate::common::{Fixture, fixtures, relative_error};
-use prior_embed::files::Folder;
-use prior_embed::hub::builtin::EMOJI_MODEL;
-use prior_embed::model::precision::Precision;
-use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
+use super::common::{Fixture, fixtures, relative_error};
+use crate::files::Folder;
+use crate::hub::builtin::EMOJI_MODEL;
+use crate::nn::precision::Precision;
+use crate::pipeline::{LoadOptions, Pipeline, Row, Settings};
 use serde::Deserialize;
 use std::path::Path;
 use tch::{Device, Tensor};

@@ -1,8 +1,8 @@
 //! The prior against diffusers, over every option of its configuration, whole and with its cache.
 
-use crate::common::{Fixture, files_in};
-use prior_embed::diffusion::noise::RowNoise;
-use prior_embed::model::prior::{Branch, PriorConfig, PriorTransformer, TextCondition};
+use super::common::{Fixture, files_in};
+use crate::diffusion::noise::RowNoise;
+use crate::nn::prior::{Branch, PriorConfig, PriorTransformer, TextCondition};
 use tch::{Device, Kind, Tensor};
 
 #[test]
@@ -112,7 +112,7 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
         let (embeds, states) = (embeds.index_select(0, &index), states.index_select(0, &index));
         let timestep = Tensor::from_slice(&[timestep]);
         let whole = prior.forward(&hidden_states, &timestep, &embeds, Some(&states), Some(&mask)).unwrap();
-        let error = crate::common::relative_error(&fast, &whole.predicted_image_embedding);
+        let error = super::common::relative_error(&fast, &whole.predicted_image_embedding);
         assert!(error < 1e-5, "timestep {timestep:?}: off by {error:.1e}");
     }
 }

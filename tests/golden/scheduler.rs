@@ -1,10 +1,10 @@
 //! The UnCLIP scheduler against diffusers: recorded trajectories, and the values that diffusers' own test-suite
 //! publishes (`tests/schedulers/test_scheduler_unclip.py`).
 
-use crate::common::{Fixture, files_in, fixtures};
-use prior_embed::diffusion::noise::RowNoise;
-use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
-use prior_embed::model::config;
+use super::common::{Fixture, files_in, fixtures};
+use crate::config;
+use crate::diffusion::noise::RowNoise;
+use crate::diffusion::schedulers::unclip::{UnclipConfig, UnclipScheduler};
 use tch::{Kind, Tensor};
 
 #[test]

@@ -1,7 +1,7 @@
 //! Token ids against transformers' `CLIPTokenizer`, over a hard list of texts and the forms a tokenizer is saved in.
 
-use crate::common::fixtures;
-use prior_embed::tokenizer::Tokenizer;
+use super::common::fixtures;
+use crate::tokenizer::Tokenizer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -137,7 +137,7 @@ fn broken_tokenizers_are_refused() {
     for (files, message) in cases {
         let folder = write(files);
         let error = Tokenizer::open(folder.path(), MAX_LENGTH).unwrap_err();
-        assert_eq!(prior_embed::error::exit_code(&error), 2, "{files:?}");
+        assert_eq!(crate::error::exit_code(&error), 2, "{files:?}");
         assert!(error.to_string().contains(message), "{files:?}: {error}");
     }
 }

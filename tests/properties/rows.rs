@@ -1,16 +1,16 @@
 //! A row has the same numbers, to the last bit, in a batch of any size and beside any other rows: random models of any
 //! width, in every type that the processor is fast in.
 
-use prior_embed::diffusion::guidance::Guidance;
-use prior_embed::diffusion::noise::{BatchNoise, RowNoise};
-use prior_embed::diffusion::sampler::{Condition, sample};
-use prior_embed::diffusion::scheduler::Scheduler;
-use prior_embed::diffusion::unclip::{UnclipConfig, UnclipScheduler};
-use prior_embed::files::Folder;
-use prior_embed::model::checkpoint::{Checkpoint, Placement};
-use prior_embed::model::precision::Precision;
-use prior_embed::model::prior::{PriorConfig, PriorTransformer, TextCondition};
-use prior_embed::model::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::diffusion::guidance::Guidance;
+use crate::diffusion::noise::{BatchNoise, RowNoise};
+use crate::diffusion::sampler::{Condition, sample};
+use crate::diffusion::scheduler::Scheduler;
+use crate::diffusion::schedulers::unclip::{UnclipConfig, UnclipScheduler};
+use crate::files::Folder;
+use crate::nn::precision::Precision;
+use crate::nn::prior::{PriorConfig, PriorTransformer, TextCondition};
+use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::weights::checkpoint::{Checkpoint, Placement};
 use proptest::prelude::*;
 use std::cell::Cell;
 use tch::{Device, Tensor};

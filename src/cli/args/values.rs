@@ -1,7 +1,7 @@
 //! What options take that is neither a number nor a text.
 
 use crate::diffusion::scheduler::SchedulerClass;
-use crate::model::precision::Precision;
+use crate::nn::precision::Precision;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use tch::{Cuda, Device};

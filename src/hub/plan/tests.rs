@@ -1,7 +1,7 @@
 //! Which files are chosen, and what is told from what.
 
 use super::*;
-use crate::model::checkpoint::candidates::is_weights;
+use crate::weights::checkpoint::candidates::is_weights;
 
 /// A listing, or the part of it that is here.
 struct Fake {

@@ -1,0 +1,280 @@
+//! Rewrites a model as a folder in diffusers' layout: safetensors, in a type of one's choice.
+//!
+//! The source is a model that this program opens, or a prior alone, as its authors published it or as diffusers' training
+//! scripts leave it. The rest is then another model's, and so is the configuration of a prior that comes without one. All
+//! that can be wrong with a source is found before anything is written.
+
+mod target;
+
+use crate::bad_input;
+use crate::config;
+use crate::error::OrBadInput;
+use crate::files::{Folder, parent};
+use crate::json;
+use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
+use crate::nn::precision::Precision;
+use crate::nn::prior::{PriorConfig, PriorTransformer};
+use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::pipeline::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
+use crate::pipeline::{LoadOptions, Pipeline};
+use crate::weights::checkpoint::{Checkpoint, Placement};
+use anyhow::{Context, Result};
+use safetensors::tensor::Dtype;
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use target::Target;
+use tch::Device;
+
+/// The file with CLIP's mean and standard deviation that Karlo's and Kandinsky 2.1's authors published beside their priors.
+const STATISTICS: &str = "ViT-L-14_stats.th";
+
+/// The file that a component is configured in.
+const CONFIG: &str = "config.json";
+
+/// What diffusers calls a prior.
+const PRIOR_CLASS: &str = "PriorTransformer";
+
+/// Keys under which transformers and diffusers note the type of a component's weights.
+const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
+
+/// What is rewritten.
+#[derive(Debug)]
+pub enum Source {
+    /// A whole model.
+    Model(Folder),
+    /// A prior alone: under its authors' names or diffusers'.
+    Prior {
+        /// The file, or the folder with a configuration and weights.
+        path: PathBuf,
+        /// The model that all the rest is taken from.
+        rest: Folder,
+    },
+}
+
+/// How it is rewritten.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The type of all weights; without one, each keeps its own.
+    pub dtype: Option<Dtype>,
+    /// Whether a model at the target is replaced.
+    pub overwrite: bool,
+}
+
+/// A component, ready to be written.
+struct Component {
+    name: &'static str,
+    /// What its weights are called, without an extension.
+    stem: &'static str,
+    folder: Folder,
+    checkpoint: Checkpoint,
+}
+
+/// Rewrites a model as the folder `target`, which appears whole or not at all. `keep_going` is asked again and again.
+///
+/// # Errors
+/// [`crate::error::BadInput`] if something is wrong with the source, or the target is there already or cannot be written;
+/// the error of `keep_going`; an error if writing fails.
+pub fn convert(source: &Source, target: &Path, options: Options, keep_going: &dyn Fn() -> Result<()>) -> Result<()> {
+    let (folder, path) = match source {
+        Source::Model(folder) => (folder, None),
+        Source::Prior { path, rest } => (rest, Some(path)),
+    };
+    let sources: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folder.as_path()).collect();
+    let target = Target::open(target, options.overwrite, &sources)?;
+    let mut layout = Layout::find(folder)?;
+    if let Some(own) = path.and_then(|path| own_folder(path)) {
+        layout.prior = own;
+    }
+    // What does not fit together is found here.
+    Pipeline::of_layout(layout.clone(), LoadOptions { device: Device::Cpu, precision: Precision::F32 })?;
+    let components = components(&layout, path.map(PathBuf::as_path))?;
+    for component in &components {
+        keep_going()?;
+        write_component(component, target.path(), options.dtype, keep_going)?;
+    }
+    write_rest(&layout, target.path())?;
+    keep_going()?;
+    target.finish()
+}
+
+/// All components with weights, checked against their configurations.
+fn components(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Component>> {
+    let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
+    let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+    let checkpoint = match prior {
+        Some(path) => open_prior(path, &prior_config)?,
+        None => Checkpoint::open_folder(&layout.prior)?,
+    };
+    checkpoint.check("", placement, |weights| PriorTransformer::load(weights, &prior_config))?;
+    let stem = "diffusion_pytorch_model";
+    let mut components = vec![Component { name: "prior", stem, folder: layout.prior.clone(), checkpoint }];
+
+    let config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
+    let checkpoint = Checkpoint::open_folder(&layout.text_encoder)?;
+    checkpoint.check("", placement, |weights| TextEncoder::load(weights, &config))?;
+    let (name, stem) = ("text_encoder", "model");
+    components.push(Component { name, stem, folder: layout.text_encoder.clone(), checkpoint });
+
+    if let Some(folder) = &layout.image_encoder {
+        let config: ImageEncoderConfig = config::read(folder, CONFIG)?;
+        let checkpoint = Checkpoint::open_folder(folder)?;
+        checkpoint.check("", placement, |weights| ImageEncoder::load(weights, &config))?;
+        components.push(Component { name: "image_encoder", stem, folder: folder.clone(), checkpoint });
+    }
+    Ok(components)
+}
+
+/// The folder that a prior alone is in, if its own configuration is there too. A folder that many files were downloaded into
+/// may hold another model's.
+fn own_folder(path: &Path) -> Option<Folder> {
+    let folder = folder_of(path);
+    let text = folder.find_text(CONFIG).ok().flatten()?;
+    // Whoever reads a broken file next tells of it.
+    let config: Value = json::from_str(&text).unwrap_or_default();
+    let is_own = match config.get("_class_name") {
+        Some(class) => class == PRIOR_CLASS,
+        None => config.is_null() || config.get("embedding_dim").is_some(),
+    };
+    if !is_own {
+        log::warn!("{} is not a {PRIOR_CLASS}'s; the --config model's is taken", folder.path_of(CONFIG));
+    }
+    is_own.then_some(folder)
+}
+
+fn folder_of(path: &Path) -> Folder {
+    Folder::from(if path.is_dir() { path } else { parent(path) })
+}
+
+/// A prior alone, under diffusers' names.
+fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
+    let shown = path.display();
+    let folder = folder_of(path);
+    let checkpoint = if path.is_dir() {
+        Checkpoint::open_folder(&folder)?
+    } else {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| bad_input!("the file name of {shown} is not UTF-8; rename it"))?;
+        Checkpoint::open_file(&folder, name)?
+    };
+    if !checkpoint.is_original_prior() {
+        return Ok(checkpoint);
+    }
+    let has_statistics = checkpoint.names().any(|name| name.ends_with("clip_mean"));
+    if !has_statistics && !folder.has_file(STATISTICS) {
+        return Err(bad_input!(
+            "{shown} needs CLIP's statistics beside it: put {STATISTICS}, published with it, there"
+        ));
+    }
+    let statistics = (!has_statistics).then(|| Checkpoint::open_file(&folder, STATISTICS)).transpose()?;
+    checkpoint.with_diffusers_names(statistics, config.attention_head_dim)
+}
+
+fn write_component(
+    component: &Component,
+    target: &Path,
+    dtype: Option<Dtype>,
+    keep_going: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let Component { name, stem, folder, checkpoint } = component;
+    let target = target.join(name);
+    fs::create_dir(&target).with_context(|| cannot_write(&target))?;
+    let mut config = read_json(folder, CONFIG)?;
+    for key in DTYPE_KEYS {
+        if let (Some(noted), Some(name)) = (config.get_mut(key), dtype.and_then(python_name)) {
+            *noted = json!(name);
+        }
+    }
+    let config_path = target.join(CONFIG);
+    write_json(&config_path, &Value::Object(config))?;
+    let weights = target.join(format!("{stem}.safetensors"));
+    checkpoint.write_safetensors(&weights, dtype, keep_going)?;
+    // The library's own files are for their owner alone.
+    let permissions = fs::metadata(&config_path).with_context(|| cannot_write(&config_path))?.permissions();
+    fs::set_permissions(&weights, permissions).with_context(|| cannot_write(&weights))
+}
+
+/// What has no weights: the tokenizer, the scheduler, what prepares images, and the index.
+fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
+    copy_texts(&layout.tokenizer, &target.join("tokenizer"))?;
+    let scheduler = target.join("scheduler");
+    fs::create_dir(&scheduler).with_context(|| cannot_write(&scheduler))?;
+    copy(&layout.scheduler, SCHEDULER_CONFIG, &scheduler)?;
+    let processors = ["prior_image_processor", "image_processor"].map(|name| layout.folder.join(name));
+    let processor = processors.iter().find(|folder| layout.image_encoder.is_some() && folder.is_dir());
+    if let Some(processor) = processor {
+        copy_texts(processor, &target.join("image_processor"))?;
+    }
+    if layout.has_zero_image_embed {
+        copy(&layout.folder, ZERO_IMAGE_EMBED, target)?;
+    }
+    let index = index(layout, processor.is_some())?;
+    write_json(&target.join("model_index.json"), &index)
+}
+
+/// `model_index.json` of a prior pipeline of Kandinsky's, in which a part that is not there is null.
+fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
+    let own = if layout.folder.has_file("model_index.json") {
+        read_json(&layout.folder, "model_index.json")?
+    } else {
+        Map::new()
+    };
+    let class = own.get("_class_name").and_then(Value::as_str);
+    let class = class.filter(|class| class.contains("Prior")).unwrap_or("KandinskyV22PriorPipeline");
+    let part = |is_there: bool, library: &str, class: &str| {
+        if is_there { json!([library, class]) } else { json!([null, null]) }
+    };
+    let mut index = json!({
+        "_class_name": class,
+        "image_encoder": part(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
+        "image_processor": part(has_processor, "transformers", "CLIPImageProcessor"),
+        "prior": ["diffusers", PRIOR_CLASS],
+        "scheduler": ["diffusers", layout.scheduler_class.class_name()],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    });
+    if let Some(version) = own.get("_diffusers_version") {
+        index["_diffusers_version"] = version.clone();
+    }
+    Ok(index)
+}
+
+/// Copies the JSON and text files of a folder, which are all that a tokenizer has.
+fn copy_texts(folder: &Folder, target: &Path) -> Result<()> {
+    fs::create_dir(target).with_context(|| cannot_write(target))?;
+    let is_text = |name: &String| {
+        let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+        matches!(extension, Some("json" | "txt" | "jinja")) && folder.has_file(name)
+    };
+    folder.file_names().iter().filter(|name| is_text(name)).try_for_each(|name| copy(folder, name, target))
+}
+
+fn copy(folder: &Folder, name: &str, target: &Path) -> Result<()> {
+    let bytes = folder.open(name).or_bad_input(|| format!("cannot read {}", folder.path_of(name)))?;
+    let path = target.join(name);
+    fs::write(&path, &*bytes).with_context(|| cannot_write(&path))
+}
+
+fn read_json(folder: &Folder, name: &str) -> Result<Map<String, Value>> {
+    let path = folder.path_of(name);
+    let text = folder.read_text(name).or_bad_input(|| format!("cannot read {path}"))?;
+    serde_json::from_str(&text).or_bad_input(|| format!("{path} is not a JSON object"))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    fs::write(path, format!("{value:#}\n")).with_context(|| cannot_write(path))
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}: is the disk full?", path.display())
+}
+
+/// What torch calls a type of weights.
+fn python_name(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::F32 => Some("float32"),
+        Dtype::F16 => Some("float16"),
+        Dtype::BF16 => Some("bfloat16"),
+        _ => None,
+    }
+}

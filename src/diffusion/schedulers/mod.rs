@@ -1,0 +1,4 @@
+//! The schedulers, one file each.
+
+pub mod ddpm;
+pub mod unclip;

@@ -1,0 +1,108 @@
+//! A transformer block of the prior: pre-norm self-attention and a GELU MLP.
+//!
+//! Source: diffusers 0.42 `models/attention.py`, `BasicTransformerBlock`.
+
+use super::PriorConfig;
+use crate::kernels::Segment;
+use crate::nn::layers::attention::{attend, attention};
+use crate::nn::layers::{LayerNorm, Linear};
+use crate::weights::checkpoint::Weights;
+use anyhow::Result;
+use tch::Tensor;
+
+/// `BasicTransformerBlock`.
+#[derive(Debug)]
+pub(super) struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl TransformerBlock {
+    pub(super) fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
+        let norm = |name: &str| LayerNorm::load(&weights.sub(name), config.inner_dim(), LayerNorm::DEFAULT_EPS);
+        Ok(Self {
+            norm1: norm("norm1")?,
+            attn1: Attention::load(&weights.sub("attn1"), config)?,
+            norm3: norm("norm3")?,
+            ff: FeedForward::load(&weights.sub("ff"), config.inner_dim())?,
+        })
+    }
+
+    /// A whole sequence at once, `(batch, tokens, inner_dim)`; `mask` is added to the scores.
+    pub(super) fn forward(&self, hidden_states: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let Projected { query, key_value } = self.project(hidden_states)?;
+        let width = self.attn1.width;
+        let (key, value) = (key_value.f_narrow(-1, 0, width)?, key_value.f_narrow(-1, width, width)?);
+        self.finish(&attention(&query, &key, &value, self.attn1.heads, mask)?, hidden_states)
+    }
+
+    /// What tokens `(…, inner_dim)` ask for and what they offer.
+    pub(super) fn project(&self, hidden_states: &Tensor) -> Result<Projected> {
+        let projected = self.attn1.to_qkv.forward(&self.norm1.forward(hidden_states)?)?;
+        let width = self.attn1.width;
+        Ok(Projected { query: projected.f_narrow(-1, 0, width)?, key_value: projected.f_narrow(-1, width, 2 * width)? })
+    }
+
+    /// What the tokens of `query` `(tokens, inner_dim)` see.
+    pub(super) fn attend(&self, query: &Tensor, segments: &[Segment]) -> Result<Tensor> {
+        attend(query, self.attn1.heads, segments)
+    }
+
+    /// From what tokens saw to what they become, both `(…, inner_dim)`.
+    pub(super) fn finish(&self, attended: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let hidden_states = self.attn1.to_out.forward_add(attended, residual)?;
+        self.ff.forward_add(&self.norm3.forward(&hidden_states)?, &hidden_states)
+    }
+}
+
+/// Tokens before attention.
+pub(super) struct Projected {
+    /// `(…, inner_dim)`.
+    pub(super) query: Tensor,
+    /// Keys, then values: `(…, 2 · inner_dim)`.
+    pub(super) key_value: Tensor,
+}
+
+#[derive(Debug)]
+struct Attention {
+    /// `to_q`, `to_k` and `to_v` in one product.
+    to_qkv: Linear,
+    to_out: Linear,
+    width: i64,
+    heads: i64,
+}
+
+impl Attention {
+    fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
+        let width = config.inner_dim();
+        let parts = ["to_q", "to_k", "to_v"].map(|name| weights.sub(name));
+        Ok(Self {
+            to_qkv: Linear::load_stacked(&parts, width, width)?,
+            to_out: Linear::load(&weights.sub("to_out.0"), width, width)?,
+            width,
+            heads: config.num_attention_heads,
+        })
+    }
+}
+
+/// `net.0` widens four times and applies GELU, `net.2` narrows.
+#[derive(Debug)]
+struct FeedForward {
+    net_0: Linear,
+    net_2: Linear,
+}
+
+impl FeedForward {
+    fn load(weights: &Weights, inner_dim: i64) -> Result<Self> {
+        Ok(Self {
+            net_0: Linear::load(&weights.sub("net.0.proj"), inner_dim, 4 * inner_dim)?,
+            net_2: Linear::load(&weights.sub("net.2"), 4 * inner_dim, inner_dim)?,
+        })
+    }
+
+    fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.net_2.forward_add(&self.net_0.forward_gelu(x)?, residual)
+    }
+}

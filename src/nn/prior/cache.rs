@@ -1,0 +1,299 @@
+//! The prior's prediction from cached keys and values: two new tokens a step in place of the whole sequence.
+//!
+//! With an attention mask the model is causal, and only the query's token is read. So, exactly:
+//!
+//! - padding is seen by no token that counts, and is left out; every token keeps its own position;
+//! - the keys and values of the text states and the text embedding depend on the prompt alone
+//!   ([`PriorTransformer::prefill`], once a prompt, shared by its samples and by all rows of the unconditional branch);
+//! - the timestep comes before `x_t`, so its keys and values depend on prompt and timestep alone
+//!   ([`PriorTransformer::prefill_timesteps`], many timesteps in one pass);
+//! - that leaves `x_t` and the query for each step ([`PriorTransformer::step`]), and of these the query alone after the
+//!   last block's keys and values.
+//!
+//! Prompts of different lengths lie one after the other without padding.
+
+use super::PriorTransformer;
+use super::block::Projected;
+use crate::kernels::Segment;
+use crate::nn::layers::attention::{Ranges, sequences};
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Tensor};
+
+/// Tokens after the text states: text embedding, timestep, `x_t`, query.
+pub const ADDITIONAL_TOKENS: i64 = 4;
+
+/// Keys and values of one kind of token in each block, `(tokens, 2 · inner_dim)`.
+type KeyValues = Vec<Tensor>;
+
+/// What several prompts give the prior: the states of their tokens without padding, and their embeddings.
+#[derive(Debug)]
+pub struct TextCondition {
+    /// One prompt after the other, `(tokens of all prompts, embedding_dim)`.
+    pub states: Tensor,
+    /// How many tokens each prompt has, at most `num_embeddings`.
+    pub lens: Vec<i64>,
+    /// `(prompts, embedding_proj_dim)`.
+    pub embeds: Tensor,
+}
+
+/// The cache of the text states and the text embeddings of several prompts.
+#[derive(Debug)]
+pub struct Prefix {
+    key_values: KeyValues,
+    /// Start and end of each prompt's tokens.
+    prompts: Vec<(i64, i64)>,
+}
+
+/// The cache of the tokens of some timesteps for each prompt of a [`Prefix`].
+#[derive(Debug)]
+pub struct TimestepCache {
+    key_values: KeyValues,
+    /// Start and end of each prompt's tokens, one a timestep.
+    prompts: Vec<(i64, i64)>,
+}
+
+/// Rows of one step that share a cache.
+#[derive(Debug, Clone, Copy)]
+pub struct Branch<'a> {
+    /// The rows' prompts.
+    pub prefix: &'a Prefix,
+    /// The timesteps of the same prompts.
+    pub timesteps: &'a TimestepCache,
+    /// Which of these timesteps the step is at.
+    pub step: usize,
+    /// Which prompt of the prefix each row is of.
+    pub prompts: &'a [usize],
+}
+
+/// What the tokens of a step see: for each branch its prompts and timesteps, and what their own row has.
+struct StepRanges {
+    branches: Vec<[Ranges; 2]>,
+    own: Ranges,
+}
+
+impl StepRanges {
+    /// The ranges of the last `tokens_per_row` of each row's two tokens, `x_t` and the query.
+    fn new(branches: &[Branch], tokens_per_row: usize, device: Device) -> Result<Self> {
+        let rows: usize = branches.iter().map(|branch| branch.prompts.len()).sum();
+        let mut first_row = 0;
+        let mut ranges = Vec::with_capacity(branches.len());
+        for branch in branches {
+            let prompt = |row: usize| row.checked_sub(first_row).and_then(|row| branch.prompts.get(row).copied());
+            let pairs = |range: &dyn Fn(usize) -> (i64, i64)| {
+                // A row of another branch sees nothing of this one.
+                let of_row = |row| prompt(row).map_or((0, 0), range);
+                Ranges::new((0..rows).map(of_row).flat_map(|pair| std::iter::repeat_n(pair, tokens_per_row)), device)
+            };
+            let at = |prompt: usize| branch.timesteps.prompts[prompt].0 + branch.step as i64;
+            ranges.push([
+                pairs(&|prompt| branch.prefix.prompts[prompt])?,
+                pairs(&|prompt| (at(prompt), at(prompt) + 1))?,
+            ]);
+            first_row += branch.prompts.len();
+        }
+        // x_t sees itself, the query sees both.
+        let own = (0..rows as i64).flat_map(|row| [(2 * row, 2 * row + 1), (2 * row, 2 * row + 2)].into_iter());
+        let own = own.filter(|(start, end)| end - start > 2 - tokens_per_row as i64);
+        Ok(Self { branches: ranges, own: Ranges::new(own, device)? })
+    }
+
+    /// The segments of these ranges in a block, given the own keys and values of the step's tokens there.
+    fn of<'a>(&'a self, branches: &'a [Branch], block: usize, own: &'a Tensor) -> Vec<Segment<'a>> {
+        let mut segments = Vec::with_capacity(2 * branches.len() + 1);
+        for (branch, [before, at]) in branches.iter().zip(&self.branches) {
+            segments.push(before.of(&branch.prefix.key_values[block]));
+            segments.push(at.of(&branch.timesteps.key_values[block]));
+        }
+        segments.push(self.own.of(own));
+        segments
+    }
+}
+
+impl Prefix {
+    /// Number of prompts.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// A copy of the last prompts, from `first` on.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn tail(&self, first: usize) -> Result<Self> {
+        let (key_values, prompts) = tail(&self.key_values, &self.prompts, first)?;
+        Ok(Self { key_values, prompts })
+    }
+}
+
+impl TimestepCache {
+    /// For how many timesteps it has the tokens of every prompt.
+    pub fn steps(&self) -> usize {
+        self.prompts.iter().map(|(start, end)| (end - start) as usize).min().unwrap_or(0)
+    }
+
+    /// A copy of the last prompts, from `first` on.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn tail(&self, first: usize) -> Result<Self> {
+        let (key_values, prompts) = tail(&self.key_values, &self.prompts, first)?;
+        Ok(Self { key_values, prompts })
+    }
+}
+
+/// A copy of the rows of the prompts from `first` on.
+fn tail(key_values: &KeyValues, prompts: &[(i64, i64)], first: usize) -> Result<(KeyValues, Vec<(i64, i64)>)> {
+    let offset = prompts.get(first).map_or(0, |(start, _)| *start);
+    let copy = |rows: &Tensor| -> Result<Tensor> { copy_rows(rows, (offset, rows.size()[0])) };
+    let shifted = prompts.iter().skip(first).map(|(start, end)| (start - offset, end - offset));
+    Ok((key_values.iter().map(copy).collect::<Result<_>>()?, shifted.collect()))
+}
+
+/// Rows without what lies between them, which are their queries, in memory of their own.
+fn copy_rows(rows: &Tensor, (start, end): (i64, i64)) -> Result<Tensor> {
+    let view = rows.f_narrow(0, start, end - start)?;
+    let mut copy = Tensor::f_empty(view.size(), (view.kind(), view.device()))?;
+    copy.f_copy_(&view)?;
+    Ok(copy)
+}
+
+impl PriorTransformer {
+    /// Whether the sequence ends in a query and has the learned positions that the cache relies on.
+    ///
+    /// # Errors
+    /// If not, saying what is amiss.
+    pub fn check_cacheable(&self) -> Result<()> {
+        ensure!(self.prd_embedding.is_some(), "a prior without a query token cannot be cached");
+        let tokens = self.config.additional_embeddings;
+        ensure!(tokens == ADDITIONAL_TOKENS, "a prior with {tokens} additional embeddings cannot be cached");
+        Ok(())
+    }
+
+    /// Runs the tokens that depend on the prompt alone, and for each prompt those of its first timesteps, all in one pass.
+    ///
+    /// `timesteps` has a list for each prompt.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, the prior cannot be cached, or memory runs out.
+    pub fn prefill(&self, text: &TextCondition, timesteps: &[&[i64]]) -> Result<(Prefix, TimestepCache)> {
+        self.check_cacheable()?;
+        ensure!(timesteps.len() == text.lens.len(), "one list of timesteps a prompt is needed");
+        let text_tokens = self.text_tokens(text)?;
+        let text_len = text_tokens.size()[0];
+        let hidden_states =
+            self.norm_in(Tensor::f_cat(&[text_tokens, self.timestep_tokens(&timesteps.concat())?], 0)?)?;
+
+        let prompts: Vec<(i64, i64)> = sequences(&text.lens.iter().map(|len| len + 1).collect::<Vec<_>>()).collect();
+        let of_timesteps = sequences(&timesteps.iter().map(|list| list.len() as i64).collect::<Vec<_>>()).collect();
+        // A text token sees what comes before it; a timestep's sees its prompt, and both see themselves.
+        let causal = prompts.iter().flat_map(|&(start, end)| (start..end).map(move |token| (start, token)));
+        let whole = prompts.iter().zip(timesteps).flat_map(|(&prompt, list)| std::iter::repeat_n(prompt, list.len()));
+        let before = Ranges::new(causal.chain(whole), self.device())?;
+        let (mut of_text, mut of_steps) = (Vec::new(), Vec::new());
+        self.run_for_cache(hidden_states, &before, None, &mut |rows| {
+            of_text.push(copy_rows(rows, (0, text_len))?);
+            of_steps.push(copy_rows(rows, (text_len, rows.size()[0]))?);
+            Ok(())
+        })?;
+        let prefix = Prefix { key_values: of_text, prompts };
+        Ok((prefix, TimestepCache { key_values: of_steps, prompts: of_timesteps }))
+    }
+
+    /// Runs the tokens of further timesteps for each prompt: each sees its prompt and itself.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn prefill_timesteps(&self, prefix: &Prefix, timesteps: &[i64]) -> Result<TimestepCache> {
+        let tokens = self.norm_in(self.timestep_tokens(timesteps)?)?;
+        let hidden_states = tokens.f_repeat([prefix.len() as i64, 1])?;
+        let before = prefix.prompts.iter().flat_map(|&prompt| std::iter::repeat_n(prompt, timesteps.len()));
+        let before = Ranges::new(before, self.device())?;
+        let mut key_values = Vec::new();
+        self.run_for_cache(hidden_states, &before, Some(prefix), &mut |rows| {
+            key_values.push(copy_rows(rows, (0, rows.size()[0]))?);
+            Ok(())
+        })?;
+        let prompts = sequences(&vec![timesteps.len() as i64; prefix.len()]).collect();
+        Ok(TimestepCache { key_values, prompts })
+    }
+
+    /// Predicts image embeddings, `(rows, clip_embed_dim)`, from noisy ones, `(rows, embedding_dim)`: the rows of the
+    /// first branch, then those of the next.
+    ///
+    /// # Errors
+    /// If the shapes do not fit or memory runs out.
+    pub fn step(&self, branches: &[Branch], hidden_states: &Tensor) -> Result<Tensor> {
+        let (last, blocks) = self.transformer_blocks.split_last().context("a prior without blocks")?;
+        let seen = StepRanges::new(branches, 2, self.device())?;
+        let mut hidden_states = self.norm_in(self.step_tokens(hidden_states)?)?;
+        for (number, block) in blocks.iter().enumerate() {
+            let Projected { query, key_value } = block.project(&hidden_states)?;
+            let attended = block.attend(&query, &seen.of(branches, number, &key_value))?;
+            hidden_states = block.finish(&attended, &hidden_states)?;
+        }
+        // From the last block nothing but the queries is read.
+        let seen = StepRanges::new(branches, 1, self.device())?;
+        let queries = |tokens: &Tensor| tokens.f_slice(0, 1, None, 2);
+        let Projected { query, key_value } = last.project(&hidden_states)?;
+        let attended = last.attend(&queries(&query)?, &seen.of(branches, blocks.len(), &key_value))?;
+        let hidden_states = last.finish(&attended, &queries(&hidden_states)?.f_contiguous()?)?;
+        self.proj_to_clip_embeddings.forward(&self.norm_out.forward(&hidden_states)?)
+    }
+
+    /// Runs tokens through all blocks for their keys and values, which `keep` gets from block after block.
+    ///
+    /// A token sees itself and what `before` says: rows of `prefix` or, without one, of the tokens themselves.
+    fn run_for_cache(
+        &self,
+        mut hidden_states: Tensor,
+        before: &Ranges,
+        prefix: Option<&Prefix>,
+        keep: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let itself = Ranges::new((0..hidden_states.size()[0]).map(|token| (token, token + 1)), self.device())?;
+        for (number, block) in self.transformer_blocks.iter().enumerate() {
+            let Projected { query, key_value } = block.project(&hidden_states)?;
+            if number + 1 < self.transformer_blocks.len() {
+                let rows_before = prefix.map_or(&key_value, |prefix| &prefix.key_values[number]);
+                let attended = block.attend(&query, &[before.of(rows_before), itself.of(&key_value)])?;
+                hidden_states = block.finish(&attended, &hidden_states)?;
+            }
+            keep(&key_value)?;
+        }
+        Ok(())
+    }
+
+    /// The tokens of each prompt's text and of its embedding, with their positions.
+    fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
+        let states = self.project_text_states(Some(&text.states))?.context("no text states")?;
+        let embeds = self.project_text_embedding(&text.embeds)?.f_add(&self.position(0)?)?;
+        let positions = self.positional_embedding.f_select(0, 0)?;
+        let mut tokens = Vec::with_capacity(2 * text.lens.len());
+        for (prompt, (start, end)) in sequences(&text.lens).enumerate() {
+            let len = end - start;
+            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions.f_narrow(0, 0, len)?)?);
+            tokens.push(embeds.f_narrow(0, prompt as i64, 1)?);
+        }
+        Ok(Tensor::f_cat(&tokens, 0)?)
+    }
+
+    /// The tokens of timesteps, with their position.
+    fn timestep_tokens(&self, timesteps: &[i64]) -> Result<Tensor> {
+        let timesteps = Tensor::f_from_slice(timesteps)?.f_to_device(self.device())?;
+        Ok(self.embed_timestep(&timesteps)?.f_add(&self.position(1)?)?)
+    }
+
+    /// `x_t` and the query of each row, one after the other: `(2 · rows, inner_dim)`.
+    fn step_tokens(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let query = self.prd_embedding.as_ref().context("no query token")?.f_reshape([1, -1])?;
+        let noisy = self.proj_in.forward(hidden_states)?.f_add(&self.position(2)?)?;
+        let query = query.f_add(&self.position(3)?)?.f_expand_as(&noisy)?;
+        Ok(Tensor::f_stack(&[noisy, query], 1)?.f_flatten(0, 1)?)
+    }
+
+    /// The learned position of an additional token, `(1, inner_dim)`.
+    fn position(&self, additional: i64) -> Result<Tensor> {
+        Ok(self.positional_embedding.f_select(0, 0)?.f_narrow(0, self.config.num_embeddings + additional, 1)?)
+    }
+}

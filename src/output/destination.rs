@@ -1,0 +1,146 @@
+//! Where output goes: a file that appears whole or not at all, standard output, or a device.
+
+use super::atomic;
+use super::whole;
+use crate::bad_input;
+use crate::error::OrBadInput;
+use crate::files::parent;
+use anyhow::{Context, Result};
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write, stdout};
+use std::path::{Path, PathBuf};
+use tempfile::tempfile_in;
+
+/// An output that was checked, and opened where it can be, before the work begins.
+#[derive(Debug)]
+pub struct Destination {
+    name: String,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Stdout,
+    /// What is not a regular file (a pipe, a device) cannot be renamed into place.
+    Special(File),
+    /// Written beside the final place and renamed there when it is complete.
+    Replacing {
+        target: PathBuf,
+        overwrite: bool,
+    },
+}
+
+impl Destination {
+    /// Checks that `path` can be written, `-` being standard output.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if a file is there already and `overwrite` is not set, or nothing can be written there.
+    pub fn open(path: &Path, overwrite: bool) -> Result<Self> {
+        let name = format!("{:?}", path.display().to_string());
+        if path.as_os_str() == "-" {
+            if stdout().is_terminal() {
+                return Err(bad_input!(
+                    "standard output is a terminal, and embeddings are binary; give a file name or a pipe"
+                ));
+            }
+            return Ok(Self { name: "standard output".into(), kind: Kind::Stdout });
+        }
+        // A link is followed, so that the file it leads to is replaced and not the link.
+        let target = atomic::resolve(path)?;
+        let kind = match std::fs::metadata(&target) {
+            Ok(metadata) if metadata.is_dir() => return Err(bad_input!("{name} is a folder; give a file name")),
+            Ok(metadata) if !metadata.is_file() => {
+                let file = OpenOptions::new().write(true).open(&target);
+                Kind::Special(file.or_bad_input(|| format!("cannot write to {name}"))?)
+            }
+            Ok(_) if !overwrite => {
+                return Err(bad_input!("{name} is there already; give another name, or --overwrite to replace it"));
+            }
+            _ => {
+                check_folder(&target, &name)?;
+                Kind::Replacing { target, overwrite }
+            }
+        };
+        Ok(Self { name, kind })
+    }
+
+    /// Whether an output at `path` would have the same place.
+    pub fn is_at(&self, path: &Path) -> bool {
+        match &self.kind {
+            Kind::Stdout => path.as_os_str() == "-",
+            Kind::Special(_) => false,
+            Kind::Replacing { target, .. } => {
+                let path = atomic::resolve(path).unwrap_or_else(|_| path.to_path_buf());
+                whole(target).is_some_and(|target| Some(target) == whole(&path))
+            }
+        }
+    }
+
+    /// Writes the output and, for a file, puts it into its place. A reader that closed a pipe early is no error.
+    ///
+    /// # Errors
+    /// If writing fails, for example because the disk is full; then no file is left behind.
+    pub fn write(self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+        let failed = || format!("cannot write {}: is the disk full?", self.name);
+        match self.kind {
+            Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).with_context(failed),
+            Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).with_context(failed),
+            Kind::Replacing { target, overwrite } => {
+                let mut part = atomic::create_part(&target).with_context(failed)?;
+                buffered(part.as_file_mut(), write).with_context(failed)?;
+                match atomic::persist(part, &target, overwrite) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                        let name = &self.name;
+                        Err(bad_input!(
+                            "{name} appeared while the embeddings were computed; give another name, or --overwrite"
+                        ))
+                    }
+                    persisted => persisted.with_context(failed),
+                }
+            }
+        }
+    }
+}
+
+/// Checks that a file can be made beside `target`, with one that has no name: a process that is killed leaves nothing.
+fn check_folder(target: &Path, name: &str) -> Result<()> {
+    let folder = parent(target);
+    if !folder.is_dir() {
+        return Err(bad_input!("cannot write {name}: there is no folder {folder:?}; make it first"));
+    }
+    let made = tempfile_in(folder);
+    made.map(drop).or_bad_input(|| format!("cannot write {name}: folder {folder:?} cannot be written to"))
+}
+
+fn buffered(output: impl Write, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut output = BufWriter::new(output);
+    write(&mut output)?;
+    Ok(output.flush()?)
+}
+
+fn ignore_broken_pipe(result: Result<()>) -> Result<()> {
+    let is_broken_pipe = |error: &anyhow::Error| {
+        error
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .any(|cause| cause.kind() == ErrorKind::BrokenPipe)
+    };
+    result.or_else(|error| if is_broken_pipe(&error) { Ok(()) } else { Err(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn nothing_is_there_before_it_is_written() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("s".repeat(250) + ".json");
+        let destination = Destination::open(&path, false).unwrap();
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+        destination.write(|output| Ok(output.write_all(b"{}")?)).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"{}");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+}
