@@ -39,7 +39,7 @@ pub fn run(args: &InfoArgs, screen: &Screen) -> Result<()> {
     let hub = Hub::new(args.hub.cache.options());
     let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
     let found = hub.describe(&name, needs, &mut FetchProgress::new(screen))?;
-    let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error))?;
+    let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error.into()))?;
     let (repository, revision) = match name {
         ModelName::Hub(name) => (Some(name.repository), Some(name.revision)),
         _ => (None, None),

@@ -7,13 +7,14 @@ use super::failure::Failure;
 use super::name::{HubName, ModelName};
 use super::patience::Patience;
 use super::plan::{Needs, Plan, Wish};
+use super::presets;
 use super::remote::{Found, Remote, RemoteTree};
 use super::settings::{Connection, HubOptions};
-use super::{builtin, presets};
 use crate::bad_input;
 use crate::error::with_advice;
 use crate::files::Folder;
-use crate::pipeline::layout::{IMAGE_ENCODER, ZERO_IMAGE_EMBED};
+use crate::pipeline::builtin::EMOJI_MODEL;
+use crate::pipeline::layout::{IMAGE_ENCODER, ModelFile, ZERO_IMAGE_EMBED};
 use crate::weights::checkpoint::candidates::is_weights;
 use anyhow::{Error, Result};
 
@@ -44,17 +45,6 @@ impl Model {
             None => error,
         }
     }
-}
-
-/// A file of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelFile {
-    /// Its place in the model's folder.
-    pub path: String,
-    /// Its size in bytes, if anyone knows.
-    pub bytes: Option<u64>,
-    /// Whether it is on this machine.
-    pub is_here: bool,
 }
 
 /// The hub and the cache, as the user and the environment have them.
@@ -304,7 +294,7 @@ impl Cached {
 fn local(name: &ModelName, needs: Needs) -> Result<Model> {
     let mut folder = match name {
         ModelName::Folder(path) => Folder::from(path),
-        _ => Folder::builtin(&builtin::EMOJI_MODEL),
+        _ => Folder::builtin(&EMOJI_MODEL),
     };
     // For the user's own folder, loading has the better messages.
     let plan = Plan::new(&mut folder, needs).unwrap_or_default();

@@ -14,7 +14,6 @@
 //! hf-hub says where in the cache things lie; the transfer is ours, because its own neither checks hashes, nor goes on after
 //! another process, nor lets two of them want the same file, and it writes a branch's commit in place.
 
-pub mod builtin;
 mod cache;
 mod client;
 mod digest;
@@ -30,8 +29,10 @@ mod proxy;
 mod remote;
 mod settings;
 
+pub use crate::pipeline::builtin;
+pub use crate::pipeline::layout::ModelFile;
 pub use download::Watcher;
-pub use fetch::{Hub, Model, ModelFile};
+pub use fetch::{Hub, Model};
 pub use name::{HubName, ModelName};
 pub use plan::{Needs, Wish};
 pub use settings::HubOptions;

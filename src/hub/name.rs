@@ -1,8 +1,8 @@
 //! What a person calls a model: the built-in one, a short name, a repository on the hub, or a folder.
 
-use super::builtin::EMOJI;
 use super::presets::{self, PRESETS};
 use crate::bad_input;
+use crate::pipeline::builtin::EMOJI;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 

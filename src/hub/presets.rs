@@ -1,6 +1,6 @@
 //! The models that have a short name.
 
-use super::builtin::EMOJI;
+use crate::pipeline::builtin::EMOJI;
 
 /// A model on the hub with a short name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

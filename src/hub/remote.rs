@@ -5,11 +5,12 @@ use super::client::{Client, FileMetadata, Listing};
 use super::digest::Digest;
 use super::download::{Download, RemoteFile, Watcher, disk_full, left_over};
 use super::failure::Failure;
-use super::fetch::{Model, ModelFile};
+use super::fetch::Model;
 use super::name::HubName;
 use super::patience::Patience;
 use super::plan::{Plan, Presence, Tree};
 use super::settings::free_bytes;
+use crate::pipeline::layout::ModelFile;
 use anyhow::Result;
 use std::fs::{self, File};
 

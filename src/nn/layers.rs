@@ -107,11 +107,11 @@ impl Linear {
         let x = &x.f_to_kind(self.kind)?;
         match &self.kernel {
             Kernel::Bfloat16(weight) => match epilogue {
-                Epilogue::Add(_) => weight.linear(x, bias, epilogue),
+                Epilogue::Add(_) => Ok(weight.linear(x, bias, epilogue)?),
                 _ => Ok(weight.linear(x, bias, epilogue)?.f_to_kind(self.kind)?),
             },
-            Kernel::Packed(weight) => kernels::packed_linear(x, weight, bias, epilogue),
-            Kernel::Int8(weight) => weight.linear(x, bias, epilogue),
+            Kernel::Packed(weight) => Ok(kernels::packed_linear(x, weight, bias, epilogue)?),
+            Kernel::Int8(weight) => Ok(weight.linear(x, bias, epilogue)?),
             Kernel::Plain(weight) => {
                 let y = x.f_linear(weight, bias)?;
                 Ok(match epilogue {
@@ -182,7 +182,7 @@ impl Activation {
     /// If memory runs out.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         if x.device() == Device::Cpu {
-            return kernels::activate(x, self);
+            return Ok(kernels::activate(x, self)?);
         }
         Ok(match self {
             Self::Silu => x.f_silu()?,

@@ -146,7 +146,7 @@ proptest! {
             DdpmConfig { num_train_timesteps: train, timestep_spacing, steps_offset, ..DdpmConfig::default() };
         let mut scheduler = DdpmScheduler::new(&config).unwrap();
         let is_possible = scheduler.set_timesteps(steps).is_ok();
-        prop_assert!(is_possible || steps > config.most_steps());
+        prop_assert!(is_possible || steps > config.max_steps());
         if is_possible {
             let timesteps = scheduler.timesteps();
             prop_assert_eq!(timesteps.len(), steps);

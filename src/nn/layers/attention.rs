@@ -40,7 +40,7 @@ fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
 /// If the shapes do not fit, a range is out of bounds, or memory runs out.
 pub fn attend(query: &Tensor, heads: i64, segments: &[Segment]) -> Result<Tensor> {
     match query.device() {
-        Device::Cpu => kernels::attend(query, heads, segments),
+        Device::Cpu => Ok(kernels::attend(query, heads, segments)?),
         _ => attend_gathered(query, heads, segments),
     }
 }
