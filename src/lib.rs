@@ -15,6 +15,7 @@
 // In a test, a panic is how a failure is told.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod bad_input;
 #[doc(hidden)]
 pub mod cli;
 mod config;
@@ -34,6 +35,7 @@ mod output;
 pub mod pipeline;
 #[doc(hidden)]
 pub mod rows;
+mod text;
 #[doc(hidden)]
 pub mod tokenizer;
 mod weights;

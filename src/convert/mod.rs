@@ -167,7 +167,7 @@ fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
         ));
     }
     let statistics = (!has_statistics).then(|| Checkpoint::open_file(&folder, STATISTICS)).transpose()?;
-    checkpoint.with_diffusers_names(statistics, config.attention_head_dim)
+    Ok(checkpoint.with_diffusers_names(statistics, config.attention_head_dim)?)
 }
 
 fn write_component(

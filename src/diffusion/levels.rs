@@ -1,6 +1,6 @@
 //! Noise levels: what a step of DDPM (arXiv 2006.11239) makes of a schedule.
 
-use crate::bad_input;
+use crate::error::Error;
 use anyhow::Result;
 use tch::Tensor;
 
@@ -52,9 +52,10 @@ impl Levels {
 ///
 /// # Errors
 /// [`crate::error::BadInput`] if it is no such range.
-pub(super) fn check_clip_sample_range(range: f64) -> Result<()> {
+pub(super) fn check_clip_sample_range(range: f64) -> crate::Result<()> {
     if (0.0..=f64::from(f32::MAX)).contains(&range) || range == f64::INFINITY {
         return Ok(());
     }
-    Err(bad_input!("clip_sample_range is {range:?}, it must be between 0 and {:?}, or Infinity", f32::MAX))
+    let reason = format!("is {range:?}, it must be between 0 and {:?}, or Infinity", f32::MAX);
+    Err(Error::key("clip_sample_range", reason))
 }

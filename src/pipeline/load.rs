@@ -184,8 +184,8 @@ impl Pipeline {
 /// [`crate::error::BadInput`] if it is missing, broken or not supported.
 pub(super) fn read_scheduler(layout: &Layout) -> Result<SchedulerConfig> {
     match layout.scheduler_class {
-        SchedulerClass::Unclip => config::read(&layout.scheduler, SCHEDULER_CONFIG).map(SchedulerConfig::Unclip),
-        SchedulerClass::Ddpm => config::read(&layout.scheduler, SCHEDULER_CONFIG).map(SchedulerConfig::Ddpm),
+        SchedulerClass::Unclip => Ok(SchedulerConfig::Unclip(config::read(&layout.scheduler, SCHEDULER_CONFIG)?)),
+        SchedulerClass::Ddpm => Ok(SchedulerConfig::Ddpm(config::read(&layout.scheduler, SCHEDULER_CONFIG)?)),
     }
 }
 
@@ -193,8 +193,8 @@ fn load_module<C, M>(
     checkpoint: &Checkpoint,
     config: &C,
     placement: Placement,
-    load: impl Fn(&Weights, &C) -> Result<M>,
-) -> Result<M>
+    load: impl Fn(&Weights, &C) -> crate::Result<M>,
+) -> crate::Result<M>
 where
     C: Config,
 {

@@ -8,6 +8,7 @@ use crate::config::{Config, check_sizes};
 use crate::diffusion::betas::{alphas_cumprod, betas_for_alpha_bar, cosine};
 use crate::diffusion::levels::{Levels, check_clip_sample_range};
 use crate::diffusion::scheduler::{Scheduler, StepOutput};
+use crate::error::Error;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use tch::Tensor;
@@ -46,16 +47,14 @@ impl Default for UnclipConfig {
 impl Config for UnclipConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = true;
 
-    fn validate(&self) -> Result<()> {
+    fn validate(&self) -> crate::Result<()> {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
         if self.clip_sample {
             check_clip_sample_range(self.clip_sample_range)?;
         }
         if self.beta_schedule != "squaredcos_cap_v2" {
-            let name = &self.beta_schedule;
-            return Err(bad_input!(
-                "beta_schedule {name:?} is not supported, UnCLIPScheduler has only \"squaredcos_cap_v2\""
-            ));
+            let reason = format!("is {:?}, only \"squaredcos_cap_v2\" is supported", self.beta_schedule);
+            return Err(Error::key("beta_schedule", reason));
         }
         VarianceType::parse(&self.variance_type)?;
         PredictionType::parse(&self.prediction_type).map(drop)
@@ -69,11 +68,14 @@ enum VarianceType {
 }
 
 impl VarianceType {
-    fn parse(name: &str) -> Result<Self> {
+    fn parse(name: &str) -> crate::Result<Self> {
         match name {
             "fixed_small_log" => Ok(Self::FixedSmallLog),
             "learned_range" => Ok(Self::LearnedRange),
-            _ => Err(bad_input!("variance_type {name:?} must be \"fixed_small_log\" or \"learned_range\"")),
+            _ => {
+                let reason = format!("is {name:?}, it must be \"fixed_small_log\" or \"learned_range\"");
+                Err(Error::key("variance_type", reason))
+            }
         }
     }
 }
@@ -85,11 +87,11 @@ enum PredictionType {
 }
 
 impl PredictionType {
-    fn parse(name: &str) -> Result<Self> {
+    fn parse(name: &str) -> crate::Result<Self> {
         match name {
             "epsilon" => Ok(Self::Epsilon),
             "sample" => Ok(Self::Sample),
-            _ => Err(bad_input!("prediction_type {name:?} must be \"epsilon\" or \"sample\"")),
+            _ => Err(Error::key("prediction_type", format!("is {name:?}, it must be \"epsilon\" or \"sample\""))),
         }
     }
 }

@@ -1,9 +1,8 @@
 //! The configuration of DDPM, and the timesteps that it leads to.
 
-use crate::bad_input;
 use crate::config::{Config, check_float, check_sizes};
 use crate::diffusion::levels::check_clip_sample_range;
-use anyhow::Result;
+use crate::error::{Error, Result};
 use serde::Deserialize;
 
 /// `scheduler_config.json` of a `DDPMScheduler`; names and defaults as in diffusers.
@@ -147,12 +146,16 @@ impl Config for DdpmConfig {
             check_clip_sample_range(self.clip_sample_range)?;
         }
         if self.thresholding {
-            return Err(bad_input!("thresholding is true, it must be false: it is for images, and not for embeddings"));
+            return Err(Error::key(
+                "thresholding",
+                "is true, it must be false: it is for images, and not for embeddings",
+            ));
         }
         if let Some(betas) = &self.trained_betas {
             let (count, steps) = (betas.len(), self.num_train_timesteps);
             if count as i64 != steps {
-                return Err(bad_input!("trained_betas has {count} numbers, and num_train_timesteps is {steps}"));
+                let reason = format!("has {count} numbers, and num_train_timesteps is {steps}");
+                return Err(Error::key("trained_betas", reason));
             }
             betas.iter().try_for_each(|&beta| check_beta("trained_betas", beta))?;
         } else if !matches!(self.beta_schedule, BetaSchedule::SquaredcosCapV2 | BetaSchedule::Laplace) {
@@ -161,7 +164,7 @@ impl Config for DdpmConfig {
         }
         if !(0..self.num_train_timesteps).contains(&self.steps_offset) {
             let (offset, last) = (self.steps_offset, self.num_train_timesteps - 1);
-            return Err(bad_input!("steps_offset is {offset}, it must be between 0 and {last}"));
+            return Err(Error::key("steps_offset", format!("is {offset}, it must be between 0 and {last}")));
         }
         Ok(())
     }
