@@ -290,7 +290,8 @@ impl Error {
             | Self::Config { hint, .. }
             | Self::Tensor { hint, .. }
             | Self::Lora { hint, .. }
-            | Self::NotFinite { hint, .. } => *hint = Some(new),
+            | Self::NotFinite { hint, .. }
+            | Self::OutOfMemory { hint, .. } => *hint = Some(new),
             _ => {}
         }
         self
@@ -317,10 +318,6 @@ fn tensor_lists(missing: &[String], unexpected: &[String], wrong: &[String]) -> 
     let lists = lists.filter(|(_, names)| !names.is_empty());
     let lists = lists.map(|(what, names)| format!("{} {what} ({})", names.len(), crate::text::list(names)));
     format!("tensors {}", lists.collect::<Vec<_>>().join("; "))
-}
-
-pub fn json_advice(error: &serde_json::Error) -> String {
-    if error.is_syntax() || error.is_eof() { format!("; {FETCH_AGAIN}") } else { String::new() }
 }
 
 // For users that have not moved to the modules where these are.

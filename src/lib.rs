@@ -77,7 +77,7 @@ mod tokenizer;
 mod weights;
 
 pub use error::{Component, Error, Hint, Result};
-pub use nn::precision::Precision;
+pub use weights::precision::Precision;
 pub use pipeline::{Progress, Truncation};
 pub use prior::{Device, EmbedOptions, Embeddings, LoadOptions, Prior};
 

@@ -2,7 +2,7 @@
 
 use crate::error::{Component, Hint};
 use crate::files::Folder;
-use crate::nn::precision::Precision;
+use crate::weights::precision::Precision;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::{Demand, Pipeline, Progress, Row, Settings, Truncation};
 use crate::weights::checkpoint::Placement;

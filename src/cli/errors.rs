@@ -36,9 +36,6 @@ pub fn one_line(error: &anyhow::Error, causes: bool) -> String {
 
 /// What to do about an error, as an imperative clause with the command line's own options.
 fn advice(error: &Error) -> Option<Cow<'_, str>> {
-    if let Error::OutOfMemory { .. } = error {
-        return Some("try a smaller --batch-size, or --dtype bf16 or int8".into());
-    }
     Some(match error.hint()? {
         Hint::FetchAgain => "fetch it again".into(),
         Hint::UseFloat32 => "try --dtype f32".into(),

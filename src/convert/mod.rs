@@ -12,7 +12,7 @@ use crate::error::OrBadInput;
 use crate::files::{Folder, parent};
 use crate::json;
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
-use crate::nn::precision::Precision;
+use crate::weights::precision::Precision;
 use crate::nn::prior::{PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::pipeline::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
@@ -170,7 +170,7 @@ fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
         ));
     }
     let statistics = (!has_statistics).then(|| Checkpoint::open_file(&folder, STATISTICS)).transpose()?;
-    checkpoint.with_diffusers_names(statistics, config.attention_head_dim)
+    Ok(checkpoint.with_diffusers_names(statistics, config.attention_head_dim)?)
 }
 
 fn write_network(

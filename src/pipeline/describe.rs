@@ -6,7 +6,7 @@ use super::parameters::Parameters;
 use crate::Result;
 use crate::config;
 use crate::files::Folder;
-use crate::nn::precision::Precision;
+use crate::weights::precision::Precision;
 use crate::nn::prior::PriorConfig;
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;

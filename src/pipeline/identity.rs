@@ -4,7 +4,7 @@ use super::layout::{Layout, ZERO_IMAGE_EMBED};
 use super::load::Pipeline;
 use crate::files::Folder;
 use crate::weights::checkpoint::weight_files;
-use crate::{Error, Result};
+use crate::Result;
 use sha2::{Digest, Sha256};
 
 /// Bytes of each sample of a large file.
@@ -65,7 +65,7 @@ fn is_description(name: &str) -> bool {
 }
 
 fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool) -> Result<()> {
-    let bytes = folder.open(name).map_err(|error| Error::unreadable(folder.path_of(name), error))?;
+    let bytes = folder.open(name)?;
     hasher.update((name.len() as u64).to_le_bytes());
     hasher.update(name);
     hasher.update((bytes.len() as u64).to_le_bytes());
@@ -86,7 +86,7 @@ fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::precision::Precision;
+    use crate::weights::precision::Precision;
     use crate::weights::checkpoint::Placement;
     use std::fs;
     use std::path::Path;

@@ -116,7 +116,7 @@ impl Layout {
 
 fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
     let path = folder.path_of(INDEX);
-    let text = folder.find_text(INDEX).map_err(|error| Error::unreadable(&path, error))?;
+    let text = folder.find_text(INDEX)?;
     text.map(|text| parse_index(&text, &path)).transpose()
 }
 

@@ -8,8 +8,9 @@ use super::request::Timings;
 use super::text::TextStage;
 use crate::config;
 use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
-use crate::error::{Component, Hint, some_of};
+use crate::error::{Component, Hint};
 use crate::files::Folder;
+use crate::text;
 use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::Tokenizer;
@@ -143,7 +144,7 @@ impl Pipeline {
             let reason = format!("{what} is not finite (NaN or infinity)");
             return Error::NotFinite { reason, hint: Some(Hint::UseFloat32) };
         }
-        let (folder, names) = (&self.layout.folder, some_of(&names));
+        let (folder, names) = (&self.layout.folder, text::list(&names));
         let reason = format!("{what} is not finite: {folder} has NaN or infinity in {names}");
         Error::NotFinite { reason, hint: Some(Hint::FetchAgain) }
     }
@@ -198,8 +199,7 @@ impl Pipeline {
 /// If it is missing, damaged or not supported.
 pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>> {
     let path = layout.scheduler.path_of(SCHEDULER_CONFIG);
-    let text = layout.scheduler.read_text(SCHEDULER_CONFIG).map_err(|error| Error::unreadable(&path, error))?;
-    (layout.scheduler_class.parse)(&text, &path)
+    (layout.scheduler_class.parse)(&layout.scheduler.read_text(SCHEDULER_CONFIG)?, &path)
 }
 
 /// The tensors in components' folders that are not finite.

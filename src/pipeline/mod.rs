@@ -163,7 +163,7 @@ fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::precision::Precision;
+    use crate::weights::precision::Precision;
     use crate::weights::checkpoint::Placement;
     use std::path::Path;
     use tch::Device;

@@ -7,7 +7,7 @@ use super::load::{CONFIG, Pipeline};
 use crate::config;
 use crate::error::Hint;
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
-use crate::nn::precision::Precision;
+use crate::weights::precision::Precision;
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::{Error, Result};
 use ndarray::Array1;

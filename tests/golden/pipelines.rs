@@ -2,7 +2,7 @@
 
 use super::common::{Fixture, fixtures, relative_error};
 use crate::files::Folder;
-use crate::nn::precision::Precision;
+use crate::weights::precision::Precision;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::{Pipeline, Row, Settings};
 use crate::weights::checkpoint::Placement;

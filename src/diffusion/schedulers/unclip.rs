@@ -80,7 +80,7 @@ pub enum BetaSchedule {
 impl Config for UnclipConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = true;
 
-    fn validate(&self) -> anyhow::Result<()> {
+    fn validate(&self) -> Result<()> {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
         if self.clip_sample {
             check_clip_sample_range(self.clip_sample_range)?;

@@ -140,7 +140,7 @@ pub enum TimestepSpacing {
 impl Config for DdpmConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = true;
 
-    fn validate(&self) -> anyhow::Result<()> {
+    fn validate(&self) -> Result<()> {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
         if self.clip_sample {
             check_clip_sample_range(self.clip_sample_range)?;
@@ -149,14 +149,13 @@ impl Config for DdpmConfig {
             return Err(Error::key(
                 "thresholding",
                 "is true, it must be false: it is for images, and not for embeddings",
-            )
-            .into());
+            ));
         }
         if let Some(betas) = &self.trained_betas {
             let (count, steps) = (betas.len(), self.num_train_timesteps);
             if count as i64 != steps {
                 let reason = format!("has {count} numbers, and num_train_timesteps is {steps}");
-                return Err(Error::key("trained_betas", reason).into());
+                return Err(Error::key("trained_betas", reason));
             }
             betas.iter().try_for_each(|&beta| check_beta("trained_betas", beta))?;
         } else if !matches!(self.beta_schedule, BetaSchedule::SquaredcosCapV2 | BetaSchedule::Laplace) {
@@ -165,7 +164,7 @@ impl Config for DdpmConfig {
         }
         if !(0..self.num_train_timesteps).contains(&self.steps_offset) {
             let (offset, last) = (self.steps_offset, self.num_train_timesteps - 1);
-            return Err(Error::key("steps_offset", format!("is {offset}, it must be between 0 and {last}")).into());
+            return Err(Error::key("steps_offset", format!("is {offset}, it must be between 0 and {last}")));
         }
         Ok(())
     }
@@ -173,7 +172,7 @@ impl Config for DdpmConfig {
 
 /// A step to a timestep without noise would divide by zero.
 fn check_beta(key: &str, beta: f64) -> Result<()> {
-    Ok(check_float(key, beta, f32::MIN_POSITIVE..=1.0)?)
+    check_float(key, beta, f32::MIN_POSITIVE..=1.0)
 }
 
 impl DdpmConfig {
