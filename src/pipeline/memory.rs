@@ -47,6 +47,8 @@ pub struct Demand {
     pub is_uniform: bool,
     /// Whether [`Pipeline::zero_embed`] will be asked for.
     pub zero_embed: bool,
+    /// Bytes of memory to plan with; what is free if not given.
+    pub free_memory: Option<u64>,
 }
 
 impl Pipeline {
@@ -68,7 +70,7 @@ impl Pipeline {
     /// If not even that fits into the memory that is free: needed and free are named, and what to do.
     pub fn plan_batch(&self, demand: Demand, wanted: Option<usize>) -> Result<usize> {
         let most = demand.rows.clamp(1, MOST_ROWS);
-        let Some(free) = self.free_bytes() else { return Ok(wanted.unwrap_or(most)) };
+        let Some(free) = demand.free_memory.or_else(|| self.free_bytes()) else { return Ok(wanted.unwrap_or(most)) };
         let needs = self.needs(demand)?;
         let batch = wanted.unwrap_or_else(|| largest_that_fits(most, free, &|batch| needs.bytes(batch, 1)));
         let needed = needs.bytes(batch, 1);
@@ -87,10 +89,18 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::is_small`].
     pub fn plan_workers(&self, demand: Demand, batch: usize, most: usize) -> Result<usize> {
-        match self.free_bytes() {
+        match demand.free_memory.or_else(|| self.free_bytes()) {
             Some(free) => Ok(most_that_fit(most, free, &self.needs(demand)?, batch)),
             None => Ok(most),
         }
+    }
+
+    /// The most memory that a run takes on the CPU, in bytes.
+    ///
+    /// # Errors
+    /// As [`Pipeline::is_small`].
+    pub fn needed_bytes(&self, demand: Demand, batch: usize, workers: usize) -> Result<u64> {
+        Ok(self.needs(demand)?.bytes(batch, workers))
     }
 
     fn needs(&self, demand: Demand) -> Result<MemoryNeeds> {
@@ -203,7 +213,7 @@ mod tests {
     use super::*;
 
     fn needs(rows: usize) -> MemoryNeeds {
-        let demand = Demand { rows, is_uniform: true, zero_embed: true };
+        let demand = Demand { rows, is_uniform: true, zero_embed: true, free_memory: None };
         MemoryNeeds {
             prior: 60 << 20,
             text_encoder: 40 << 20,

@@ -62,6 +62,10 @@ pub trait Observer {
     }
     /// A denoising step of a batch is done.
     fn step_done(&mut self) {}
+    /// Whether to give up: asked before each stage and after each step. The batch then ends with an error.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// For those who do not want to hear.
@@ -140,7 +144,9 @@ impl Pipeline {
         };
 
         // Text, and then the prior: with a single batch the two never share the memory.
+        check_cancelled(observer)?;
         self.load_text_encoder(observer)?;
+        check_cancelled(observer)?;
         let mut cut_off = |place: usize, text: &str| {
             let rows = prompt_of_row.iter().enumerate().filter(|(_, prompt)| **prompt == place);
             rows.for_each(|(row, _)| observer.cut_off(Some(row), text));
@@ -157,7 +163,9 @@ impl Pipeline {
         if is_only {
             self.text.release();
         }
+        check_cancelled(observer)?;
         self.load_prior(observer)?;
+        check_cancelled(observer)?;
 
         let start = Instant::now();
         let prior = self.prior.as_ref().context("the prior is not loaded")?;
@@ -181,7 +189,10 @@ impl Pipeline {
         let unconditional = self.negative.as_ref().map(|negative| negative.condition(&negative_of_row));
         let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
         let noise = BatchNoise::draw(&seeds, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
-        let mut after_step = || observer.step_done();
+        let mut after_step = || {
+            observer.step_done();
+            check_cancelled(observer)
+        };
         let embeds = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         let embeds = to_rows(&embeds)?;
         self.timings.prior += start.elapsed();
@@ -242,6 +253,10 @@ impl Pipeline {
         let (folder, names) = (&self.layout.folder, crate::error::some_of(&names));
         anyhow!("{what} is not finite: {folder} has NaN or infinity in {names}; fetch the model again")
     }
+}
+
+fn check_cancelled(observer: &dyn Observer) -> Result<()> {
+    if observer.is_cancelled() { Err(anyhow!("cancelled")) } else { Ok(()) }
 }
 
 /// The different texts in the order of their first occurrence, and which of them each is.
