@@ -176,6 +176,9 @@ pub enum Error {
         /// What to do about it.
         hint: Option<Hint>,
     },
+    /// A [`crate::Progress`] asked to give up.
+    #[error("cancelled")]
+    Cancelled,
     /// libtorch failed.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
@@ -244,6 +247,7 @@ impl Error {
             Self::Io { .. }
                 | Self::NotFinite { .. }
                 | Self::OutOfMemory { .. }
+                | Self::Cancelled
                 | Self::Torch(_)
                 | Self::Internal(_)
                 | Self::Other(_)
@@ -322,10 +326,10 @@ fn tensor_lists(missing: &[String], unexpected: &[String], wrong: &[String]) -> 
 
 // For users that have not moved to the modules where these are.
 #[doc(hidden)]
-pub use crate::bad_input::{BadInput, FETCH_AGAIN, OrBadInput, with_advice};
+pub use crate::bad_input::{BadInput, OrBadInput, with_advice};
 #[cfg(feature = "cli")]
 #[doc(hidden)]
-pub use crate::cli::errors::{exit_code, one_line, printable};
+pub use crate::cli::errors::one_line;
 #[doc(hidden)]
 pub use crate::text::{list as some_of, shorten};
 

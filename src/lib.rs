@@ -77,9 +77,9 @@ mod tokenizer;
 mod weights;
 
 pub use error::{Component, Error, Hint, Result};
-pub use weights::precision::Precision;
 pub use pipeline::{Progress, Truncation};
 pub use prior::{Device, EmbedOptions, Embeddings, LoadOptions, Prior};
+pub use weights::precision::Precision;
 
 /// For `tests/tools/tokenize.rs`.
 #[doc(hidden)]

@@ -2,10 +2,10 @@
 
 use crate::error::{Component, Hint};
 use crate::files::Folder;
-use crate::weights::precision::Precision;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::{Demand, Pipeline, Progress, Row, Settings, Truncation};
 use crate::weights::checkpoint::Placement;
+use crate::weights::precision::Precision;
 use crate::{Error, Result};
 use ndarray::{Array1, Array2, Axis, concatenate};
 use std::path::Path;
@@ -258,7 +258,7 @@ impl Prior {
     /// The same, and reports progress.
     ///
     /// # Errors
-    /// As [`Prior::embed`].
+    /// As [`Prior::embed`], and [`Error::Cancelled`] if `progress` says so.
     pub fn embed_with<S: AsRef<str>>(
         &mut self,
         prompts: &[S],
@@ -327,7 +327,7 @@ impl Prior {
 
     fn batch_size(&self, rows: usize, wanted: Option<usize>) -> Result<usize> {
         // The embedding of a black image is here by now.
-        let demand = Demand { rows, is_uniform: true, zero_embed: false };
+        let demand = Demand { rows, is_uniform: true, zero_embed: false, free_memory: None };
         self.pipeline.plan_batch(demand, wanted.map(|size| size.max(1)))
     }
 }
@@ -354,6 +354,10 @@ impl Progress for Call<'_> {
 
     fn step(&mut self, done: usize, _total: usize) {
         self.progress.step(self.done + done, self.total);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
     }
 }
 

@@ -1,25 +1,77 @@
 //! `prior-embed convert SRC DST`: rewrites a model as a folder.
 
-use super::args::ConvertArgs;
-use super::progress::{FetchProgress, Screen};
+use super::args::{RevisionArgs, text};
+use super::context::Context;
+use super::progress::FetchProgress;
 use crate::bad_input;
 use crate::convert::{ConvertOptions, Input, convert};
 use crate::hub::{Hub, Model, Needs, Wish};
 use crate::job::{Stop, exit_code};
 use anyhow::Result;
-use std::path::Path;
+use clap::ValueEnum;
+use safetensors::tensor::Dtype as StoredDtype;
+use std::path::{Path, PathBuf};
 
-/// The user asked to stop.
+/// Rewrite a model as a folder in diffusers' layout, with safetensors
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A model, or only a prior: a .ckpt of Karlo's or Kandinsky 2.1's authors, .pt, .bin, .safetensors, or its folder
+    #[arg(value_name = "SRC", value_parser = text())]
+    source: String,
+
+    /// The folder to make
+    #[arg(value_name = "DST")]
+    target: PathBuf,
+
+    /// Number type of the weights: f32, f16 or bf16 [default: that of SRC]
+    #[arg(long, value_name = "NAME", hide_possible_values = true)]
+    dtype: Option<WeightDtype>,
+
+    /// For a prior alone: the model to take everything else from, and its configuration if SRC has none beside it
+    #[arg(long, value_name = "FOLDER", value_parser = text())]
+    config: Option<String>,
+
+    /// Replace an existing model
+    #[arg(long)]
+    overwrite: bool,
+
+    #[command(flatten)]
+    revision: RevisionArgs,
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WeightDtype {
+    /// Float32.
+    F32,
+    /// Float16.
+    F16,
+    /// Bfloat16.
+    Bf16,
+}
+
+impl From<WeightDtype> for StoredDtype {
+    fn from(dtype: WeightDtype) -> Self {
+        match dtype {
+            WeightDtype::F32 => Self::F32,
+            WeightDtype::F16 => Self::F16,
+            WeightDtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// A signal came.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted; nothing was written")]
 struct Interrupted;
 
-/// Runs the conversion and gives the exit code; Ctrl-C and SIGTERM end it with nothing left behind.
+/// Runs the conversion and returns the exit code. Ctrl-C and SIGTERM end it and leave nothing behind.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way.
-pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<u8> {
-    let (source, model) = source(args, screen)?;
+/// [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way.
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
+    let screen = &context.screen;
+    let (source, model) = source(args, context)?;
     let stop = Stop::listen()?;
     let keep_going = || match stop.signal() {
         Some(_) => Err(Interrupted.into()),
@@ -39,33 +91,33 @@ pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<u8> {
     }
 }
 
-/// What is rewritten, and the model that all or the rest of it is.
-fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Input, Model)> {
+/// What to convert, and the model that it is, or that the components beside the prior come from.
+fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
     let path = Path::new(&args.source);
     let is_component = path.join("config.json").is_file() && !path.join("model_index.json").is_file();
     match (path.is_file() || is_component, &args.config) {
         (true, Some(rest)) => {
-            let model = model(rest, args, screen)?;
+            let model = model(rest, args, context)?;
             Ok((Input::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
         }
         (true, None) => Err(bad_input!(
-            "{:?} is a prior alone; give --config FOLDER, a model of the same kind that the text encoder, the tokenizer and the rest are taken from",
+            "{:?} is a prior alone; give --config FOLDER, a model of the same kind to take the text encoder, the tokenizer and the rest from",
             args.source
         )),
         (false, None) => {
-            let model = model(&args.source, args, screen)?;
+            let model = model(&args.source, args, context)?;
             Ok((Input::Model(model.folder.clone()), model))
         }
         (false, Some(_)) => Err(bad_input!(
-            "--config goes with a prior alone, in a file or a folder, and {:?} is none; leave it out, or give the prior",
+            "--config goes with a prior alone, a file or a folder, and {:?} is a whole model; leave it out, or give the prior",
             args.source
         )),
     }
 }
 
-/// Everything of a model, as exact as there is.
-fn model(name: &str, args: &ConvertArgs, screen: &Screen) -> Result<Model> {
+/// A model with all components, in its most precise files.
+fn model(name: &str, args: &Args, context: &Context) -> Result<Model> {
     let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::Needed };
-    let hub = Hub::new(args.hub.cache.options());
-    hub.open(&args.hub.model(name)?, needs, &mut FetchProgress::new(screen))
+    let hub = Hub::new(context.hub.clone());
+    hub.open(&args.revision.model(name, &context.hub)?, needs, &mut FetchProgress::new(&context.screen))
 }

@@ -1,30 +1,57 @@
 //! `prior-embed download NAME`: brings a model into the cache, so that later runs need no network.
 
-use super::args::{DeviceName, DownloadArgs};
-use super::print;
-use super::progress::{FetchProgress, Screen, size};
+use super::args::{RevisionArgs, text};
+use super::context::Context;
+use super::progress::{FetchProgress, size};
+use super::stdout::print;
+use super::values::{DeviceName, Dtype};
 use crate::bad_input;
 use crate::hub::{Hub, ModelName, Needs, Wish};
 use crate::nn::precision::Precision;
 use anyhow::Result;
 
-/// Downloads what the options ask for, and prints the model's folder.
+/// Download a model in advance, or update it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A name from `prior-embed models`, or owner/name[@revision] on the hub
+    #[arg(value_name = "NAME", value_parser = text())]
+    model: String,
+
+    /// Number type to compute in later: f32, bf16, f16 or int8; all but f32 take the smaller fp16 files, if there are any
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    dtype: Dtype,
+
+    /// Include the image encoder, which makes negative embeddings without a negative prompt
+    #[arg(long)]
+    image_encoder: bool,
+
+    /// Verify the hashes of files that are already here, and download damaged ones again
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    revision: RevisionArgs,
+}
+
+/// Downloads the model and prints its folder.
 ///
 /// # Errors
 /// Whatever goes wrong on the way.
-pub fn run(args: &DownloadArgs, screen: &Screen) -> Result<()> {
-    let name = args.hub.model(&args.model)?;
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
+    let screen = &context.screen;
+    let name = args.revision.model(&args.model, &context.hub)?;
     if !matches!(name, ModelName::Hub(_)) {
         return Err(bad_input!("{:?} is on this machine already; there is nothing to download", args.model));
     }
-    // As a run would choose: a type that this machine is slow in gives way to float32 there too.
+    // The precision that a run on this machine would use.
     let sixteen_bit = args.dtype.precision(DeviceName::Auto.device()?)? != Precision::F32;
     let image_encoder = if args.image_encoder { Wish::Needed } else { Wish::No };
     let needs = Needs { weights: true, sixteen_bit, image_encoder };
-    let hub = Hub::new(args.hub.cache.options());
+    let hub = Hub::new(context.hub.clone());
     let model = hub.download(&name, needs, args.force, &mut FetchProgress::new(screen))?;
     let bytes = model.files.iter().filter_map(|file| file.bytes).fold(0, u64::saturating_add);
     let commit = model.commit.unwrap_or_default();
     screen.note(&format!("{} is here: {} files, {} (commit {commit})", args.model, model.files.len(), size(bytes)));
-    print(&model.folder.to_string())
+    print(&model.folder.to_string())?;
+    Ok(0)
 }

@@ -1,15 +1,35 @@
-//! `prior-embed info`: what a model is.
+//! `prior-embed info`: describes a model.
 
-use super::args::InfoArgs;
-use super::print;
-use super::progress::{FetchProgress, Screen, size};
+use super::args::{RevisionArgs, text};
+use super::context::Context;
+use super::progress::{FetchProgress, size};
+use super::stdout::print;
 use crate::hub::builtin::EMOJI;
 use crate::hub::{Hub, ModelFile, ModelName, Needs, Wish};
 use crate::pipeline::describe::{Description, describe};
 use anyhow::Result;
 use serde::Serialize;
 
-/// All that is printed.
+/// Describe a model; downloads no weights
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A name from `prior-embed models`, owner/name[@revision] on the hub, or a folder [default: emoji]
+    #[arg(value_name = "NAME", value_parser = text())]
+    name: Option<String>,
+
+    /// The same, as an option
+    #[arg(short, long, value_name = "NAME", value_parser = text(), conflicts_with = "name")]
+    model: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    revision: RevisionArgs,
+}
+
+/// Everything that is printed.
 #[derive(Debug, Serialize)]
 struct Info {
     model: String,
@@ -29,16 +49,16 @@ struct File {
     cached: bool,
 }
 
-/// Prints what the model is.
+/// Prints the description.
 ///
 /// # Errors
-/// If there is no such model, or it is broken.
-pub fn run(args: &InfoArgs, screen: &Screen) -> Result<()> {
+/// If there is no such model, or it is damaged.
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let model = args.name.as_deref().or(args.model.as_deref()).unwrap_or(EMOJI);
-    let name = args.hub.model(model)?;
-    let hub = Hub::new(args.hub.cache.options());
+    let name = args.revision.model(model, &context.hub)?;
+    let hub = Hub::new(context.hub.clone());
     let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
-    let found = hub.describe(&name, needs, &mut FetchProgress::new(screen))?;
+    let found = hub.describe(&name, needs, &mut FetchProgress::new(&context.screen))?;
     let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error.into()))?;
     let (repository, revision) = match name {
         ModelName::Hub(name) => (Some(name.repository), Some(name.revision)),
@@ -54,7 +74,8 @@ pub fn run(args: &InfoArgs, screen: &Screen) -> Result<()> {
         description,
         files: found.files.into_iter().map(file).collect(),
     };
-    if args.json { print(&serde_json::to_string_pretty(&info)?) } else { print(&lines(&info)) }
+    print(&if args.json { serde_json::to_string_pretty(&info)? } else { lines(&info) })?;
+    Ok(0)
 }
 
 fn lines(info: &Info) -> String {

@@ -1,26 +1,43 @@
 //! `prior-embed merge PART… --out FILE`: joins the outputs of shards.
 
-use super::args::{MergeArgs, idle};
-use super::check_stdout;
-use super::progress::Screen;
+use super::args::{TargetArgs, warn_no_effect};
+use super::context::Context;
+use super::stdout;
 use crate::output::is_stream;
 use crate::output::merge::{MergeOptions, merge};
 use anyhow::Result;
+use std::path::PathBuf;
+
+/// Join the outputs of all shards of a run, and check that no row is missing
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The outputs of all shards, in any order
+    #[arg(value_name = "PART", required = true)]
+    parts: Vec<PathBuf>,
+
+    #[command(flatten)]
+    target: TargetArgs,
+
+    /// Replace an existing output
+    #[arg(long)]
+    overwrite: bool,
+}
 
 /// Joins and checks the parts.
 ///
 /// # Errors
 /// [`crate::error::BadInput`] if they do not belong together or a row is missing, and whatever goes wrong on the way.
-pub fn run(args: &MergeArgs, screen: &Screen) -> Result<()> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
+    let screen = &context.screen;
     let (out, format) = args.target.target()?;
     if out.as_os_str() == "-" {
-        check_stdout()?;
+        stdout::check()?;
     }
-    if args.cache.cache_dir.is_some() {
-        idle("--cache-dir", "merge opens no model");
+    if context.hub.cache_dir.is_some() {
+        warn_no_effect("--cache-dir", "merge uses no model");
     }
     if args.overwrite && is_stream(&out) {
-        idle("--overwrite", "nothing is replaced where the output is a stream");
+        warn_no_effect("--overwrite", "a stream replaces nothing");
     }
     let options = MergeOptions { format, rows_per_file: args.target.rows_per_file(), overwrite: args.overwrite };
     let spinner = screen.spinner();
@@ -31,5 +48,5 @@ pub fn run(args: &MergeArgs, screen: &Screen) -> Result<()> {
     if let Some(rows) = merged?.filter(|_| out.as_os_str() != "-") {
         screen.note(&format!("{rows} rows of {parts} parts are in {:?}", out.display().to_string()));
     }
-    Ok(())
+    Ok(0)
 }

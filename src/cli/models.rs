@@ -1,8 +1,8 @@
-//! `prior-embed models`: which models have a name, and which are on this machine.
+//! `prior-embed models`: the models that have a name, and those in the cache.
 
-use super::args::ModelsArgs;
-use super::print;
+use super::context::Context;
 use super::progress::size;
+use super::stdout::print;
 use crate::config;
 use crate::hub::builtin::{EMOJI, EMOJI_MODEL};
 use crate::hub::presets::{EMOJI_LICENCE, PRESETS};
@@ -11,29 +11,37 @@ use crate::nn::prior::PriorConfig;
 use anyhow::Result;
 use serde::Serialize;
 
+/// List the models that have a name, and those in the cache
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// A model in the list.
 #[derive(Debug, Serialize)]
-struct Entry {
+struct ListedModel {
     name: String,
     repository: Option<String>,
-    /// Of the files of a run; about, for a model that is not here.
+    /// Size of the files of a run; an estimate for a model that is not in the cache.
     bytes: u64,
     dimension: Option<u32>,
     licence: Option<&'static str>,
-    cached: State,
+    cached: Cached,
 }
 
 /// How much of a model is on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum State {
+enum Cached {
     BuiltIn,
     Yes,
     Partly,
     No,
 }
 
-impl State {
+impl Cached {
     fn words(self) -> &'static str {
         match self {
             Self::BuiltIn => "built in",
@@ -47,15 +55,15 @@ impl State {
 /// Prints the list.
 ///
 /// # Errors
-/// If there is no folder that could be the cache, or printing fails.
-pub fn run(args: &ModelsArgs) -> Result<()> {
-    let hub = Hub::new(args.hub.options());
-    let mut entries = vec![builtin_entry()];
-    entries.extend(PRESETS.iter().map(|preset| {
+/// If there is no place for a cache, or printing fails.
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
+    let hub = Hub::new(context.hub.clone());
+    let mut models = vec![builtin_entry()];
+    models.extend(PRESETS.iter().map(|preset| {
         let cached = look_up(&hub, preset.repository);
-        let state = cached.as_ref().map_or(State::No, |(_, state)| *state);
-        let here = cached.filter(|_| state == State::Yes).map(|(model, _)| bytes_of(&model));
-        Entry {
+        let state = cached.as_ref().map_or(Cached::No, |(_, state)| *state);
+        let here = cached.filter(|_| state == Cached::Yes).map(|(model, _)| bytes_of(&model));
+        ListedModel {
             name: preset.name.into(),
             repository: Some(preset.repository.into()),
             bytes: here.unwrap_or(preset.bytes),
@@ -64,36 +72,37 @@ pub fn run(args: &ModelsArgs) -> Result<()> {
             cached: state,
         }
     }));
-    entries.extend(others(&hub)?);
-    if args.json { print(&serde_json::to_string_pretty(&entries)?) } else { print(&table(&entries)) }
+    models.extend(others(&hub)?);
+    print(&if args.json { serde_json::to_string_pretty(&models)? } else { table(&models) })?;
+    Ok(0)
 }
 
-fn builtin_entry() -> Entry {
+fn builtin_entry() -> ListedModel {
     let bytes = EMOJI_MODEL.files.iter().map(|file| file.bytes.len() as u64).sum();
     let dimension = dimension_of(&crate::files::Folder::builtin(&EMOJI_MODEL).join("prior"));
     let licence = Some(EMOJI_LICENCE);
-    Entry { name: EMOJI.into(), repository: None, bytes, dimension, licence, cached: State::BuiltIn }
+    ListedModel { name: EMOJI.into(), repository: None, bytes, dimension, licence, cached: Cached::BuiltIn }
 }
 
-/// The priors in the cache that have no short name.
-fn others(hub: &Hub) -> Result<Vec<Entry>> {
+/// The priors in the cache that have no name of their own.
+fn others(hub: &Hub) -> Result<Vec<ListedModel>> {
     let is_preset = |repository: &String| PRESETS.iter().any(|preset| preset.repository == repository);
     let names = hub.cached_repositories()?.into_iter().filter(|repository| !is_preset(repository));
     let entry = |name: String| {
-        let (model, state) = look_up(hub, &name).filter(|(_, state)| *state == State::Yes)?;
+        let (model, state) = look_up(hub, &name).filter(|(_, state)| *state == Cached::Yes)?;
         let prior =
             ["prior_prior", "prior"].into_iter().map(|name| model.folder.join(name)).find(|prior| prior.is_dir())?;
         let (bytes, dimension) = (bytes_of(&model), dimension_of(&prior));
-        Some(Entry { repository: Some(name.clone()), name, bytes, dimension, licence: None, cached: state })
+        Some(ListedModel { repository: Some(name.clone()), name, bytes, dimension, licence: None, cached: state })
     };
     Ok(names.filter_map(entry).collect())
 }
 
-/// What the cache has of a model. A list is no place to complain of one that is broken.
-fn look_up(hub: &Hub, repository: &str) -> Option<(Model, State)> {
+/// What the cache holds of a model; `None` also for a damaged one, which is no reason not to list the others.
+fn look_up(hub: &Hub, repository: &str) -> Option<(Model, Cached)> {
     let needs = Needs { weights: true, sixteen_bit: true, image_encoder: Wish::No };
     let (model, is_usable) = hub.cached_model(&HubName::newest(repository), needs).ok().flatten()?;
-    Some((model, if is_usable { State::Yes } else { State::Partly }))
+    Some((model, if is_usable { Cached::Yes } else { Cached::Partly }))
 }
 
 fn bytes_of(model: &Model) -> u64 {
@@ -105,15 +114,15 @@ fn dimension_of(prior: &crate::files::Folder) -> Option<u32> {
     u32::try_from(config.embedding_dim).ok()
 }
 
-fn table(entries: &[Entry]) -> String {
+fn table(models: &[ListedModel]) -> String {
     let header = ["name", "repository", "size", "dimension", "licence", "cached"].map(String::from);
-    let row = |entry: &Entry| {
+    let row = |entry: &ListedModel| {
         let repository = entry.repository.clone().unwrap_or_else(|| "-".into());
         let dimension = entry.dimension.map_or_else(|| "?".into(), |dimension| dimension.to_string());
         let licence = entry.licence.unwrap_or("see its page").to_string();
         [entry.name.clone(), repository, size(entry.bytes), dimension, licence, entry.cached.words().to_string()]
     };
-    let rows: Vec<[String; 6]> = std::iter::once(header).chain(entries.iter().map(row)).collect();
+    let rows: Vec<[String; 6]> = std::iter::once(header).chain(models.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..6).map(width).collect();
     let line = |row: &[String; 6]| {

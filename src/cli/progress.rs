@@ -1,109 +1,27 @@
-//! What a person sees while the program runs, all of it on standard error: bars on a terminal, warnings, the error.
+//! Progress of downloads and runs: a bar on a terminal, elsewhere a line a minute.
 
 use super::errors::printable;
-use super::notices::Notices;
+use super::screen::Screen;
+use super::warnings::RowWarnings;
 use crate::hub::Watcher as FetchWatcher;
-use crate::job::Watcher;
+use crate::job::JobProgress;
 use crate::rows::Notice;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use log::{Level, LevelFilter, Log, Metadata, Record};
-use std::io::{IsTerminal, Write};
+use indicatif::ProgressBar;
+use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a line tells how a download or a run gets on where a bar cannot be drawn.
+/// How often a line is printed where no bar can be drawn.
 const LINE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often the bar of a run moves.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What that bar counts a row as, so that it also moves within one.
+/// What that bar counts a row as, so that it also moves within a row.
 const PARTS_OF_A_ROW: f64 = 1000.0;
 
-/// Standard error, shared by bars and lines so that neither breaks the other.
-#[derive(Debug, Clone)]
-pub struct Screen {
-    bars: MultiProgress,
-    quiet: bool,
-}
-
-impl Screen {
-    /// Also makes the screen the place where the library's log lines go.
-    pub fn new(quiet: bool, verbose: bool) -> Self {
-        let screen = Self { bars: MultiProgress::new(), quiet };
-        log::set_max_level(match (quiet, verbose) {
-            (true, _) => LevelFilter::Off,
-            (_, true) => LevelFilter::Info,
-            _ => LevelFilter::Warn,
-        });
-        // Fails only if a logger is there already, which then does as well.
-        let _ = log::set_boxed_logger(Box::new(screen.clone()));
-        screen
-    }
-
-    /// Prints a line that is no warning, which is worth a look all the same.
-    pub fn note(&self, line: &str) {
-        if !self.quiet {
-            self.line(&printable(line));
-        }
-    }
-
-    /// Whether bars are drawn: on a terminal that can, and while it is there. indicatif would panic, or keep what it cannot
-    /// draw, where one is gone.
-    fn has_bars(&self) -> bool {
-        if !std::io::stderr().is_terminal() {
-            self.bars.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        !self.bars.is_hidden()
-    }
-
-    /// Prints a line above the bars.
-    fn line(&self, line: &str) {
-        if self.has_bars() { self.bars.suspend(|| tell(line)) } else { tell(line) }
-    }
-
-    /// Prints the line that ends a failed run.
-    pub fn error(&self, line: &str) {
-        // A library may have left a bar behind.
-        let _ = self.bars.clear();
-        tell(&format!("error: {line}"));
-    }
-
-    /// A spinner for work of unknown length; its message says what goes on.
-    pub fn spinner(&self) -> ProgressBar {
-        let spinner = self.add(ProgressBar::new_spinner());
-        spinner.enable_steady_tick(Duration::from_millis(100));
-        spinner
-    }
-
-    /// A bar for rows, in parts of a row; without a length, where their number is not known, a spinner.
-    fn rows(&self, rows: Option<u64>) -> ProgressBar {
-        let Some(rows) = rows else { return self.spinner() };
-        let style = ProgressStyle::with_template("{wide_bar} {msg}");
-        let bar = self.add(ProgressBar::new((rows as f64 * PARTS_OF_A_ROW) as u64));
-        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-    }
-
-    /// A bar for `len` bytes to download.
-    fn bytes(&self, len: u64) -> ProgressBar {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left");
-        let bar = self.add(ProgressBar::new(len));
-        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-    }
-
-    /// indicatif draws nothing where standard error is no terminal, or one that cannot go back in a line.
-    fn add(&self, bar: ProgressBar) -> ProgressBar {
-        if self.quiet { ProgressBar::hidden() } else { self.bars.add(bar) }
-    }
-}
-
-/// Writes a line to standard error at once. Where that is closed or full, nobody is left to tell.
-pub fn tell(line: &str) {
-    let _ = std::io::stderr().write_all(format!("prior-embed: {line}\n").as_bytes());
-}
-
-/// Shows how a download gets on: a bar on a terminal, elsewhere a line a minute.
-pub struct FetchProgress<'a> {
+/// Shows the progress of a download.
+pub(super) struct FetchProgress<'a> {
     screen: &'a Screen,
     model: String,
     bytes: u64,
@@ -113,7 +31,7 @@ pub struct FetchProgress<'a> {
 
 impl<'a> FetchProgress<'a> {
     /// Shows nothing until something is downloaded.
-    pub fn new(screen: &'a Screen) -> Self {
+    pub(super) fn new(screen: &'a Screen) -> Self {
         Self { screen, model: String::new(), bytes: 0, bar: None, last_line: Instant::now() }
     }
 }
@@ -124,7 +42,8 @@ impl FetchWatcher for FetchProgress<'_> {
         self.screen.note(&format!("downloading {model}: {files}, {}", size(bytes)));
         (self.model, self.bytes, self.last_line) = (model.into(), bytes, Instant::now());
         if self.screen.has_bars() {
-            self.bar = Some(self.screen.bytes(bytes));
+            let template = "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+            self.bar = Some(self.screen.bar(Some(bytes), template));
         }
     }
 
@@ -150,8 +69,8 @@ impl FetchWatcher for FetchProgress<'_> {
     }
 }
 
-/// A number of bytes as people say it.
-pub fn size(bytes: u64) -> String {
+/// A number of bytes with its unit: `1.5 MB`.
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
@@ -160,26 +79,26 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// Shows how a run gets on: a bar on a terminal, elsewhere a line a minute.
-pub struct RunProgress {
+/// Shows the progress of a run.
+pub(super) struct RunProgress {
     screen: Screen,
     state: Mutex<State>,
 }
 
 /// How far a run is.
 struct State {
-    /// What is said when the run begins.
+    /// Printed when the run begins.
     note: Option<String>,
     spinner: Option<ProgressBar>,
     bar: Option<ProgressBar>,
     total: Option<u64>,
-    /// Rows that an earlier run left.
+    /// Rows that an earlier run wrote.
     resumed: u64,
     written: u64,
     batches: u64,
-    cut_off: Notices,
-    skipped: Notices,
-    /// Rows computed by this run, with the parts that are done of those under way.
+    truncated: RowWarnings,
+    skipped: RowWarnings,
+    /// Rows computed by this run, in fractions of a row.
     computed: f64,
     /// When this run began to compute.
     start: Instant,
@@ -189,7 +108,7 @@ struct State {
 
 impl RunProgress {
     /// Shows nothing until the run begins, and then `note` first.
-    pub fn new(screen: &Screen, note: Option<String>) -> Self {
+    pub(super) fn new(screen: &Screen, note: Option<String>) -> Self {
         let now = Instant::now();
         let state = State {
             note,
@@ -199,8 +118,8 @@ impl RunProgress {
             resumed: 0,
             written: 0,
             batches: 0,
-            cut_off: Notices::new(log::log_enabled!(log::Level::Info)),
-            skipped: Notices::new(log::log_enabled!(log::Level::Info)),
+            truncated: RowWarnings::new(log::log_enabled!(log::Level::Info)),
+            skipped: RowWarnings::new(log::log_enabled!(log::Level::Info)),
             computed: 0.0,
             start: now,
             last_line: now,
@@ -209,10 +128,10 @@ impl RunProgress {
         Self { screen: screen.clone(), state: Mutex::new(state) }
     }
 
-    /// Rows whose prompts were cut off by this run, and rows that could not be used and no report tells of.
-    pub fn cut_off_and_skipped(&self) -> (u64, u64) {
+    /// Rows of this run whose prompts were truncated, and rows that could not be used and are in no report.
+    pub(super) fn truncated_and_skipped(&self) -> (u64, u64) {
         let state = self.state();
-        (state.cut_off.rows(), state.skipped.rows())
+        (state.truncated.rows(), state.skipped.rows())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -220,14 +139,14 @@ impl RunProgress {
     }
 }
 
-impl Watcher for RunProgress {
+impl JobProgress for RunProgress {
     fn begin(&self, rows: Option<u64>, done: u64) {
         let mut state = self.state();
         if let Some(note) = state.note.take() {
             self.screen.note(&note);
         }
         if done > 0 {
-            self.screen.note(&format!("going on after {} of an earlier run", self::rows(done)));
+            self.screen.note(&format!("resuming after {} of an earlier run", self::rows(done)));
         }
         (state.total, state.resumed, state.written) = (rows, done, done);
         (state.start, state.last_line) = (Instant::now(), Instant::now());
@@ -250,7 +169,8 @@ impl Watcher for RunProgress {
             if let Some(spinner) = state.spinner.take() {
                 spinner.finish_and_clear();
             }
-            state.bar = self.screen.has_bars().then(|| self.screen.rows(state.total));
+            let length = state.total.map(|rows| (rows as f64 * PARTS_OF_A_ROW) as u64);
+            state.bar = self.screen.has_bars().then(|| self.screen.bar(length, "{wide_bar} {msg}"));
         }
         state.computed += rows;
     }
@@ -260,8 +180,8 @@ impl Watcher for RunProgress {
         (state.written, state.batches) = (rows, batches);
     }
 
-    fn cut_off(&self, rows: u64, text: &str) {
-        if self.state().cut_off.add(rows, text) {
+    fn truncated(&self, rows: u64, text: &str) {
+        if self.state().truncated.add(rows, text) {
             log::warn!("{text}");
         }
     }
@@ -269,7 +189,7 @@ impl Watcher for RunProgress {
     fn notice(&self, notice: &Notice) {
         match notice {
             Notice { is_warning: true, text } => log::warn!("{text}"),
-            // What is plain to whoever wrote the file is no news in a script.
+            // Whoever wrote a script knows this.
             Notice { text, .. } if std::io::stderr().is_terminal() => self.screen.note(text),
             Notice { text, .. } => log::info!("{text}"),
         }
@@ -297,7 +217,7 @@ impl Watcher for RunProgress {
             if state.last_move.elapsed() >= BAR_INTERVAL {
                 state.last_move = Instant::now();
                 if !self.screen.has_bars() {
-                    // The terminal is gone; lines take over.
+                    // The terminal is gone: print lines instead.
                     state.bar = None;
                     return;
                 }
@@ -310,21 +230,25 @@ impl Watcher for RunProgress {
         }
     }
 
+    fn stopping(&self) {
+        self.screen.note("stopping after the current step; press Ctrl-C again to stop at once");
+    }
+
     fn end(&self) {
         let mut state = self.state();
         let state = &mut *state;
         state.spinner.take().iter().chain(&state.bar.take()).for_each(ProgressBar::finish_and_clear);
-        if let Some(count) = state.cut_off.take_rest() {
-            log::warn!("the prompts of {} were too long and cut off; -v names all", self::rows(count));
+        if let Some(count) = state.truncated.take_rest() {
+            log::warn!("the prompts of {} were too long and were truncated; -v lists them all", self::rows(count));
         }
         if let Some(count) = state.skipped.take_rest() {
-            log::warn!("{} could not be used and are zeros; -v names all", self::rows(count));
+            log::warn!("{} could not be used and are zeros; -v lists them all", self::rows(count));
         }
     }
 }
 
 impl State {
-    /// How far the run is after so much time: `1280 of 4000 rows, 95.2 rows/s, 0:28 left, batch 20`.
+    /// How far the run is after some time: `1280 of 4000 rows, 95.2 rows/s, 0:28 left, batch 20`.
     fn line(&self, elapsed: Duration) -> String {
         let of = self.total.map(|total| format!(" of {total}")).unwrap_or_default();
         let mut line = format!("{}{of} rows", self.written);
@@ -340,7 +264,7 @@ impl State {
     }
 }
 
-/// Seconds as people read them: `0:28`, `2:01:28`.
+/// Seconds as on a clock: `0:28`, `2:01:28`.
 fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -348,41 +272,8 @@ fn clock(seconds: f64) -> String {
 }
 
 /// A number of rows in words.
-pub fn rows(count: u64) -> String {
+pub(super) fn rows(count: u64) -> String {
     if count == 1 { "1 row".into() } else { format!("{count} rows") }
-}
-
-/// Whether a line was not shown before, as far as the first few are remembered: pipelines side by side load the same model.
-fn is_new(line: &str) -> bool {
-    const MOST: usize = 64;
-    static SHOWN: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_new = !shown.iter().any(|other| other == line);
-    if is_new && shown.len() < MOST {
-        shown.push(line.to_string());
-    }
-    is_new
-}
-
-impl Log for Screen {
-    fn enabled(&self, metadata: &Metadata) -> bool {
-        metadata.target().starts_with("prior_embed")
-    }
-
-    fn log(&self, record: &Record) {
-        if self.enabled(record.metadata()) {
-            let level = match record.level() {
-                Level::Warn => "warning".to_string(),
-                level => level.as_str().to_lowercase(),
-            };
-            let line = format!("{level}: {}", printable(&record.args().to_string()));
-            if is_new(&line) {
-                self.line(&line);
-            }
-        }
-    }
-
-    fn flush(&self) {}
 }
 
 #[cfg(test)]
@@ -391,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_line_says_how_far_the_run_is_and_how_long_it_takes() {
-        let progress = RunProgress::new(&Screen { bars: MultiProgress::new(), quiet: true }, None);
+        let progress = RunProgress::new(&Screen::for_test(), None);
         let line = |seconds| progress.state().line(Duration::from_secs(seconds));
         progress.begin(Some(4000), 1000);
         assert_eq!(line(5), "1000 of 4000 rows, batch 1");
@@ -403,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_as_on_a_clock() {
+    fn times_look_like_a_clock() {
         let times = [0.4, 59.6, 3599.0, 7288.0].map(clock);
         assert_eq!(times, ["0:00", "1:00", "59:59", "2:01:28"]);
     }

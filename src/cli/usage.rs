@@ -1,23 +1,23 @@
-//! Help, the version, and one line for a command line that is none.
+//! `--help`, `--version`, and one line for a command line that cannot be parsed.
 
-use super::args::Command;
 use super::errors::{exit_code, one_line, printable};
-use super::progress::{Screen, tell};
-use super::write_stdout;
+use super::line::CommandLine;
+use super::screen::{Screen, tell};
+use super::stdout;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use std::path::Path;
 
-/// Prints what clap has to say, and gives the exit code.
+/// Prints what clap reports, and returns the exit code.
 pub(super) fn answer(error: &Error) -> u8 {
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match write_stdout(|| error.print()) {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match stdout::write_with(|| error.print()) {
             Ok(()) => 0,
             Err(error) => {
                 Screen::new(false, false).error(&one_line(&error, false));
                 exit_code(&error)
             }
         },
-        // Asked for nothing, it tells what can be asked for; a script that lost its arguments hears that by the exit code.
+        // A person reads the help; a script that lost its arguments sees the exit code.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
             2
@@ -29,10 +29,10 @@ pub(super) fn answer(error: &Error) -> u8 {
     }
 }
 
-/// What is wrong, what may have been meant, and where to read on.
+/// What is wrong, what may have been meant, and where to read more.
 fn line(error: &Error) -> String {
     let mut parts = match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
-        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => of_word(word, tips(error)),
+        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => stray_word(word, tips(error)),
         _ => {
             let text = error.to_string();
             // The first paragraph says what is wrong.
@@ -49,7 +49,7 @@ fn line(error: &Error) -> String {
 }
 
 /// A word where none is expected: most likely a prompt, or a file of prompts.
-fn of_word(word: &str, tips: Vec<String>) -> Vec<String> {
+fn stray_word(word: &str, tips: Vec<String>) -> Vec<String> {
     let example = if word.contains(char::is_whitespace) { word } else { "a red apple" };
     let advice = match Path::new(word).is_file() {
         true => format!("a file of prompts goes after -f: -f {word:?}"),
@@ -61,15 +61,15 @@ fn of_word(word: &str, tips: Vec<String>) -> Vec<String> {
     parts
 }
 
-/// What clap thinks was meant.
+/// What clap suggests.
 fn tips(error: &Error) -> Vec<String> {
     let text = error.to_string();
     let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
-    // That of a name which begins with a dash hides what is far likelier, an option of another command.
+    // clap suggests `-- --name` where an option of another command is far likelier to be meant.
     tips.filter(|tip| !tip.starts_with("to pass ")).map(str::to_string).collect()
 }
 
-/// How a prompt is given that was taken for an option.
+/// How to give a prompt that was taken for an option.
 fn advice_on_prompts(error: &Error) -> Option<String> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -80,20 +80,20 @@ fn advice_on_prompts(error: &Error) -> Option<String> {
         ErrorKind::InvalidValue if text(ContextKind::InvalidValue) == Some("") => {
             let names = ["--prompt", "--negative-prompt"];
             let name = names.into_iter().find(|name| option.starts_with(&format!("{name} ")))?;
-            Some(format!("a text that reads like an option is given as {name}=TEXT"))
+            Some(format!("a text that looks like an option is given as {name}=TEXT"))
         }
         ErrorKind::UnknownArgument if tips(error).is_empty() && command(error).is_empty() => {
-            Some(format!("a prompt that reads like this is given as --prompt={option}"))
+            Some(format!("a prompt that looks like this is given as --prompt={option}"))
         }
         _ => None,
     }
 }
 
-/// The command that was to be run, after a space.
+/// A space and the command's name, if there was one.
 fn command(error: &Error) -> String {
     let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return String::new() };
     let usage = usage.to_string();
     let after = usage.split("prior-embed ").nth(1).unwrap_or_default();
     let name = after.split_whitespace().next().unwrap_or_default();
-    if Command::names().iter().any(|command| command == name) { format!(" {name}") } else { String::new() }
+    if CommandLine::command_names().iter().any(|command| command == name) { format!(" {name}") } else { String::new() }
 }

@@ -32,7 +32,7 @@ pub struct Condition<'a> {
 /// a step.
 ///
 /// # Errors
-/// If shapes do not fit or memory runs out.
+/// If shapes do not fit or memory runs out, and those of `after_step`, which end the loop.
 pub fn sample(
     prior: &PriorTransformer,
     scheduler: &dyn Scheduler,
@@ -40,7 +40,7 @@ pub fn sample(
     conditional: Condition,
     unconditional: Option<Condition>,
     noise: &BatchNoise,
-    after_step: &mut dyn FnMut(),
+    after_step: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Tensor> {
     // The unconditional rows come first, as in diffusers.
     let conditions: Vec<Condition> =
@@ -55,7 +55,7 @@ pub fn sample(
         let input = Tensor::f_cat(&vec![&latents; branches.len()], 0)?;
         let predicted = guide(guidance, prior.step(&branches, &input)?.f_to_kind(Kind::Float)?)?;
         latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
-        after_step();
+        after_step()?;
     }
     Ok(prior.post_process_latents(&latents)?.f_to_kind(Kind::Float)?)
 }

@@ -1,27 +1,38 @@
 //! A run over any number of rows, in memory that does not grow with them.
 //!
 //! ```text
-//! reader thread ──spans──► feed ──blocks──► workers, a pipeline each ──► the caller's thread ──► output
+//! Prompts ─► Entries ─► Batcher ──Block──► worker: Pipeline ──Embedded──► EmbeddingWriter
+//!            one row    64 rows            one thread each                the caller's thread, in order
 //! ```
 //!
-//! A row's block and place in it depend on its number alone. So a run that goes on after an end, or computes a share,
-//! computes the same batches, and its rows are the same to the last bit. Blocks are written in order, whichever worker is
-//! done first.
+//! - A file is read twice: [`first_pass`] counts its rows, checks and hashes them before anything is loaded, and the
+//!   [`batcher`] reads it again block by block. A pipe is read once.
+//! - Workers take blocks from the batcher when they are free: it is an iterator behind a lock. Only a live stream (a pipe in,
+//!   a pipe out) has a thread that reads ahead ([`read_ahead`]), so that the rows that are there need not wait for the next.
+//! - A row's block, and its place in the block, depend on its number alone. So a run that resumes or computes a shard has the
+//!   same batches as one that computes everything at once, and its rows are the same to the last bit.
+//! - A [`gate`] bounds the blocks, and the bytes of text, that are read and not written yet.
+//! - Whatever ends a run, done, an error, a closed pipe or a signal, all its threads have ended when [`Job::run`] returns.
+//!   Workers stop after the denoising step that they are at, and reads from a pipe within 50 ms.
 
-mod budget;
-mod crew;
-mod feed;
-mod reader;
+mod batcher;
+mod first_pass;
+mod gate;
+mod options;
+mod plan;
+mod prompts;
+mod read_ahead;
 mod report;
 mod run;
-mod sizes;
-mod source;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod worker;
 
+pub use options::{OnError, RowOptions};
+pub use plan::ComputeOptions;
+pub use prompts::{Entries, Prompts};
 pub use report::{Old, Report};
-pub use sizes::Wanted;
-pub use source::{Entries, OnError, Rules, Source};
 pub use stop::{Stop, exit_code};
 pub use worker::Opener;
 
@@ -31,65 +42,64 @@ use crate::output::{EmbeddingWriter, Interrupted, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use crate::rows::Notice;
 use anyhow::Result;
-use crew::Crew;
-use reader::Reader;
+use first_pass::FirstPass;
+use plan::{BATCH_SIZE, Plan};
 use run::Run;
-use sizes::{BATCH_SIZE, Sizes};
-use source::Survey;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use worker::{Negatives, Plan};
+use worker::{Computation, Negatives};
 
-/// What is added to a row's seed for its negative embedding where the number of rows is not known.
-const SEED_OFFSET_OF_STREAMS: u64 = 1 << 63;
+/// Added to a row's seed for its negative embedding where the number of rows is not known.
+const STREAM_SEED_OFFSET: u64 = 1 << 63;
 
-/// Hears how a run gets on.
-pub trait Watcher: Send + Sync {
-    /// All that could be refused was not. So many rows are to be written, if that is known, after those that an earlier
-    /// run left.
+/// Receives the events of a job. All methods do nothing by default.
+pub trait JobProgress: Send + Sync {
+    /// Everything has been checked, and work begins: on `rows` rows, if that is known, of which an earlier run wrote `done`.
     fn begin(&self, _rows: Option<u64>, _done: u64) {}
     /// A component is about to be loaded.
     fn loading(&self, _component: &str) {}
-    /// Work for so many rows is done.
+    /// Work worth `rows` rows is done.
     fn computed(&self, _rows: f64) {}
-    /// So many rows are written in all, in so many batches of this run.
+    /// `rows` rows are written in all, and `batches` batches by this run.
     fn written(&self, _rows: u64, _batches: u64) {}
-    /// The prompts of so many rows were too long, and cut off; of none where it is what they lead away from. The text says
-    /// which prompt and where.
-    fn cut_off(&self, _rows: u64, _text: &str) {}
-    /// There is something to say of the file with the prompts.
+    /// A prompt was too long and was truncated. `rows` rows show it; none if it is a negative prompt. The text says which
+    /// prompt, and where it was cut.
+    fn truncated(&self, _rows: u64, _text: &str) {}
+    /// Something about the prompts' file that is not an error.
     fn notice(&self, _notice: &Notice) {}
-    /// So many rows are zeros because they could not be used, and the text says why.
+    /// `rows` rows are zeros because they cannot be used; the text says why.
     fn skipped(&self, _rows: u64, _text: &str) {}
-    /// All rows are there, and the output is made of them.
+    /// All rows are computed, and the output is being completed.
     fn completing(&self, _output: &str) {}
     /// Some time has passed.
     fn tick(&self) {}
-    /// Nothing more will come.
+    /// The run ends early, and waits for workers to stop.
+    fn stopping(&self) {}
+    /// No more events will come, except of completing the output.
     fn end(&self) {}
 }
 
-/// For those who do not want to hear.
-impl Watcher for () {}
+/// Ignores all events.
+impl JobProgress for () {}
 
 /// A run.
 pub struct Job {
     /// The prompts.
-    pub source: Source,
+    pub prompts: Prompts,
     /// The same, opened.
     pub entries: Entries,
-    /// What rows have.
-    pub rules: Rules,
+    /// What applies to every row.
+    pub options: RowOptions,
     /// The model.
     pub pipeline: Pipeline,
     /// Makes more pipelines of the same model.
     pub open: Opener,
-    /// What the user says of how it is computed.
-    pub wanted: Wanted,
-    /// Where the embeddings go, and how. The fingerprint has what only the caller knows of; the rest is filled in.
+    /// How to compute, as far as the user says.
+    pub compute: ComputeOptions,
+    /// Where the embeddings go, and how. The caller fills in what only it knows of the fingerprint; the job adds the rest.
     pub write: WriteOptions,
-    /// Where rows that cannot be used are reported, if not on standard error.
+    /// Where to report rows that cannot be used; if not given, they are passed to [`JobProgress::skipped`].
     pub report: Option<Report>,
 }
 
@@ -100,13 +110,13 @@ pub enum Outcome {
     Done,
     /// An earlier run with the same settings had written everything.
     WasDone,
-    /// Whoever read the output has closed it.
+    /// The reader of the output has closed it.
     ReaderGone,
-    /// A signal asked to stop.
+    /// A signal stopped it.
     Stopped {
         /// The signal.
         signal: i32,
-        /// Whether what is written is kept for a run that goes on.
+        /// Whether the rows are kept for a run that resumes.
         kept: bool,
     },
 }
@@ -118,15 +128,15 @@ pub struct Summary {
     pub outcome: Outcome,
     /// Rows of the output, those of an earlier run included.
     pub rows: u64,
-    /// Rows that an earlier run left.
+    /// Rows that an earlier run wrote.
     pub resumed: u64,
     /// Rows that were to be written, if that was known.
     pub total: Option<u64>,
-    /// Rows that are zeros because they could not be used, and the report that tells of them.
+    /// Rows that are zeros because they could not be used, and the report that lists them.
     pub skipped: Option<(u64, PathBuf)>,
-    /// The time of all workers together.
+    /// Where time went, summed over all workers.
     pub timings: Timings,
-    /// Time spent reading prompts, in a thread of its own, and in the first pass over them.
+    /// Time spent reading prompts, and waiting for those of a pipe.
     pub read: Duration,
     /// Time spent writing.
     pub write: Duration,
@@ -136,21 +146,22 @@ pub struct Summary {
     pub threads: usize,
     /// Rows computed together.
     pub batch_size: usize,
+    /// The memory that was planned for, in bytes; not known for a GPU.
+    pub memory: Option<u64>,
 }
 
 impl Summary {
-    /// Of a run that finds its rows written.
-    fn of_finished(rows: u64, sizes: Sizes, read: Duration) -> Self {
-        let (resumed, total, batch_size) = (rows, Some(rows), sizes.batch_size);
+    /// A run that finds its rows written.
+    fn of_finished(rows: u64, plan: Plan, read: Duration) -> Self {
+        let (resumed, total, batch_size) = (rows, Some(rows), plan.batch_size);
         Self { rows, resumed, total, batch_size, read, ..Self::of_nothing(Outcome::WasDone) }
     }
 
-    /// Of a run that was asked to stop while its rows were counted: what an earlier one left is still there.
-    fn before_the_first_row(stop: &Stop) -> Self {
+    /// A run that a signal stopped before its first row. What an earlier run kept is still there.
+    fn of_stopped(stop: &Stop) -> Self {
         Self::of_nothing(Outcome::Stopped { signal: stop.signal().unwrap_or_default(), kept: true })
     }
 
-    /// Of a run that did nothing.
     fn of_nothing(outcome: Outcome) -> Self {
         Self {
             outcome,
@@ -164,123 +175,118 @@ impl Summary {
             workers: 0,
             threads: 0,
             batch_size: 0,
+            memory: None,
         }
     }
 }
 
 impl Job {
-    /// Runs the job until it is done or `stop` asks to stop.
+    /// Runs the job until it is done or `stop` is raised. All threads that it starts have ended when it returns.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] for what the user can mend, and whatever goes wrong on the way. What is written by then
-    /// is kept for a run that goes on.
-    pub fn run(mut self, watcher: Arc<dyn Watcher>, stop: &Stop) -> Result<Summary> {
+    /// [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way. Rows that are written by then
+    /// are kept for a run that resumes, if their prompts can be read again.
+    pub fn run(self, progress: Arc<dyn JobProgress>, stop: &Stop) -> Result<Summary> {
+        match self.prepare(&progress, stop) {
+            Ok(Prepared::Run(run)) => run.run(stop),
+            Ok(Prepared::Finished(summary)) => Ok(summary),
+            Err(error) if error.is::<Interrupted>() => Ok(Summary::of_stopped(stop)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the prompts once if they can be read twice, makes a plan, and opens the outputs.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] for what the user can fix; [`Interrupted`] if `stop` is raised.
+    fn prepare(mut self, progress: &Arc<dyn JobProgress>, stop: &Stop) -> Result<Prepared> {
         let start = Instant::now();
         self.check_rereading()?;
-        let name = self.entries.name().to_string();
-        let is_stream = self.source.is_stream();
+        let is_stream = self.prompts.is_stream();
         self.write.interrupt = stop.flag();
-        let (survey, entries) = if is_stream {
+        self.entries.report_to(progress);
+        let (first_pass, entries) = if is_stream {
             (None, self.entries)
         } else {
-            let survey = Survey::of(&mut self.entries, &self.rules, stop);
-            self.entries.take_notices().iter().for_each(|notice| watcher.notice(notice));
-            match survey {
-                Err(error) if error.is::<Interrupted>() => return Ok(Summary::before_the_first_row(stop)),
-                survey => (Some(survey?), self.source.open()?),
-            }
+            (Some(FirstPass::over(self.entries, &self.options, stop)?), self.prompts.open()?)
         };
-        let first_pass = start.elapsed();
-        let total = survey.as_ref().map(|survey| survey.rows);
-        // What was chosen by the memory that was free then decides the rows that are to follow.
+        let read = start.elapsed();
+        let rows = first_pass.as_ref().map(|first_pass| first_pass.rows);
+        // A batch size that free memory decided for the first rows holds for those that follow.
         let earlier = || earlier_setting(&self.write, BATCH_SIZE)?.parse().ok().filter(|rows| *rows > 0);
-        self.wanted.batch_size = self.wanted.batch_size.or_else(earlier);
-        let sizes = Sizes::plan(&self.pipeline, &self.rules, survey.as_ref(), &self.write, self.wanted)?;
-        if let Some(survey) = survey.as_ref().filter(|_| sizes.may_resume) {
-            sizes.add_to(&mut self.write.fingerprint, &self.pipeline, &self.rules, survey)?;
+        self.compute.batch_size = self.compute.batch_size.or_else(earlier);
+        let plan = Plan::new(&self.pipeline, &self.options, first_pass.as_ref(), &self.write, self.compute)?;
+        if let Some(first_pass) = first_pass.as_ref().filter(|_| plan.may_resume) {
+            plan.add_to(&mut self.write.fingerprint, &self.pipeline, &self.options, first_pass)?;
         }
-        (self.write.dim, self.write.total_rows) = (Some(self.pipeline.embedding_dim()), total);
-        // What came from a pipe will not come again. What a single batch left is made again as quickly.
+        (self.write.dim, self.write.total_rows) = (Some(self.pipeline.embedding_dim()), rows);
+        // The prompts of a pipe do not come again. A single batch is computed again as quickly as it is resumed.
         self.write.keep = !is_stream;
-        self.write.restart = sizes.is_single;
-        match finished(&self.write) {
-            Err(error) if error.is::<Interrupted>() => return Ok(Summary::before_the_first_row(stop)),
-            done => {
-                if let Some(rows) = done? {
-                    return Ok(Summary::of_finished(rows, sizes, first_pass));
-                }
-            }
+        self.write.restart = plan.is_single;
+        if let Some(rows) = finished(&self.write)? {
+            return Ok(Prepared::Finished(Summary::of_finished(rows, plan, read)));
         }
         let output = self.write.outputs.first().map(|output| output.path.display().to_string()).unwrap_or_default();
-        let writer = match EmbeddingWriter::open(self.write) {
-            Err(error) if error.is::<Interrupted>() => return Ok(Summary::before_the_first_row(stop)),
-            writer => writer?,
-        };
-        let resumed = writer.rows_done();
-        let plan = plan(self.rules, &mut self.pipeline, total, sizes)?;
-        let own = total.map(|total| sizes.blocks.own_rows(total));
-        watcher.begin(own, resumed);
+        let writer = EmbeddingWriter::open(self.write)?;
+        let computation = computation(self.options.clone(), &mut self.pipeline, rows, plan)?;
+        let total = rows.map(|rows| plan.blocks.own_rows(rows));
+        progress.begin(total, writer.rows_done());
         if let (Some(report), Some(dir)) = (&mut self.report, writer.dir()?) {
             report.make_in(dir);
         }
-        let report = self.report.map(|report| Arc::new(Mutex::new(report)));
-        let blocks = sizes.blocks;
-        let (rules, reports) = (plan.rules.clone(), report.clone());
-        let watches = Arc::clone(&watcher);
-        let reader = |spans, budget| Reader {
+        Ok(Prepared::Run(Box::new(Run {
+            output,
             entries,
-            rules,
-            blocks,
-            done: resumed,
-            report: reports,
-            survey,
-            budget,
-            watcher: watches,
-            spans,
-        };
-        let crew = Crew::start(reader, plan, sizes, self.pipeline, self.open, &watcher)?;
-        let write = Duration::ZERO;
-        let mut run = Run { name, output, writer, watcher, report, own, resumed, sizes, write };
-        let ended = run.drive(crew, stop);
-        run.watcher.end();
-        let end = match ended {
-            Ok(end) if end.outcome == Outcome::Done => end,
-            ended => {
-                run.discard_report();
-                ended?
-            }
-        };
-        run.finish(end, first_pass, stop)
+            interrupt: self.prompts.read.interrupt,
+            options: self.options,
+            first_pass,
+            plan,
+            computation,
+            pipeline: self.pipeline,
+            open: self.open,
+            writer,
+            report: self.report,
+            progress: Arc::clone(progress),
+            total,
+            read,
+        })))
     }
 
-    /// Refuses what needs prompts that can be read twice where they come from a pipe.
+    /// Refuses options that need prompts which can be read twice.
     fn check_rereading(&self) -> Result<()> {
         let name = self.entries.name();
         match &self.write {
-            _ if !self.source.is_stream() => Ok(()),
+            _ if !self.prompts.is_stream() => Ok(()),
             write if write.resume => Err(bad_input!(
-                "--resume needs prompts that can be read again, and {name} cannot; write them into a file"
+                "--resume needs prompts that can be read again, and {name} cannot; write them to a file"
             )),
             write if write.shard.is_some() => Err(bad_input!(
-                "--shard needs prompts that can be read again, since every run counts them all, and {name} cannot; write them into a file"
+                "--shard needs prompts that can be read again, since every run counts them all, and {name} cannot; write them to a file"
             )),
             _ => Ok(()),
         }
     }
 }
 
-/// What the workers do.
-fn plan(rules: Rules, pipeline: &mut Pipeline, total: Option<u64>, sizes: Sizes) -> Result<Plan> {
-    if let Some(threads) = sizes.threads {
+/// What comes of preparing a run.
+enum Prepared {
+    /// There is work to do.
+    Run(Box<Run>),
+    /// An earlier run has done it.
+    Finished(Summary),
+}
+
+/// How to compute blocks, with the embedding of a black image if rows need it.
+fn computation(options: RowOptions, pipeline: &mut Pipeline, rows: Option<u64>, plan: Plan) -> Result<Computation> {
+    if let Some(threads) = plan.threads {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
-    let zero = if rules.needs_zero_embed() { pipeline.zero_embed()? } else { None };
-    let seed_offset = total.unwrap_or(SEED_OFFSET_OF_STREAMS);
-    Ok(Plan {
-        negatives: rules.wants_negative.then_some(Negatives { zero, seed_offset }),
-        rules,
+    let zero = if options.needs_zero_embed() { pipeline.zero_embed()? } else { None };
+    let seed_offset = rows.unwrap_or(STREAM_SEED_OFFSET);
+    Ok(Computation {
+        negatives: options.wants_negative.then_some(Negatives { zero, seed_offset }),
+        options,
         dim: pipeline.embedding_dim(),
-        batch_size: sizes.batch_size,
-        threads: sizes.threads,
+        batch_size: plan.batch_size,
     })
 }

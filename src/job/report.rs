@@ -28,8 +28,6 @@ pub struct Report {
     dir: Option<Dir>,
     part: Option<BufWriter<File>>,
     rows: u64,
-    /// Whether nothing more is to be written.
-    closed: bool,
 }
 
 #[derive(Serialize)]
@@ -71,7 +69,7 @@ impl Report {
                 path.display().to_string()
             ));
         }
-        Ok(Self { path, old, dir: None, part: None, rows: 0, closed: false })
+        Ok(Self { path, old, dir: None, part: None, rows: 0 })
     }
 
     /// Has it made in the hidden folder of the output's rows.
@@ -84,9 +82,6 @@ impl Report {
     /// # Errors
     /// If it cannot be written.
     pub(super) fn add(&mut self, row: u64, rows: u64, bad: &BadRow) -> Result<()> {
-        if self.closed {
-            return Ok(());
-        }
         let failed = format!("cannot write the report {:?}", self.path.display().to_string());
         let part = match &mut self.part {
             Some(part) => part,
@@ -163,12 +158,6 @@ impl Report {
             Some(dir) if old.is_file() => same_bytes(dir.open_file(PART, Access::Read)?, File::open(&self.path)?),
             _ => Ok(false),
         }
-    }
-
-    /// Gives up what is not whole: the run that goes on writes it again.
-    pub(super) fn discard(&mut self) {
-        self.closed = true;
-        self.part = None;
     }
 
     /// Where the report is.

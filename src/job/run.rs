@@ -1,185 +1,305 @@
-//! What the caller's thread does while the others work: it writes what they compute, in order.
+//! The caller's part of a run: starts the workers, and writes what they compute, in order.
 
-use super::crew::Crew;
-use super::reader::{Change, ReadSummary};
+use super::batcher::{Batcher, Change, Source, State};
+use super::first_pass::FirstPass;
+use super::gate::Gate;
+use super::options::RowOptions;
+use super::plan::Plan;
+use super::prompts::{Entries, edited, no_prompts};
 use super::report::Report;
-use super::sizes::Sizes;
-use super::source::{edited, no_prompts};
 use super::stop::Stop;
-use super::worker::{Computed, Embedded};
-use super::{Outcome, Summary, Watcher};
+use super::worker::{Computation, Computed, Embedded, Opener, Shared, work};
+use super::{JobProgress, Outcome, Summary};
 use crate::output::{Batch, EmbeddingWriter, Flow, Interrupted};
-use crate::pipeline::Timings;
-use anyhow::{Result, anyhow, bail};
+use crate::pipeline::{Pipeline, Timings};
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often the caller looks up from waiting for results.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How the part of a run that computes ended.
-pub(super) struct End {
-    pub(super) outcome: Outcome,
-    timings: Timings,
-    /// What was read, if it was read to its end.
-    read: Option<ReadSummary>,
+/// How long workers may take to stop before the user is told what they are waiting for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Blocks for each worker that may be under way, or wait for their turn to be written.
+const BLOCKS_PER_WORKER: usize = 3;
+
+/// Bytes of text that may be read and not written yet, beside the block that is being read.
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
+/// A run with everything open.
+pub(super) struct Run {
+    /// What messages call the main output.
+    pub(super) output: String,
+    pub(super) entries: Entries,
+    pub(super) interrupt: Arc<AtomicBool>,
+    pub(super) options: RowOptions,
+    pub(super) first_pass: Option<FirstPass>,
+    pub(super) plan: Plan,
+    pub(super) computation: Computation,
+    pub(super) pipeline: Pipeline,
+    pub(super) open: Opener,
+    pub(super) writer: EmbeddingWriter,
+    pub(super) report: Option<Report>,
+    pub(super) progress: Arc<dyn JobProgress>,
+    /// Rows that this run is to write, if that is known.
+    pub(super) total: Option<u64>,
+    /// Time that the first pass took.
+    pub(super) read: Duration,
 }
 
-/// A run on its way.
-pub(super) struct Run {
-    /// What messages call the prompts.
-    pub(super) name: String,
-    /// What they call the main output.
-    pub(super) output: String,
-    pub(super) writer: EmbeddingWriter,
-    pub(super) watcher: Arc<dyn Watcher>,
-    pub(super) report: Option<Arc<Mutex<Report>>>,
-    /// Rows that this run is to write, if that is known.
-    pub(super) own: Option<u64>,
-    pub(super) resumed: u64,
-    pub(super) sizes: Sizes,
-    pub(super) write: Duration,
+/// What the workers have computed so far, and what of it is written.
+struct Written<'a> {
+    writer: &'a mut EmbeddingWriter,
+    shared: &'a Shared,
+    /// Blocks that wait for one before them.
+    waiting: BTreeMap<u64, Result<Embedded>>,
+    blocks: u64,
+    /// Of each worker.
+    timings: Vec<Timings>,
+    time: Duration,
 }
 
 impl Run {
-    /// Writes what the workers compute, in order.
-    pub(super) fn drive(&mut self, crew: Crew, stop: &Stop) -> Result<End> {
-        let Crew { reader, results, permits } = crew;
-        let mut timings = vec![Timings::default(); self.sizes.workers];
-        let mut waiting = BTreeMap::new();
-        let mut batches = 0;
-        let outcome = loop {
-            if let Some(signal) = stop.signal() {
-                break Outcome::Stopped { signal, kept: self.sizes.may_resume };
+    /// Computes and writes all rows, and completes the outputs. All threads have ended when this returns.
+    ///
+    /// # Errors
+    /// Whatever goes wrong on the way.
+    pub(super) fn run(mut self, stop: &Stop) -> Result<Summary> {
+        let name = self.entries.name().to_string();
+        let resumed = self.writer.rows_done();
+        let batcher = Batcher {
+            name: name.clone(),
+            source: Source::new(self.entries, self.plan.is_live, &self.interrupt)?,
+            options: self.options,
+            blocks: self.plan.blocks,
+            first_pass: self.first_pass,
+            may_be_only: self.plan.may_be_only,
+            done: resumed,
+            report: self.report,
+            progress: Arc::clone(&self.progress),
+            state: State::default(),
+        };
+        let shared = Shared {
+            batcher: Mutex::new(batcher),
+            gate: Gate::new(self.plan.workers * BLOCKS_PER_WORKER, MAX_TEXT_BYTES),
+            computation: self.computation,
+            threads: self.plan.threads,
+            open: self.open,
+            progress: Arc::clone(&self.progress),
+            cancel: self.interrupt,
+        };
+        let (workers, timings) = (self.plan.workers, vec![Timings::default(); self.plan.workers]);
+        let (waiting, time) = (BTreeMap::new(), Duration::ZERO);
+        let mut written = Written { writer: &mut self.writer, shared: &shared, waiting, blocks: 0, timings, time };
+        let outcome = written.run(workers, self.pipeline, stop);
+        let (timings, write) = (written.timings.into_iter().fold(Timings::default(), add), written.time);
+        self.progress.end();
+        let batcher = shared.batcher.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Batcher { report, state, source, .. } = batcher;
+        // Joins the thread that reads ahead, if there is one.
+        drop(source);
+        let ending = Ending { name, output: self.output, may_resume: self.plan.may_resume, report, read: &state };
+        let start = Instant::now();
+        let ended = ending.end(self.writer, outcome?, &self.progress, stop)?;
+        let Plan { batch_size, workers, memory, .. } = self.plan;
+        Ok(Summary {
+            outcome: ended.outcome,
+            rows: ended.rows,
+            resumed,
+            total: self.total,
+            skipped: ended.skipped,
+            timings,
+            read: self.read + state.read,
+            write: write + start.elapsed(),
+            workers,
+            threads: self.plan.threads_each() * workers,
+            batch_size,
+            memory,
+        })
+    }
+}
+
+fn add(mut all: Timings, one: Timings) -> Timings {
+    all += one;
+    all
+}
+
+/// Ends the workers also where the writer fails.
+struct Closing<'a>(&'a Shared);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Written<'_> {
+    /// Starts the workers, writes what they compute, and waits for their end. The first gets the pipeline, the others open
+    /// their own if there is work for them.
+    fn run(&mut self, workers: usize, pipeline: Pipeline, stop: &Stop) -> Result<Outcome> {
+        let shared = self.shared;
+        let mut pipeline = Some(pipeline);
+        thread::scope(|scope| {
+            let closing = Closing(shared);
+            let (sender, results) = channel();
+            for worker in 0..workers {
+                let (pipeline, sender) = (pipeline.take(), sender.clone());
+                thread::Builder::new()
+                    .name("embed-worker".into())
+                    .spawn_scoped(scope, move || work(worker, pipeline, shared, &sender))
+                    .context("cannot start a thread")?;
             }
-            self.watcher.tick();
+            drop(sender);
+            let outcome = self.write_all(&results, stop);
+            drop(closing);
+            self.await_workers(&results);
+            outcome
+        })
+    }
+
+    /// Writes all blocks in order, as they come.
+    fn write_all(&mut self, results: &Receiver<Computed>, stop: &Stop) -> Result<Outcome> {
+        loop {
+            if let Some(signal) = stop.signal() {
+                return Ok(Outcome::Stopped { signal, kept: false });
+            }
+            self.shared.progress.tick();
             self.writer.sync_if_due()?;
             match results.recv_timeout(TICK) {
-                Ok(Computed { number, worker, block, timings: its }) => {
-                    timings[worker] = its;
-                    waiting.insert(number, block);
+                Ok(Computed { number, worker, block, timings }) => {
+                    self.timings[worker] = timings;
+                    self.waiting.insert(number, block);
                 }
                 Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) if !waiting.is_empty() => bail!("a batch was not computed"),
-                Err(RecvTimeoutError::Disconnected) => break Outcome::Done,
-            }
-            let mut flow = Flow::GoOn;
-            while let Some(block) = waiting.remove(&batches) {
-                flow = match self.write(&block?) {
-                    // That there is a signal is seen at once.
-                    Err(error) if error.is::<Interrupted>() => break,
-                    flow => flow?,
-                };
-                batches += 1;
-                self.watcher.written(self.writer.rows_done(), batches);
-                if flow == Flow::ReaderGone {
-                    break;
+                Err(RecvTimeoutError::Disconnected) if !self.waiting.is_empty() => {
+                    bail!("internal error: a batch was not computed")
                 }
-                // Without workers there is nobody to permit anything.
-                let _ = permits.send(());
+                Err(RecvTimeoutError::Disconnected) => return Ok(Outcome::Done),
             }
-            if flow == Flow::ReaderGone {
-                break Outcome::ReaderGone;
+            while let Some(block) = self.waiting.remove(&self.blocks) {
+                match self.write(&block?) {
+                    // The signal that interrupted it is noticed above.
+                    Err(error) if error.is::<Interrupted>() => break,
+                    Ok(Flow::ReaderGone) => return Ok(Outcome::ReaderGone),
+                    Ok(Flow::GoOn) => {}
+                    Err(error) => return Err(error),
+                }
             }
-        };
-        let mut all = Timings::default();
-        timings.into_iter().for_each(|its| all += its);
-        // Those that are still at work are left alone: the process ends soon, and a pipe may never give another line.
-        let read = match outcome {
-            Outcome::Done => Some(reader.join().map_err(|_| anyhow!("the reading of {} broke off", self.name))?),
-            _ => None,
-        };
-        Ok(End { outcome, timings: all, read })
+        }
     }
 
     fn write(&mut self, block: &Embedded) -> Result<Flow> {
         let start = Instant::now();
-        let Embedded { rows, image, negative, .. } = block;
+        let Embedded { rows, image, negative, bytes } = block;
         let negative = negative.as_ref().map(|negative| negative.view());
         let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative });
-        self.write += start.elapsed();
+        self.time += start.elapsed();
+        if flow.is_ok() {
+            self.shared.gate.leave(*bytes);
+            self.blocks += 1;
+            self.shared.progress.written(self.writer.rows_done(), self.blocks);
+        }
         flow
     }
 
-    /// Completes the outputs, or leaves what is to be kept.
-    pub(super) fn finish(mut self, end: End, first_pass: Duration, stop: &Stop) -> Result<Summary> {
+    /// Waits until no worker is left to send anything.
+    fn await_workers(&mut self, results: &Receiver<Computed>) {
         let start = Instant::now();
-        let mut rows = self.writer.rows_done();
-        let mut skipped = None;
-        let mut outcome = end.outcome;
-        match (outcome, &end.read) {
-            (Outcome::Done, Some(read)) => {
-                if read.change == Change::Edited {
-                    self.discard_report();
-                    self.writer.discard()?;
-                    return Err(edited(&self.name));
-                }
-                if read.change == Change::Grown {
-                    log::warn!("{} has grown since its rows were counted; the new ones are left out", self.name);
-                } else if read.rows == 0 {
-                    return Err(no_prompts(&self.name));
-                }
-                self.writer.set_total_rows(read.rows);
-                self.watcher.completing(&self.output);
-                let completed = complete(self.writer, self.report.as_deref());
-                self.watcher.end();
-                match (completed, stop.signal()) {
-                    (Err(error), Some(signal)) if error.is::<Interrupted>() => {
-                        outcome = Outcome::Stopped { signal, kept: self.sizes.may_resume };
-                        rows = if self.sizes.may_resume { rows } else { 0 };
-                    }
-                    (completed, _) => skipped = completed?,
-                }
+        let mut was_told = false;
+        loop {
+            match results.recv_timeout(TICK) {
+                Ok(Computed { worker, timings, .. }) => self.timings[worker] = timings,
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            (Outcome::Stopped { signal, kept }, _) => {
-                outcome = Outcome::Stopped { signal, kept: kept && rows > 0 };
-                if kept {
-                    self.writer.sync()?;
-                } else {
-                    rows = 0;
-                    self.writer.discard()?;
-                }
+            if !was_told && start.elapsed() >= PATIENCE {
+                was_told = true;
+                self.shared.progress.stopping();
             }
-            _ => self.writer.discard()?,
         }
-        let Sizes { batch_size, workers, threads, .. } = self.sizes;
-        let threads = threads.unwrap_or_else(|| usize::try_from(tch::get_num_threads()).unwrap_or(1));
-        Ok(Summary {
-            outcome,
-            rows,
-            resumed: self.resumed,
-            total: self.own,
-            skipped,
-            timings: end.timings,
-            read: first_pass + end.read.map_or(Duration::ZERO, |read| read.read),
-            write: self.write + start.elapsed(),
-            workers,
-            threads: threads * workers,
-            batch_size,
-        })
-    }
-
-    /// Gives up the report of a run that is not done: one that goes on writes it again.
-    pub(super) fn discard_report(&self) {
-        self.report.iter().for_each(|report| locked(report).discard());
     }
 }
 
-/// Completes the outputs and then the report on them. Gives the number of rows that are reported, if any are, and the
-/// report.
-fn complete(writer: EmbeddingWriter, report: Option<&Mutex<Report>>) -> Result<Option<(u64, PathBuf)>> {
-    let Some(mut report) = report.map(locked) else {
+/// What is needed to complete the outputs, or to leave what should be kept.
+struct Ending<'a> {
+    /// What messages call the prompts.
+    name: String,
+    /// What they call the main output.
+    output: String,
+    may_resume: bool,
+    report: Option<Report>,
+    /// What was read.
+    read: &'a State,
+}
+
+/// How a run ended.
+struct Ended {
+    outcome: Outcome,
+    rows: u64,
+    skipped: Option<(u64, PathBuf)>,
+}
+
+impl Ending<'_> {
+    fn end(
+        self,
+        mut writer: EmbeddingWriter,
+        outcome: Outcome,
+        progress: &Arc<dyn JobProgress>,
+        stop: &Stop,
+    ) -> Result<Ended> {
+        let rows = writer.rows_done();
+        let stopped = |signal| {
+            let kept = self.may_resume && rows > 0;
+            let rows = if kept { rows } else { 0 };
+            Ended { outcome: Outcome::Stopped { signal, kept }, rows, skipped: None }
+        };
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Stopped { signal, .. } => {
+                if self.may_resume { writer.sync() } else { writer.discard() }?;
+                return Ok(stopped(signal));
+            }
+            _ => {
+                writer.discard()?;
+                return Ok(Ended { outcome, rows, skipped: None });
+            }
+        }
+        match self.read.change {
+            Some(Change::Edited) => {
+                writer.discard()?;
+                return Err(edited(&self.name));
+            }
+            Some(Change::Grown) => {
+                log::warn!("{} has grown since its rows were counted; the new ones are left out", self.name);
+            }
+            _ if self.read.rows == 0 => return Err(no_prompts(&self.name)),
+            _ => {}
+        }
+        writer.set_total_rows(self.read.rows);
+        progress.completing(&self.output);
+        let completed = complete(writer, self.report);
+        progress.end();
+        match (completed, stop.signal()) {
+            (Err(error), Some(signal)) if error.is::<Interrupted>() => Ok(stopped(signal)),
+            (completed, _) => Ok(Ended { outcome, rows, skipped: completed? }),
+        }
+    }
+}
+
+/// Completes the outputs, and then the report. Returns the number of rows that were reported, if any, and where.
+fn complete(writer: EmbeddingWriter, report: Option<Report>) -> Result<Option<(u64, PathBuf)>> {
+    let Some(mut report) = report else {
         writer.finish()?;
         return Ok(None);
     };
     report.check()?;
     let count = writer.finish_and(|| report.publish())?;
     Ok((count > 0).then(|| (count, report.path().to_path_buf())))
-}
-
-fn locked(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
-    report.lock().unwrap_or_else(PoisonError::into_inner)
 }

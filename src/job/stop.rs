@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. One that the process was told
-//! to ignore stays ignored.
+//! Ctrl-C and SIGTERM: the first stops the run, the second ends the process at once. A signal that the process was started
+//! with ignored stays ignored.
 
 use crate::kernels::process;
 use anyhow::{Context, Result};
@@ -8,25 +8,25 @@ use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Whether the run is asked to stop.
-#[derive(Debug, Default)]
+/// Whether a signal has asked the run to stop. Clones share their state.
+#[derive(Debug, Default, Clone)]
 pub struct Stop {
     number: Arc<AtomicUsize>,
     is_asked: Arc<AtomicBool>,
 }
 
 impl Stop {
-    /// Listens from now on.
+    /// Installs the signal handlers.
     ///
     /// # Errors
-    /// If the system does not allow it.
+    /// If the system refuses.
     pub fn listen() -> Result<Self> {
         let number = Arc::new(AtomicUsize::new(0));
         let is_asked = Arc::new(AtomicBool::new(false));
-        // A shell without job control starts its background jobs with SIGINT ignored: Ctrl-C is not meant for them.
+        // A shell without job control starts background jobs with SIGINT ignored: Ctrl-C is not meant for them.
         for signal in [SIGINT, SIGTERM].into_iter().filter(|signal| !process::is_ignored(*signal)) {
             let listen = || -> std::io::Result<()> {
-                // In this order: the first signal must find the flag still down, and who sees it up the number.
+                // In this order: the first signal must find the flag unset, and whoever sees it set must find the number.
                 flag::register_conditional_shutdown(signal, exit_code(signal).into(), Arc::clone(&is_asked))?;
                 flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
                 flag::register(signal, Arc::clone(&is_asked))?;
@@ -37,19 +37,26 @@ impl Stop {
         Ok(Self { number, is_asked })
     }
 
-    /// The signal that asks to stop, if one does.
+    /// The signal, if one has come.
     pub fn signal(&self) -> Option<i32> {
         let signal = self.number.load(Ordering::Relaxed);
         (signal != 0).then_some(signal as i32)
     }
 
-    /// Set when one does.
+    /// Set when a signal comes.
     pub fn flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_asked)
     }
+
+    /// What a signal does.
+    #[cfg(test)]
+    pub(super) fn raise(&self, signal: usize) {
+        self.number.store(signal, Ordering::Relaxed);
+        self.is_asked.store(true, Ordering::Relaxed);
+    }
 }
 
-/// What a process that ends for a signal tells its caller, as shells have it.
+/// The exit code of a process that a signal ends, as in shells: 128 + signal.
 pub fn exit_code(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }

@@ -1,44 +1,41 @@
-//! A worker: blocks of rows become embeddings, with a pipeline of its own.
+//! Computes blocks: each worker has a thread and a pipeline of its own.
 
-use super::Watcher;
-use super::budget::Held;
-use super::feed::{Block, Feed};
-use super::reader::Span;
-use super::source::Rules;
+use super::JobProgress;
+use super::batcher::{Batcher, Block};
+use super::gate::Gate;
+use super::options::RowOptions;
 use crate::error::Component;
 use crate::output::{ArrayName, OutputRow};
 use crate::pipeline::{Pipeline, Progress, Row, Settings, Timings, Truncation};
 use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2, s};
-use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::SyncSender;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How to make a pipeline.
+/// Makes another pipeline of the same model.
 pub type Opener = Arc<dyn Fn() -> Result<Pipeline> + Send + Sync>;
 
-/// The embeddings that decoders take as negative.
+/// How to compute negative embeddings.
 #[derive(Debug)]
 pub(super) struct Negatives {
-    /// That of a row without a negative prompt. Not needed if all have one.
+    /// That of a row without a negative prompt; not needed if every row has one.
     pub(super) zero: Option<Array1<f32>>,
-    /// A row's seed plus this is its negative's.
+    /// Added to a row's seed, it is the seed of the row's negative embedding.
     pub(super) seed_offset: u64,
 }
 
-/// What all workers do.
+/// How to compute a block.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) rules: Rules,
-    /// If they are wanted.
+pub(super) struct Computation {
+    pub(super) options: RowOptions,
+    /// If negative embeddings are wanted.
     pub(super) negatives: Option<Negatives>,
-    /// Numbers in an embedding.
+    /// The embedding dimension.
     pub(super) dim: usize,
-    /// The most rows that are computed together.
+    /// The largest number of rows that are computed together.
     pub(super) batch_size: usize,
-    /// CPU threads of a pipeline; libtorch's choice if not given.
-    pub(super) threads: Option<usize>,
 }
 
 /// A block's embeddings.
@@ -49,238 +46,236 @@ pub(super) struct Embedded {
     pub(super) image: Array2<f32>,
     /// `(rows, dim)`, if they are wanted.
     pub(super) negative: Option<Array2<f32>>,
-    /// What they are of, which counts as in memory until it is written.
-    pub(super) _records: Vec<Arc<Held>>,
+    /// Bytes of text of the block.
+    pub(super) bytes: usize,
 }
 
-/// What a worker sends.
+/// What a worker sends to the writer.
 pub(super) struct Computed {
-    /// The block's number.
+    /// The block's number, counted from 0.
     pub(super) number: u64,
     pub(super) worker: usize,
     pub(super) block: Result<Embedded>,
-    /// Where all of the worker's time went so far.
+    /// Where the worker's time has gone so far.
     pub(super) timings: Timings,
 }
 
-/// A thread's work.
-pub(super) struct Worker {
-    /// Its number.
-    pub(super) number: usize,
-    pub(super) feed: Arc<Mutex<Feed>>,
-    pub(super) plan: Arc<Plan>,
+/// What all workers share.
+pub(super) struct Shared {
+    pub(super) batcher: Mutex<Batcher>,
+    /// Counts the blocks that are not written yet.
+    pub(super) gate: Gate,
+    pub(super) computation: Computation,
+    /// CPU threads of each pipeline; libtorch's choice if not given.
+    pub(super) threads: Option<usize>,
     pub(super) open: Opener,
-    /// Opened when it is first needed.
-    pub(super) pipeline: Option<Pipeline>,
-    pub(super) watcher: Arc<dyn Watcher>,
-    pub(super) results: SyncSender<Computed>,
+    pub(super) progress: Arc<dyn JobProgress>,
+    /// Set when the run ends: whoever computes or waits for prompts stops.
+    pub(super) cancel: Arc<AtomicBool>,
 }
 
-impl Worker {
-    /// Works until nothing is left to do, an error, or nobody takes the results any more.
-    pub(super) fn run(mut self) {
-        if let Some(threads) = self.plan.threads {
-            // libtorch keeps this number for each of its callers.
-            tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
-        }
-        loop {
-            let next = self.feed.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((number, block)) = next else { break };
-            // Whoever writes must hear of this block, or would wait for it for ever.
-            let computed = catch_unwind(AssertUnwindSafe(|| self.embed(&block?)));
-            let block =
-                computed.unwrap_or_else(|_| Err(anyhow!("the computation broke off; this is an error of the program")));
-            let failed = block.is_err();
-            let timings = self.pipeline.as_ref().map(Pipeline::timings).unwrap_or_default();
-            let sent = self.results.send(Computed { number, worker: self.number, block, timings });
-            if failed || sent.is_err() {
-                break;
-            }
-        }
+impl Shared {
+    /// Ends the work of all workers: within a denoising step where one is under way.
+    pub(super) fn close(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
+        self.gate.close();
     }
 
-    fn embed(&mut self, block: &Block) -> Result<Embedded> {
-        let pipeline = match &mut self.pipeline {
-            Some(pipeline) => pipeline,
-            none => none.insert((self.open)()?),
-        };
-        self.plan.embed(pipeline, block, self.watcher.as_ref())
+    /// The next block and its number. `None` if there are no more, or the run ends.
+    fn next_block(&self) -> Option<(u64, Result<Block>)> {
+        let mut batcher = self.batcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.gate.enter() {
+            return None;
+        }
+        let number = batcher.state.blocks;
+        let block = caught(|| batcher.next_block().transpose()).transpose();
+        match &block {
+            Some(Ok(block)) => self.gate.add(block.bytes),
+            Some(Err(_)) => batcher.end(),
+            None => self.gate.leave(0),
+        }
+        block.map(|block| (number, block))
     }
 }
 
-/// A row to compute.
-struct Task<'a> {
-    row: Row<'a>,
+/// A worker's part of a run: computes blocks until there are no more, one fails, or the run ends. The pipeline is opened
+/// when it is first needed if it is not given.
+pub(super) fn work(worker: usize, mut pipeline: Option<Pipeline>, shared: &Shared, results: &Sender<Computed>) {
+    if let Some(threads) = shared.threads {
+        // libtorch keeps this number for each thread that calls it.
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    }
+    while let Some((number, block)) = shared.next_block() {
+        // The writer must get a result for every block: it waits for them in order.
+        let block = caught(|| {
+            let pipeline = match &mut pipeline {
+                Some(pipeline) => pipeline,
+                none => none.insert((shared.open)()?),
+            };
+            shared.computation.embed(pipeline, block?, &*shared.progress, &shared.cancel)
+        });
+        let failed = block.is_err();
+        let timings = pipeline.as_ref().map(Pipeline::timings).unwrap_or_default();
+        let sent = results.send(Computed { number, worker, block, timings });
+        if failed || sent.is_err() {
+            break;
+        }
+    }
+}
+
+/// Turns a panic into an error.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let result = catch_unwind(AssertUnwindSafe(work));
+    result.unwrap_or_else(|_| Err(anyhow!("internal error: a worker panicked")))
+}
+
+/// Embeddings to compute with the same settings, and where each goes.
+struct Group<'a> {
     settings: Settings,
-    array: ArrayName,
-    place: usize,
+    rows: Vec<Row<'a>>,
+    /// The array, and the place in the block.
+    targets: Vec<(ArrayName, usize)>,
 }
 
-impl Plan {
-    /// The embeddings of the rows of a block.
-    fn embed(&self, pipeline: &mut Pipeline, block: &Block, watcher: &dyn Watcher) -> Result<Embedded> {
-        let spans = block.spans.as_slice();
-        let rows: Vec<OutputRow> = spans.iter().flat_map(|span| self.output_rows(span)).collect();
-        let mut image = Array2::zeros((rows.len(), self.dim));
+impl Computation {
+    /// Computes the embeddings of a block.
+    fn embed(
+        &self,
+        pipeline: &mut Pipeline,
+        block: Block,
+        progress: &dyn JobProgress,
+        cancel: &AtomicBool,
+    ) -> Result<Embedded> {
+        let mut image = Array2::zeros((block.rows.len(), self.dim));
         let mut negative = self.negatives.as_ref().map(|_| image.clone());
-        let tasks = self.tasks(spans, &rows);
         if let (Some(negative), Some(zero)) = (&mut negative, self.negatives.as_ref().and_then(|all| all.zero.as_ref()))
         {
             // Rows with a negative prompt get theirs below.
-            for task in tasks.iter().filter(|task| task.array == ArrayName::Image) {
-                negative.row_mut(task.place).assign(zero);
-            }
+            let used = block.prompts.iter().enumerate().filter(|(_, prompt)| prompt.is_some());
+            used.for_each(|(place, _)| negative.row_mut(place).assign(zero));
         }
-        let batches = self.batches(&tasks);
-        for batch in &batches {
-            let batch_rows: Vec<Row> = batch.iter().map(|task| task.row).collect();
-            let settings = batch[0].settings;
-            // The rows of an output are done when all that is computed for them is.
-            let share = (batch.len() * rows.len()) as f64 / tasks.len() as f64;
-            let mut meter = Meter { watcher, batch, rows_per_step: share / settings.steps as f64 };
+        let groups = self.groups(&block);
+        let count: usize = groups.iter().map(|group| group.rows.len()).sum();
+        let batches: Vec<(Settings, &[Row], &[(ArrayName, usize)])> = groups
+            .iter()
+            .flat_map(|group| {
+                let batches = group.rows.chunks(self.batch_size).zip(group.targets.chunks(self.batch_size));
+                batches.map(|(rows, targets)| (group.settings, rows, targets))
+            })
+            .collect();
+        for (settings, rows, targets) in &batches {
+            // A row of the output is done when all that is computed for it is.
+            let share = (rows.len() * block.rows.len()) as f64 / count as f64;
+            let rows_per_step = share / settings.steps as f64;
+            let mut batch_progress = BatchProgress { progress, cancel, targets, rows_per_step };
             pipeline.keep_text_encoder(!(block.is_only && batches.len() == 1));
-            let embeds = pipeline.embed(&batch_rows, &settings, &mut meter)?;
-            for (task, embed) in batch.iter().zip(embeds.rows()) {
-                let target = match task.array {
+            let embeds = pipeline.embed(rows, settings, &mut batch_progress)?;
+            for ((array, place), embed) in targets.iter().zip(embeds.rows()) {
+                let target = match array {
                     ArrayName::Image => Some(&mut image),
                     ArrayName::Negative => negative.as_mut(),
                 };
                 if let Some(target) = target {
-                    target.slice_mut(s![task.place, ..]).assign(&embed);
+                    target.slice_mut(s![*place, ..]).assign(&embed);
                 }
             }
         }
-        let records = spans.iter().filter_map(|span| span.record.clone()).collect();
-        Ok(Embedded { rows, image, negative, _records: records })
+        Ok(Embedded { image, negative, bytes: block.bytes, rows: block.rows })
     }
 
-    fn output_rows<'a>(&'a self, span: &'a Span) -> impl Iterator<Item = OutputRow> + 'a {
-        let record = span.record.as_deref().map(Deref::deref);
-        span.rows.clone().zip(span.first_sample..).map(move |(row, sample)| {
-            let own_seed = record.and_then(|record| record.seed);
-            OutputRow {
-                row,
-                id: record.and_then(|record| record.id.clone()),
-                prompt: record.map_or_else(|| "".into(), |record| Arc::clone(&record.prompt)),
-                seed: own_seed.map_or_else(|| self.rules.seed.wrapping_add(row), |seed| seed.wrapping_add(sample)),
-            }
-        })
-    }
-
-    /// What has to be computed: image embeddings, then the negative ones of rows with a negative prompt, as diffusers
-    /// makes them: embeddings of that prompt, led away from itself.
-    fn tasks<'a>(&'a self, spans: &'a [Span], rows: &'a [OutputRow]) -> Vec<Task<'a>> {
-        let records = spans.iter().flat_map(|span| span.rows.clone().map(move |_| span.record.as_deref()));
-        let mut images = Vec::with_capacity(rows.len());
-        let mut negatives = Vec::new();
-        for (place, (record, output)) in records.zip(rows).enumerate() {
-            let Some(record) = record else { continue };
-            let settings = Settings {
-                steps: record.steps.unwrap_or(self.rules.settings.steps),
-                guidance_scale: record.guidance_scale.unwrap_or(self.rules.settings.guidance_scale),
-            };
-            let own = record.negative_prompt.as_deref().or(self.rules.negative_prompt.as_deref());
-            let negative_prompt = own.unwrap_or_default();
-            let row = Row { prompt: &record.prompt, negative_prompt, seed: output.seed };
-            images.push(Task { row, settings, array: ArrayName::Image, place });
-            if let (Some(prompt), Some(all)) = (own, &self.negatives) {
-                let seed = output.seed.wrapping_add(all.seed_offset);
-                let row = Row { prompt, negative_prompt, seed };
-                negatives.push(Task { row, settings, array: ArrayName::Negative, place });
+    /// What to compute, grouped by settings: image embeddings, then the negative ones of rows with a negative prompt. These
+    /// are embeddings of that prompt under guidance away from itself, as in diffusers.
+    fn groups<'a>(&'a self, block: &'a Block) -> Vec<Group<'a>> {
+        let mut groups: Vec<Group> = Vec::new();
+        for array in [ArrayName::Image, ArrayName::Negative] {
+            for (place, (output, record)) in block.rows.iter().zip(&block.prompts).enumerate() {
+                let Some(record) = record else { continue };
+                let own = self.options.negative_prompt_of(record);
+                let negative_prompt = own.unwrap_or_default();
+                let row = match (array, own, &self.negatives) {
+                    (ArrayName::Image, ..) => Row { prompt: &record.prompt, negative_prompt, seed: output.seed },
+                    (ArrayName::Negative, Some(prompt), Some(negatives)) => {
+                        Row { prompt, negative_prompt, seed: output.seed.wrapping_add(negatives.seed_offset) }
+                    }
+                    _ => continue,
+                };
+                let settings = self.options.settings_of(record);
+                let place_of_group = groups.iter().position(|group| group.settings == settings);
+                let place_of_group = place_of_group.unwrap_or_else(|| {
+                    groups.push(Group { settings, rows: Vec::new(), targets: Vec::new() });
+                    groups.len() - 1
+                });
+                let group = &mut groups[place_of_group];
+                group.rows.push(row);
+                group.targets.push((array, place));
             }
         }
-        images.append(&mut negatives);
-        images
-    }
-
-    /// The tasks that are computed together: of the same settings, and not too many.
-    fn batches<'a>(&self, tasks: &'a [Task<'a>]) -> Vec<Vec<&'a Task<'a>>> {
-        let mut groups: Vec<Vec<&Task>> = Vec::new();
-        for task in tasks {
-            match groups.iter_mut().find(|group| group[0].settings == task.settings) {
-                Some(group) => group.push(task),
-                None => groups.push(vec![task]),
-            }
-        }
-        groups.iter().flat_map(|group| group.chunks(self.batch_size).map(<[_]>::to_vec)).collect()
+        groups
     }
 }
 
-/// Tells how the computing of a batch gets on.
-struct Meter<'a> {
-    watcher: &'a dyn Watcher,
-    batch: &'a [&'a Task<'a>],
+/// Passes a batch's events on.
+struct BatchProgress<'a> {
+    progress: &'a dyn JobProgress,
+    cancel: &'a AtomicBool,
+    targets: &'a [(ArrayName, usize)],
     rows_per_step: f64,
 }
 
-impl Progress for Meter<'_> {
+impl Progress for BatchProgress<'_> {
     fn loading(&mut self, component: Component) {
-        self.watcher.loading(component.name());
+        self.progress.loading(component.name());
     }
 
     fn truncated(&mut self, truncation: &Truncation) {
-        let images = truncation.rows.iter().filter(|row| self.batch[**row].array == ArrayName::Image);
-        self.watcher.cut_off(images.count() as u64, &truncation.to_string());
+        let images = truncation.rows.iter().filter(|row| self.targets[**row].0 == ArrayName::Image);
+        self.progress.truncated(images.count() as u64, &truncation.to_string());
     }
 
     fn step(&mut self, _done: usize, _total: usize) {
-        self.watcher.computed(self.rows_per_step);
+        self.progress.computed(self.rows_per_step);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::budget::Budget;
-    use super::super::source::tests::rules;
+    use super::super::first_pass::tests::options;
     use super::*;
     use crate::rows::PromptRecord;
 
-    fn plan(batch_size: usize, wants_negative: bool) -> Plan {
+    fn computation(batch_size: usize, wants_negative: bool) -> Computation {
         let negatives = wants_negative.then_some(Negatives { zero: None, seed_offset: 100 });
-        Plan { rules: rules(), negatives, dim: 2, batch_size, threads: None }
+        Computation { options: options(), negatives, dim: 2, batch_size }
     }
 
-    fn spans() -> Vec<Span> {
-        let record = |prompt: &str| PromptRecord { prompt: prompt.into(), ..PromptRecord::default() };
-        let own = PromptRecord {
-            seed: Some(7),
-            steps: Some(3),
-            negative_prompt: Some("n".into()),
-            id: Some("i".into()),
-            ..record("own")
-        };
-        let span = |record: Option<PromptRecord>, rows, first_sample| Span {
-            record: record.map(|record| Budget::new(1 << 20).hold(record)),
-            rows,
-            first_sample,
-        };
-        vec![span(Some(record("a")), 4..6, 1), span(None, 6..7, 0), span(Some(own), 7..9, 1)]
+    /// Two rows of a prompt, one that cannot be used, and two of a prompt with settings of its own.
+    fn block() -> Block {
+        let plain = Arc::new(PromptRecord { prompt: "a".into(), ..PromptRecord::default() });
+        let own = PromptRecord { prompt: "own".into(), steps: Some(3), ..PromptRecord::default() };
+        let own = Arc::new(PromptRecord { negative_prompt: Some("n".into()), ..own });
+        let prompts = vec![Some(Arc::clone(&plain)), Some(plain), None, Some(Arc::clone(&own)), Some(own)];
+        let row = |row| OutputRow { row, id: None, prompt: "".into(), seed: row + 10 };
+        Block { rows: (4..9).map(row).collect(), prompts, ..Block::default() }
     }
 
     #[test]
-    fn a_row_has_the_seed_of_its_number_or_of_its_own() {
-        let (plan, spans) = (plan(64, false), spans());
-        let rows: Vec<OutputRow> = spans.iter().flat_map(|span| plan.output_rows(span)).collect();
-        let seeds: Vec<(u64, u64)> = rows.iter().map(|row| (row.row, row.seed)).collect();
-        assert_eq!(seeds, [(4, 14), (5, 15), (6, 16), (7, 8), (8, 9)]);
-        assert_eq!((rows[3].id.as_deref(), &*rows[3].prompt, &*rows[2].prompt), (Some("i"), "own", ""));
-    }
-
-    #[test]
-    fn rows_of_the_same_settings_are_computed_together_and_not_too_many() {
-        let spans = spans();
-        let batches = |batch_size, wants_negative| -> Vec<Vec<(usize, u64, bool)>> {
-            let plan = plan(batch_size, wants_negative);
-            let rows: Vec<OutputRow> = spans.iter().flat_map(|span| plan.output_rows(span)).collect();
-            let tasks = plan.tasks(&spans, &rows);
-            let batches = plan.batches(&tasks);
-            let told = |task: &&Task| (task.place, task.row.seed, task.array == ArrayName::Negative);
-            batches.iter().map(|batch| batch.iter().map(told).collect()).collect()
+    fn rows_of_the_same_settings_are_computed_together() {
+        let block = block();
+        let groups = |wants_negative| -> Vec<Vec<(usize, u64, bool)>> {
+            let computation = computation(64, wants_negative);
+            let of_group = |group: &Group| {
+                let rows = group.rows.iter().zip(&group.targets);
+                rows.map(|(row, (array, place))| (*place, row.seed, *array == ArrayName::Negative)).collect()
+            };
+            computation.groups(&block).iter().map(of_group).collect()
         };
-        let images = [(0, 14, false), (1, 15, false), (3, 8, false), (4, 9, false)];
-        assert_eq!(batches(64, false), [images[..2].to_vec(), images[2..].to_vec()]);
-        assert_eq!(batches(1, false).concat(), images);
-        let own = [(3, 8, false), (4, 9, false), (3, 108, true), (4, 109, true)];
-        assert_eq!(batches(3, true), [images[..2].to_vec(), own[..3].to_vec(), own[3..].to_vec()]);
+        let plain = vec![(0, 14, false), (1, 15, false)];
+        let own = [(3, 17, false), (4, 18, false), (3, 117, true), (4, 118, true)];
+        assert_eq!(groups(false), [plain.clone(), own[..2].to_vec()]);
+        assert_eq!(groups(true), [plain, own.to_vec()]);
     }
 }

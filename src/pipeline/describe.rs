@@ -6,11 +6,11 @@ use super::parameters::Parameters;
 use crate::Result;
 use crate::config;
 use crate::files::Folder;
-use crate::weights::precision::Precision;
 use crate::nn::prior::PriorConfig;
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights::checkpoint::candidates::is_weights;
+use crate::weights::precision::Precision;
 use serde::Serialize;
 use std::collections::BTreeMap;
 

@@ -2,9 +2,9 @@
 
 use super::layout::{Layout, ZERO_IMAGE_EMBED};
 use super::load::Pipeline;
+use crate::Result;
 use crate::files::Folder;
 use crate::weights::checkpoint::weight_files;
-use crate::Result;
 use sha2::{Digest, Sha256};
 
 /// Bytes of each sample of a large file.
@@ -86,8 +86,8 @@ fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::precision::Precision;
     use crate::weights::checkpoint::Placement;
+    use crate::weights::precision::Precision;
     use std::fs;
     use std::path::Path;
     use tch::Device;

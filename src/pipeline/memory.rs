@@ -34,6 +34,8 @@ pub struct Demand {
     pub is_uniform: bool,
     /// Whether the run needs [`Pipeline::zero_embed`].
     pub zero_embed: bool,
+    /// Bytes of memory to plan with, in place of what is free.
+    pub free_memory: Option<u64>,
 }
 
 impl Pipeline {
@@ -55,7 +57,7 @@ impl Pipeline {
     /// [`Error::OutOfMemory`] if not even a batch of one row, or of `wanted` rows, fits.
     pub fn plan_batch(&self, demand: Demand, wanted: Option<usize>) -> Result<usize> {
         let max = demand.rows.clamp(1, MAX_BATCH);
-        let Some(free) = self.free_bytes() else { return Ok(wanted.unwrap_or(max)) };
+        let Some(free) = demand.free_memory.or_else(|| self.free_bytes()) else { return Ok(wanted.unwrap_or(max)) };
         let needs = self.needs(demand)?;
         // Networks that are loaded need no more.
         let loaded = self.prior.as_ref().map_or(0, |_| needs.prior);
@@ -76,10 +78,18 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::is_small`].
     pub fn plan_workers(&self, demand: Demand, batch: usize, max: usize) -> Result<usize> {
-        match self.free_bytes() {
+        match demand.free_memory.or_else(|| self.free_bytes()) {
             Some(free) => Ok(max_that_fit(max, free, &self.needs(demand)?, batch)),
             None => Ok(max),
         }
+    }
+
+    /// The memory that a run takes on the CPU at most, in bytes.
+    ///
+    /// # Errors
+    /// As [`Pipeline::is_small`].
+    pub fn needed_bytes(&self, demand: Demand, batch: usize, workers: usize) -> Result<u64> {
+        Ok(self.needs(demand)?.bytes(batch, workers))
     }
 
     fn needs(&self, demand: Demand) -> Result<MemoryNeeds> {
@@ -178,7 +188,7 @@ mod tests {
     use super::*;
 
     fn needs(rows: usize) -> MemoryNeeds {
-        let demand = Demand { rows, is_uniform: true, zero_embed: true };
+        let demand = Demand { rows, is_uniform: true, zero_embed: true, free_memory: None };
         MemoryNeeds {
             prior: 60 << 20,
             text_encoder: 40 << 20,

@@ -39,6 +39,7 @@ use crate::{Error, Result};
 use embeds::{first_non_finite, to_array};
 use ndarray::Array2;
 use negative::NegativeCache;
+use progress::check_cancelled;
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -49,7 +50,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or memory
-    /// runs out, and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
+    /// runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
     pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Array2<f32>> {
         let scheduler = self.scheduler.scheduler(settings.steps)?;
         if rows.is_empty() {
@@ -69,7 +70,9 @@ impl Pipeline {
         };
 
         // 1. Text: tokenize and encode.
+        check_cancelled(progress)?;
         self.load_text_encoder(progress)?;
+        check_cancelled(progress)?;
         let mut truncated = |index: usize, prompt: &str, removed: &str, max_tokens: usize| {
             let rows = prompt_of_row.iter().enumerate().filter(|(_, prompt)| **prompt == index);
             let rows = rows.map(|(row, _)| row).collect();
@@ -85,7 +88,9 @@ impl Pipeline {
         }
 
         // 2. Prefill: what does not change from step to step is computed once a prompt.
+        check_cancelled(progress)?;
         self.load_prior(progress)?;
+        check_cancelled(progress)?;
         let start = Instant::now();
         let prior = self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))?;
         let first_timesteps = |prompts: usize| &timesteps[..chunk_len(prompts).min(settings.steps)];
@@ -110,6 +115,7 @@ impl Pipeline {
         let mut after_step = || {
             done += 1;
             progress.step(done, settings.steps);
+            check_cancelled(progress)
         };
         let embeds = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         let embeds = to_array(&embeds)?;
@@ -163,8 +169,8 @@ fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::precision::Precision;
     use crate::weights::checkpoint::Placement;
+    use crate::weights::precision::Precision;
     use std::path::Path;
     use tch::Device;
 

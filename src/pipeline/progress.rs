@@ -1,6 +1,6 @@
 //! Progress events of a run.
 
-use crate::error::Component;
+use crate::error::{Component, Error, Result};
 use std::fmt;
 
 /// Receives progress events. Every method has a default; `()` is the no-op receiver.
@@ -18,6 +18,17 @@ pub trait Progress {
 
     /// `done` of `total` bytes of a model are downloaded.
     fn downloaded(&mut self, _done: u64, _total: u64) {}
+
+    /// Whether to give up. Asked before each stage and after each step, which then ends with [`Error::Cancelled`].
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// # Errors
+/// [`Error::Cancelled`] if `progress` says so.
+pub(super) fn check_cancelled(progress: &dyn Progress) -> Result<()> {
+    if progress.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 impl Progress for () {}

@@ -18,6 +18,7 @@
 mod compression;
 mod csv;
 mod encoding;
+mod interruptible;
 mod jsonl;
 mod lines;
 pub(super) mod parquet;
@@ -36,6 +37,7 @@ use compression::Compression;
 use source::Source;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A file format for prompts.
@@ -92,6 +94,8 @@ pub struct ReadOptions {
     pub prompt_column: Option<String>,
     /// Whether a table in text has no header.
     pub no_header: bool,
+    /// Once set, reading a pipe ends with an error instead of waiting for data.
+    pub interrupt: Arc<AtomicBool>,
 }
 
 /// Something that the reader should know of a file that can be read.
@@ -242,7 +246,7 @@ impl PromptReader {
     /// [`crate::error::BadInput`] if the file cannot be opened, is of an unknown kind, or has no column of prompts.
     pub fn open(path: &Path, options: &ReadOptions) -> Result<Self> {
         let format = options.format.map_or_else(|| PromptFormat::of_path(path), Ok)?;
-        Self::of_source(Source::open(path)?, format, options.clone())
+        Self::of_source(Source::open(path, &options.interrupt)?, format, options.clone())
     }
 
     fn of_source(source: Source, format: PromptFormat, options: ReadOptions) -> Result<Self> {

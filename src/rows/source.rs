@@ -2,6 +2,7 @@
 
 use super::compression::{Compression, Refused};
 use super::encoding::{Decoder, Encoding};
+use super::interruptible::Interruptible;
 use super::peek::Peek;
 use super::{Notices, Place};
 use crate::bad_input;
@@ -10,6 +11,8 @@ use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What is read ahead of need, where it has arrived.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -34,9 +37,10 @@ enum Input {
 
 impl Source {
     /// Opens the file `path`, or standard input if it is `-`.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path, interrupt: &Arc<AtomicBool>) -> Result<Self> {
         if path.as_os_str() == "-" {
-            return Ok(Self::of_stream("standard input", std::io::stdin()));
+            let stdin = Interruptible::stdin(Arc::clone(interrupt)).context("cannot read standard input")?;
+            return Ok(Self::of_stream("standard input", stdin));
         }
         let name = path.display().to_string();
         let cannot = || format!("cannot read the prompts file {name:?}");
@@ -45,7 +49,11 @@ impl Source {
         if metadata.is_dir() {
             return Err(bad_input!("prompts file {name:?} is a folder; give a file in it"));
         }
-        let input = if metadata.is_file() { Input::File(file) } else { Input::Stream(Box::new(file)) };
+        let input = if metadata.is_file() {
+            Input::File(file)
+        } else {
+            Input::Stream(Box::new(Interruptible::new(file, Arc::clone(interrupt))))
+        };
         let waits = matches!(input, Input::Stream(_));
         Ok(Self { name, waits, compression: Compression::of_path(path), input })
     }

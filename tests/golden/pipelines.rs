@@ -2,10 +2,10 @@
 
 use super::common::{Fixture, fixtures, relative_error};
 use crate::files::Folder;
-use crate::weights::precision::Precision;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::{Pipeline, Row, Settings};
 use crate::weights::checkpoint::Placement;
+use crate::weights::precision::Precision;
 use serde::Deserialize;
 use std::path::Path;
 use tch::{Device, Tensor};

@@ -151,7 +151,7 @@ fn embed(
     let prompts: Vec<usize> = (0..len).collect();
     let conditional = Condition { prefix: &prefix, prompts: &prompts, timesteps: &timesteps };
     let led_away = Condition { prefix: &no_prefix, prompts: &vec![0; len], timesteps: &no_timesteps };
-    sample(prior, scheduler, Guidance::new(guidance), conditional, Some(led_away), &noise, &mut || ()).unwrap()
+    sample(prior, scheduler, Guidance::new(guidance), conditional, Some(led_away), &noise, &mut || Ok(())).unwrap()
 }
 
 proptest! {

@@ -1,17 +1,64 @@
-//! What options take that is neither a number nor a text.
+//! Values of options that are neither numbers nor text.
 
+use super::args::one_of;
+use crate::job::OnError;
 use crate::nn::precision::Precision;
+use crate::output::OutputDtype;
+use crate::output::shard::Shard;
+use crate::rows::PromptFormat;
 use clap::ValueEnum;
+use clap::builder::TypedValueParser;
 use std::path::{Path, PathBuf};
 use tch::{Cuda, Device};
 
+/// Parses `--format-in`.
+pub(super) fn prompt_format() -> impl TypedValueParser<Value = PromptFormat> {
+    one_of([
+        ("txt", PromptFormat::Text),
+        ("jsonl", PromptFormat::JsonLines),
+        ("csv", PromptFormat::Csv),
+        ("tsv", PromptFormat::Tsv),
+        ("parquet", PromptFormat::Parquet),
+    ])
+}
+
+/// Parses `--on-error`.
+pub(super) fn on_error() -> impl TypedValueParser<Value = OnError> {
+    one_of([("fail", OnError::Fail), ("skip", OnError::Skip)])
+}
+
+/// Parses `--out-dtype`.
+pub(super) fn output_dtype() -> impl TypedValueParser<Value = OutputDtype> {
+    one_of([("f32", OutputDtype::F32), ("f16", OutputDtype::F16)])
+}
+
+/// Parses `--shard`.
+pub(super) fn shard(text: &str) -> Result<Shard, String> {
+    let parse = || {
+        let (index, count) = text.split_once('/')?;
+        let shard = Shard { index: index.parse().ok()?, count: count.parse().ok()? };
+        (1..=shard.count).contains(&shard.index).then_some(shard)
+    };
+    parse().ok_or_else(|| "it must be I/N with I between 1 and N, for example 1/8".into())
+}
+
+/// Parses a number that is not NaN or infinite.
+pub(super) fn finite(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "it must be a finite number".into())
+}
+
+/// Parses `--seed`.
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("it must be a whole number between 0 and {}", u64::MAX))
+}
+
 /// `--lora`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LoraOption {
+pub(super) struct LoraOption {
     /// The file or folder.
-    pub path: PathBuf,
-    /// What multiplies its effect.
-    pub scale: f64,
+    pub(super) path: PathBuf,
+    /// Its strength.
+    pub(super) scale: f64,
 }
 
 impl std::str::FromStr for LoraOption {
@@ -22,7 +69,7 @@ impl std::str::FromStr for LoraOption {
             return Err("it must be a file or a folder".into());
         }
         let whole = Self { path: text.into(), scale: 1.0 };
-        // A name with a colon in it comes first.
+        // A file whose name contains the colon comes first.
         match text.rsplit_once(':') {
             Some((path, scale)) if !path.is_empty() && !Path::new(text).exists() => match scale.parse() {
                 Ok(scale) if f64::is_finite(scale) => Ok(Self { path: path.into(), scale }),
@@ -36,8 +83,8 @@ impl std::str::FromStr for LoraOption {
 
 /// `--scheduler`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SchedulerName {
-    /// What the model ships.
+pub(super) enum SchedulerName {
+    /// The model's own.
     Auto,
     /// `UnCLIPScheduler`.
     Unclip,
@@ -46,11 +93,11 @@ pub enum SchedulerName {
 }
 
 impl SchedulerName {
-    /// Checks that a model ships this scheduler; `model` is what messages call it.
+    /// Checks that a model ships this scheduler. Messages call the model `model`.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] that names both.
-    pub fn check(self, ships: &str, model: &str) -> anyhow::Result<()> {
+    /// [`crate::error::BadInput`] with both schedulers' names.
+    pub(super) fn check(self, ships: &str, model: &str) -> anyhow::Result<()> {
         let wanted = match self {
             Self::Auto => return Ok(()),
             Self::Unclip => "unclip",
@@ -59,14 +106,14 @@ impl SchedulerName {
         if wanted == ships {
             return Ok(());
         }
-        Err(crate::bad_input!("--scheduler {wanted}: {model} ships {ships}; leave --scheduler out, or say {ships}"))
+        Err(crate::bad_input!("--scheduler {wanted}: {model} ships {ships}; leave out --scheduler, or give {ships}"))
     }
 }
 
 /// `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// Float32, as diffusers.
+pub(super) enum Dtype {
+    /// Float32, the type of diffusers' numbers.
     Auto,
     /// Float32.
     F32,
@@ -79,7 +126,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// What it names, whether this machine can do it or not.
+    /// The precision of this name.
     fn wanted(self) -> Precision {
         match self {
             Self::Auto | Self::F32 => Precision::F32,
@@ -89,11 +136,11 @@ impl Dtype {
         }
     }
 
-    /// What to compute in on `device`: float32, with a warning, in place of a 16-bit type that would be slower there.
+    /// The precision to use on `device`: float32, with a warning, instead of a 16-bit type that would be slower.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no way to compute in int8.
-    pub fn precision(self, device: Device) -> anyhow::Result<Precision> {
+    /// [`crate::error::BadInput`] if the device does not support int8.
+    pub(super) fn precision(self, device: Device) -> anyhow::Result<Precision> {
         let wanted = self.wanted();
         let name = wanted.name();
         match wanted {
@@ -103,7 +150,7 @@ impl Dtype {
             )),
             _ => {
                 log::warn!(
-                    "--dtype {name} is slower than f32 on this processor, which has no instructions for it; using f32"
+                    "--dtype {name} is slower than f32 on this processor, which lacks instructions for it; using f32"
                 );
                 Ok(Precision::F32)
             }
@@ -113,10 +160,10 @@ impl Dtype {
 
 /// `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceName {
+pub(super) enum DeviceName {
     /// A GPU if there is one.
     Auto,
-    /// This one.
+    /// A given device.
     Named(Device),
 }
 
@@ -137,20 +184,20 @@ impl std::str::FromStr for DeviceName {
 }
 
 impl DeviceName {
-    /// The device, if this machine and this build of libtorch have it.
+    /// The device.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if not.
-    pub fn device(self) -> anyhow::Result<Device> {
+    /// [`crate::error::BadInput`] if this machine, or this build of libtorch, does not have it.
+    pub(super) fn device(self) -> anyhow::Result<Device> {
         match self {
             Self::Auto if tch::utils::has_mps() => Ok(Device::Mps),
             Self::Auto => Ok(Device::cuda_if_available()),
             Self::Named(Device::Mps) if !tch::utils::has_mps() => Err(crate::bad_input!(
-                "--device mps: this machine or this build of libtorch has none; use --device cpu"
+                "--device mps: not available on this machine or in this build of libtorch; use --device cpu"
             )),
             Self::Named(Device::Cuda(index)) if index >= Cuda::device_count().max(0) as usize => {
                 Err(crate::bad_input!(
-                    "--device cuda:{index}: {} such devices are here, counted from 0; use --device cpu, or a CUDA build of libtorch",
+                    "--device cuda:{index}: this machine has {} CUDA devices, counted from 0; use --device cpu, or a CUDA build of libtorch",
                     Cuda::device_count()
                 ))
             }
@@ -161,8 +208,8 @@ impl DeviceName {
 
 /// `--batch-size`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BatchSize {
-    /// Chosen by the program.
+pub(super) enum BatchSize {
+    /// As many as memory allows, up to 64.
     Auto,
     /// This many rows.
     Rows(usize),

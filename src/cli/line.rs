@@ -1,35 +1,54 @@
-//! The command line as a whole: what clap does not see of it before it parses, and what it does not check.
+//! The command line as a whole, and what clap neither handles before it parses nor checks after.
 
-use super::{Command, CommandLine};
+use super::args::GlobalArgs;
+use super::commands::Command;
+use super::embed;
 use clap::error::{Error, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser};
 use std::ffi::{OsStr, OsString};
+
+/// Turn text into CLIP image embeddings with a diffusion prior.
+#[derive(Debug, Parser)]
+#[command(name = "prior-embed", version, max_term_width = 110, args_override_self = true)]
+#[command(arg_required_else_help = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
+#[command(override_usage = "prior-embed -p <TEXT> -o <FILE> [OPTIONS]\n       prior-embed <COMMAND>")]
+#[command(after_help = super::help::TOPICS_LINE)]
+pub(super) struct CommandLine {
+    /// The command; none to embed.
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+
+    /// Options of embedding, which no command takes.
+    #[command(flatten)]
+    pub(super) embed: embed::Args,
+
+    /// Options of every command.
+    #[command(flatten)]
+    pub(super) global: GlobalArgs,
+}
 
 impl CommandLine {
     /// Parses the arguments of the process.
     ///
     /// # Errors
-    /// clap's, of help and version as well.
-    pub fn of(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
+    /// clap's, which include `--help` and `--version`.
+    pub(super) fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
         let mut command = Self::command();
         let mut matches = command.try_get_matches_from_mut(tie_prompts(arguments))?;
         check_places(&mut command, &matches)?;
         check_repeats(&mut command, &matches)?;
         let line = Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
-        // Wherever each of them stands, which clap's own conflicts do not see.
-        let talk = line.talk();
-        if talk.quiet && talk.verbose {
+        // One may stand before a command and the other after it, which clap's own conflicts do not see.
+        if line.global.quiet && line.global.verbose {
             return Err(command.error(ErrorKind::ArgumentConflict, "--quiet and --verbose exclude each other"));
         }
         Ok(line)
     }
-}
 
-impl Command {
-    /// The names of all.
-    pub fn names() -> Vec<String> {
-        CommandLine::command().get_subcommands().map(|command| command.get_name().to_string()).collect()
+    /// The names of all commands.
+    pub(super) fn command_names() -> Vec<String> {
+        Self::command().get_subcommands().map(|command| command.get_name().to_string()).collect()
     }
 }
 
@@ -45,8 +64,8 @@ fn check_places(command: &mut clap::Command, matches: &ArgMatches) -> Result<(),
     Err(command.error(ErrorKind::ArgumentConflict, format!("--{long} does not go before the command {name}; {advice}")))
 }
 
-/// Refuses a second value where all but the last would be lost. Of settings the last counts, as scripts that add to others
-/// expect it.
+/// Refuses a second value where input would be lost. Of a setting the last value counts, which scripts that append options
+/// rely on.
 fn check_repeats(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), Error> {
     for (id, option, advice) in [
         ("prompts", "--prompts", "join the files"),
@@ -60,8 +79,8 @@ fn check_repeats(command: &mut clap::Command, matches: &ArgMatches) -> Result<()
     Ok(())
 }
 
-/// Ties a prompt that begins with a dash to its option: `-p "-5 degrees"` becomes `-p=-5 degrees`. clap would take it for
-/// an option otherwise, or, if it were told not to, every option for a prompt.
+/// Ties a prompt that begins with a dash to its option: `-p "-5 degrees"` becomes `-p=-5 degrees`. clap would take it for an
+/// option or, with `allow_hyphen_values`, every option after `-p` for a prompt.
 fn tie_prompts(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut tied = Vec::new();
     let mut rest = arguments.into_iter().peekable();
@@ -83,15 +102,15 @@ fn tie_prompts(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     tied
 }
 
-/// Whether the next argument is a prompt; flags may be bundled with the option.
+/// Whether the next argument is a prompt. Flags may be bundled with the option (`-qp`).
 fn takes_prompt(argument: &OsStr) -> bool {
     let short =
         |text: &str| matches!(text.strip_prefix('-').map(|text| text.trim_start_matches(['q', 'v'])), Some("p" | "n"));
     argument.to_str().is_some_and(|text| matches!(text, "--prompt" | "--negative-prompt") || short(text))
 }
 
-/// Whether an argument reads like an option, known or mistyped, and not like a prompt: a dash and a letter, two dashes and
-/// a word, or two dashes alone.
+/// Whether an argument looks like an option, known or mistyped, rather than a prompt: a dash and a letter, two dashes and a
+/// word, or two dashes alone.
 fn is_option_like(argument: &OsStr) -> bool {
     let text = argument.to_string_lossy();
     match text.strip_prefix("--") {
@@ -110,7 +129,7 @@ mod tests {
 
     fn prompts(arguments: &[&str]) -> Result<(Vec<String>, Option<String>), ErrorKind> {
         let all = ["prior-embed", "--out", "e.npy"].iter().chain(arguments).map(OsString::from);
-        let line = CommandLine::of(all).map_err(|error| error.kind())?;
+        let line = CommandLine::parse_from(all).map_err(|error| error.kind())?;
         Ok((line.embed.prompt, line.embed.negative_prompt))
     }
 
@@ -145,16 +164,17 @@ mod tests {
 
     #[test]
     fn global_options_stand_before_a_command_or_after_it() {
-        let parse = |text: &str| CommandLine::of(text.split(' ').map(OsString::from)).map_err(|error| error.kind());
+        let parse =
+            |text: &str| CommandLine::parse_from(text.split(' ').map(OsString::from)).map_err(|error| error.kind());
         for text in [
             "p -q --offline --cache-dir c info",
             "p info -q --offline --cache-dir c",
             "p -q --offline info --cache-dir c",
         ] {
             let line = parse(text).unwrap();
-            assert!(line.talk().quiet && !line.talk().verbose, "{text}");
-            let Some(Command::Info(args)) = line.command else { panic!("{text}") };
-            assert!(args.hub.cache.offline && args.hub.cache.cache_dir == Some("c".into()), "{text}");
+            assert!(line.global.quiet && !line.global.verbose, "{text}");
+            assert!(matches!(line.command, Some(Command::Info(_))), "{text}");
+            assert!(line.global.offline && line.global.cache_dir == Some("c".into()), "{text}");
         }
         for text in [
             "p -q info -v",
@@ -171,7 +191,8 @@ mod tests {
 
     #[test]
     fn of_settings_the_last_counts_and_no_input_is_lost() {
-        let line = |text: &str| CommandLine::of(text.split(' ').map(OsString::from)).map_err(|error| error.kind());
+        let line =
+            |text: &str| CommandLine::parse_from(text.split(' ').map(OsString::from)).map_err(|error| error.kind());
         assert_eq!(line("p -p x -o y --steps 3 --steps 5 -o z").unwrap().embed.steps, 5);
         for text in ["p -o y -f a -f b", "p -p x -o y -n a -n b"] {
             assert_eq!(line(text).err(), Some(ErrorKind::ArgumentConflict), "{text}");

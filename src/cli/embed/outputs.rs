@@ -1,8 +1,10 @@
-//! The files that the options ask for.
+//! The files that the options name.
 
-use super::args::{Args, idle};
-use super::check_stdout;
+use super::args::Args;
 use crate::bad_input;
+use crate::cli::args::warn_no_effect;
+use crate::cli::context::Context;
+use crate::cli::stdout;
 use crate::job::{Old, OnError, Report};
 use crate::output::destination::Destination;
 use crate::output::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
@@ -10,30 +12,30 @@ use anyhow::Result;
 use std::fs;
 use std::path::Path;
 
-/// What is to be written, checked before the work begins.
+/// What to write, checked before the work begins.
 pub(super) struct Outputs {
     pub(super) write: WriteOptions,
     pub(super) stats: Option<Destination>,
-    /// Where rows that cannot be used are reported, if not on standard error.
+    /// Where to report rows that cannot be used, if not on standard error.
     pub(super) report: Option<Report>,
 }
 
 impl Outputs {
-    /// Checks that everything can be written where it is asked for.
+    /// Checks that all outputs can be written.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if not.
-    pub(super) fn open(args: &Args) -> Result<Self> {
+    /// [`crate::error::BadInput`] if one cannot.
+    pub(super) fn open(args: &Args, context: &Context) -> Result<Self> {
         let write = write_options(args)?;
         let paths = || write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
         if paths().any(|path| path.as_os_str() == "-") {
-            check_stdout()?;
+            stdout::check()?;
         }
         check(&write)?;
         if args.overwrite && paths().all(is_stream) {
-            idle("--overwrite", "nothing is replaced where the output is a stream");
+            warn_no_effect("--overwrite", "a stream replaces nothing");
         }
-        let report = report(args, &write.outputs[0].path)?;
+        let report = report(args, &write.outputs[0].path, context.screen.is_quiet())?;
         let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
         let names = ["--out", "--negative-out"];
         let same = stats.as_ref().and_then(|stats| write.outputs.iter().position(|output| stats.is_at(&output.path)));
@@ -43,9 +45,7 @@ impl Outputs {
         if let (Some(stats), Some(report)) = (&stats, &report)
             && stats.is_at(report.path())
         {
-            return Err(bad_input!(
-                "--stats and the report on rows that are skipped are the same file; give another name"
-            ));
+            return Err(bad_input!("--stats and the report on skipped rows are the same file; give another name"));
         }
         let outputs = write.outputs.iter().map(|output| output.path.as_path());
         let mut replaced = outputs.chain(args.stats.as_deref()).chain(report.as_ref().map(Report::path));
@@ -53,23 +53,23 @@ impl Outputs {
             args.prompts.as_deref().filter(|prompts| replaced.any(|path| is_same_file(prompts, path)))
         {
             let name = prompts.display().to_string();
-            return Err(bad_input!("{name:?} holds the prompts, and would be replaced; give the output another name"));
+            return Err(bad_input!("{name:?} holds the prompts and would be replaced; give the output another name"));
         }
         Ok(Self { write, stats, report })
     }
 
-    /// Whether the negative embeddings are wanted: by name, or because the format has them.
+    /// Whether to write negative embeddings if the model can make them: an option asks for them, or the format holds them.
     pub(super) fn wants_negative(&self) -> bool {
         let [main, others @ ..] = self.write.outputs.as_slice() else { return false };
         main.arrays == Arrays::Both || !others.is_empty() || takes_both(main.format)
     }
 
-    /// Whether they are wanted by name, and have to be there.
+    /// Whether an option asks for negative embeddings.
     pub(super) fn needs_negative(&self) -> bool {
         self.write.outputs.len() > 1 || self.write.outputs.iter().any(|output| output.arrays == Arrays::Both)
     }
 
-    /// Adds the negative embeddings to the main output if they have no other place.
+    /// Adds the negative embeddings to the main output if they have no output of their own.
     pub(super) fn add_negative(&mut self) {
         if let [main] = self.write.outputs.as_mut_slice() {
             main.arrays = Arrays::Both;
@@ -77,20 +77,20 @@ impl Outputs {
     }
 }
 
-/// Whether both are names of one file that is there.
+/// Whether both are names of the same existing file.
 fn is_same_file(path: &Path, other: &Path) -> bool {
     let [path, other] = [path, other].map(|path| fs::canonicalize(path).ok().filter(|path| path.is_file()));
     path.is_some() && path == other
 }
 
-/// The report on rows that cannot be used. One that an earlier run left goes with the output that it was about.
-fn report(args: &Args, main: &Path) -> Result<Option<Report>> {
+/// The report on rows that cannot be used. With --overwrite, that of an earlier run is replaced together with its output.
+fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
     let skips = args.on_error == OnError::Skip;
     if is_stream(main) {
-        if skips && args.talk.quiet && args.stats.is_none() {
+        if skips && is_quiet && args.stats.is_none() {
             return Err(bad_input!(
-                "--on-error skip with --quiet and a stream as --out leaves no place to tell of skipped rows; leave out \
-                 --quiet, or add --stats FILE, which has their number"
+                "--on-error skip with --quiet and a stream as --out would hide which rows are skipped; leave out --quiet, \
+                 or add --stats FILE, which counts them"
             ));
         }
         return Ok(None);
@@ -103,7 +103,7 @@ fn report(args: &Args, main: &Path) -> Result<Option<Report>> {
     (skips || args.overwrite).then(|| Report::beside(main, old)).transpose()
 }
 
-/// Formats that hold the negative embeddings unless a file of their own is named: what decoders read.
+/// Whether a format holds the negative embeddings unless they have a file of their own: those that decoders read.
 fn takes_both(format: OutputFormat) -> bool {
     matches!(format, OutputFormat::Npz | OutputFormat::Safetensors)
 }

@@ -1,0 +1,37 @@
+//! The commands beside embedding.
+
+use super::context::Context;
+use super::{convert, download, help, info, merge, models};
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Makes the list of commands. Each is a module with `Args`, whose doc comment is its help, and with `run`, which returns the
+/// exit code.
+macro_rules! commands {
+    ($($name:ident => $module:ident,)+) => {
+        /// A command.
+        #[derive(Debug, Subcommand)]
+        pub(super) enum Command {
+            $($name($module::Args),)+
+        }
+
+        impl Command {
+            /// Runs the command and returns the exit code.
+            pub(super) fn run(&self, context: &Context) -> Result<u8> {
+                match self {
+                    $(Self::$name(args) => $module::run(args, context),)+
+                }
+            }
+        }
+    };
+}
+
+// A new command is a file (declared in `mod.rs`) and a line here.
+commands! {
+    Models => models,
+    Download => download,
+    Info => info,
+    Convert => convert,
+    Merge => merge,
+    Help => help,
+}

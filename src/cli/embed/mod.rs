@@ -1,0 +1,106 @@
+//! `prior-embed --prompt … --out …`: runs a job as the options say, and reports how it ended.
+
+mod args;
+mod outputs;
+mod request;
+mod stats;
+
+pub(super) use args::Args;
+
+use super::args::warn_no_effect;
+use super::context::Context;
+use super::progress::{FetchProgress, RunProgress, rows};
+use crate::diffusion::guidance::Guidance;
+use crate::hub::builtin::EMOJI;
+use crate::hub::{Hub, Model};
+use crate::job::{Job, JobProgress, Outcome, RowOptions, Stop, Summary, exit_code};
+use crate::pipeline::Pipeline;
+use anyhow::Result;
+use outputs::Outputs;
+use request::Request;
+use stats::{Settings, Stats};
+use std::sync::Arc;
+use tch::Device;
+
+/// Runs the job and returns the exit code.
+///
+/// # Errors
+/// [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way.
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
+    let request = Request::new(args, context)?;
+    // Downloaded here, if need be.
+    let hub = Hub::new(context.hub.clone());
+    let model = hub.open(&request.model, request.needs(), &mut FetchProgress::new(&context.screen))?;
+    let done = compute(args, request, &model, context);
+    done.map_err(|error| model.advise(error))
+}
+
+/// Runs the job with a model that is on this machine.
+fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> Result<u8> {
+    let open = request.opener(&model.folder);
+    let pipeline = open()?;
+    request.scheduler.check(pipeline.scheduler_class().name, &pipeline.folder().to_string())?;
+    pipeline.check_steps(request.rows.settings.steps)?;
+    let wants_negative = request.wants_negative(&pipeline)?;
+    warn_of_model(args, &pipeline, wants_negative);
+    let settings = Settings::new(&request, &pipeline);
+    let Request { prompts, entries, mut outputs, rows: options, compute, .. } = request;
+    if wants_negative {
+        outputs.add_negative();
+    }
+    let options = RowOptions { wants_negative, max_steps: pipeline.max_steps(), ..options };
+    let Outputs { write, stats, report } = outputs;
+    let job = Job { prompts, entries, options, pipeline, open, compute, write, report };
+    let note = args.model.is_none().then(|| {
+        format!(
+            "using the built-in model {EMOJI}, which was trained on emoji pictures; --model takes a larger one, \
+             and prior-embed models lists some"
+        )
+    });
+    let stop = Stop::listen()?;
+    let progress = Arc::new(RunProgress::new(&context.screen, note));
+    let summary = job.run(Arc::clone(&progress) as Arc<dyn JobProgress>, &stop)?;
+    if let Some((count, report)) = &summary.skipped {
+        let (count, report) = (rows(*count), report.display().to_string());
+        log::warn!("{count} could not be used and are zeros; {report:?} lists them");
+    }
+    match summary.outcome {
+        Outcome::WasDone => {
+            context.screen.note("the output is already there, complete and with these settings; nothing to do");
+        }
+        Outcome::Stopped { signal, kept } => {
+            context.screen.error(&stopped(&summary, kept));
+            return Ok(exit_code(signal));
+        }
+        Outcome::Done | Outcome::ReaderGone => {}
+    }
+    if let Some(destination) = stats {
+        Stats::new(&summary, settings, &progress, context.start.elapsed()).write(destination)?;
+    }
+    Ok(0)
+}
+
+/// Warns of options that have no effect with this model. One that promises something which holds anyway (`--offline`,
+/// `--on-error skip`) is not among them.
+fn warn_of_model(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
+    if args.negative_prompt.is_some() && !wants_negative && !Guidance::new(args.guidance_scale).is_on() {
+        let scale = args.guidance_scale;
+        warn_no_effect(
+            "--negative-prompt",
+            &format!("--guidance-scale {scale} turns guidance off, except for rows with a scale of their own"),
+        );
+    }
+    if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
+        warn_no_effect("--threads", "the model runs on a GPU");
+    }
+}
+
+/// The last line of a run that a signal stopped.
+fn stopped(summary: &Summary, kept: bool) -> String {
+    let of = summary.total.map(|total| format!(" of {total}")).unwrap_or_default();
+    match kept {
+        true if summary.rows == 0 => "stopped while the prompts were counted; nothing has changed".to_string(),
+        true => format!("stopped after {}{of} rows, which are kept; --resume continues from there", summary.rows),
+        false => "stopped; nothing is kept".to_string(),
+    }
+}

@@ -1,0 +1,142 @@
+//! `--stats FILE`: where time and memory went, as JSON.
+
+use super::request::Request;
+use crate::cli::progress::RunProgress;
+use crate::job::Summary;
+use crate::output::destination::Destination;
+use crate::pipeline::Pipeline;
+use crate::weights::checkpoint::Placement;
+use anyhow::Result;
+use serde::Serialize;
+use std::time::Duration;
+
+/// The report.
+#[derive(Debug, Serialize)]
+pub(super) struct Stats {
+    rows: u64,
+    /// Those that an earlier run wrote.
+    resumed_rows: u64,
+    /// Rows of this run whose prompts were too long and were truncated.
+    #[serde(rename = "cut_off_rows")]
+    truncated_rows: u64,
+    /// Rows that are zeros because they could not be used.
+    skipped_rows: u64,
+    /// Rows of this run per second, from the start of the process to the end.
+    rows_per_second: f64,
+    seconds: Seconds,
+    /// The most memory that the process held; null if the system does not tell.
+    peak_rss_bytes: Option<u64>,
+    /// The memory that the batch size and the number of workers were planned for; null for a GPU.
+    planned_bytes: Option<u64>,
+    settings: Settings,
+}
+
+/// Seconds of wall time. `load`, `text`, `tokenize` and `prior` are summed over all workers, `tokenize` is part of `text`, and
+/// `read` is partly spent beside them.
+#[derive(Debug, Serialize)]
+struct Seconds {
+    load: f64,
+    text: f64,
+    tokenize: f64,
+    prior: f64,
+    read: f64,
+    write: f64,
+    total: f64,
+}
+
+impl Seconds {
+    fn new(summary: &Summary, total: Duration) -> Self {
+        let timings = summary.timings;
+        let seconds = |duration: Duration| duration.as_secs_f64();
+        Self {
+            load: seconds(timings.load),
+            text: seconds(timings.text),
+            tokenize: seconds(timings.tokenize),
+            prior: seconds(timings.prior),
+            read: seconds(summary.read),
+            write: seconds(summary.write),
+            total: seconds(total),
+        }
+    }
+}
+
+/// The settings of a run. Those that were `auto` have the values that were chosen.
+#[derive(Debug, Serialize)]
+pub(super) struct Settings {
+    model: String,
+    lora: Vec<String>,
+    steps: usize,
+    guidance_scale: f64,
+    seed: u64,
+    samples_per_prompt: u64,
+    negative_prompt: Option<String>,
+    scheduler: &'static str,
+    device: String,
+    dtype: &'static str,
+    /// CPU threads of all workers together.
+    threads: usize,
+    /// Pipelines that worked side by side.
+    workers: usize,
+    batch_size: usize,
+}
+
+impl Settings {
+    /// Those of a request. What the job decides is filled in by [`Stats::new`].
+    pub(super) fn new(request: &Request, pipeline: &Pipeline) -> Self {
+        let Placement { device, precision } = pipeline.placement();
+        let Request { model_name, loras, rows, .. } = request;
+        Self {
+            model: model_name.clone(),
+            lora: loras.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),
+            steps: rows.settings.steps,
+            guidance_scale: rows.settings.guidance_scale,
+            seed: rows.seed,
+            samples_per_prompt: rows.samples,
+            negative_prompt: rows.negative_prompt.clone(),
+            scheduler: pipeline.scheduler_class().name,
+            device: format!("{device:?}").to_lowercase(),
+            dtype: precision.name(),
+            threads: 0,
+            workers: 0,
+            batch_size: 0,
+        }
+    }
+}
+
+impl Stats {
+    /// Those of a run that took `total` from the start of the process.
+    pub(super) fn new(summary: &Summary, settings: Settings, progress: &RunProgress, total: Duration) -> Self {
+        let Summary { rows, resumed, threads, workers, batch_size, memory, .. } = *summary;
+        let (truncated_rows, unreported) = progress.truncated_and_skipped();
+        Self {
+            rows,
+            resumed_rows: resumed,
+            truncated_rows,
+            skipped_rows: summary.skipped.as_ref().map_or(unreported, |(rows, _)| *rows),
+            rows_per_second: rows.saturating_sub(resumed) as f64 / total.as_secs_f64(),
+            seconds: Seconds::new(summary, total),
+            peak_rss_bytes: peak_rss_bytes(),
+            planned_bytes: memory,
+            settings: Settings { threads, workers, batch_size, ..settings },
+        }
+    }
+
+    /// Writes the report.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn write(&self, destination: Destination) -> Result<()> {
+        destination.write(|output| {
+            serde_json::to_writer_pretty(&mut *output, self)?;
+            Ok(writeln!(output)?)
+        })
+    }
+}
+
+/// The most memory that this process has held, in bytes.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}

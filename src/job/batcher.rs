@@ -1,0 +1,482 @@
+//! Cuts the rows of all prompts into blocks.
+
+use super::JobProgress;
+use super::first_pass::{FirstPass, Hash};
+use super::options::{OnError, RowOptions};
+use super::prompts::{Entries, refused};
+use super::read_ahead::{Next, ReadAhead, record_bytes};
+use super::report::Report;
+use crate::output::OutputRow;
+use crate::output::shard::Shard;
+use crate::rows::{BadRow, PromptRecord};
+use anyhow::Result;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+/// How rows are cut into blocks, and which blocks this run computes. Both depend on a row's number alone, so a run that
+/// resumes, or computes a shard, has the same blocks as one that computes everything at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blocks {
+    /// Rows per block. A block begins at a multiple of this.
+    pub(super) rows: u64,
+    /// The share of the blocks to compute, if not all.
+    pub(super) shard: Option<Shard>,
+}
+
+impl Blocks {
+    /// The block of a row.
+    fn of_row(self, row: u64) -> u64 {
+        row / self.rows
+    }
+
+    /// How many of `rows` in all are to be computed.
+    pub(super) fn own_rows(self, rows: u64) -> u64 {
+        let Some(Shard { index, count }) = self.shard else { return rows };
+        let blocks = rows.div_ceil(self.rows);
+        if index > blocks {
+            return 0;
+        }
+        let others = (blocks - index) / count;
+        // The last block may be short.
+        let last = blocks - 1;
+        let of_last = if self.has(last) { rows - last * self.rows } else { self.rows };
+        others * self.rows + of_last
+    }
+
+    /// Whether a block is to be computed.
+    fn has(self, block: u64) -> bool {
+        self.shard.is_none_or(|shard| block % shard.count == shard.index - 1)
+    }
+}
+
+/// Rows that are computed together.
+#[derive(Debug, Default)]
+pub(super) struct Block {
+    /// What the output says of each row.
+    pub(super) rows: Vec<OutputRow>,
+    /// The prompt of each row; `None` for one that cannot be used, whose embeddings are zeros.
+    pub(super) prompts: Vec<Option<Arc<PromptRecord>>>,
+    /// Whether the run has no other block.
+    pub(super) is_only: bool,
+    /// Bytes of text.
+    pub(super) bytes: usize,
+}
+
+/// How a file differs at the end of the second pass from what the first found. A run that stops earlier cannot tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    /// There is more behind what was there.
+    Grown,
+    /// What was there is gone.
+    Edited,
+}
+
+/// Where entries come from.
+pub(super) enum Source {
+    /// Read when they are needed.
+    Direct(Entries),
+    /// Read ahead, and not waited for while others can be computed.
+    Live(ReadAhead),
+}
+
+impl Source {
+    /// # Errors
+    /// If the system has no more threads.
+    pub(super) fn new(entries: Entries, is_live: bool, interrupt: &Arc<AtomicBool>) -> Result<Self> {
+        Ok(if is_live { Self::Live(ReadAhead::start(entries, Arc::clone(interrupt))?) } else { Self::Direct(entries) })
+    }
+
+    fn next(&mut self, may_wait: bool) -> Next {
+        match self {
+            Self::Direct(entries) => entries.next().map_or(Next::End, Next::Entry),
+            Self::Live(entries) => entries.next(may_wait),
+        }
+    }
+}
+
+/// A prompt whose rows are not all in a block yet.
+struct Pending {
+    record: Option<Arc<PromptRecord>>,
+    /// Number of its first row.
+    first: u64,
+    /// The rows that are left.
+    rows: Range<u64>,
+}
+
+/// Makes blocks of entries.
+pub(super) struct Batcher {
+    /// What messages call the prompts.
+    pub(super) name: String,
+    pub(super) source: Source,
+    pub(super) options: RowOptions,
+    pub(super) blocks: Blocks,
+    /// What the first pass found, if there was one: no rows beyond that are read.
+    pub(super) first_pass: Option<FirstPass>,
+    /// Whether the first block may be the only one.
+    pub(super) may_be_only: bool,
+    /// Rows of this run that are still to be left out because an earlier run wrote them.
+    pub(super) done: u64,
+    pub(super) report: Option<Report>,
+    pub(super) progress: Arc<dyn JobProgress>,
+    pub(super) state: State,
+}
+
+/// How far a [`Batcher`] is.
+#[derive(Default)]
+pub(super) struct State {
+    hash: Hash,
+    pending: Option<Pending>,
+    /// An error that comes after the block that was begun before it.
+    error: Option<anyhow::Error>,
+    /// Rows of all entries so far, whichever run computes them.
+    pub(super) rows: u64,
+    /// Blocks so far.
+    pub(super) blocks: u64,
+    has_ended: bool,
+    /// Time spent reading, and waiting for whoever writes the prompts.
+    pub(super) read: Duration,
+    /// How the file differs from what the first pass found, once that is known.
+    pub(super) change: Option<Change>,
+}
+
+impl Batcher {
+    /// The next block, or the error that the rows end with. `None` if there are no more.
+    pub(super) fn next_block(&mut self) -> Option<Result<Block>> {
+        let mut block = Block::default();
+        let mut current = None;
+        loop {
+            let Some(rows) = self.next_rows() else {
+                match self.advance(block.rows.is_empty()) {
+                    Ok(true) => continue,
+                    Ok(false) => break,
+                    Err(error) => {
+                        self.state.has_ended = true;
+                        self.state.error = Some(error);
+                        break;
+                    }
+                }
+            };
+            // A prompt may have rows in several blocks.
+            if *current.get_or_insert(self.blocks.of_row(rows.start)) != self.blocks.of_row(rows.start) {
+                break;
+            }
+            let end = rows.end;
+            self.append(rows, &mut block);
+            if end % self.blocks.rows == 0 {
+                break;
+            }
+        }
+        if block.rows.is_empty() {
+            return self.state.error.take().map(Err);
+        }
+        block.is_only = self.state.blocks == 0 && self.may_be_only && self.is_at_end();
+        self.state.blocks += 1;
+        Some(Ok(block))
+    }
+
+    /// Gives no more blocks.
+    pub(super) fn end(&mut self) {
+        self.state.has_ended = true;
+        (self.state.pending, self.state.error) = (None, None);
+    }
+
+    /// Whether no rows follow. Not known, and so false, if that would have to be waited for.
+    fn is_at_end(&mut self) -> bool {
+        if matches!(self.source, Source::Live(_)) || self.state.error.is_some() {
+            return false;
+        }
+        while self.next_rows().is_none() {
+            match self.advance(true) {
+                Ok(true) => {}
+                Ok(false) => return true,
+                Err(error) => {
+                    self.state.has_ended = true;
+                    self.state.error = Some(error);
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    /// The next rows that this run computes, all of one block; `None` if the next entry is needed for that. They stay
+    /// pending.
+    fn next_rows(&mut self) -> Option<Range<u64>> {
+        let pending = self.state.pending.as_mut()?;
+        while pending.rows.start < pending.rows.end {
+            let block = self.blocks.of_row(pending.rows.start);
+            let end = pending.rows.end.min((block + 1).saturating_mul(self.blocks.rows));
+            if self.blocks.has(block) {
+                let done = self.done.min(end - pending.rows.start);
+                self.done -= done;
+                pending.rows.start += done;
+                if pending.rows.start < end {
+                    return Some(pending.rows.start..end);
+                }
+            } else {
+                pending.rows.start = end;
+            }
+        }
+        self.state.pending = None;
+        None
+    }
+
+    /// Moves pending rows to a block.
+    fn append(&mut self, rows: Range<u64>, block: &mut Block) {
+        let Some(pending) = &mut self.state.pending else { return };
+        pending.rows.start = rows.end;
+        let record = pending.record.as_ref();
+        block.bytes += record.map_or(0, |record| record_bytes(record));
+        for row in rows {
+            let own_seed = record.and_then(|record| record.seed);
+            block.rows.push(OutputRow {
+                row,
+                id: record.and_then(|record| record.id.clone()),
+                prompt: record.map_or_else(|| "".into(), |record| Arc::clone(&record.prompt)),
+                seed: match own_seed {
+                    Some(seed) => seed.wrapping_add(row - pending.first),
+                    None => self.options.seed.wrapping_add(row),
+                },
+            });
+            block.prompts.push(record.cloned());
+        }
+    }
+
+    /// Reads the next entry and makes its rows pending; false if there is none, or none yet.
+    fn advance(&mut self, may_wait: bool) -> Result<bool> {
+        if self.state.has_ended {
+            return Ok(false);
+        }
+        let start = Instant::now();
+        let next = self.source.next(may_wait);
+        self.state.read += start.elapsed();
+        let first = self.state.rows;
+        let entry = match (next, &self.first_pass) {
+            (Next::NotYet, _) => return Ok(false),
+            (next, Some(first_pass)) if first_pass.rows == first => {
+                let change = if matches!(next, Next::End) { Change::None } else { Change::Grown };
+                return Ok(self.finish(change));
+            }
+            (Next::End, _) => return Ok(self.finish(Change::Edited)),
+            (Next::Entry(entry), _) => entry,
+        };
+        if let (Some(_), Ok(entry)) = (&self.first_pass, &entry) {
+            self.state.hash.add(entry);
+        }
+        let passed = self.first_pass.is_some() && entry.is_ok() && self.options.on_error == OnError::Fail;
+        let checked = self.options.check(entry?);
+        let record = match checked {
+            Ok(record) => Some(record),
+            // The first pass would have refused it.
+            Err(_) if passed => return Ok(self.finish(Change::Edited)),
+            Err(row) => {
+                self.skip(&row)?;
+                None
+            }
+        };
+        let end = first.saturating_add(self.options.samples_of(record.as_ref()));
+        if self.first_pass.as_ref().is_some_and(|first_pass| first_pass.rows < end) {
+            return Ok(self.finish(Change::Edited));
+        }
+        self.state.rows = end;
+        self.state.pending = Some(Pending { record: record.map(Arc::new), first, rows: first..end });
+        Ok(true)
+    }
+
+    /// There are no more rows. Without a first pass nothing can have changed, and if all rows were read that it found, only
+    /// the hash tells whether they are the same.
+    fn finish(&mut self, change: Change) -> bool {
+        self.state.has_ended = true;
+        self.state.change = Some(match &self.first_pass {
+            None => Change::None,
+            Some(first_pass) if std::mem::take(&mut self.state.hash).finish() != first_pass.hash => Change::Edited,
+            Some(_) => change,
+        });
+        false
+    }
+
+    /// Reports the next rows as ones that cannot be used.
+    fn skip(&mut self, bad: &BadRow) -> Result<()> {
+        if self.options.on_error == OnError::Fail {
+            return Err(refused(&self.name, bad));
+        }
+        let (row, samples) = (self.state.rows, self.options.samples_of(None));
+        match &mut self.report {
+            Some(report) if self.blocks.has(self.blocks.of_row(row)) => report.add(row, samples, bad),
+            Some(_) => Ok(()),
+            None => {
+                self.progress.skipped(samples, &format!("{}: {bad}; row {row} is zeros", self.name));
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::first_pass::tests::{first_pass, options, prompts};
+    use super::super::prompts::Prompts;
+    use super::*;
+    use std::fs::File;
+    use std::io::Write;
+    use std::path::PathBuf;
+
+    fn batcher(prompts: &Prompts, blocks: Blocks, done: u64, on_error: OnError, is_live: bool) -> Batcher {
+        let entries = prompts.open().unwrap();
+        Batcher {
+            name: entries.name().into(),
+            source: Source::new(entries, is_live, &prompts.read.interrupt).unwrap(),
+            options: RowOptions { on_error, ..options() },
+            blocks,
+            first_pass: None,
+            may_be_only: true,
+            done,
+            report: None,
+            progress: Arc::new(()),
+            state: State::default(),
+        }
+    }
+
+    /// The rows of a block: number, prompt and seed.
+    fn rows(block: &Block) -> Vec<(u64, String, u64)> {
+        let prompts = block.prompts.iter().map(|prompt| prompt.as_ref().map_or("-", |record| &record.prompt));
+        block.rows.iter().zip(prompts).map(|(row, prompt)| (row.row, prompt.to_string(), row.seed)).collect()
+    }
+
+    /// The rows of all blocks, and how many rows all prompts have.
+    fn read(text: &str, blocks: Blocks, done: u64, on_error: OnError) -> (Vec<(u64, String, u64)>, u64) {
+        let (_folder, prompts) = prompts("p.jsonl", text);
+        let mut batcher = batcher(&prompts, blocks, done, on_error, false);
+        let mut all = Vec::new();
+        while let Some(block) = batcher.next_block() {
+            let Ok(block) = block else {
+                all.push((u64::MAX, "error".into(), 0));
+                continue;
+            };
+            let numbers: Vec<u64> = block.rows.iter().map(|row| blocks.of_row(row.row)).collect();
+            assert!(numbers.iter().all(|number| *number == numbers[0]), "a block within its borders");
+            all.extend(rows(&block));
+        }
+        (all, batcher.state.rows)
+    }
+
+    const LINES: &str = "{\"prompt\": \"a\", \"samples\": 7, \"seed\": 50}\n{\n{\"prompt\": \"b\"}\n";
+
+    fn all() -> Vec<(u64, String, u64)> {
+        let names = [("given", 2), ("a", 7), ("-", 2), ("b", 2)].into_iter();
+        let names = names.flat_map(|(prompt, samples)| vec![prompt.to_string(); samples]);
+        let row = |(row, prompt): (u64, String)| {
+            let seed = if prompt == "a" { 50 + row - 2 } else { 10 + row };
+            (row, prompt, seed)
+        };
+        (0..).zip(names).map(row).collect()
+    }
+
+    #[test]
+    fn every_row_comes_once_and_a_bad_one_keeps_its_place() {
+        for rows in [1, 2, 3, 64] {
+            assert_eq!(read(LINES, Blocks { rows, shard: None }, 0, OnError::Skip), (all(), 13));
+        }
+    }
+
+    #[test]
+    fn rows_of_an_earlier_run_are_left_out() {
+        let blocks = Blocks { rows: 3, shard: None };
+        for done in 0..=13 {
+            assert_eq!(read(LINES, blocks, done, OnError::Skip).0, all()[done as usize..]);
+        }
+    }
+
+    #[test]
+    fn shards_have_whole_blocks_and_together_all_rows() {
+        for count in 1..6 {
+            let mut rows = Vec::new();
+            for index in 1..=count {
+                let blocks = Blocks { rows: 3, shard: Some(Shard { index, count }) };
+                let (own, total) = read(LINES, blocks, 0, OnError::Skip);
+                assert_eq!((total, blocks.own_rows(13)), (13, own.len() as u64));
+                let resumed = read(LINES, blocks, 3, OnError::Skip).0;
+                assert_eq!(resumed, own[own.len().min(3)..]);
+                rows.extend(own);
+            }
+            rows.sort();
+            assert_eq!(rows, all());
+        }
+    }
+
+    #[test]
+    fn no_number_of_rows_or_shards_is_too_large() {
+        let own = |rows, index, count, all| Blocks { rows, shard: Some(Shard { index, count }) }.own_rows(all);
+        assert_eq!(own(64, u64::MAX, u64::MAX, 100), 0);
+        assert_eq!([own(64, 1, u64::MAX, 100), own(64, 2, u64::MAX, 100)], [64, 36]);
+        assert_eq!(own(64, 1, 2, u64::MAX) + own(64, 2, 2, u64::MAX), u64::MAX);
+        assert_eq!(own(64, 1, 1, u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn an_error_comes_after_the_rows_before_it_and_is_the_end() {
+        let (rows, _) = read(LINES, Blocks { rows: 4, shard: None }, 0, OnError::Fail);
+        assert_eq!(rows[..9], all()[..9]);
+        assert_eq!(rows[9..], [(u64::MAX, "error".to_string(), 0)]);
+    }
+
+    #[test]
+    fn a_block_that_is_all_there_is_says_so() {
+        for (lines, expected) in [(1, true), (3, true), (4, false)] {
+            // With the one that is given, of two rows each.
+            let (_folder, prompts) = prompts("p.txt", &"a\n".repeat(lines));
+            let mut batcher = batcher(&prompts, Blocks { rows: 8, shard: None }, 0, OnError::Fail, false);
+            let first = batcher.next_block().unwrap().unwrap();
+            assert_eq!((first.rows.len(), first.is_only), (2 + 2 * lines.min(3), expected));
+            assert_eq!(batcher.next_block().map(|block| block.unwrap().is_only), (!expected).then_some(false));
+        }
+    }
+
+    #[test]
+    fn live_rows_do_not_wait_for_others() {
+        let (folder, mut prompts) = prompts("p.txt", "");
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        // Open for reading too, so that opening it does not wait for the other end.
+        let mut writer = File::options().read(true).write(true).open(&pipe).unwrap();
+        (prompts.given, prompts.file) = (Vec::new(), Some(PathBuf::from(&pipe)));
+        let mut batcher = batcher(&prompts, Blocks { rows: 8, shard: None }, 0, OnError::Fail, true);
+        let mut number = 0;
+        for lines in ["a\n", "b\n"] {
+            writer.write_all(lines.as_bytes()).unwrap();
+            let block = batcher.next_block().unwrap().unwrap();
+            assert_eq!((block.rows.len(), block.rows[0].row, block.is_only), (2, number, false));
+            number += 2;
+        }
+        // Its thread waits for more, which will not come.
+        drop(batcher);
+    }
+
+    #[test]
+    fn a_file_that_changed_after_the_first_pass_is_noticed() {
+        let lines = "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n";
+        for (now, rows, change) in [
+            (lines.to_string(), 6, Change::None),
+            (format!("{lines}{{\"prompt\": \"c\"}}\n"), 6, Change::Grown),
+            (format!("{lines}nonsense\n"), 6, Change::Grown),
+            (lines.replace('b', "c"), 6, Change::Edited),
+            (lines.replace('a', "c"), 6, Change::Edited),
+            (lines.replace("\"b\"", "\"b\", \"samples\": 3"), 4, Change::Edited),
+            (lines.replace("{\"prompt\": \"b\"}", "nonsense"), 4, Change::Edited),
+            (lines[..lines.len() / 2].to_string(), 4, Change::Edited),
+        ] {
+            let (_folder, mut prompts) = prompts("p.jsonl", lines);
+            let found = first_pass(&prompts, &options()).unwrap();
+            std::fs::write(prompts.file.as_mut().unwrap(), &now).unwrap();
+            let mut batcher = batcher(&prompts, Blocks { rows: 2, shard: None }, 0, OnError::Fail, false);
+            batcher.first_pass = Some(found);
+            while let Some(block) = batcher.next_block() {
+                assert!(block.unwrap().rows.iter().all(|row| row.row < 6));
+            }
+            assert_eq!((batcher.state.rows, batcher.state.change), (rows, Some(change)), "{now}");
+        }
+    }
+}

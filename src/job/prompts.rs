@@ -1,0 +1,94 @@
+//! Where a job's prompts come from.
+
+use super::JobProgress;
+use crate::bad_input;
+use crate::rows::{BadRow, Entry, Place, PromptReader, PromptRecord, ReadOptions};
+use anyhow::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Prompts from the command line, followed by those of a file.
+#[derive(Debug, Clone, Default)]
+pub struct Prompts {
+    /// Those of the command line.
+    pub given: Vec<String>,
+    /// The file, `-` for standard input.
+    pub file: Option<PathBuf>,
+    /// How to read the file.
+    pub read: ReadOptions,
+}
+
+impl Prompts {
+    /// Opens the file, checks its header, and returns all entries from the first on.
+    ///
+    /// # Errors
+    /// [`crate::error::BadInput`] if the file cannot be opened or does not have the format it should have.
+    pub fn open(&self) -> Result<Entries> {
+        let reader = self.file.as_ref().map(|file| PromptReader::open(file, &self.read)).transpose()?;
+        let name = reader.as_ref().map_or_else(|| "--prompt".to_string(), |reader| reader.name().to_string());
+        Ok(Entries { name, given: self.given.clone().into_iter(), reader, rows: 0, progress: None })
+    }
+
+    /// Whether the prompts can be read only once, and may arrive slowly: from a pipe, a terminal or a device.
+    pub fn is_stream(&self) -> bool {
+        self.file.as_deref().is_some_and(|file| file == Path::new("-") || !file.is_file())
+    }
+}
+
+/// The entries of [`Prompts`], in order.
+pub struct Entries {
+    name: String,
+    given: std::vec::IntoIter<String>,
+    reader: Option<PromptReader>,
+    /// Entries of the command line so far.
+    rows: u64,
+    progress: Option<Arc<dyn JobProgress>>,
+}
+
+impl Entries {
+    /// What messages call the prompts.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Passes on what the reader notices about the file.
+    pub(super) fn report_to(&mut self, progress: &Arc<dyn JobProgress>) {
+        self.progress = Some(Arc::clone(progress));
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        if let Some(prompt) = self.given.next() {
+            self.rows += 1;
+            let record = PromptRecord { prompt: prompt.into(), ..PromptRecord::default() };
+            return Some(Ok(Entry::Prompt { place: Place::Row(self.rows), record }));
+        }
+        let reader = self.reader.as_mut()?;
+        let entry = reader.next();
+        if let Some(progress) = &self.progress {
+            reader.take_notices().iter().for_each(|notice| progress.notice(notice));
+        }
+        entry
+    }
+}
+
+/// The error for a row that cannot be used.
+pub(super) fn refused(name: &str, row: &BadRow) -> Error {
+    match row {
+        BadRow { place: Place::Line(number), reason } => bad_input!("{name}:{number}: {reason}"),
+        row => bad_input!("{name}: {row}"),
+    }
+}
+
+/// The error for a source without prompts.
+pub(super) fn no_prompts(name: &str) -> Error {
+    bad_input!("{name} holds no prompts; write one a line")
+}
+
+/// The error for a file whose rows are not those that were counted.
+pub(super) fn edited(name: &str) -> Error {
+    bad_input!("{name} was edited while it was read, and nothing is kept; run again")
+}
