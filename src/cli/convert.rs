@@ -101,7 +101,8 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
             Ok((Input::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
         }
         (true, None) => Err(bad_input!(
-            "{:?} is a prior alone; give --config FOLDER, a model of the same kind to take the text encoder, the tokenizer and the rest from",
+            "{:?} is a prior alone; give --config FOLDER, a model of the same kind to take \
+             the text encoder, the tokenizer and the rest from",
             args.source
         )),
         (false, None) => {
@@ -109,7 +110,8 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
             Ok((Input::Model(model.folder.clone()), model))
         }
         (false, Some(_)) => Err(bad_input!(
-            "--config goes with a prior alone, a file or a folder, and {:?} is a whole model; leave it out, or give the prior",
+            "--config goes with a prior alone, a file or a folder, and {:?} is a whole model; \
+             leave it out, or give the prior",
             args.source
         )),
     }

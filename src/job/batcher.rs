@@ -4,7 +4,7 @@ use super::JobProgress;
 use super::first_pass::{FirstPass, Hash};
 use super::options::{OnError, RowOptions};
 use super::prompts::{Entries, refused};
-use super::read_ahead::{Next, ReadAhead, record_bytes};
+use super::read_ahead::{Next, ReadAhead};
 use super::report::Report;
 use crate::output::OutputRow;
 use crate::output::shard::Shard;
@@ -229,7 +229,9 @@ impl Batcher {
         let Some(pending) = &mut self.state.pending else { return };
         pending.rows.start = rows.end;
         let record = pending.record.as_ref();
-        block.bytes += record.map_or(0, |record| record_bytes(record));
+        let len = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let bytes = |record: &Arc<PromptRecord>| record.prompt.len() + len(&record.id) + len(&record.negative_prompt);
+        block.bytes += record.map_or(0, bytes);
         for row in rows {
             let own_seed = record.and_then(|record| record.seed);
             block.rows.push(OutputRow {
@@ -286,8 +288,8 @@ impl Batcher {
         Ok(true)
     }
 
-    /// There are no more rows. Without a first pass nothing can have changed, and if all rows were read that it found, only
-    /// the hash tells whether they are the same.
+    /// There are no more rows. Without a first pass nothing can have changed, and if all rows were read that it found,
+    /// only the hash tells whether they are the same.
     fn finish(&mut self, change: Change) -> bool {
         self.state.has_ended = true;
         self.state.change = Some(match &self.first_pass {

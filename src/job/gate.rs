@@ -28,8 +28,8 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until another item may be made, and counts it; false once the gate is closed. Its size is not known yet: one
-    /// item of any size goes through whenever the others are within bounds.
+    /// Waits until another item may be made, and counts it; false once the gate is closed. Its size is not known yet:
+    /// one item of any size goes through whenever the others are within bounds.
     pub(super) fn enter(&self) -> bool {
         let is_full = |state: &mut State| {
             let has_room = state.items < self.max_items && state.bytes <= self.max_bytes;

@@ -122,8 +122,8 @@ impl Report {
         }
     }
 
-    /// Puts the report into its place, once the output is in its own, and says of how many rows it tells. Where there is
-    /// nothing to report, what an earlier run reported of an output that is replaced goes.
+    /// Puts the report into its place, once the output is in its own, and says of how many rows it tells. Where there
+    /// is nothing to report, what an earlier run reported of an output that is replaced goes.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] if another one is there and has to stay; or if it cannot be moved.

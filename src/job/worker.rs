@@ -98,8 +98,8 @@ impl Shared {
     }
 }
 
-/// A worker's part of a run: computes blocks until there are no more, one fails, or the run ends. The pipeline is opened
-/// when it is first needed if it is not given.
+/// A worker's part of a run: computes blocks until there are no more, one fails, or the run ends. The pipeline is
+/// opened when it is first needed if it is not given.
 pub(super) fn work(worker: usize, mut pipeline: Option<Pipeline>, shared: &Shared, results: &Sender<Computed>) {
     if let Some(threads) = shared.threads {
         // libtorch keeps this number for each thread that calls it.
@@ -183,8 +183,8 @@ impl Computation {
         Ok(Embedded { image, negative, bytes: block.bytes, rows: block.rows })
     }
 
-    /// What to compute, grouped by settings: image embeddings, then the negative ones of rows with a negative prompt. These
-    /// are embeddings of that prompt under guidance away from itself, as in diffusers.
+    /// What to compute, grouped by settings: image embeddings, then the negative ones of rows with a negative prompt.
+    /// These are embeddings of that prompt under guidance away from itself, as in diffusers.
     fn groups<'a>(&'a self, block: &'a Block) -> Vec<Group<'a>> {
         let mut groups: Vec<Group> = Vec::new();
         for array in [ArrayName::Image, ArrayName::Negative] {

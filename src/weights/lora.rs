@@ -41,6 +41,7 @@ const SMALL_BYTES: u64 = 1 << 20;
 /// A LoRA.
 #[derive(Debug)]
 pub struct Lora {
+    /// Its name in messages.
     origin: String,
     layers: Vec<Layer>,
 }
@@ -125,11 +126,6 @@ impl Lora {
             }
         }
         Ok(Self { origin, layers })
-    }
-
-    /// Its name in messages.
-    pub fn origin(&self) -> &str {
-        &self.origin
     }
 
     /// A hash over all of its changes.

@@ -33,7 +33,8 @@ fn check_share<S: Strategy>(
         accepted.set(accepted.get() + u32::from(is_accepted));
         Ok(())
     };
-    TestRunner::new(ProptestConfig::with_cases(cases)).run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    TestRunner::new(config).run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
     let found = f64::from(accepted.get()) / f64::from(all.get());
     assert!(share.contains(&found), "{found:.2} of the inputs are accepted, not {share:?}");
 }
