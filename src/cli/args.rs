@@ -176,8 +176,8 @@ pub struct Args {
     pub prompts: Option<PathBuf>,
 
     /// Format of the prompts, txt, jsonl, csv, tsv or parquet, if the file's extension does not tell
-    #[arg(long, value_name = "NAME", hide_possible_values = true)]
-    pub format_in: Option<PromptFormat>,
+    #[arg(long, value_name = "NAME", hide_possible_values = true, value_parser = values::prompt_format())]
+    pub format_in: Option<&'static PromptFormat>,
 
     /// The column, or the key in .jsonl, that holds the prompts [default: prompt, or the only one]
     #[arg(long, value_name = "NAME", value_parser = text())]

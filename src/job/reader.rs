@@ -5,7 +5,7 @@ use super::budget::{Budget, Held};
 use super::report::Report;
 use super::source::{Entries, Hash, OnError, Rules, Survey, refused};
 use crate::output::shard::Shard;
-use crate::rows::{Entry, PromptRecord};
+use crate::rows::{PromptRow, PromptRecord};
 use anyhow::Result;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
@@ -143,7 +143,7 @@ impl Reader {
     }
 
     /// What an entry whose first row is `row` says, and how many rows it has.
-    fn record(&self, entry: Entry, row: u64) -> Result<(Option<PromptRecord>, u64)> {
+    fn record(&self, entry: PromptRow, row: u64) -> Result<(Option<PromptRecord>, u64)> {
         match self.rules.judge(entry) {
             Ok(record) => {
                 let samples = self.rules.samples_of(Some(&record));

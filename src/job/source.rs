@@ -4,7 +4,7 @@ use super::stop::Stop;
 use crate::bad_input;
 use crate::output::Interrupted;
 use crate::pipeline::Settings;
-use crate::rows::{BadRow, Entry, Notice, Place, PromptReader, PromptRecord, ReadOptions};
+use crate::rows::{BadRow, PromptRow, Notice, Place, PromptReader, PromptRecord, ReadOptions};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -67,13 +67,13 @@ impl Entries {
 }
 
 impl Iterator for Entries {
-    type Item = Result<Entry>;
+    type Item = Result<PromptRow>;
 
-    fn next(&mut self) -> Option<Result<Entry>> {
+    fn next(&mut self) -> Option<Result<PromptRow>> {
         let Some(prompt) = self.given.next() else { return self.reader.as_mut()?.next() };
         self.number += 1;
         let record = PromptRecord { prompt: prompt.into(), ..PromptRecord::default() };
-        Some(Ok(Entry::Prompt { place: Place::Row(self.number), record }))
+        Some(Ok(PromptRow::Prompt { place: Place::Row(self.number), record }))
     }
 }
 
@@ -103,10 +103,10 @@ impl Rules {
     }
 
     /// The record of an entry, or why it cannot be used.
-    pub fn judge(&self, entry: Entry) -> Result<PromptRecord, BadRow> {
+    pub fn judge(&self, entry: PromptRow) -> Result<PromptRecord, BadRow> {
         let (place, record) = match entry {
-            Entry::Prompt { place, record } => (place, record),
-            Entry::Bad(row) => return Err(row),
+            PromptRow::Prompt { place, record } => (place, record),
+            PromptRow::Bad(row) => return Err(row),
         };
         let bad = |reason: String| Err(BadRow { place, reason });
         if let Some(steps) = record.steps.filter(|steps| *steps > self.most_steps) {
@@ -203,17 +203,17 @@ pub(super) fn edited(name: &str) -> anyhow::Error {
 pub(super) struct Hash(Sha256);
 
 impl Hash {
-    pub(super) fn add(&mut self, entry: &Entry) {
+    pub(super) fn add(&mut self, entry: &PromptRow) {
         let place = match entry {
-            Entry::Prompt { place, .. } => place,
-            Entry::Bad(row) => &row.place,
+            PromptRow::Prompt { place, .. } => place,
+            PromptRow::Bad(row) => &row.place,
         };
         match *place {
             Place::Line(number) => self.number(b'l', number),
             Place::Row(number) => self.number(b'r', number),
         }
         match entry {
-            Entry::Prompt { record, .. } => {
+            PromptRow::Prompt { record, .. } => {
                 // By name, so that a new field is not forgotten.
                 let PromptRecord { id, prompt, negative_prompt, seed, guidance_scale, steps, samples } = record;
                 self.text(b'p', Some(prompt));
@@ -224,7 +224,7 @@ impl Hash {
                 self.option(b't', steps.map(|steps| steps as u64));
                 self.option(b'k', samples.map(|samples| samples as u64));
             }
-            Entry::Bad(row) => self.text(b'b', Some(&row.reason)),
+            PromptRow::Bad(row) => self.text(b'b', Some(&row.reason)),
         }
     }
 
@@ -340,10 +340,10 @@ pub(super) mod tests {
             PromptRecord { samples: Some(1), ..record() },
         ];
         let place = Place::Line(1);
-        let mut entries: Vec<Entry> = records.into_iter().map(|record| Entry::Prompt { place, record }).collect();
-        entries.push(Entry::Prompt { place: Place::Row(1), record: record() });
-        entries.push(Entry::Prompt { place: Place::Line(2), record: record() });
-        entries.extend(["a", "b"].map(|reason| Entry::Bad(BadRow { place, reason: reason.into() })));
+        let mut entries: Vec<PromptRow> = records.into_iter().map(|record| PromptRow::Prompt { place, record }).collect();
+        entries.push(PromptRow::Prompt { place: Place::Row(1), record: record() });
+        entries.push(PromptRow::Prompt { place: Place::Line(2), record: record() });
+        entries.extend(["a", "b"].map(|reason| PromptRow::Bad(BadRow { place, reason: reason.into() })));
         let hashes: std::collections::HashSet<String> = entries
             .iter()
             .map(|entry| {

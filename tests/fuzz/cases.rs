@@ -5,7 +5,7 @@ use crate::{bytes, json, safetensors, torch};
 use prior_embed::error::{exit_code, one_line};
 use prior_embed::nn::precision::Precision;
 use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
-use prior_embed::rows::{Entry, PromptReader, ReadOptions};
+use prior_embed::rows::{PromptRow, PromptReader, ReadOptions};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -129,7 +129,7 @@ fn embed(model: &Path, lora: Option<&Path>) -> anyhow::Result<()> {
 /// All rows; of a bad one the reason is enough.
 fn read_prompts(path: &Path) -> anyhow::Result<()> {
     for entry in PromptReader::open(path, &ReadOptions::default())? {
-        if let Entry::Bad(row) = entry? {
+        if let PromptRow::Bad(row) = entry? {
             assert!(row.reason.lines().count() <= 1, "{:?}", row.reason);
         }
     }

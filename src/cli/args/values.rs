@@ -2,9 +2,17 @@
 
 use crate::diffusion::scheduler::SchedulerClass;
 use crate::nn::precision::Precision;
+use crate::rows::{FORMATS, PromptFormat, format_named};
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use tch::{Cuda, Device};
+
+/// `--format-in`.
+pub(super) fn prompt_format() -> impl TypedValueParser<Value = &'static PromptFormat> {
+    let names = PossibleValuesParser::new(FORMATS.map(|format| format.name));
+    names.try_map(|name| format_named(&name).ok_or("it must be a format of prompts"))
+}
 
 /// `--lora`.
 #[derive(Debug, Clone, PartialEq)]
