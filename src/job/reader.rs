@@ -5,7 +5,7 @@ use super::budget::{Budget, Held};
 use super::report::Report;
 use super::source::{Entries, Hash, OnError, Rules, Survey, refused};
 use crate::output::shard::Shard;
-use crate::rows::{PromptRow, PromptRecord};
+use crate::rows::{PromptRecord, PromptRow};
 use anyhow::Result;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;

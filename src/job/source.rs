@@ -4,7 +4,7 @@ use super::stop::Stop;
 use crate::bad_input;
 use crate::output::Interrupted;
 use crate::pipeline::Settings;
-use crate::rows::{BadRow, PromptRow, Notice, Place, PromptReader, PromptRecord, ReadOptions};
+use crate::rows::{BadRow, Notice, Place, PromptReader, PromptRecord, PromptRow, ReadOptions};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -340,7 +340,8 @@ pub(super) mod tests {
             PromptRecord { samples: Some(1), ..record() },
         ];
         let place = Place::Line(1);
-        let mut entries: Vec<PromptRow> = records.into_iter().map(|record| PromptRow::Prompt { place, record }).collect();
+        let mut entries: Vec<PromptRow> =
+            records.into_iter().map(|record| PromptRow::Prompt { place, record }).collect();
         entries.push(PromptRow::Prompt { place: Place::Row(1), record: record() });
         entries.push(PromptRow::Prompt { place: Place::Line(2), record: record() });
         entries.extend(["a", "b"].map(|reason| PromptRow::Bad(BadRow { place, reason: reason.into() })));

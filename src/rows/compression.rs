@@ -134,8 +134,11 @@ impl<R: BufRead> Zstd<R> {
         let start = input.peek_bytes(5)?;
         let Some(first) = start.first() else { return Ok(false) };
         // The fifth byte determines the length of a frame's header.
-        let length =
-            if *first == Compression::Zstd.magic()[0] { start.get(4).map_or(0, |byte| header_length(*byte)) } else { 0 };
+        let length = if *first == Compression::Zstd.magic()[0] {
+            start.get(4).map_or(0, |byte| header_length(*byte))
+        } else {
+            0
+        };
         self.window = window(input.peek_bytes(length)?).unwrap_or_default();
         if self.window > 1 << MAX_WINDOW_LOG {
             return Err(self.refused("more than zstd decompresses"));

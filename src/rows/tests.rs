@@ -31,7 +31,11 @@ pub(super) fn read_stream(
 }
 
 /// What [`read_stream`] gives for a stream of these bytes.
-pub(super) fn read_with(bytes: impl Into<Vec<u8>>, format: &'static PromptFormat, prompt_column: Option<&str>) -> Vec<String> {
+pub(super) fn read_with(
+    bytes: impl Into<Vec<u8>>,
+    format: &'static PromptFormat,
+    prompt_column: Option<&str>,
+) -> Vec<String> {
     read_stream(Cursor::new(bytes.into()), format, prompt_column)
 }
 
@@ -138,10 +142,7 @@ fn encodings_with_a_byte_order_mark_are_decoded() {
     let mut broken = utf16("good\nbad", u16::to_le_bytes);
     broken.extend(b"\x00\xd8\n\x00a\x00");
     let reason = "!the line is not UTF-8 from byte 4 on; convert the file";
-    assert_eq!(
-        read_with(broken, &TXT, None),
-        ["line 1: good", &format!("line 2: {reason}"), "line 3: a"]
-    );
+    assert_eq!(read_with(broken, &TXT, None), ["line 1: good", &format!("line 2: {reason}"), "line 3: a"]);
     let csv = read_with(utf16("prompt\ta\nä\t1\n", u16::to_le_bytes), &TSV, None);
     assert_eq!(csv, ["line 2: ä"]);
 }

@@ -5,7 +5,7 @@ use crate::{bytes, json, safetensors, torch};
 use prior_embed::error::{exit_code, one_line};
 use prior_embed::nn::precision::Precision;
 use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
-use prior_embed::rows::{PromptRow, PromptReader, ReadOptions};
+use prior_embed::rows::{PromptReader, PromptRow, ReadOptions};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

@@ -101,9 +101,9 @@ impl ValueType {
                 bytes if bytes.len() > MAX_BYTES => {
                     return Err(format!("a text is longer than {} MiB", MAX_BYTES >> 20));
                 }
-                bytes => {
-                    Scalar::Text(std::str::from_utf8(bytes).map_err(|_| "a text is not UTF-8; convert the file")?.into())
-                }
+                bytes => Scalar::Text(
+                    std::str::from_utf8(bytes).map_err(|_| "a text is not UTF-8; convert the file")?.into(),
+                ),
             },
             Self::Bool => Scalar::Bool(values.as_boolean().value(row)),
             Self::Signed => match values.as_primitive::<Int64Type>().value(row) {

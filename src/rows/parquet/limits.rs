@@ -109,7 +109,11 @@ fn path_bytes(footer: &mut dyn Read) -> io::Result<i64> {
         _ => {}
     })?;
     // A group with more children than there are elements would make room for them.
-    if is_valid && open.iter().all(|(children, _)| *children == 0) { Ok(all) } else { Err(ErrorKind::InvalidData.into()) }
+    if is_valid && open.iter().all(|(children, _)| *children == 0) {
+        Ok(all)
+    } else {
+        Err(ErrorKind::InvalidData.into())
+    }
 }
 
 /// Types of the compact protocol.
@@ -121,12 +125,7 @@ const ELEMENT: i64 = 0;
 
 /// Reads a value in Thrift's compact protocol. Calls `visit` for it and for all values in it, with the path of field ids
 /// below `path` and the number that it is: of a text the length, of a list the element count; structs after their fields.
-fn walk(
-    input: &mut dyn Read,
-    path: &mut Vec<i64>,
-    kind: u8,
-    visit: &mut dyn FnMut(&[i64], i64),
-) -> io::Result<()> {
+fn walk(input: &mut dyn Read, path: &mut Vec<i64>, kind: u8, visit: &mut dyn FnMut(&[i64], i64)) -> io::Result<()> {
     if path.len() > MAX_DEPTH {
         return Err(ErrorKind::InvalidData.into());
     }
@@ -387,7 +386,8 @@ mod tests {
     #[test]
     fn page_headers_are_read_to_their_end() {
         // Of type 3, 2^21 bytes, and of these 5 + 6 of levels; then the size once more, which the decoder would go by.
-        let header = b"\x15\x06\x15\x80\x80\x80\x02\x15\x02\x5c\x15\0\x15\0\x15\0\x15\0\x15\x0a\x15\x0c\x12\0\x05\x04\x0e\0";
+        let header =
+            b"\x15\x06\x15\x80\x80\x80\x02\x15\x02\x5c\x15\0\x15\0\x15\0\x15\0\x15\x0a\x15\x0c\x12\0\x05\x04\x0e\0";
         let read = PageHeader::read(&mut &header[..]).unwrap();
         assert_eq!((read.bytes, read.levels, read.is_plain, read.dictionary_values), (7, 11, true, 0));
         assert!(PageHeader::read(&mut &header[..header.len() - 1]).is_err());

@@ -100,7 +100,17 @@ fn rows(input: Input, wanted: Option<&str>, notices: &Notices) -> Result<PromptR
     let reader = reader.map_err(unreadable)?;
     notices.note(format!("the prompts of {name} are in column {:?}", shorten(&prompt_name, 40)));
     let total = metadata.metadata().file_metadata().num_rows().cast_unsigned();
-    Ok(Box::new(ParquetTable { name, limits, reader, prompt_name, columns: read, batch: Vec::new(), index: 0, row: 0, total }))
+    Ok(Box::new(ParquetTable {
+        name,
+        limits,
+        reader,
+        prompt_name,
+        columns: read,
+        batch: Vec::new(),
+        index: 0,
+        row: 0,
+        total,
+    }))
 }
 
 /// Checks metadata that the decoder takes for granted.

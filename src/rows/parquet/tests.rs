@@ -150,9 +150,7 @@ fn a_damaged_file_comes_to_an_end_and_never_panics() {
 
 /// The `id` of the only row of a table with such a column.
 fn id(column: ArrayRef) -> String {
-    record(file(vec![("id", column), ("prompt", texts(&["a"]))], Compression::SNAPPY), &PARQUET)
-        .id
-        .unwrap()
+    record(file(vec![("id", column), ("prompt", texts(&["a"]))], Compression::SNAPPY), &PARQUET).id.unwrap()
 }
 
 /// A table with a column of a type that Arrow has none for.

@@ -40,7 +40,11 @@ fn any_wrapping() -> impl Strategy<Value = Wrapping> {
     })
 }
 
-fn read_options(bytes: impl Into<Vec<u8>>, format: &'static PromptFormat, options: ReadOptions) -> (Vec<String>, Vec<Notice>) {
+fn read_options(
+    bytes: impl Into<Vec<u8>>,
+    format: &'static PromptFormat,
+    options: ReadOptions,
+) -> (Vec<String>, Vec<Notice>) {
     let input = Input::of_stream("rows", Cursor::new(bytes.into()));
     let mut reader = PromptReader::of_input(input, format, options).unwrap();
     let entries = reader.by_ref().map(summary).collect();
@@ -152,10 +156,7 @@ fn another_delimiter_is_taken_where_there_is_no_doubt() {
         assert_eq!(read_with(text, &CSV, None), [expected], "{text:?}");
     }
     assert_eq!(read_with("prompt,id\na\tb,1\n", &TSV, None), ["line 2: a\tb"]);
-    assert_eq!(
-        read_with("the caption, as it is\na\n", &TSV, Some("the caption, as it is")),
-        ["line 2: a"]
-    );
+    assert_eq!(read_with("the caption, as it is\na\n", &TSV, Some("the caption, as it is")), ["line 2: a"]);
     let cells = read_with("prompt;id\na;1\nb;2;3\n", &CSV, None);
     assert_eq!(cells, ["line 2: a", "line 3: !3 cells where the header has 2"], "all rows are cut alike");
 }
@@ -236,9 +237,7 @@ fn nuls_are_refused() {
         let bad = read.iter().position(|entry| entry.contains("holds a NUL, which no text has")).unwrap();
         assert_eq!((read.len(), bad), (3, 1), "{read:?}");
     }
-    assert!(
-        read_with("pro\0mpt,a\nb,c\n", &CSV, None)[0].starts_with("error: rows: line 1: in the header")
-    );
+    assert!(read_with("pro\0mpt,a\nb,c\n", &CSV, None)[0].starts_with("error: rows: line 1: in the header"));
 }
 
 #[test]
