@@ -1,6 +1,7 @@
 //! Tests of what the formats have in common, and what the formats' own tests share.
 
 mod dialects;
+mod nearly;
 
 use super::csv::{CSV, TSV};
 use super::formats::format_of_path;
