@@ -65,15 +65,16 @@ impl Limits {
     /// If it exceeds a limit, or is damaged.
     pub(super) fn check_footer(&self, mut file: &File) -> Result<(), ParquetError> {
         const END_BYTES: u64 = 8;
-        let start = file.len().checked_sub(END_BYTES).ok_or_else(|| damaged("the file is too short"))?;
-        let mut size = [0; 4];
-        file.seek(SeekFrom::Start(start))?;
-        file.read_exact(&mut size)?;
-        let size = u64::from(u32::from_le_bytes(size));
+        let end_start = file.len().checked_sub(END_BYTES).ok_or_else(|| damaged("the file is too short"))?;
+        let mut end = [0; END_BYTES as usize];
+        file.seek(SeekFrom::Start(end_start))?;
+        file.read_exact(&mut end)?;
+        let [a, b, c, d, b'P', b'A', b'R', b'1'] = end else { return Err(damaged("the file does not end in PAR1")) };
+        let size = u64::from(u32::from_le_bytes([a, b, c, d]));
+        let start = end_start.checked_sub(size).ok_or_else(|| damaged("the footer is longer than the file"))?;
         if size > MAX_FOOTER_BYTES {
             return Err(self.exceed(format!("its footer is larger than {} MiB", MAX_FOOTER_BYTES >> 20)));
         }
-        let start = start.checked_sub(size).ok_or_else(|| damaged("the footer is longer than the file"))?;
         file.seek(SeekFrom::Start(start))?;
         match path_bytes(&mut BufReader::new(file.take(size)))? {
             MAX_PATH_BYTES.. => {

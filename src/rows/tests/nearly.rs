@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 /// What a table is made of where its writer takes no care.
 fn any_fragment() -> impl Strategy<Value = &'static [u8]> {
     const COMMON: [&[u8]; 8] = [b"a", b"\"", b",", b"\n", b"\"\"", b"\",\"", b"\"\n", b" "];
-    const RARE: [&[u8]; 9] = [b"\r\n", b"\r", b"\t", b";", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xef\xbb", "é".as_bytes()];
+    const RARE: [&[u8]; 9] =
+        [b"\r\n", b"\r", b"\t", b";", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xef\xbb", "é".as_bytes()];
     prop_oneof![4 => select(&COMMON[..]), 1 => select(&RARE[..])]
 }
 
@@ -74,7 +75,8 @@ fn column(kind: usize, numbers: &[i64]) -> ArrayRef {
         2 => Arc::new(texts().collect::<StringViewArray>()),
         3 => Arc::new(numbers().map(|number| number.map(|number| number.to_le_bytes())).collect::<BinaryArray>()),
         4 => {
-            let few: Vec<Option<String>> = numbers().map(|number| number.map(|number| format!("{}", number % 9))).collect();
+            let few: Vec<Option<String>> =
+                numbers().map(|number| number.map(|number| format!("{}", number % 9))).collect();
             Arc::new(few.iter().map(Option::as_deref).collect::<DictionaryArray<Int8Type>>())
         }
         5 => Arc::new(numbers().collect::<Int64Array>()),
@@ -82,9 +84,9 @@ fn column(kind: usize, numbers: &[i64]) -> ArrayRef {
         7 => Arc::new(numbers().map(|number| number.map(i64::cast_unsigned)).collect::<UInt64Array>()),
         8 => Arc::new(numbers().map(|number| number.map(|number| number as f64)).collect::<Float64Array>()),
         9 => Arc::new(numbers().map(|number| number.map(|number| number as f32 / 2.0)).collect::<Float32Array>()),
-        10 => {
-            Arc::new(numbers().map(|number| number.map(|number| f16::from_f32(number as f32))).collect::<Float16Array>())
-        }
+        10 => Arc::new(
+            numbers().map(|number| number.map(|number| f16::from_f32(number as f32))).collect::<Float16Array>(),
+        ),
         11 => Arc::new(numbers().map(|number| number.map(|number| number > 0)).collect::<BooleanArray>()),
         12 => {
             let decimals: Decimal128Array = numbers().map(|number| number.map(i128::from)).collect();
@@ -105,9 +107,8 @@ type TableFile = (Vec<(&'static str, usize)>, Vec<i64>, Encoding, Compression, b
 
 fn any_parquet() -> impl Strategy<Value = TableFile> {
     let names = vec!["prompt", "id", "negative_prompt", "seed", "guidance_scale", "steps", "samples", "other"];
-    let columns = proptest::sample::subsequence(names, 1..6).prop_flat_map(|names| {
-        names.into_iter().map(|name| (Just(name), 0..COLUMN_KINDS)).collect::<Vec<_>>()
-    });
+    let columns = proptest::sample::subsequence(names, 1..6)
+        .prop_flat_map(|names| names.into_iter().map(|name| (Just(name), 0..COLUMN_KINDS)).collect::<Vec<_>>());
     let numbers = prop_oneof![3 => -3_i64..40, 1 => any::<i64>()];
     let encodings = vec![Encoding::PLAIN, Encoding::DELTA_BYTE_ARRAY, Encoding::DELTA_LENGTH_BYTE_ARRAY];
     let compressions = vec![Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::LZ4_RAW];
