@@ -46,7 +46,7 @@ impl RevisionArgs {
     /// The model of this name.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if it cannot be the name of a model.
+    /// [`crate::bad_input::BadInput`] if it cannot be the name of a model.
     pub(super) fn model(&self, name: &str, hub: &HubOptions) -> anyhow::Result<ModelName> {
         let model = ModelName::parse(name, self.revision.as_deref())?;
         if hub.cache_dir.is_some() && !matches!(model, ModelName::Hub(_)) {
@@ -81,7 +81,7 @@ impl TargetArgs {
     /// The output's path and format.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no path, or neither its extension nor --format gives the format.
+    /// [`crate::bad_input::BadInput`] if there is no path, or neither its extension nor --format gives the format.
     pub(super) fn target(&self) -> anyhow::Result<(PathBuf, OutputFormat)> {
         if self.rows_per_file.is_some() && self.out_dir.is_none() {
             warn_no_effect("--rows-per-file", "it is for the files of --out-dir");

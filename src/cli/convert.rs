@@ -68,7 +68,7 @@ struct Interrupted;
 /// Runs the conversion and returns the exit code. Ctrl-C and SIGTERM end it and leave nothing behind.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way.
+/// [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let screen = &context.screen;
     let (source, model) = source(args, context)?;

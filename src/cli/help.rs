@@ -29,7 +29,7 @@ pub(super) struct Args {
 /// Prints the help.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if there is no such command or topic, or printing fails.
+/// [`crate::bad_input::BadInput`] if there is no such command or topic, or printing fails.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let mut command = (context.command)();
     command.build();

@@ -26,7 +26,7 @@ pub(super) struct Args {
 /// Joins and checks the parts.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if they do not belong together or a row is missing, and whatever goes wrong on the way.
+/// [`crate::bad_input::BadInput`] if they do not belong together or a row is missing, and whatever goes wrong on the way.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let screen = &context.screen;
     let (out, format) = args.target.target()?;

@@ -5,21 +5,15 @@ use crate::job::OnError;
 use crate::nn::precision::Precision;
 use crate::output::OutputDtype;
 use crate::output::shard::Shard;
-use crate::rows::PromptFormat;
+use crate::rows::{FORMATS, PromptFormat};
 use clap::ValueEnum;
 use clap::builder::TypedValueParser;
 use std::path::{Path, PathBuf};
 use tch::{Cuda, Device};
 
 /// Parses `--format-in`.
-pub(super) fn prompt_format() -> impl TypedValueParser<Value = PromptFormat> {
-    one_of([
-        ("txt", PromptFormat::Text),
-        ("jsonl", PromptFormat::JsonLines),
-        ("csv", PromptFormat::Csv),
-        ("tsv", PromptFormat::Tsv),
-        ("parquet", PromptFormat::Parquet),
-    ])
+pub(super) fn prompt_format() -> impl TypedValueParser<Value = &'static PromptFormat> {
+    one_of(FORMATS.map(|format| (format.name, format)))
 }
 
 /// Parses `--on-error`.
@@ -96,7 +90,7 @@ impl SchedulerName {
     /// Checks that a model ships this scheduler. Messages call the model `model`.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] with both schedulers' names.
+    /// [`crate::bad_input::BadInput`] with both schedulers' names.
     pub(super) fn check(self, ships: &str, model: &str) -> anyhow::Result<()> {
         let wanted = match self {
             Self::Auto => return Ok(()),
@@ -139,7 +133,7 @@ impl Dtype {
     /// The precision to use on `device`: float32, with a warning, instead of a 16-bit type that would be slower.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the device does not support int8.
+    /// [`crate::bad_input::BadInput`] if the device does not support int8.
     pub(super) fn precision(self, device: Device) -> anyhow::Result<Precision> {
         let wanted = self.wanted();
         let name = wanted.name();
@@ -187,7 +181,7 @@ impl DeviceName {
     /// The device.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if this machine, or this build of libtorch, does not have it.
+    /// [`crate::bad_input::BadInput`] if this machine, or this build of libtorch, does not have it.
     pub(super) fn device(self) -> anyhow::Result<Device> {
         match self {
             Self::Auto if tch::utils::has_mps() => Ok(Device::Mps),

@@ -7,8 +7,8 @@
 mod target;
 
 use crate::bad_input;
+use crate::bad_input::OrBadInput;
 use crate::config;
-use crate::error::OrBadInput;
 use crate::files::{Folder, parent};
 use crate::json;
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
@@ -72,7 +72,7 @@ struct Network {
 /// the conversion.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the input cannot be used, or the target exists or cannot be written; the error of
+/// [`crate::bad_input::BadInput`] if the input cannot be used, or the target exists or cannot be written; the error of
 /// `keep_going`; an error if writing fails.
 pub fn convert(
     input: &Input,

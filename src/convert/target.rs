@@ -1,10 +1,11 @@
 //! A folder that appears whole or not at all.
 
 use crate::bad_input;
-use crate::error::{OrBadInput, some_of};
+use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use crate::output::atomic::sync_path;
 use crate::pipeline::layout::{INDEX, ZERO_IMAGE_EMBED};
+use crate::text::some_of;
 use anyhow::{Context, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -36,7 +37,7 @@ impl Target {
     /// must not be replaced.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if `path` exists and may not be replaced, or cannot be written.
+    /// [`crate::bad_input::BadInput`] if `path` exists and may not be replaced, or cannot be written.
     pub(super) fn open(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
         let shown = format!("{:?}", path.display().to_string());
         let Some(name) = path.file_name() else {
@@ -69,7 +70,7 @@ impl Target {
     /// Syncs the folder to disk and renames it to its final path, replacing a model that may be there.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if something appeared there meanwhile; an error if it cannot be renamed.
+    /// [`crate::bad_input::BadInput`] if something appeared there meanwhile; an error if it cannot be renamed.
     pub(super) fn finish(self) -> Result<()> {
         let Self { path, part, lock, overwrite } = self;
         let failed = || cannot_write(&path);

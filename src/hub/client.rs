@@ -10,7 +10,7 @@ use super::plan::{is_safe_path, leads_elsewhere};
 use super::proxy::Proxies;
 use super::settings::Connection;
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use anyhow::{Context, Result};
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
@@ -85,7 +85,7 @@ impl Client {
     /// Gets ready; nothing is sent yet.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the environment names certificates that cannot be used.
+    /// [`crate::bad_input::BadInput`] if the environment names certificates that cannot be used.
     pub fn new(connection: Connection) -> Result<Self> {
         let roots = connection.certificates.as_deref().map_or(Ok(RootCerts::WebPki), certificates)?;
         let agent = Agent::config_builder()

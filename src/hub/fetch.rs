@@ -65,7 +65,7 @@ impl Hub {
     /// cache, and then for the commit that is there; if the hub does not give it, what is in the cache has to do.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no such model or it may not be had; an error if it cannot be downloaded.
+    /// [`crate::bad_input::BadInput`] if there is no such model or it may not be had; an error if it cannot be downloaded.
     pub fn open(&self, name: &ModelName, needs: Needs, watcher: &mut dyn Watcher) -> Result<Model> {
         let ModelName::Hub(name) = name else { return local(name, needs) };
         let cached = match self.cached(name, needs)? {
@@ -119,7 +119,7 @@ impl Hub {
     /// downloaded again where it differs.
     ///
     /// # Errors
-    /// As [`Hub::open`], and [`crate::error::BadInput`] where the network must not be touched and something is missing.
+    /// As [`Hub::open`], and [`crate::bad_input::BadInput`] where the network must not be touched and something is missing.
     pub fn download(&self, name: &ModelName, needs: Needs, force: bool, watcher: &mut dyn Watcher) -> Result<Model> {
         match name {
             ModelName::Hub(_) if self.is_offline && force => {
@@ -169,7 +169,7 @@ impl Hub {
     /// The part of a model that is in the cache, if any is.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if it is broken or not supported.
+    /// [`crate::bad_input::BadInput`] if it is broken or not supported.
     pub fn cached_model(&self, name: &HubName, needs: Needs) -> Result<Option<(Model, bool)>> {
         Ok(self.cached(name, needs)?.filter(|cached| !cached.plan.files.is_empty()).map(|cached| {
             let is_usable = cached.plan.is_usable();
@@ -180,7 +180,7 @@ impl Hub {
     /// The repositories in the cache.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no folder that could be the cache.
+    /// [`crate::bad_input::BadInput`] if there is no folder that could be the cache.
     pub fn cached_repositories(&self) -> Result<Vec<String>> {
         Ok(cache::repositories(&self.options.cache_dir()?))
     }

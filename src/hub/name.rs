@@ -38,7 +38,7 @@ impl ModelName {
     /// [`EMOJI`] is the built-in model always (`./emoji` is the folder). Otherwise a folder that is there comes first.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if this can be the name of nothing, or a revision is given to what has none.
+    /// [`crate::bad_input::BadInput`] if this can be the name of nothing, or a revision is given to what has none.
     pub fn parse(name: &str, revision: Option<&str>) -> Result<Self> {
         let local = if name == EMOJI {
             Some(Self::Builtin)

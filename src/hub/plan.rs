@@ -3,7 +3,7 @@
 //! The same search runs over the listing of a repository, where all is known, over a snapshot in the cache, where a file
 //! that is not there may still be on the hub, and over a folder.
 
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use crate::files::Folder;
 use crate::pipeline::layout::{
     self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
@@ -79,7 +79,7 @@ impl Plan {
     /// Searches for what is needed.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the model holds what is not supported, or an index is broken.
+    /// [`crate::bad_input::BadInput`] if the model holds what is not supported, or an index is broken.
     pub fn new(tree: &mut dyn Tree, needs: Needs) -> Result<Self> {
         let mut search = Search { tree, needs, plan: Self::default() };
         search.run()?;

@@ -27,7 +27,7 @@ impl Proxies {
     /// The proxy on the way to an address: the one for its scheme or, if there is none, the one for all.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if what is named there is no proxy.
+    /// [`crate::bad_input::BadInput`] if what is named there is no proxy.
     pub fn of(&self, url: &Url) -> Result<Option<Proxy>> {
         let [http, https, all] = &self.named;
         let own = if url.scheme() == "http" { http } else { https };

@@ -1,7 +1,7 @@
 //! What the environment says about the hub; each variable means what it means to Python's huggingface_hub.
 
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use anyhow::Result;
 use std::fmt;
 use std::io::ErrorKind;
@@ -30,7 +30,7 @@ impl HubOptions {
     /// Where downloads are kept: here, or in `HF_HUB_CACHE`, `HF_HOME/hub`, or `huggingface/hub` in the user's cache.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no home folder to have a cache in.
+    /// [`crate::bad_input::BadInput`] if there is no home folder to have a cache in.
     pub fn cache_dir(&self) -> Result<PathBuf> {
         let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].iter().find_map(|name| path_variable(name));
         match self.cache_dir.clone().or(named) {
@@ -64,7 +64,7 @@ impl Connection {
     /// Reads the environment.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a variable or the token's file makes no sense.
+    /// [`crate::bad_input::BadInput`] if a variable or the token's file makes no sense.
     pub fn from_environment() -> Result<Self> {
         let timeout = variable("HF_HUB_DOWNLOAD_TIMEOUT").map_or(Ok(DEFAULT_TIMEOUT), |text| timeout(&text))?;
         Ok(Self {

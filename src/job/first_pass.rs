@@ -5,7 +5,7 @@ use super::prompts::{Entries, no_prompts, refused};
 use super::stop::Stop;
 use crate::bad_input;
 use crate::output::Interrupted;
-use crate::rows::{Entry, Place, PromptRecord};
+use crate::rows::{Place, PromptRecord, PromptRow};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
@@ -24,7 +24,7 @@ impl FirstPass {
     /// Reads all entries.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there are none, the file is damaged, or a row cannot be used and that is an error;
+    /// [`crate::bad_input::BadInput`] if there are none, the file is damaged, or a row cannot be used and that is an error;
     /// [`Interrupted`] if `stop` is raised.
     pub(super) fn over(entries: Entries, options: &RowOptions, stop: &Stop) -> Result<Self> {
         let name = entries.name().to_string();
@@ -59,17 +59,17 @@ impl FirstPass {
 pub(super) struct Hash(Sha256);
 
 impl Hash {
-    pub(super) fn add(&mut self, entry: &Entry) {
+    pub(super) fn add(&mut self, entry: &PromptRow) {
         let place = match entry {
-            Entry::Prompt { place, .. } => place,
-            Entry::Bad(row) => &row.place,
+            PromptRow::Prompt { place, .. } => place,
+            PromptRow::Bad(row) => &row.place,
         };
         match *place {
             Place::Line(number) => self.number(b'l', number),
             Place::Row(number) => self.number(b'r', number),
         }
         match entry {
-            Entry::Prompt { record, .. } => {
+            PromptRow::Prompt { record, .. } => {
                 // All fields by name: a new one does not compile until it is hashed.
                 let PromptRecord { id, prompt, negative_prompt, seed, guidance_scale, steps, samples } = record;
                 self.text(b'p', Some(prompt));
@@ -80,7 +80,7 @@ impl Hash {
                 self.option(b't', steps.map(|steps| steps as u64));
                 self.option(b'k', samples.map(|samples| samples as u64));
             }
-            Entry::Bad(row) => self.text(b'b', Some(&row.reason)),
+            PromptRow::Bad(row) => self.text(b'b', Some(&row.reason)),
         }
     }
 
@@ -201,10 +201,11 @@ pub(super) mod tests {
             PromptRecord { samples: Some(1), ..record() },
         ];
         let place = Place::Line(1);
-        let mut entries: Vec<Entry> = records.into_iter().map(|record| Entry::Prompt { place, record }).collect();
-        entries.push(Entry::Prompt { place: Place::Row(1), record: record() });
-        entries.push(Entry::Prompt { place: Place::Line(2), record: record() });
-        entries.extend(["a", "b"].map(|reason| Entry::Bad(BadRow { place, reason: reason.into() })));
+        let mut entries: Vec<PromptRow> =
+            records.into_iter().map(|record| PromptRow::Prompt { place, record }).collect();
+        entries.push(PromptRow::Prompt { place: Place::Row(1), record: record() });
+        entries.push(PromptRow::Prompt { place: Place::Line(2), record: record() });
+        entries.extend(["a", "b"].map(|reason| PromptRow::Bad(BadRow { place, reason: reason.into() })));
         let hashes: std::collections::HashSet<String> = entries
             .iter()
             .map(|entry| {

@@ -165,7 +165,7 @@ pub struct Summary {
 impl Job {
     /// Runs the job until it is done or `stop` is raised. All threads that it starts have ended when it returns.
     ///
-    /// # Errors [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way. Rows that are
+    /// # Errors [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way. Rows that are
     /// written by then are kept for a run that resumes, if their prompts can be read again.
     pub fn run(self, progress: Arc<dyn JobProgress>, stop: &Stop) -> Result<Summary> {
         match self.prepare(&progress, stop) {
@@ -183,7 +183,7 @@ impl Job {
     /// Reads the prompts once if they can be read twice, makes a plan, and opens the outputs.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] for what the user can fix; [`Interrupted`] if `stop` is raised.
+    /// [`crate::bad_input::BadInput`] for what the user can fix; [`Interrupted`] if `stop` is raised.
     fn prepare(mut self, progress: &Arc<dyn JobProgress>, stop: &Stop) -> Result<Prepared> {
         let start = Instant::now();
         self.check_rereading()?;

@@ -1,7 +1,7 @@
 //! What applies to every row unless its prompt says otherwise.
 
 use crate::pipeline::Settings;
-use crate::rows::{BadRow, Entry, PromptRecord};
+use crate::rows::{BadRow, PromptRecord, PromptRow};
 
 /// What to do with a row that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +42,10 @@ impl RowOptions {
     ///
     /// # Errors
     /// Why its rows cannot be used.
-    pub(super) fn check(&self, entry: Entry) -> Result<PromptRecord, BadRow> {
+    pub(super) fn check(&self, entry: PromptRow) -> Result<PromptRecord, BadRow> {
         let (place, record) = match entry {
-            Entry::Prompt { place, record } => (place, record),
-            Entry::Bad(row) => return Err(row),
+            PromptRow::Prompt { place, record } => (place, record),
+            PromptRow::Bad(row) => return Err(row),
         };
         let bad = |reason: String| Err(BadRow { place, reason });
         if let Some(steps) = record.steps.filter(|steps| *steps > self.max_steps) {

@@ -112,7 +112,7 @@ impl Plan {
     /// Adds what decides the rows: the model, the prompts, the settings.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the model cannot be read.
+    /// [`crate::bad_input::BadInput`] if the model cannot be read.
     pub(super) fn add_to(
         self,
         fingerprint: &mut Fingerprint,

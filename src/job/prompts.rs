@@ -2,7 +2,7 @@
 
 use super::JobProgress;
 use crate::bad_input;
-use crate::rows::{BadRow, Entry, Place, PromptReader, PromptRecord, ReadOptions};
+use crate::rows::{BadRow, Place, PromptReader, PromptRecord, PromptRow, ReadOptions};
 use anyhow::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ impl Prompts {
     /// Opens the file, checks its header, and returns all entries from the first on.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the file cannot be opened or does not have the format it should have.
+    /// [`crate::bad_input::BadInput`] if the file cannot be opened or does not have the format it should have.
     pub fn open(&self) -> Result<Entries> {
         let reader = self.file.as_ref().map(|file| PromptReader::open(file, &self.read)).transpose()?;
         let name = reader.as_ref().map_or_else(|| "--prompt".to_string(), |reader| reader.name().to_string());
@@ -58,13 +58,13 @@ impl Entries {
 }
 
 impl Iterator for Entries {
-    type Item = Result<Entry>;
+    type Item = Result<PromptRow>;
 
-    fn next(&mut self) -> Option<Result<Entry>> {
+    fn next(&mut self) -> Option<Result<PromptRow>> {
         if let Some(prompt) = self.given.next() {
             self.rows += 1;
             let record = PromptRecord { prompt: prompt.into(), ..PromptRecord::default() };
-            return Some(Ok(Entry::Prompt { place: Place::Row(self.rows), record }));
+            return Some(Ok(PromptRow::Prompt { place: Place::Row(self.rows), record }));
         }
         let reader = self.reader.as_mut()?;
         let entry = reader.next();

@@ -1,7 +1,7 @@
 //! Reads a live stream in a thread of its own, so that rows that are there can be computed while others are awaited.
 
 use super::prompts::Entries;
-use crate::rows::Entry;
+use crate::rows::PromptRow;
 use anyhow::{Context, Result, anyhow};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_millis(1);
 
 /// What comes next.
 pub(super) enum Next {
-    Entry(Result<Entry>),
+    Entry(Result<PromptRow>),
     /// Nothing yet.
     NotYet,
     /// There are no more.
@@ -27,7 +27,7 @@ pub(super) enum Next {
 /// The entries of a stream. The thread that reads them ends with this.
 pub(super) struct ReadAhead {
     /// Until it is dropped.
-    entries: Option<Receiver<Result<Entry>>>,
+    entries: Option<Receiver<Result<PromptRow>>>,
     thread: Option<JoinHandle<()>>,
     /// Ends a read that waits for data: [`crate::rows::ReadOptions::interrupt`].
     interrupt: Arc<AtomicBool>,

@@ -54,7 +54,7 @@ impl Report {
     /// The report that goes with an output, a file or a folder.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if one is there and has to stay.
+    /// [`crate::bad_input::BadInput`] if one is there and has to stay.
     pub fn beside(output: &Path, old: Old) -> Result<Self> {
         let path = path_beside(output);
         let name = path.file_name().unwrap_or_default();
@@ -106,7 +106,7 @@ impl Report {
     /// Completes the report, and checks that it can go to its place.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if another one is there and has to stay; or if it cannot be written.
+    /// [`crate::bad_input::BadInput`] if another one is there and has to stay; or if it cannot be written.
     pub(super) fn check(&mut self) -> Result<()> {
         let name = self.path.display().to_string();
         let failed = || format!("cannot write the report {name:?}");
@@ -126,7 +126,7 @@ impl Report {
     /// is nothing to report, what an earlier run reported of an output that is replaced goes.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if another one is there and has to stay; or if it cannot be moved.
+    /// [`crate::bad_input::BadInput`] if another one is there and has to stay; or if it cannot be moved.
     pub(super) fn publish(&mut self) -> Result<u64> {
         let name = self.path.display().to_string();
         let Some(dir) = self.dir.as_ref().filter(|_| self.part.is_some()) else {

@@ -20,7 +20,7 @@ const MOST_LINKS: usize = 40;
 /// link stays.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] for links in a circle, and for a link that another user left in a folder in which everybody
+/// [`crate::bad_input::BadInput`] for links in a circle, and for a link that another user left in a folder in which everybody
 /// may leave one.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     // Without the slash that a folder's name may end with, which would follow the link at once.

@@ -3,7 +3,7 @@
 use super::claim;
 use super::paths::{check_free, check_paths, has_stopped_run, record_file, resolve, shown, working_folder};
 use super::{OutputFormat, WriteOptions, stream};
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use anyhow::Result;
 use std::path::Path;
@@ -13,7 +13,7 @@ use tempfile::tempfile_in;
 /// checks again.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the options do not fit together, an output is there already and must stay, or nothing can
+/// [`crate::bad_input::BadInput`] if the options do not fit together, an output is there already and must stay, or nothing can
 /// be written where it is to go.
 pub fn check(options: &WriteOptions) -> Result<()> {
     options.check()?;

@@ -11,7 +11,7 @@ use super::fingerprint::Fingerprint;
 use super::journal::{End, Line, Reader};
 use super::paths::working_folder;
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use anyhow::{Error, Result};
 use std::fs::{File, TryLockError};
@@ -29,7 +29,7 @@ const ATTEMPTS: usize = 100;
 /// output.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the folder cannot be made, is not ours, or another run works in it.
+/// [`crate::bad_input::BadInput`] if the folder cannot be made, is not ours, or another run works in it.
 pub(crate) fn claim(path: &Path, name: &str) -> Result<(Dir, File)> {
     let failed = || format!("cannot write {name}: folder {:?} cannot be written to", parent(path));
     for _ in 0..ATTEMPTS {
@@ -64,7 +64,7 @@ pub(crate) fn claim(path: &Path, name: &str) -> Result<(Dir, File)> {
 /// Checks that the folder at `path`, if there is one, is ours, and touches nothing.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it is not.
+/// [`crate::bad_input::BadInput`] if it is not.
 pub(crate) fn check(path: &Path, name: &str) -> Result<()> {
     find(path, name).map(drop)
 }

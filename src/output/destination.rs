@@ -3,7 +3,7 @@
 use super::atomic;
 use super::whole;
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
@@ -34,7 +34,7 @@ impl Destination {
     /// Checks that `path` can be written, `-` being standard output.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a file is there already and `overwrite` is not set, or nothing can be written there.
+    /// [`crate::bad_input::BadInput`] if a file is there already and `overwrite` is not set, or nothing can be written there.
     pub fn open(path: &Path, overwrite: bool) -> Result<Self> {
         let name = format!("{:?}", path.display().to_string());
         if path.as_os_str() == "-" {

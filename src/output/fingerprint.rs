@@ -1,6 +1,6 @@
 //! What decides the rows of a run, so that a later run goes on with them only if it would have made the same.
 
-use crate::error::shorten;
+use crate::text::shorten;
 use serde::{Deserialize, Serialize};
 
 /// Settings by name in the order in which they are shown, for example `("--steps", "25")`.

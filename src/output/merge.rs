@@ -36,7 +36,7 @@ pub struct MergeOptions {
 /// them has closed `out`. The same form as an unsharded run's has the same bytes.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if a part is none, is there twice or is missing, belongs to a run with other settings, or is
+/// [`crate::bad_input::BadInput`] if a part is none, is there twice or is missing, belongs to a run with other settings, or is
 /// damaged; if rows are there twice or not at all; if `out` cannot be written. Then nothing is.
 pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Option<u64>> {
     let mut parts = parts.iter().map(|path| Part::open(path)).collect::<Result<Vec<_>>>()?;
@@ -70,7 +70,7 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Op
         // What there is of it goes with the writer.
         Err(error) => {
             return Err(match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
-                Some(cause) if error.downcast_ref::<crate::error::BadInput>().is_none() => {
+                Some(cause) if error.downcast_ref::<crate::bad_input::BadInput>().is_none() => {
                     let line = format!("cannot merge into {}: {cause}; nothing was written", shown(out));
                     error.context(line)
                 }

@@ -145,7 +145,7 @@ impl EmbeddingWriter {
     /// Checks and opens the outputs, and finds the rows that an earlier run left if `options.resume` asks for them.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] for an output that cannot be written, is there already, or is being written by another
+    /// [`crate::bad_input::BadInput`] for an output that cannot be written, is there already, or is being written by another
     /// run; for rows of an earlier run that are not asked for, or that other settings made.
     pub fn open(options: WriteOptions) -> Result<Self> {
         options.check()?;

@@ -133,7 +133,7 @@ impl OutputFormat {
     /// The form that a file name asks for; `.npy` for standard output.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the extension is missing or unknown.
+    /// [`crate::bad_input::BadInput`] if the extension is missing or unknown.
     pub fn of_path(path: &Path) -> Result<Self> {
         if path.as_os_str() == "-" {
             return Ok(Self::Npy);
@@ -229,7 +229,7 @@ impl WriteOptions {
     /// Checks that the options fit together.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if they do not.
+    /// [`crate::bad_input::BadInput`] if they do not.
     pub(crate) fn check(&self) -> Result<()> {
         if self.rows_per_file == 0 {
             return Err(bad_input!("--rows-per-file 0 leaves no room for rows; give 1 or more"));

@@ -4,7 +4,7 @@ use super::atomic;
 use super::shard::ShardRecord;
 use super::{Arrays, Output, OutputFormat, WriteOptions, folder};
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use anyhow::Result;
 use std::ffi::OsString;
@@ -74,7 +74,7 @@ pub(crate) fn record_file(path: &Path) -> Option<PathBuf> {
 /// The record of an output in a file, if there is one.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it is none.
+/// [`crate::bad_input::BadInput`] if it is none.
 pub(crate) fn read_record(file: &Path) -> Result<Option<ShardRecord>> {
     if !fs::metadata(file).is_ok_and(|metadata| metadata.is_file()) {
         return Ok(None);

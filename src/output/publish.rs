@@ -51,7 +51,7 @@ impl Publication {
     /// have come this far.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if something is there and must stay; or if the move fails.
+    /// [`crate::bad_input::BadInput`] if something is there and must stay; or if the move fails.
     pub(crate) fn publish(&self, rules: Rules) -> Result<()> {
         let Self { part, target } = self;
         let failed = || format!("cannot move {:?} to {target:?}", rules.dir.path().join(part));
@@ -112,7 +112,7 @@ fn move_away(target: &Path, dir: &Dir) -> io::Result<()> {
 /// Removes what belongs to an output that is replaced, and would be taken for a part of the new one.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it is there and must stay; or if it cannot be removed.
+/// [`crate::bad_input::BadInput`] if it is there and must stay; or if it cannot be removed.
 pub(crate) fn remove_stale(place: &Path, rules: Rules) -> Result<()> {
     let Ok(metadata) = fs::symlink_metadata(place) else { return Ok(()) };
     if !rules.overwrite {

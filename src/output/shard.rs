@@ -181,7 +181,7 @@ impl RowRuns {
     /// Checks what was read from a file: rows rise, and none is beyond the numbers that there are.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if they do not.
+    /// [`crate::bad_input::BadInput`] if they do not.
     pub fn check(&self) -> Result<()> {
         let mut from = 0;
         for &(start, len, step, times) in &self.0 {

@@ -2,7 +2,7 @@
 
 use super::Interrupted;
 use super::paths::shown;
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -71,7 +71,7 @@ impl Sink {
 /// Opens what is there at `path` for writing. A pipe without a reader is waited for.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it cannot be opened; [`Interrupted`] if somebody asks to stop before a reader comes.
+/// [`crate::bad_input::BadInput`] if it cannot be opened; [`Interrupted`] if somebody asks to stop before a reader comes.
 pub(crate) fn open(path: &Path, interrupt: &AtomicBool) -> Result<File> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let failed = || format!("cannot write to {}", shown(path));

@@ -73,7 +73,7 @@ impl StreamWriter {
     /// Writes `output` to `sink`, which messages call `name`; its path is not looked at.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] for a folder; or if a temporary folder is needed and cannot be made.
+    /// [`crate::bad_input::BadInput`] for a folder; or if a temporary folder is needed and cannot be made.
     fn new(sink: Box<dyn Write + Send>, name: String, output: Output, options: &WriteOptions) -> Result<Self> {
         let form = match (output.format, options.total_rows) {
             (OutputFormat::Folder, _) => return Err(bad_input!("a folder cannot be written to {name}; give its name")),

@@ -8,7 +8,7 @@ use super::journal::{self, BatchLine, End, Header, Journal, Line};
 use super::shard::RowRuns;
 use super::store::{Content, DataFile};
 use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use anyhow::{Context, Error, Result};
 use crc32fast::Hasher;
@@ -82,7 +82,7 @@ impl Working {
     /// Makes or finds the folder at `path`, and brings it to what its journal says is safe.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the folder cannot be made, is not ours, another run works in it, or its rows are not
+    /// [`crate::bad_input::BadInput`] if the folder cannot be made, is not ours, another run works in it, or its rows are not
     /// asked for, do not fit or cannot be trusted.
     pub(crate) fn open(path: &Path, expected: &Expected) -> Result<Self> {
         let name = expected.name;

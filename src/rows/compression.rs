@@ -1,4 +1,4 @@
-//! gzip and zstd, unpacked as they are read.
+//! gzip and zstd, decompressed as they are read.
 
 use super::peek::Peek;
 use flate2::bufread::GzDecoder;
@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
-/// How a file is compressed.
+/// A compression format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
     Gzip,
@@ -16,7 +16,7 @@ pub(super) enum Compression {
 impl Compression {
     pub(super) const ALL: [Self; 2] = [Self::Gzip, Self::Zstd];
 
-    /// The compression that a file name tells of.
+    /// That of a file name's extension.
     pub(super) fn of_path(path: &Path) -> Option<Self> {
         match path.extension()?.to_string_lossy().to_lowercase().as_str() {
             "gz" => Some(Self::Gzip),
@@ -32,19 +32,19 @@ impl Compression {
         }
     }
 
-    /// The bytes that such a file starts with: RFC 1952, section 2.3.1, and RFC 8878, section 3.1.1.
-    pub(super) fn mark(self) -> &'static [u8] {
+    /// The magic number: RFC 1952, section 2.3.1, and RFC 8878, section 3.1.1.
+    pub(super) fn magic(self) -> &'static [u8] {
         match self {
             Self::Gzip => b"\x1f\x8b",
             Self::Zstd => b"\x28\xb5\x2f\xfd",
         }
     }
 
-    /// What `input` unpacks to.
+    /// Decompresses `input` as it is read.
     ///
     /// # Errors
-    /// If its start cannot be read. [`Refused`] is among the errors of reading it.
-    pub(super) fn unpack(self, input: impl BufRead + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+    /// If its start cannot be read. Reading may fail with [`Refused`].
+    pub(super) fn decompress(self, input: impl BufRead + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
         Ok(match self {
             Self::Gzip => Box::new(Gzip { member: Some(GzDecoder::new(input)) }),
             Self::Zstd => Box::new(Zstd::new(Peek::new(input))?),
@@ -52,7 +52,7 @@ impl Compression {
     }
 }
 
-/// Why data that are sound are not unpacked. Printed, it goes on after the name of the file.
+/// Sound data that would take too much memory. Displays as a clause about the file.
 #[derive(Debug)]
 pub(super) struct Refused(String);
 
@@ -64,8 +64,7 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// The members of a gzip file. NULs between and behind them are padding, which the gzip program and Python's gzip pass
-/// over as well.
+/// The members of a gzip file. NULs between and after them are padding, which the gzip program and Python's gzip skip too.
 struct Gzip<R> {
     member: Option<GzDecoder<R>>,
 }
@@ -86,7 +85,7 @@ impl<R: BufRead> Read for Gzip<R> {
     }
 }
 
-/// Passes over NULs; whether anything comes behind them.
+/// Skips NULs; false at the end of the input.
 fn skip_padding(input: &mut impl BufRead) -> io::Result<bool> {
     loop {
         let available = match input.fill_buf() {
@@ -102,48 +101,51 @@ fn skip_padding(input: &mut impl BufRead) -> io::Result<bool> {
     }
 }
 
-/// The largest window of zstd, that of `zstd --long=31`.
-const LARGEST_WINDOW_LOG: u32 = 31;
+/// The largest window that zstd decompresses, that of `zstd --long=31`.
+const MAX_WINDOW_LOG: u32 = 31;
 
-/// Memory that any zstd file may take. It is also the window up to which other programs ask no questions.
-const WINDOW_BYTES: u64 = 128 << 20;
+/// Window memory that any zstd file may take: the limit of other programs.
+const MAX_WINDOW_BYTES: u64 = 128 << 20;
 
-/// Memory that a larger zstd file may take, in sizes of what was read of it.
-const MOST_TIMES: u64 = 10;
+/// Window memory that a larger zstd file may take, as a multiple of the compressed bytes read so far.
+const MAX_RATIO: u64 = 10;
 
-/// The frames of a zstd file. The window, which a frame asks for and which may be 2 GiB for a few bytes, takes memory only
-/// as far as it is filled; that is bounded.
+/// The frames of a zstd file. A frame of a few bytes may declare a window of 2 GiB. Memory is taken only as the window
+/// fills, and that is bounded here.
 struct Zstd<R: BufRead> {
     frame: Option<zstd::Decoder<'static, Peek<R>>>,
-    /// What the window of the current frame may grow to.
+    /// How far the window of the current frame can fill.
     window: u64,
-    /// What came out of the current frame.
-    unpacked: u64,
+    /// Bytes decompressed from the current frame.
+    decompressed: u64,
 }
 
 impl<R: BufRead> Zstd<R> {
     fn new(input: Peek<R>) -> io::Result<Self> {
-        let mut decoder = Self { frame: None, window: 0, unpacked: 0 };
+        let mut decoder = Self { frame: None, window: 0, decompressed: 0 };
         if !decoder.begin(input)? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(decoder)
     }
 
-    /// Begins the next frame; whether there is one.
+    /// Begins the next frame; false at the end of the input.
     fn begin(&mut self, mut input: Peek<R>) -> io::Result<bool> {
         let start = input.peek_bytes(5)?;
         let Some(first) = start.first() else { return Ok(false) };
-        // The fifth byte tells the length of a frame's header.
-        let length =
-            if *first == Compression::Zstd.mark()[0] { start.get(4).map_or(0, |byte| header_length(*byte)) } else { 0 };
+        // The fifth byte determines the length of a frame's header.
+        let length = if *first == Compression::Zstd.magic()[0] {
+            start.get(4).map_or(0, |byte| header_length(*byte))
+        } else {
+            0
+        };
         self.window = window(input.peek_bytes(length)?).unwrap_or_default();
-        if self.window > 1 << LARGEST_WINDOW_LOG {
-            return Err(self.refused("more than zstd unpacks"));
+        if self.window > 1 << MAX_WINDOW_LOG {
+            return Err(self.refused("more than zstd decompresses"));
         }
-        self.unpacked = 0;
+        self.decompressed = 0;
         let mut frame = zstd::Decoder::with_buffer(input)?.single_frame();
-        frame.window_log_max(LARGEST_WINDOW_LOG)?;
+        frame.window_log_max(MAX_WINDOW_LOG)?;
         self.frame = Some(frame);
         Ok(true)
     }
@@ -160,12 +162,12 @@ impl<R: BufRead> Read for Zstd<R> {
         while let Some(frame) = &mut self.frame {
             let read = frame.read(buffer)?;
             if read > 0 || buffer.is_empty() {
-                self.unpacked += read as u64;
-                let most = WINDOW_BYTES.max(frame.get_ref().count().saturating_mul(MOST_TIMES));
-                if self.unpacked.min(self.window) > most {
+                self.decompressed += read as u64;
+                let max = MAX_WINDOW_BYTES.max(frame.get_ref().count().saturating_mul(MAX_RATIO));
+                if self.decompressed.min(self.window) > max {
                     return Err(self.refused(&format!(
-                        "filled with more than {} MiB and ten times the data so far",
-                        WINDOW_BYTES >> 20
+                        "filled with more than {} MiB and {MAX_RATIO} times the data so far",
+                        MAX_WINDOW_BYTES >> 20
                     )));
                 }
                 return Ok(read);
@@ -178,36 +180,40 @@ impl<R: BufRead> Read for Zstd<R> {
     }
 }
 
-/// The length of the header of a zstd frame, by its descriptor: RFC 8878, section 3.1.1.1.
+/// The length of a zstd frame's header, by its descriptor: RFC 8878, section 3.1.1.1.
 fn header_length(descriptor: u8) -> usize {
-    let is_single = descriptor >> 5 & 1 == 1;
-    let size = match descriptor >> 6 {
-        0 => usize::from(is_single),
-        flag => 1 << flag,
-    };
     let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
-    5 + usize::from(!is_single) + dictionary + size
+    5 + usize::from(!is_single_segment(descriptor)) + dictionary + content_size_length(descriptor)
 }
 
-/// How much of its output a zstd frame keeps in memory: its window, or its contents if these are less and of known size.
-/// `None` for a frame of another kind.
-fn window(header: &[u8]) -> Option<u64> {
-    let descriptor = *header.get(4).filter(|_| header.starts_with(Compression::Zstd.mark()))?;
-    let is_single = descriptor >> 5 & 1 == 1;
-    let size_bytes = match descriptor >> 6 {
-        0 => usize::from(is_single),
+/// Whether the whole content is the window, whose size the header then lacks.
+fn is_single_segment(descriptor: u8) -> bool {
+    descriptor >> 5 & 1 == 1
+}
+
+/// The length of the field with the content's size.
+fn content_size_length(descriptor: u8) -> usize {
+    match descriptor >> 6 {
+        0 => usize::from(is_single_segment(descriptor)),
         flag => 1 << flag,
-    };
+    }
+}
+
+/// How much of its output the decoder of a zstd frame keeps in memory: the window, or the content if that is known to be
+/// smaller. `None` for a skippable frame.
+fn window(header: &[u8]) -> Option<u64> {
+    let descriptor = *header.get(4).filter(|_| header.starts_with(Compression::Zstd.magic()))?;
+    let size_bytes = content_size_length(descriptor);
     let size = header.get(header_length(descriptor) - size_bytes..header_length(descriptor))?;
     let size =
         size.iter().rev().fold(0, |size, byte| size << 8 | u64::from(*byte)) + if size_bytes == 2 { 256 } else { 0 };
     let size = (size_bytes > 0).then_some(size);
-    if is_single {
+    if is_single_segment(descriptor) {
         return size;
     }
     let (exponent, mantissa) = (header.get(5)? >> 3, u64::from(header.get(5)? & 7));
     let base = 1_u64 << (10 + exponent);
     let window = base + base / 8 * mantissa;
-    // One that is too large is refused whatever is in it.
-    Some(if window > 1 << LARGEST_WINDOW_LOG { window } else { size.map_or(window, |size| size.min(window)) })
+    // One that is too large is refused whatever the content.
+    Some(if window > 1 << MAX_WINDOW_LOG { window } else { size.map_or(window, |size| size.min(window)) })
 }

@@ -1,37 +1,49 @@
 //! CSV and TSV: a header, then records.
 //!
-//! In CSV a cell that begins with a quote goes on to its closing quote, over line breaks where need be, and a quote in it
-//! is written twice (RFC 4180). In TSV, which many write without a thought of quotes, it is so only where the closing
-//! quote is on the same line and ends its cell; any other quote is a character as any other. A record of CSV with a cell
-//! that is never closed, or goes on after its closing quote, is bad; it is taken to end with its first line, so that the
-//! rows below it are not lost with it.
-
+//! In CSV a cell that begins with a quote extends to its closing quote, over line breaks if need be, and a quote in it is
+//! doubled (RFC 4180). TSV is often written without regard to quotes: there they have this meaning only on a line where all
+//! are closed at the end of a cell; on any other line a quote is a character as any other. A record of CSV with a quote that
+//! is never closed, or with text after a closing quote, is bad, and is taken to end with its first line, so that the rows
+//! below it are not lost.
 //!
-//! Many programs write other delimiters than the format's name says, above all where the comma is in numbers. Which it is
-//! is read off the first line, where there is no doubt; Excel's line `sep=;` before the header settles it.
+//! Many programs write another delimiter than the extension says. It is read off the first line, where that is unambiguous;
+//! Excel's line `sep=;` before the header decides it.
 
+use super::field::{Field, RecordBuilder, Scalar};
+use super::format::{PromptFormat, ReadOptions};
+use super::input::Text;
 use super::lines::NUL;
-use super::record::{Draft, Field, Scalar};
+use super::record::{Place, PromptRecord, PromptRow, PromptRows};
 use super::records::{Records, split};
-use super::source::Text;
-use super::table::{Column, Holds, Layout};
-use super::{Entry, Place, PromptRecord, ReadOptions, Rows};
+use super::table::{Column, ColumnKind, FieldColumns};
 use crate::bad_input;
-use crate::error::shorten;
+use crate::text::shorten;
 use anyhow::Result;
 
-/// What cells are separated by.
+pub(super) static CSV: PromptFormat = PromptFormat {
+    name: "csv",
+    extensions: &["csv"],
+    has_columns: true,
+    has_header: true,
+    open: |input, options, notices| rows(input.text(notices)?, b',', options),
+};
+
+pub(super) static TSV: PromptFormat = PromptFormat {
+    name: "tsv",
+    extensions: &["tsv"],
+    has_columns: true,
+    has_header: true,
+    open: |input, options, notices| rows(input.text(notices)?, b'\t', options),
+};
+
+/// The delimiters that are detected.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
-/// The records of `text` below its header, if it has one. Cells are separated by `usual`, or by another delimiter if it is
-/// plain from the first line.
-///
-/// # Errors
-/// [`crate::error::BadInput`] if there is no header, or none with a column of prompts, or the delimiter is in doubt.
-pub(super) fn rows(mut text: Text, usual: u8, options: &ReadOptions) -> Result<Rows> {
-    let (delimiter, is_told) = delimiter(&mut text, usual, options)?;
+/// `usual` is the format's own delimiter.
+fn rows(mut text: Text, usual: u8, options: &ReadOptions) -> Result<PromptRows> {
+    let (delimiter, has_line) = delimiter(&mut text, usual, options)?;
     let mut records = Records::new(text, delimiter);
-    if is_told {
+    if has_line {
         records.next_record()?;
     }
     let first = records.next_record()?;
@@ -46,8 +58,8 @@ pub(super) fn rows(mut text: Text, usual: u8, options: &ReadOptions) -> Result<R
     let broken = |reason: &str| bad_input!("{name}: {place}: in the {first} {reason}");
     let wanted = options.prompt_column.as_deref();
     state.map_err(|reason| broken(&reason))?;
-    let (first, layout) = if options.no_header {
-        (Some(place), Layout::without_names(name, records.cells().count(), wanted)?)
+    let (first, columns) = if options.no_header {
+        (Some(place), FieldColumns::numbered(name, records.cells().count(), wanted)?)
     } else {
         if records.has_nul() {
             return Err(broken(&format!("there is {NUL}")));
@@ -57,51 +69,54 @@ pub(super) fn rows(mut text: Text, usual: u8, options: &ReadOptions) -> Result<R
             let Ok(cell) = std::str::from_utf8(cell) else {
                 return Err(bad_input!("{name}: {place}: the header is not UTF-8; convert the file"));
             };
-            columns.push(Column { name: cell.trim().to_string(), holds: Holds::Text });
+            columns.push(Column { name: cell.trim().to_string(), kind: ColumnKind::Text });
         }
-        (None, Layout::find(name, &columns, wanted, ", or give --no-header if it has no header")?)
+        (None, FieldColumns::find(name, &columns, wanted, ", or give --no-header if it has no header")?)
     };
-    let column = &layout.prompt_name;
+    let column = &columns.prompt_name;
     let column = if options.no_header { column.clone() } else { format!("column {:?}", shorten(column, 40)) };
     let separator = char::from(delimiter);
     let separated =
         if delimiter == usual { String::new() } else { format!(", and {separator:?} separates the columns") };
     records.text.notices.note(format!("the prompts of {name} are in {column}{separated}"));
     let header = names(&records);
-    Ok(Box::new(Table { first, header, has_header: !options.no_header, records, layout }))
+    Ok(Box::new(TextTable { first, header, has_header: !options.no_header, records, columns }))
 }
 
-/// The cells of the record that was read last, without spaces around them.
+/// The cells of the current record, trimmed.
 fn names(records: &Records) -> Vec<String> {
     records.cells().map(|cell| String::from_utf8_lossy(cell).trim().to_string()).collect()
 }
 
-/// The delimiter, and whether a line of its own tells it.
+/// Detects the delimiter; true if a line of its own gives it.
+///
+/// # Errors
+/// [`crate::bad_input::BadInput`] if the first line is ambiguous.
 fn delimiter(text: &mut Text, usual: u8, options: &ReadOptions) -> Result<(u8, bool)> {
     let name = text.name.clone();
     let line = match text.first_line() {
         Ok(line) => line.trim_ascii().to_vec(),
-        Err(cause) => return Err(text.broken(Place::Line(1), cause)),
+        Err(cause) => return Err(text.unreadable(Place::Line(1), cause)),
     };
-    if let Some(delimiter) = told(&line) {
+    if let Some(delimiter) = excel_delimiter(&line) {
         return Ok((delimiter, true));
     }
     let ways: Vec<(u8, Vec<String>)> = std::iter::once(usual)
         .chain(DELIMITERS.into_iter().filter(|delimiter| *delimiter != usual))
         .filter_map(|delimiter| Some((delimiter, split(&line, delimiter)?)))
         .collect();
-    let doubtful = |ways: &[u8]| {
+    let ambiguous = |ways: &[u8]| {
         let [first, second] = [ways.first(), ways.get(1)].map(|way| char::from(*way.unwrap_or(&usual)));
         let line = shorten(&String::from_utf8_lossy(&line), 80);
         bad_input!(
-            "{name}: it is in doubt whether {first:?} or {second:?} separates the columns of {line:?}; put a line \
-             \"sep={first}\" or the like before it"
+            "{name}: {first:?} and {second:?} could both separate the columns of {line:?}; put a line \"sep={first}\" or \
+             \"sep={second}\" before it"
         )
     };
     let cutting: Vec<u8> = ways.iter().filter(|(_, cells)| cells.len() > 1).map(|(delimiter, _)| *delimiter).collect();
     let cuts = cutting.contains(&usual);
     if options.no_header {
-        return if cuts || cutting.is_empty() { Ok((usual, false)) } else { Err(doubtful(&[usual, cutting[0]])) };
+        return if cuts || cutting.is_empty() { Ok((usual, false)) } else { Err(ambiguous(&[usual, cutting[0]])) };
     }
     let wanted = options.prompt_column.as_deref().unwrap_or(Field::Prompt.name());
     let named = |cells: &[String]| cells.iter().any(|cell| cell == wanted);
@@ -109,26 +124,26 @@ fn delimiter(text: &mut Text, usual: u8, options: &ReadOptions) -> Result<(u8, b
     match (naming.as_slice(), cutting.as_slice()) {
         ([only], _) | ([], [only]) => Ok((*only, false)),
         ([first, ..], _) if *first == usual => Ok((usual, false)),
-        ([_, ..], _) => Err(doubtful(&naming)),
+        ([_, ..], _) => Err(ambiguous(&naming)),
         ([], []) => Ok((usual, false)),
-        // The column of prompts is found by being the only one, and must not be two.
+        // The prompt column is the only one, or is split in two.
         ([], several) => {
             let cells = ways.iter().find(|(delimiter, _)| *delimiter == usual).map(|(_, cells)| cells.as_slice());
             let is_clear = |cell: &String| !cell.bytes().any(|byte| DELIMITERS.contains(&byte));
             if cuts && cells.is_some_and(|cells| cells.iter().all(is_clear)) {
                 Ok((usual, false))
             } else {
-                Err(doubtful(several))
+                Err(ambiguous(several))
             }
         }
     }
 }
 
-/// The delimiter that Excel's line `sep=;` tells.
-fn told(line: &[u8]) -> Option<u8> {
+/// The delimiter in Excel's line `sep=;`.
+fn excel_delimiter(line: &[u8]) -> Option<u8> {
     let line = line.strip_prefix(b"\"").and_then(|line| line.strip_suffix(b"\"")).unwrap_or(line);
     let (key, value) = line.split_at_checked(4)?;
-    // Spaces at the end were cut off, and a tab is one.
+    // The line is trimmed, and a tab is a space.
     let delimiter = match value {
         [] => b'\t',
         [delimiter] => *delimiter,
@@ -137,20 +152,20 @@ fn told(line: &[u8]) -> Option<u8> {
     (key.eq_ignore_ascii_case(b"sep=") && delimiter.is_ascii() && delimiter != b'"').then_some(delimiter)
 }
 
-struct Table {
+struct TextTable {
     records: Records,
-    /// Where the record is that was read already, if it is one of the rows.
+    /// The place of the current record, if it is a row that was not returned yet.
     first: Option<Place>,
     /// The cells of the first record.
     header: Vec<String>,
     has_header: bool,
-    layout: Layout,
+    columns: FieldColumns,
 }
 
-impl Iterator for Table {
-    type Item = Result<Entry>;
+impl Iterator for TextTable {
+    type Item = Result<PromptRow>;
 
-    fn next(&mut self) -> Option<Result<Entry>> {
+    fn next(&mut self) -> Option<Result<PromptRow>> {
         loop {
             let record = match self.first.take() {
                 Some(place) => Ok(Some((place, Ok(())))),
@@ -161,9 +176,9 @@ impl Iterator for Table {
                 Err(error) => return Some(Err(error)),
             };
             if !self.records.has_mark() || !self.has_header {
-                return Some(Ok(Entry::new(place, state.and_then(|()| self.parse()))));
+                return Some(Ok(PromptRow::new(place, state.and_then(|()| self.parse()))));
             }
-            // A file that was joined to the first, with a header of its own.
+            // A file was appended, with a header of its own.
             if state.is_err() || names(&self.records) != self.header {
                 let name = &self.records.text.name;
                 return Some(Err(bad_input!(
@@ -175,9 +190,10 @@ impl Iterator for Table {
     }
 }
 
-impl Table {
+impl TextTable {
+    /// The current record.
     fn parse(&self) -> Result<PromptRecord, String> {
-        let Self { records, header, layout, .. } = self;
+        let Self { records, header, columns, .. } = self;
         let cells: Vec<&[u8]> = records.cells().collect();
         if cells.len() != header.len() {
             let first = if self.has_header { "header" } else { "first line" };
@@ -186,25 +202,25 @@ impl Table {
         if records.has_nul() {
             return Err(format!("the record holds {NUL}"));
         }
-        let mut draft = Draft::new(&layout.prompt_name);
-        for &(place, field) in &layout.columns {
-            let cell = std::str::from_utf8(cells[place])
-                .map_err(|_| format!("the cell in column {} is not UTF-8; convert the file", place + 1))?;
-            draft.set(field, Scalar::of_cell(field, cell))?;
+        let mut builder = RecordBuilder::new(&columns.prompt_name);
+        for &(index, field) in &columns.columns {
+            let cell = std::str::from_utf8(cells[index])
+                .map_err(|_| format!("the cell in column {} is not UTF-8; convert the file", index + 1))?;
+            builder.set(field, Scalar::of_cell(field, cell))?;
         }
-        draft.finish()
+        builder.finish()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::PromptFormat::{Csv, Tsv};
-    use super::super::lines::MAX_BYTES;
-    use super::super::tests::{Dribble, read_with, record};
+    use super::*;
+    use crate::rows::lines::MAX_BYTES;
+    use crate::rows::tests::{Dribble, read_stream, read_with, record};
     use std::io::{self, Read};
 
     fn read(text: &str) -> Vec<String> {
-        read_with(text, Csv, None)
+        read_with(text, &CSV, None)
     }
 
     #[test]
@@ -213,14 +229,14 @@ mod tests {
         let expected = ["line 2: a red apple", "line 5: two\nlines, \"quoted\"", "line 7: ", "line 8: last"];
         assert_eq!(read(text), expected);
         assert_eq!(read(&text.replace('\n', "\r\n").replace("\r\r", "\r")).len(), 4);
-        assert_eq!(read_with("prompt\tid\na, b\t1\n", Tsv, None), ["line 2: a, b"]);
+        assert_eq!(read_with("prompt\tid\na, b\t1\n", &TSV, None), ["line 2: a, b"]);
     }
 
     #[test]
     fn columns_are_found_by_name() {
         assert_eq!(read("url,prompt,caption\nu,p,c\n"), ["line 2: p"]);
         assert_eq!(read("id, caption \n1,c\n"), ["line 2: c"], "the only column that is not an option's");
-        let wanted = |text: &str, column| read_with(text, Csv, Some(column));
+        let wanted = |text: &str, column| read_with(text, &CSV, Some(column));
         assert_eq!(wanted("prompt,caption\np,c\n", "caption"), ["line 2: c"]);
         assert_eq!(
             wanted("id,seed\none,two\n", "id"),
@@ -240,20 +256,20 @@ mod tests {
         assert_eq!(read("prompt,prompt\na,b\n"), ["error: rows has two columns \"prompt\"; rename one of them"]);
         assert_eq!(read("prompt,seed,seed\n"), ["error: rows has two columns \"seed\"; rename one of them"]);
         assert_eq!(read("prompt,url,url\na,b,c\n"), ["line 2: a"], "what is not read may be there twice");
-        let read = read_with(b"prompt,\xff\n".to_vec(), Csv, None);
+        let read = read_with(b"prompt,\xff\n".to_vec(), &CSV, None);
         assert_eq!(read, ["error: rows: line 1: the header is not UTF-8; convert the file"]);
     }
 
     #[test]
     fn cells_beside_the_prompt_are_its_options() {
         let record_of = |cells: &str| {
-            record(format!("prompt,id,negative_prompt,seed,guidance_scale,steps,samples\n{cells}\n"), Csv)
+            record(format!("prompt,id,negative_prompt,seed,guidance_scale,steps,samples\n{cells}\n"), &CSV)
         };
         let full = record_of("a,007,green,18446744073709551615,-2.5, 10 ,3");
         assert_eq!((full.id.as_deref(), full.negative_prompt.as_deref()), (Some("007"), Some("green")));
         assert_eq!((full.seed, full.guidance_scale), (Some(u64::MAX), Some(-2.5)));
         assert_eq!((full.steps, full.samples), (Some(10), Some(3)));
-        assert_eq!(record_of("a,,,,,,"), super::super::record::of_prompt("a"), "an empty cell is no value");
+        assert_eq!(record_of("a,,,,,,"), PromptRecord::new("a"), "an empty cell is no value");
     }
 
     #[test]
@@ -269,7 +285,7 @@ mod tests {
             format!("line 7: !{range} -1"),
             "line 9: g".into(),
         ];
-        assert_eq!(read_with(rows, Csv, None), expected);
+        assert_eq!(read_with(rows, &CSV, None), expected);
     }
 
     #[test]
@@ -303,7 +319,7 @@ mod tests {
 
     #[test]
     fn in_tsv_a_quote_is_one_only_if_it_closes_its_cell_on_its_line() {
-        let tsv = |text: &str| read_with(text, Tsv, None);
+        let tsv = |text: &str| read_with(text, &TSV, None);
         let text = "prompt\tid\n\"a\tb\"\t1\n\"big\" cat\t2\n\"open\t3\nx\"\t4\n\"say \"\"hi\"\"\"\t5\r\n\"\"\t6";
         let prompts = ["a\tb", "\"big\" cat", "\"open", "x\"", "say \"hi\"", ""];
         let expected: Vec<String> = (2..).zip(prompts).map(|(line, prompt)| format!("line {line}: {prompt}")).collect();
@@ -317,7 +333,7 @@ mod tests {
         let long = "line 3: !the record is longer than 16 MiB; is a quote not closed?";
         for start in ["prompt\nfine\n\"", "prompt\nfine\n"] {
             let text = io::Cursor::new(start).chain(endless()).chain(io::Cursor::new("\nnext\n"));
-            assert_eq!(super::super::tests::read_stream(text, Csv, None), ["line 2: fine", long, "line 4: next"]);
+            assert_eq!(read_stream(text, &CSV, None), ["line 2: fine", long, "line 4: next"]);
         }
         let line = "x".repeat(1023) + "\n";
         let count = MAX_BYTES / line.len() + 10;
@@ -331,7 +347,7 @@ mod tests {
     #[test]
     fn a_record_is_given_as_soon_as_it_is_there() {
         for pieces in [["prompt\n", "a\n", "b\n"], ["prompt\r\n", "a\r\n", "b\r\n"], ["prompt\n", "\"a\"\n", "b\n"]] {
-            Dribble::check(&pieces, Csv, 2, "line 2: a");
+            Dribble::check(&pieces, &CSV, 2, "line 2: a");
         }
     }
 }

@@ -1,11 +1,13 @@
-//! UTF-16 and UTF-32 as UTF-8, and how a text's encoding is found out.
+//! Detects a text's encoding, and decodes UTF-16 and UTF-32.
+//!
+//! `encoding_rs` has no UTF-32, and puts U+FFFD where the input is malformed, which would pass for part of a prompt.
 
 use std::io::{self, BufRead, Read};
 
-/// No byte of UTF-8, so that the line with it is found out as every line is that is no text.
+/// Stands for malformed input: a byte that UTF-8 never has, so that its line is refused as not UTF-8.
 const MALFORMED: u8 = 0xff;
 
-/// How characters are written down.
+/// A character encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Utf8,
@@ -17,7 +19,7 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    /// Byte order marks. The one of UTF-32 is looked for before that of UTF-16 which it begins with.
+    /// Byte order marks. That of UTF-16LE is the start of that of UTF-32LE, and comes after it.
     const MARKS: [(&[u8], Self); 5] = [
         (b"\xef\xbb\xbf", Self::Utf8),
         (b"\xff\xfe\0\0", Self::Units { width: 4, is_big: false }),
@@ -26,23 +28,24 @@ impl Encoding {
         (b"\xfe\xff", Self::Units { width: 2, is_big: true }),
     ];
 
-    /// The encoding of a text that starts like this, and the length of its byte order mark. Without one it is UTF-8
-    /// unless that is hardly possible: units of 2 or 4 bytes show as NULs in every place but one.
-    pub(super) fn detect(start: &[u8]) -> (Self, usize) {
-        if let Some((mark, encoding)) = Self::MARKS.into_iter().find(|(mark, _)| start.starts_with(mark)) {
+    /// The encoding of a text that starts with `sample`, and the length of its byte order mark. Without a mark it is UTF-8
+    /// unless that is all but ruled out by NULs at every second byte, or at three of four.
+    pub(super) fn detect(sample: &[u8]) -> (Self, usize) {
+        if let Some((mark, encoding)) = Self::MARKS.into_iter().find(|(mark, _)| sample.starts_with(mark)) {
             return (encoding, mark.len());
         }
-        if !start.contains(&0) {
+        if !sample.contains(&0) {
             return (Self::Utf8, 0);
         }
         let orders = [false, true];
-        if let Some(is_big) = orders.into_iter().find(|is_big| count(start, 4, *is_big).is_some()) {
+        if let Some(is_big) = orders.into_iter().find(|is_big| Census::of(sample, 4, *is_big).is_some()) {
             return (Self::Units { width: 4, is_big }, 0);
         }
         let is_likely = |is_big: &bool| {
             // In most languages nearly all units are below U+0100. Fewer will do if it cannot be UTF-8.
-            count(start, 2, *is_big)
-                .is_some_and(|Count { all, latin, blank }| latin * 4 >= all * 3 || blank > 0 && !is_likely_utf8(start))
+            Census::of(sample, 2, *is_big).is_some_and(|Census { all, latin, blank }| {
+                latin * 4 >= all * 3 || blank > 0 && !is_likely_utf8(sample)
+            })
         };
         let mut likely = orders.into_iter().filter(is_likely);
         match (likely.next(), likely.next()) {
@@ -62,8 +65,8 @@ impl Encoding {
     }
 }
 
-/// What the characters of a text are.
-struct Count {
+/// Counts of a sample's characters.
+struct Census {
     all: usize,
     /// Those below U+0100.
     latin: usize,
@@ -71,125 +74,110 @@ struct Count {
     blank: usize,
 }
 
-/// The characters of the start of a text in these units; `None` if it is no text, or nothing of it is whole.
-fn count(start: &[u8], width: usize, is_big: bool) -> Option<Count> {
-    // Spaces and line breaks whose bytes are the other way round.
-    const SWAPPED: [u32; 3] = [0x2000, 0x0a00, 0x0d00];
-    let rest = start.chunks_exact(width).remainder();
-    // It may end in a line break, of which the other bytes are still to come.
-    if !rest.is_empty() && (is_big || !matches!(rest, [b'\n' | b'\r'])) {
-        return None;
+impl Census {
+    /// `None` if the sample is not text in these units, or too short for one character.
+    fn of(sample: &[u8], width: usize, is_big: bool) -> Option<Self> {
+        // Spaces and line breaks in the other byte order.
+        const SWAPPED: [u32; 3] = [0x2000, 0x0a00, 0x0d00];
+        let rest = sample.chunks_exact(width).remainder();
+        // It may end within a line break.
+        if !rest.is_empty() && (is_big || !matches!(rest, [b'\n' | b'\r'])) {
+            return None;
+        }
+        let mut census = Self { all: 0, latin: 0, blank: 0 };
+        for char in chars(&sample[..whole(sample, width, is_big)], width, is_big) {
+            let code = u32::from(char?);
+            // No characters are assigned in planes 4 to 13, but two characters of UTF-16 read as one there.
+            let is_likely = !SWAPPED.contains(&code) && !(0x4_0000..=0xd_ffff).contains(&code);
+            let char = char.filter(|char| is_likely && !is_odd(*char))?;
+            census.all += 1;
+            census.latin += usize::from(char < '\u{100}');
+            census.blank += usize::from(matches!(char, ' ' | '\n' | '\r'));
+        }
+        (census.all > 0).then_some(census)
     }
-    let mut units = start.chunks_exact(width).map(|unit| value(unit, is_big)).peekable();
-    let mut count = Count { all: 0, latin: 0, blank: 0 };
-    while let Some(unit) = units.next() {
-        let code = match (unit, units.peek()) {
-            (0xd800..=0xdbff, None) if width == 2 => break,
-            (0xd800..=0xdbff, Some(&low @ 0xdc00..=0xdfff)) if width == 2 => {
-                units.next();
-                pair(unit, low)
-            }
-            _ => unit,
-        };
-        // No characters are assigned in the planes 4 to 13, but two characters of UTF-16 read as one there.
-        let is_likely = !SWAPPED.contains(&code) && !(0x4_0000..=0xd_ffff).contains(&code);
-        let char = char::from_u32(code).filter(|char| is_likely && !is_odd(*char))?;
-        count.all += 1;
-        count.latin += usize::from(char < '\u{100}');
-        count.blank += usize::from(matches!(char, ' ' | '\n' | '\r'));
-    }
-    (count.all > 0).then_some(count)
 }
 
-fn is_likely_utf8(start: &[u8]) -> bool {
-    let text = match std::str::from_utf8(start) {
+fn is_likely_utf8(sample: &[u8]) -> bool {
+    let text = match std::str::from_utf8(sample) {
         Ok(text) => text,
-        // Cut within a character.
+        // Truncated within a character.
         Err(error) if error.error_len().is_none() => {
-            std::str::from_utf8(&start[..error.valid_up_to()]).unwrap_or_default()
+            std::str::from_utf8(&sample[..error.valid_up_to()]).unwrap_or_default()
         }
         Err(_) => return false,
     };
     !text.chars().any(|char| is_odd(char) && char != '\0')
 }
 
-/// Whether it is a control character that no text has.
+/// Whether it is a control character that text does not have.
 fn is_odd(char: char) -> bool {
     char.is_control() && !matches!(char, '\t'..='\r' | '\u{1b}' | '\u{80}'..)
 }
 
-fn value(unit: &[u8], is_big: bool) -> u32 {
+/// The characters of text in UTF-16 or UTF-32, `None` for what is malformed.
+fn chars(bytes: &[u8], width: usize, is_big: bool) -> Box<dyn Iterator<Item = Option<char>> + '_> {
+    let units = bytes.chunks_exact(width).map(move |bytes| unit(bytes, is_big));
+    if width == 2 {
+        Box::new(char::decode_utf16(units.map(|unit| unit as u16)).map(Result::ok))
+    } else {
+        Box::new(units.map(char::from_u32))
+    }
+}
+
+fn unit(bytes: &[u8], is_big: bool) -> u32 {
     let add = |value: u32, byte: &u8| value << 8 | u32::from(*byte);
-    if is_big { unit.iter().fold(0, add) } else { unit.iter().rev().fold(0, add) }
+    if is_big { bytes.iter().fold(0, add) } else { bytes.iter().rev().fold(0, add) }
 }
 
-/// The code of a high and a low surrogate.
-fn pair(high: u32, low: u32) -> u32 {
-    0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00)
+/// The length of `bytes` without an incomplete character at the end: part of a unit, or a surrogate whose pair is missing.
+fn whole(bytes: &[u8], width: usize, is_big: bool) -> usize {
+    let last = bytes.chunks_exact(width).last().filter(|_| width == 2);
+    let is_high = last.is_some_and(|bytes| matches!(unit(bytes, is_big), 0xd800..=0xdbff));
+    (bytes.len() / width - usize::from(is_high)) * width
 }
 
-/// Text in UTF-16 or UTF-32, read as UTF-8. A surrogate without its pair, what is no character, and part of a unit at the
-/// end become a byte that is not UTF-8.
+/// Decodes UTF-16 or UTF-32 to UTF-8, as far as the input has arrived. [`MALFORMED`] stands for what cannot be decoded.
 pub(super) struct Decoder<R> {
     input: R,
     width: usize,
     is_big: bool,
-    /// The start of a unit.
-    part: Vec<u8>,
-    /// A surrogate that waits for its pair.
-    high: Option<u32>,
+    /// The start of a character.
+    pending: Vec<u8>,
     decoded: Vec<u8>,
+    /// How many of `decoded` were read.
     start: usize,
     is_at_end: bool,
 }
 
 impl<R: BufRead> Decoder<R> {
-    /// Reads `input`, which comes after its byte order mark, in units of `width` bytes.
+    /// Reads `input`, without its byte order mark, in units of `width` bytes.
     pub(super) fn new(input: R, width: usize, is_big: bool) -> Self {
-        let (part, decoded) = (Vec::new(), Vec::new());
-        Self { input, width, is_big, part, high: None, decoded, start: 0, is_at_end: false }
+        Self { input, width, is_big, pending: Vec::new(), decoded: Vec::new(), start: 0, is_at_end: false }
     }
 
     fn decode(&mut self) -> io::Result<()> {
-        self.decoded.clear();
+        let Self { input, width, is_big, pending, decoded, .. } = self;
+        decoded.clear();
         self.start = 0;
-        let available = self.input.fill_buf()?;
+        let available = input.fill_buf()?;
         let size = available.len();
-        let (mut part, mut high) = (std::mem::take(&mut self.part), self.high.take());
-        for byte in available {
-            part.push(*byte);
-            if part.len() == self.width {
-                let unit = value(&part, self.is_big);
-                part.clear();
-                high = take_unit(high, unit, self.width, &mut self.decoded);
+        pending.extend(available);
+        input.consume(size);
+        self.is_at_end = size == 0;
+        let whole = if self.is_at_end { pending.len() } else { whole(pending, *width, *is_big) };
+        for char in chars(&pending[..whole], *width, *is_big) {
+            match char {
+                Some(char) => decoded.extend(char.encode_utf8(&mut [0; 4]).as_bytes()),
+                None => decoded.push(MALFORMED),
             }
         }
-        self.input.consume(size);
-        self.is_at_end = size == 0;
-        if self.is_at_end && (!part.is_empty() || high.is_some()) {
-            self.decoded.push(MALFORMED);
-        } else {
-            (self.part, self.high) = (part, high);
+        if whole % *width > 0 {
+            decoded.push(MALFORMED);
         }
+        pending.drain(..whole);
         Ok(())
     }
-}
-
-/// Writes a unit as UTF-8, or gives it back if it is the first half of a pair.
-fn take_unit(high: Option<u32>, unit: u32, width: usize, decoded: &mut Vec<u8>) -> Option<u32> {
-    let code = match (high, unit) {
-        (Some(high), 0xdc00..=0xdfff) => pair(high, unit),
-        _ => {
-            decoded.extend(high.map(|_| MALFORMED));
-            unit
-        }
-    };
-    match char::from_u32(code) {
-        Some(char) => decoded.extend(char.encode_utf8(&mut [0; 4]).as_bytes()),
-        None if width == 2 && unit < 0xdc00 => return Some(unit),
-        None => decoded.push(MALFORMED),
-    }
-    None
 }
 
 impl<R: BufRead> Read for Decoder<R> {

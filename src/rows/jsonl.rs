@@ -1,83 +1,92 @@
 //! JSON Lines: an object a line.
 
-use super::record::{Draft, Field, Scalar, shorten};
-use super::source::Text;
-use super::{PromptRecord, Rows, lines};
-use crate::error::some_of;
+use super::field::{Field, RecordBuilder, Scalar, shorten};
+use super::format::PromptFormat;
+use super::input::Text;
+use super::lines;
+use super::record::{PromptRecord, PromptRows};
+use crate::text::some_of;
 use anyhow::Result as AnyResult;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use std::fmt;
 
-/// The rows of `text`, whose prompts have the key `wanted`. Without it that is `prompt`, or if the first object has none,
-/// its only key with a text that means nothing else.
-///
-/// # Errors
-/// [`crate::error::BadInput`] if the text cannot be read.
-pub(super) fn rows(text: Text, wanted: Option<&str>) -> AnyResult<Rows> {
+pub(super) static JSONL: PromptFormat = PromptFormat {
+    name: "jsonl",
+    extensions: &["jsonl", "ndjson"],
+    has_columns: true,
+    has_header: false,
+    open: |input, options, notices| rows(input.text(notices)?, options.prompt_column.as_deref()),
+};
+
+/// The key of the prompts is `wanted`; without it `prompt`, or if the first object lacks that, its only key with a text that
+/// is not a setting.
+fn rows(text: Text, wanted: Option<&str>) -> AnyResult<PromptRows> {
     let (name, notices) = (text.name.clone(), text.notices.clone());
-    let told = move |key: &str| notices.note(format!("the prompts of {name} have the key {:?}", shorten(key)));
+    let note = move |key: &str| notices.note(format!("the prompts of {name} have the key {:?}", shorten(key)));
     let mut key = wanted.map(str::to_string);
-    key.iter().for_each(|key| told(key));
+    key.iter().for_each(|key| note(key));
     let advice = if wanted.is_some() { "" } else { "; name the key with --prompt-column" };
     lines::rows(text, move |line, _| {
         if let Some(key) = &key {
             return parse(line, key, advice);
         }
-        let found = Texts::of(line);
-        if let Some(prompt_key) = found.prompt_key() {
-            told(&prompt_key);
+        let candidates = Candidates::of(line);
+        if let Some(prompt_key) = candidates.prompt_key() {
+            note(&prompt_key);
             return parse(line, key.insert(prompt_key), advice);
         }
-        if found.count > 1 {
-            // No later line decides what an earlier one left in doubt.
+        if candidates.count > 1 {
+            // An ambiguous object settles it: no later one may change which key is read.
             key = Some(Field::Prompt.name().into());
         }
-        let only = if found.keys.is_empty() { String::new() } else { format!(", only {}", some_of(&found.keys)) };
+        let only =
+            if candidates.keys.is_empty() { String::new() } else { format!(", only {}", some_of(&candidates.keys)) };
         parse(line, Field::Prompt.name(), &format!("{only}{advice}"))
     })
 }
 
-/// The record on a line, whose prompt has the key `prompt_key`, or what is wrong with it; if the prompt is missing, with
-/// `advice` behind it.
+/// Parses the object on a line, whose prompt has the key `prompt_key`.
+///
+/// # Errors
+/// What is wrong with the line; if the prompt is missing, with `advice` at the end.
 fn parse(line: &str, prompt_key: &str, advice: &str) -> Result<PromptRecord, String> {
-    let mut draft = Draft::new(prompt_key);
+    let mut builder = RecordBuilder::new(prompt_key);
     let mut deserializer = serde_json::Deserializer::from_str(line);
-    let parsed = Object(&mut draft).deserialize(&mut deserializer).and_then(|()| deserializer.end());
+    let parsed = Object(&mut builder).deserialize(&mut deserializer).and_then(|()| deserializer.end());
     parsed.map_err(|error| reason(&error))?;
-    draft.finish().map_err(|reason| reason + advice)
+    builder.finish().map_err(|reason| reason + advice)
 }
 
-/// The texts of an object that may be its prompt.
+/// The values of an object that may be its prompt: texts that are not a setting.
 #[derive(Default)]
-struct Texts {
+struct Candidates {
     has_prompt: bool,
-    /// Their keys, quoted, as many as a message shows.
+    /// Their keys, quoted; no more than a message shows.
     keys: Vec<String>,
-    only: Option<String>,
+    last: Option<String>,
     count: usize,
 }
 
-impl Texts {
-    /// Those on a line, as far as it is an object.
+impl Candidates {
     fn of(line: &str) -> Self {
-        let mut texts = Self::default();
-        // What is wrong with the line will be seen when it is parsed.
-        let _ = serde_json::Deserializer::from_str(line).deserialize_map(&mut texts);
-        texts
+        let mut candidates = Self::default();
+        // An error comes up again when the line is parsed.
+        let _ = serde_json::Deserializer::from_str(line).deserialize_map(&mut candidates);
+        candidates
     }
 
-    /// The key of the prompts of a file with such a first line.
+    /// The key of the prompts, if it is not ambiguous.
     fn prompt_key(&self) -> Option<String> {
         if self.has_prompt {
             return Some(Field::Prompt.name().into());
         }
-        self.only.clone().filter(|_| self.count == 1)
+        self.last.clone().filter(|_| self.count == 1)
     }
 }
 
-impl<'de> Visitor<'de> for &mut Texts {
+impl<'de> Visitor<'de> for &mut Candidates {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,11 +96,11 @@ impl<'de> Visitor<'de> for &mut Texts {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((key, value)) = map.next_entry::<String, Scalar>()? {
             self.has_prompt |= key == Field::Prompt.name();
-            if matches!(value, Scalar::Text(_)) && Field::of_name(&key, Field::Prompt.name()).is_none() {
+            if matches!(value, Scalar::Text(_)) && key != Field::Prompt.name() && Field::setting(&key).is_none() {
                 self.count += 1;
                 if self.count <= 9 {
                     self.keys.push(format!("{:?}", shorten(&key)));
-                    self.only = Some(key);
+                    self.last = Some(key);
                 }
             }
         }
@@ -99,16 +108,16 @@ impl<'de> Visitor<'de> for &mut Texts {
     }
 }
 
-/// The error in words. Of its place only the column is of use: the line is the file's.
+/// The error without its line number, which counts within the line.
 fn reason(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-    let prefix = if error.classify() == Category::Data { "" } else { "the line is no JSON object: " };
+    let prefix = if error.classify() == Category::Data { "" } else { "the line is not a JSON object: " };
     format!("{prefix}{message} (column {})", error.column())
 }
 
-/// Fills a record from an object. Keys without a meaning here are passed over.
-struct Object<'d, 'a>(&'d mut Draft<'a>);
+/// Sets a record's fields from an object. Other keys are ignored.
+struct Object<'b, 'a>(&'b mut RecordBuilder<'a>);
 
 impl<'de> DeserializeSeed<'de> for Object<'_, '_> {
     type Value = ();
@@ -144,7 +153,7 @@ impl<'de> Deserialize<'de> for Scalar {
     }
 }
 
-/// Takes any value. One with parts is passed over, so that it takes no memory however large it is.
+/// Reads any value. The elements of a list or object are skipped, so that they take no memory.
 struct ScalarVisitor;
 
 impl<'de> Visitor<'de> for ScalarVisitor {
@@ -195,10 +204,8 @@ impl<'de> Visitor<'de> for ScalarVisitor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::PromptFormat::JsonLines;
-    use super::super::record::of_prompt;
-    use super::super::tests::read_with;
     use super::*;
+    use crate::rows::tests::read_with;
 
     fn reason(line: &str) -> String {
         parse(line, "prompt", "").unwrap_err()
@@ -218,8 +225,8 @@ mod tests {
             samples: Some(1),
         };
         assert_eq!(parse(line, "prompt", "").unwrap(), expected);
-        assert_eq!(parse(r#"{"text": "a", "prompt": 5}"#, "text", "").unwrap(), of_prompt("a"));
-        assert_eq!(parse(r#"{"prompt": "", "id": null, "seed": null}"#, "prompt", "").unwrap(), of_prompt(""));
+        assert_eq!(parse(r#"{"text": "a", "prompt": 5}"#, "text", "").unwrap(), PromptRecord::new("a"));
+        assert_eq!(parse(r#"{"prompt": "", "id": null, "seed": null}"#, "prompt", "").unwrap(), PromptRecord::new(""));
         assert_eq!(parse(r#"{"prompt": "a", "id": -5}"#, "prompt", "").unwrap().id.unwrap(), "-5");
     }
 
@@ -243,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_with_a_prompt_is_named() {
+    fn a_line_that_is_not_an_object_with_a_prompt_is_named() {
         assert_eq!(reason("{}"), "there is no \"prompt\"");
         assert_eq!(reason(r#"{"prompt": null}"#), "there is no \"prompt\"");
         assert!(reason(r#"{"prompt": "a", "prompt": "b"}"#).starts_with("\"prompt\" is there twice"));
@@ -251,26 +258,26 @@ mod tests {
             assert!(reason(line).contains("expected an object with \"prompt\""), "{line}: {}", reason(line));
         }
         for line in ["{", "{\"prompt\": \"a\"", "{\"prompt\": \"a\"} x", "a red apple", "{'prompt': 'a'}"] {
-            assert!(reason(line).starts_with("the line is no JSON object: "), "{line}: {}", reason(line));
+            assert!(reason(line).starts_with("the line is not a JSON object: "), "{line}: {}", reason(line));
         }
-        assert!(reason(r#"{"prompt": "\ud800"}"#).starts_with("the line is no JSON object: "));
+        assert!(reason(r#"{"prompt": "\ud800"}"#).starts_with("the line is not a JSON object: "));
         assert!(reason(r#"{"prompt": "a", "guidance_scale": 1e999}"#).contains("number out of range"));
         assert!(reason("{]").ends_with("(column 2)"), "{}", reason("{]"));
     }
 
     #[test]
-    fn values_that_nest_deeply_are_passed_over() {
+    fn deeply_nested_values_are_skipped() {
         let nested = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
         let line = |key: &str| format!(r#"{{"prompt": "a", "{key}": {nested}}}"#);
-        assert_eq!(parse(&line("other"), "prompt", "").unwrap(), of_prompt("a"));
+        assert_eq!(parse(&line("other"), "prompt", "").unwrap(), PromptRecord::new("a"));
         assert!(reason(&line("id")).contains("and it is a list (column "), "{}", reason(&line("id")));
-        assert!(reason(&line("id")[..1_000_000]).starts_with("the line is no JSON object: "));
+        assert!(reason(&line("id")[..1_000_000]).starts_with("the line is not a JSON object: "));
     }
 
     #[test]
     fn a_bad_line_is_named_and_the_next_one_read() {
         let text = b"{\"prompt\": \"a\"}\r\n\n \t\n{\"prompt\": \"\xff\"}\n[]\n{\"prompt\": \"b\"}".to_vec();
-        let read = read_with(text, JsonLines, None);
+        let read = read_with(text, &JSONL, None);
         assert_eq!(read[0], "line 1: a");
         assert_eq!(read[1], "line 4: !the line is not UTF-8 from byte 13 on; convert the file");
         assert!(read[2].starts_with("line 5: !invalid type: sequence"), "{read:?}");

@@ -1,14 +1,14 @@
-//! A reader whose start can be looked at before it is read.
+//! A reader with lookahead.
 
 use std::io::{self, BufRead, Read};
 
-/// `input`, of which the next bytes may have been looked at already.
+/// A reader that can be looked ahead in as far as a condition on the bytes says, which `BufRead` cannot.
 pub(super) struct Peek<R> {
     input: R,
     seen: Vec<u8>,
     /// How many of `seen` were read.
     start: usize,
-    /// Bytes read in all.
+    /// Bytes read so far.
     count: u64,
 }
 
@@ -17,8 +17,8 @@ impl<R: BufRead> Peek<R> {
         Self { input, seen: Vec::new(), start: 0, count: 0 }
     }
 
-    /// The next bytes, up to the one of which `is_last` says so, or to the end. No more are read ahead than that, since
-    /// more may never arrive.
+    /// The next bytes up to and including the first for which `is_last` is true, or to the end of the input. Reads no
+    /// further: more may never arrive.
     pub(super) fn peek(&mut self, mut is_last: impl FnMut(u8) -> bool) -> io::Result<&[u8]> {
         self.seen.drain(..std::mem::take(&mut self.start));
         let mut enough = self.seen.iter().position(|byte| is_last(*byte)).map(|place| place + 1);
@@ -39,7 +39,7 @@ impl<R: BufRead> Peek<R> {
         Ok(&self.seen[..enough.unwrap_or(self.seen.len())])
     }
 
-    /// The next `count` bytes, or as many as there are.
+    /// The next `count` bytes, or fewer at the end of the input.
     pub(super) fn peek_bytes(&mut self, count: usize) -> io::Result<&[u8]> {
         let mut left = count;
         self.peek(|_| {
@@ -48,7 +48,7 @@ impl<R: BufRead> Peek<R> {
         })
     }
 
-    /// Bytes read so far, without those that were only looked at.
+    /// Bytes read so far, not counting the lookahead.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_looked_at_is_still_read() {
+    fn peeked_bytes_are_still_read() {
         let mut reader = Peek::new(io::BufReader::with_capacity(3, &b"one\ntwo\nthree"[..]));
         let line = |reader: &mut Peek<_>| reader.peek(|byte| byte == b'\n').unwrap().to_vec();
         assert_eq!([line(&mut reader), line(&mut reader)], [b"one\n", b"one\n"]);

@@ -1,183 +1,170 @@
-//! Cuts a text into records of cells, as CSV and TSV have them.
+//! Splits a text into records of cells, as CSV and TSV have them, with the parser of the csv crate.
 //!
-//! The csv crate reads on, without a word, where a quote is never closed and where a cell goes on after its quotes: one stray
-//! quote would swallow rows, and all rows after them would be others than their numbers say. Here such a record is an error of
-//! its own line, and the next line is a record again.
+//! The parser accepts everything: a stray quote at the start of a cell would swallow all rows up to the next quote. Here a
+//! record whose quotes are wrong is an error of its first line, and the next line is a record again. That takes the raw text,
+//! which the csv crate's own reader does not give access to.
 
-use super::Place;
+use super::input::Text;
 use super::lines::{BYTE_ORDER_MARK, MAX_BYTES};
-use super::source::Text;
+use super::record::Place;
 use anyhow::Result;
-use memchr::{memchr, memchr2, memchr2_iter, memchr3};
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
+use memchr::{memchr, memchr2, memchr2_iter};
 use std::io::{self, BufRead};
+use std::iter;
 
 const UNCLOSED: &str = "a quote opens in this record that is never closed; close it, or double the quotes in the cell";
 const MORE: &str = "a cell goes on after its closing quote; double the quotes in the cell";
 
-/// Reads a text record by record, and no further than to the end of the line that a record ends on.
+/// Reads records, each no further than to the end of its last line.
 pub(super) struct Records {
-    /// The text.
     pub(super) text: Text,
     delimiter: u8,
-    /// Bytes that were read. The current record begins at `start` and takes `taken` of them.
+    parser: Reader,
+    /// Takes a quote for a character as any other.
+    plain_parser: Reader,
+    /// The cells of the current record.
+    cells: Cells,
+    /// Text that was read. The current record begins at `start` and is `len` bytes long.
     raw: Vec<u8>,
     start: usize,
-    taken: usize,
+    len: usize,
     /// The line that `start` is on, counted from 1.
     line: u64,
-    /// Whether the last line break was a carriage return, which a line feed belongs to.
-    was_return: bool,
-    /// Whether the current record begins with a byte order mark, as that of a file which was joined to another does.
+    /// Whether the byte before `start` is a carriage return, to which a line feed at `start` belongs.
+    after_return: bool,
+    /// Whether the current record begins with a byte order mark, like that of a file appended to another.
     has_mark: bool,
     is_at_end: bool,
-    /// Whether the rest of the line that `raw` ends in is no record.
-    skips_line: bool,
-    scan: Scan,
+    /// Whether the rest of the current line is to be skipped.
+    is_truncated: bool,
 }
 
 impl Records {
     pub(super) fn new(text: Text, delimiter: u8) -> Self {
-        let (raw, scan) = (Vec::new(), Scan::default());
+        let mut builder = ReaderBuilder::new();
+        builder.delimiter(delimiter);
         Self {
             text,
             delimiter,
-            raw,
+            parser: builder.build(),
+            plain_parser: builder.quoting(false).build(),
+            cells: Cells::default(),
+            raw: Vec::new(),
             start: 0,
-            taken: 0,
+            len: 0,
             line: 1,
-            was_return: false,
+            after_return: false,
             has_mark: false,
             is_at_end: false,
-            skips_line: false,
-            scan,
+            is_truncated: false,
         }
     }
 
-    /// Reads the next record: where it starts, and what is wrong with its form. One that is of a wrong form ends with
-    /// its first line. The cells of another are then in [`Records::cells`].
+    /// Reads the next record: its place, and what is wrong with its form. [`Records::cells`] then has its cells.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the text cannot be read.
+    /// [`crate::bad_input::BadInput`] if the text cannot be read.
     pub(super) fn next_record(&mut self) -> Result<Option<(Place, Result<(), String>)>> {
         let record = self.read_record();
         let place = Place::Line(self.line);
-        record.map(|record| record.map(|form| (place, form))).map_err(|cause| self.text.broken(place, cause))
+        record.map(|record| record.map(|form| (place, form))).map_err(|cause| self.text.unreadable(place, cause))
     }
 
-    /// The cells of the record that was read last.
+    /// The cells of the current record.
     pub(super) fn cells(&self) -> impl Iterator<Item = &[u8]> {
-        self.scan.cells()
+        self.cells.iter()
     }
 
-    /// Whether the record that was read last came behind a byte order mark.
     pub(super) fn has_mark(&self) -> bool {
         self.has_mark
     }
 
-    /// Whether there is a NUL in the record that was read last.
+    /// Whether there is a NUL in the current record.
     pub(super) fn has_nul(&self) -> bool {
-        memchr(0, &self.scan.cells).is_some()
+        memchr(0, &self.raw[self.start..self.start + self.len]).is_some()
     }
 
     fn read_record(&mut self) -> io::Result<Option<Result<(), String>>> {
         if !self.go_to_next()? {
             return Ok(None);
         }
-        loop {
+        self.cells.clear();
+        self.parser.reset();
+        let is_tsv = self.delimiter == b'\t';
+        let reason = loop {
             let record = &self.raw[self.start..];
-            let needs_line = self.delimiter == b'\t' && !self.is_at_end;
-            let ended = match memchr2(b'\n', b'\r', record) {
-                // In TSV a quote is closed on its line or not at all: the line has to be there.
-                None if needs_line => Ended::NotYet,
-                _ => self.scan.go_on(record, self.delimiter, self.is_at_end),
-            };
-            match ended {
-                Ended::Well => {
-                    self.taken = self.scan.place;
-                    return Ok(Some(Ok(())));
-                }
-                Ended::Badly(reason) => return Ok(Some(Err(self.give_up(reason.into())))),
-                Ended::NotYet if record.len() >= MAX_BYTES => {
-                    let limit = MAX_BYTES >> 20;
-                    let reason = format!("the record is longer than {limit} MiB; is a quote not closed?");
-                    return Ok(Some(Err(self.give_up(reason))));
-                }
-                Ended::NotYet => self.read_piece()?,
+            let line_end = memchr2(b'\n', b'\r', record).map(|end| end + 1);
+            // In TSV a record is a line, and is parsed when it is there.
+            let known = if is_tsv { &record[..line_end.unwrap_or(0)] } else { record };
+            let (read, is_complete) = self.cells.parse(&mut self.parser, &known[self.len..]);
+            self.len += read;
+            if is_complete && self.cells.is_exact(record, self.delimiter) {
+                return Ok(Some(Ok(())));
             }
-        }
-    }
-
-    /// Takes the first line of the current record, so that those below it are read again.
-    fn give_up(&mut self, reason: String) -> String {
+            if is_tsv && !known.is_empty() {
+                self.cells.clear();
+                self.plain_parser.reset();
+                (self.len, _) = self.cells.parse(&mut self.plain_parser, known);
+                return Ok(Some(Ok(())));
+            }
+            if is_complete {
+                break MORE.into();
+            }
+            if self.is_at_end {
+                break UNCLOSED.into();
+            }
+            if record.len() >= MAX_BYTES {
+                break format!("the record is longer than {} MiB; is a quote not closed?", MAX_BYTES >> 20);
+            }
+            self.read_piece()?;
+        };
         let record = &self.raw[self.start..];
-        let line_end = memchr2(b'\n', b'\r', record);
-        self.skips_line = line_end.is_none();
-        self.taken = line_end.map_or(record.len(), |end| end + 1);
-        reason
+        let line_end = memchr2(b'\n', b'\r', record).map(|end| end + 1);
+        self.len = line_end.unwrap_or(record.len());
+        self.is_truncated = line_end.is_none();
+        Ok(Some(Err(reason)))
     }
 
-    /// Moves on to the next record, over blank lines; whether there is one.
+    /// Moves `start` to the next record, over blank lines; false at the end of the text.
     fn go_to_next(&mut self) -> io::Result<bool> {
-        let taken = std::mem::take(&mut self.taken);
-        self.pass(taken);
-        self.scan.reset();
-        self.has_mark = false;
-        if std::mem::take(&mut self.skips_line) {
-            // Only now, so that a caller who gives up at the bad record does not wait for its end.
-            self.skip_line()?;
-        }
-        let mut mark = [0; 4];
+        let mut mark = [0; 3];
         let mark = BYTE_ORDER_MARK.encode_utf8(&mut mark).as_bytes();
+        self.advance(self.len);
+        (self.len, self.has_mark) = (0, false);
         loop {
             let rest = &self.raw[self.start..];
-            let may_be_mark = rest.starts_with(&mark[..rest.len().min(mark.len())]);
-            match rest {
-                [b'\n' | b'\r', ..] => {
-                    let size = rest.iter().take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
-                    self.pass(size);
-                }
-                [_, ..] if may_be_mark && rest.len() >= mark.len() => {
-                    self.has_mark = true;
-                    self.pass(mark.len());
-                }
-                [_, ..] if !may_be_mark || self.is_at_end => return Ok(true),
-                [] if self.is_at_end => return Ok(false),
-                _ => self.read_piece()?,
+            if self.is_truncated && !rest.is_empty() {
+                let line_end = memchr2(b'\n', b'\r', rest).map(|end| end + 1);
+                self.is_truncated = line_end.is_none();
+                self.advance(line_end.unwrap_or(rest.len()));
+            } else if rest.starts_with(mark) {
+                self.has_mark = true;
+                self.advance(mark.len());
+            } else if let [b'\n' | b'\r', ..] = rest {
+                self.advance(1);
+            } else if !mark.starts_with(rest) {
+                return Ok(true);
+            } else if self.is_at_end {
+                return Ok(false);
+            } else {
+                self.read_piece()?;
             }
         }
     }
 
-    /// Passes over what is left of a line.
-    fn skip_line(&mut self) -> io::Result<()> {
-        loop {
-            let available = match self.text.reader.fill_buf() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                available => available?,
-            };
-            let end = memchr2(b'\n', b'\r', available);
-            let size = end.map_or(available.len(), |end| end + 1);
-            self.was_return = end.is_some_and(|end| available[end] == b'\r');
-            self.text.reader.consume(size);
-            if end.is_some() || size == 0 {
-                self.line += u64::from(end.is_some());
-                return Ok(());
-            }
-        }
-    }
-
-    /// Passes over bytes that were read, and counts the lines that end in them.
-    fn pass(&mut self, size: usize) {
+    /// Moves `start`, and counts the line breaks.
+    fn advance(&mut self, size: usize) {
         let bytes = &self.raw[self.start..self.start + size];
         for place in memchr2_iter(b'\n', b'\r', bytes) {
-            let is_second =
-                bytes[place] == b'\n' && if place == 0 { self.was_return } else { bytes[place - 1] == b'\r' };
-            self.line += u64::from(!is_second);
+            let after_return = if place == 0 { self.after_return } else { bytes[place - 1] == b'\r' };
+            self.line += u64::from(!(bytes[place] == b'\n' && after_return));
         }
-        self.was_return = bytes.last().map_or(self.was_return, |last| *last == b'\r');
+        self.after_return = bytes.last().map_or(self.after_return, |last| *last == b'\r');
         self.start += size;
     }
 
-    /// Reads on, to the end of the line at most.
+    /// Reads on as far as text has arrived, and to the end of the line at most. The last line gets an end if it has none.
     fn read_piece(&mut self) -> io::Result<()> {
         if self.start > self.raw.len() / 2 {
             self.raw.drain(..std::mem::take(&mut self.start));
@@ -192,134 +179,89 @@ impl Records {
         self.raw.extend(&available[..size]);
         self.text.reader.consume(size);
         self.is_at_end = size == 0;
+        if self.is_at_end {
+            self.raw.push(b'\n');
+        }
         Ok(())
     }
 }
 
-/// The cells of the first line, without spaces around them; `None` if a delimiter cannot cut it so.
-pub(super) fn split(text: &[u8], delimiter: u8) -> Option<Vec<String>> {
-    let mut scan = Scan::default();
-    let line = text.trim_ascii_start();
-    let Ended::Well = scan.go_on(line, delimiter, true) else { return None };
-    scan.cells().map(|cell| std::str::from_utf8(cell).ok().map(|cell| cell.trim().to_string())).collect()
+/// The cells of a line, trimmed; `None` if the line is not valid.
+pub(super) fn split(line: &[u8], delimiter: u8) -> Option<Vec<String>> {
+    let line = [line.trim_ascii_start(), b"\n"].concat();
+    let mut builder = ReaderBuilder::new();
+    builder.delimiter(delimiter);
+    let mut cells = Cells::default();
+    let (_, is_complete) = cells.parse(&mut builder.build(), &line);
+    if !is_complete || !cells.is_exact(&line, delimiter) {
+        if delimiter != b'\t' {
+            return None;
+        }
+        cells.clear();
+        cells.parse(&mut builder.quoting(false).build(), &line);
+    }
+    cells.iter().map(|cell| std::str::from_utf8(cell).ok().map(|cell| cell.trim().to_string())).collect()
 }
 
-/// How far a record was looked through. It is looked through once, however many pieces it comes in.
-#[derive(Debug, Default)]
-struct Scan {
-    /// What the cells hold, one behind the other, and where each ends.
-    cells: Vec<u8>,
+/// The cells of a record.
+#[derive(Default)]
+struct Cells {
+    /// Their content, one after the other, and the end of each. Both have room for more.
+    bytes: Vec<u8>,
     ends: Vec<usize>,
-    place: usize,
-    state: State,
+    /// How much of `bytes` and `ends` is in use.
+    len: usize,
+    count: usize,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-enum State {
-    /// Before a cell.
-    #[default]
-    Start,
-    /// In a cell without quotes.
-    Plain,
-    /// In a cell within quotes.
-    Quoted,
-    /// After a quote in such a cell, which closes it or is half of a pair.
-    Quote,
+impl Cells {
+    fn clear(&mut self) {
+        (self.len, self.count) = (0, 0);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let ends = &self.ends[..self.count];
+        iter::once(0).chain(ends.iter().copied()).zip(ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+
+    /// Parses `input`, which goes on where the last one ended: how many bytes of it are of the record, and whether that is
+    /// complete.
+    fn parse(&mut self, parser: &mut Reader, input: &[u8]) -> (usize, bool) {
+        let mut read = 0;
+        // The parser takes an empty input for the end of the text.
+        while read < input.len() {
+            let (bytes, ends) = (&mut self.bytes[self.len..], &mut self.ends[self.count..]);
+            let (result, bytes_read, written, ended) = parser.read_record(&input[read..], bytes, ends);
+            read += bytes_read;
+            self.len += written;
+            self.count += ended;
+            match result {
+                ReadRecordResult::OutputFull => self.bytes.resize(2 * self.bytes.len() + 1024, 0),
+                ReadRecordResult::OutputEndsFull => self.ends.resize(2 * self.ends.len() + 16, 0),
+                ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::Record | ReadRecordResult::End => return (read, true),
+            }
+        }
+        (read, false)
+    }
+
+    /// Whether `record` is these cells and nothing else: that in a quoted cell nothing follows its closing quote.
+    fn is_exact(&self, record: &[u8], delimiter: u8) -> bool {
+        let mut rest = record;
+        self.iter().all(|cell| {
+            if rest.first() == Some(&b'"') {
+                let doubled = cell.iter().flat_map(|byte| iter::repeat_n(*byte, if *byte == b'"' { 2 } else { 1 }));
+                let is_quoted = iter::once(b'"').chain(doubled).chain([b'"']).all(|byte| take(&mut rest) == Some(byte));
+                is_quoted && take(&mut rest).is_some_and(|byte| byte == delimiter || byte == b'\n' || byte == b'\r')
+            } else {
+                rest = rest.get(cell.len() + 1..).unwrap_or_default();
+                true
+            }
+        })
+    }
 }
 
-enum Ended {
-    Well,
-    Badly(&'static str),
-    NotYet,
-}
-
-impl Scan {
-    fn cells(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.cells[start..*end])
-    }
-
-    fn reset(&mut self) {
-        self.cells.clear();
-        self.ends.clear();
-        (self.place, self.state) = (0, State::Start);
-    }
-
-    /// Goes on with a record, of which more bytes may be there than before.
-    fn go_on(&mut self, record: &[u8], delimiter: u8, is_at_end: bool) -> Ended {
-        while let Some((&byte, _)) = record[self.place..].split_first() {
-            let rest = &record[self.place..];
-            match self.state {
-                State::Start if byte == b'"' && delimiter == b'\t' => self.quote_in_tsv(rest),
-                State::Start if byte == b'"' => (self.place, self.state) = (self.place + 1, State::Quoted),
-                State::Start | State::Plain => {
-                    self.take(rest, memchr3(delimiter, b'\n', b'\r', rest));
-                    self.state = State::Plain;
-                }
-                State::Quoted => {
-                    let end = memchr(b'"', rest);
-                    self.take(rest, end);
-                    if end.is_some() {
-                        (self.place, self.state) = (self.place + 1, State::Quote);
-                    }
-                    continue;
-                }
-                State::Quote if byte == b'"' => {
-                    self.take(rest, Some(1));
-                    self.state = State::Quoted;
-                    continue;
-                }
-                State::Quote if byte == delimiter || byte == b'\n' || byte == b'\r' => {}
-                State::Quote => return Ended::Badly(MORE),
-            }
-            match (self.state, record.get(self.place)) {
-                (State::Plain | State::Quote, Some(&byte)) if byte == delimiter || byte == b'\n' || byte == b'\r' => {
-                    self.ends.push(self.cells.len());
-                    (self.place, self.state) = (self.place + 1, State::Start);
-                    if byte != delimiter {
-                        return Ended::Well;
-                    }
-                }
-                _ => {}
-            }
-        }
-        match self.state {
-            _ if !is_at_end => Ended::NotYet,
-            State::Quoted => Ended::Badly(UNCLOSED),
-            _ => {
-                self.ends.push(self.cells.len());
-                Ended::Well
-            }
-        }
-    }
-
-    /// Takes bytes up to `end`, or all, into the current cell.
-    fn take(&mut self, rest: &[u8], end: Option<usize>) {
-        let end = end.unwrap_or(rest.len());
-        self.cells.extend(&rest[..end]);
-        self.place += end;
-    }
-
-    /// Takes a cell of TSV that begins with a quote, if it is one within quotes; or else what it is will be seen.
-    fn quote_in_tsv(&mut self, rest: &[u8]) {
-        let before = self.cells.len();
-        let mut place = 1;
-        while let Some(end) = memchr3(b'"', b'\n', b'\r', &rest[place..]) {
-            self.cells.extend(&rest[place..place + end]);
-            place += end;
-            match (rest[place], rest.get(place + 1)) {
-                (b'"', Some(b'"')) => {
-                    self.cells.push(b'"');
-                    place += 2;
-                }
-                (b'"', None | Some(b'\t' | b'\n' | b'\r')) => {
-                    (self.place, self.state) = (self.place + place + 1, State::Quote);
-                    return;
-                }
-                _ => break,
-            }
-        }
-        self.cells.truncate(before);
-        self.state = State::Plain;
-    }
+/// Takes the first byte.
+fn take(bytes: &mut &[u8]) -> Option<u8> {
+    bytes.split_off_first().copied()
 }

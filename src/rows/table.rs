@@ -1,43 +1,42 @@
-//! Which column of a table holds what.
+//! Assigns the columns of a table to fields.
 
-use super::record::{Field, shorten};
+use super::field::{Field, shorten};
 use crate::bad_input;
-use crate::error::some_of;
+use crate::text::some_of;
 use anyhow::Result;
 
-/// A column, as far as it matters here.
+/// A column of a table.
 #[derive(Debug, Clone)]
 pub(super) struct Column {
     pub name: String,
-    pub holds: Holds,
+    pub kind: ColumnKind,
 }
 
-/// What a column's values are.
+/// The type of a column's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Holds {
+pub(super) enum ColumnKind {
     Text,
     /// Numbers and the like.
     Other,
-    /// Values with parts: what they are called.
+    /// Lists, structs or maps: the plural.
     Nested(&'static str),
 }
 
 /// The columns to read.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Layout {
-    /// What messages call the column with the prompts, and how.
+pub(super) struct FieldColumns {
+    /// The name of the prompt column in messages.
     pub prompt_name: String,
-    /// The place of a column in the table, and what it holds. The prompt is among them.
+    /// Indices of columns with their fields, ascending; the prompt is among them.
     pub columns: Vec<(usize, Field)>,
 }
 
-impl Layout {
-    /// Finds the columns of the table `file`; the prompts are in the column `wanted`, if it is given. `advice` is what else
-    /// may be done where there is none.
+impl FieldColumns {
+    /// Finds the columns by their names. The prompts are in the column `wanted`, if given. `advice` is added to the error of
+    /// a table without a prompt column.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no column of prompts, two columns for one field, or one with values that
-    /// have parts.
+    /// [`crate::bad_input::BadInput`] if there is no prompt column, two columns for a field, or a nested column for one.
     pub(super) fn find(file: &str, columns: &[Column], wanted: Option<&str>, advice: &str) -> Result<Self> {
         let Some(prompt_name) = prompt_name(columns, wanted) else {
             let missing = shorten(wanted.unwrap_or(Field::Prompt.name()));
@@ -47,13 +46,13 @@ impl Layout {
             ));
         };
         let mut found: Vec<(usize, Field)> = Vec::new();
-        for (place, column) in columns.iter().enumerate() {
+        for (index, column) in columns.iter().enumerate() {
             let Some(field) = Field::of_name(&column.name, prompt_name) else { continue };
             let name = shorten(&column.name);
             if found.iter().any(|(_, other)| *other == field) {
                 return Err(bad_input!("{file} has two columns {name:?}; rename one of them"));
             }
-            if let Holds::Nested(values) = column.holds {
+            if let ColumnKind::Nested(values) = column.kind {
                 let advice = match field {
                     Field::Prompt => "give each prompt a row of its own, or name another column with --prompt-column",
                     _ => "rename or convert it",
@@ -62,24 +61,23 @@ impl Layout {
                     "{file}: column {name:?} holds {values} where single values are needed; {advice}"
                 ));
             }
-            found.push((place, field));
+            found.push((index, field));
         }
         Ok(Self { prompt_name: prompt_name.into(), columns: found })
     }
 
-    /// The columns of the table `file` whose columns have no names: of one column that, or else the one with the number
-    /// `wanted`, counted from 1.
+    /// The prompt column of a table without a header: the one with the number `wanted`, counted from 1, or the only one.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no such column.
-    pub(super) fn without_names(file: &str, width: usize, wanted: Option<&str>) -> Result<Self> {
-        let place = match wanted {
+    /// [`crate::bad_input::BadInput`] if there is no such column.
+    pub(super) fn numbered(file: &str, width: usize, wanted: Option<&str>) -> Result<Self> {
+        let number = match wanted {
             None => Some(1).filter(|_| width == 1),
-            Some(wanted) => wanted.parse().ok().filter(|place| (1..=width).contains(place)),
+            Some(wanted) => wanted.parse().ok().filter(|number| (1..=width).contains(number)),
         };
-        match place {
-            Some(place) => {
-                Ok(Self { prompt_name: format!("column {place}"), columns: vec![(place - 1, Field::Prompt)] })
+        match number {
+            Some(number) => {
+                Ok(Self { prompt_name: format!("column {number}"), columns: vec![(number - 1, Field::Prompt)] })
             }
             None => Err(bad_input!(
                 "{file} has {width} columns without names; give the number of the one with the prompts, --prompt-column 1 \
@@ -89,14 +87,13 @@ impl Layout {
     }
 }
 
-/// The column that is asked for; or else `prompt`; or else the only one with texts that are nothing else.
+/// The column `wanted`; without it `prompt`, or else the only text column that is not a setting.
 fn prompt_name<'a>(columns: &'a [Column], wanted: Option<&str>) -> Option<&'a str> {
     let named = |name: &str| columns.iter().map(|column| column.name.as_str()).find(|other| *other == name);
     if let Some(wanted) = wanted {
         return named(wanted);
     }
-    let is_free =
-        |column: &&Column| column.holds == Holds::Text && Field::of_name(&column.name, Field::Prompt.name()).is_none();
+    let is_free = |column: &&Column| column.kind == ColumnKind::Text && Field::setting(&column.name).is_none();
     let mut free = columns.iter().filter(is_free);
     let only = free.next().filter(|_| free.next().is_none());
     named(Field::Prompt.name()).or(only.map(|column| column.name.as_str()))
@@ -109,7 +106,7 @@ fn list(columns: &[Column]) -> String {
     }
     let name = |column: &Column| {
         let name = shorten(&column.name);
-        if let Holds::Nested(values) = column.holds { format!("{name:?} ({values})") } else { format!("{name:?}") }
+        if let ColumnKind::Nested(values) = column.kind { format!("{name:?} ({values})") } else { format!("{name:?}") }
     };
     let names: Vec<String> = columns.iter().map(name).collect();
     some_of(&names)

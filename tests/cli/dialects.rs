@@ -65,7 +65,7 @@ type Doubtful<'a> = (&'a str, &'a [u8], &'a [&'a str], &'a [&'a str]);
 fn what_is_in_doubt_is_refused_in_one_line() {
     let place = Workplace::new();
     let files: [Doubtful; 7] = [
-        ("doubt.csv", b"caption;x,id\na;b,1\n", &[], &["doubt.csv", "in doubt", "sep="]),
+        ("doubt.csv", b"caption;x,id\na;b,1\n", &[], &["doubt.csv", "could both separate", "sep="]),
         ("nul.txt", b"a red apple\ntwo \0cats\nand a dog\n", &[], &["nul.txt:2", "UTF-16"]),
         ("mixed.txt", b"a red apple\rtwo cats\nrain\n", &[], &["mixed.txt:1", "carriage return"]),
         ("keys.jsonl", b"{\"a\": \"x\", \"b\": \"y\"}\n", &[], &["keys.jsonl:1", "\"a\", \"b\"", "--prompt-column"]),

@@ -299,7 +299,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("-f two.csv -o n.npy", "two.csv has no column \"prompt\", only \"a\", \"b\"; name one with --prompt-column"),
         ("-f seed.csv -o n.npy", "seed.csv:3: \"seed\" must be a whole number"),
         ("-f key.jsonl -o n.npy", "key.jsonl:2: there is no \"prompt\""),
-        ("-f p.parquet -o n.npy", "p.parquet is no Parquet file"),
+        ("-f p.parquet -o n.npy", "p.parquet is not a Parquet file"),
         ("-f p.txt.gz -o n.npy", "the gzip data are damaged"),
         ("-p x -o n.npy --lora none.safetensors", "there is no LoRA at \"none.safetensors\""),
         ("-p x -o n.npy --lora lora.safetensors:inf", "the scale must be a finite number"),

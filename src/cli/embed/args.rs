@@ -29,7 +29,7 @@ pub(in crate::cli) struct Args {
     /// Format of the prompts if not by extension: txt, jsonl, csv, tsv or parquet
     #[arg(help_heading = "Input", long, value_name = "NAME", hide_possible_values = true,
           value_parser = prompt_format())]
-    pub(super) format_in: Option<PromptFormat>,
+    pub(super) format_in: Option<&'static PromptFormat>,
 
     /// Column, or key in .jsonl, of the prompts [default: prompt, or the only one]
     #[arg(help_heading = "Input", long, value_name = "NAME", value_parser = text())]

@@ -25,7 +25,7 @@ use tch::Device;
 /// Runs the job and returns the exit code.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way.
+/// [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let request = Request::new(args, context)?;
     // Downloaded here, if need be.

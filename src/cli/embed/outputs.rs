@@ -24,7 +24,7 @@ impl Outputs {
     /// Checks that all outputs can be written.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if one cannot.
+    /// [`crate::bad_input::BadInput`] if one cannot.
     pub(super) fn open(args: &Args, context: &Context) -> Result<Self> {
         let write = write_options(args)?;
         let paths = || write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());

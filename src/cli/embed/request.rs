@@ -34,7 +34,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// # Errors [`crate::error::BadInput`] for options that do not fit each other or this machine, prompts that cannot
+    /// # Errors [`crate::bad_input::BadInput`] for options that do not fit each other or this machine, prompts that cannot
     /// be read and outputs that cannot be written.
     pub(super) fn new(args: &Args, context: &Context) -> Result<Self> {
         let prompts = prompts(args)?;
@@ -93,7 +93,7 @@ impl Request {
     /// Whether to compute negative embeddings: they are wanted, and the model can make them.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the user asks for them and the model cannot.
+    /// [`crate::bad_input::BadInput`] if the user asks for them and the model cannot.
     pub(super) fn wants_negative(&self, pipeline: &Pipeline) -> Result<bool> {
         let can = self.rows.negative_prompt.is_some() || pipeline.has_zero_embed();
         if self.outputs.needs_negative() && !can {

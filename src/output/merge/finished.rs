@@ -3,7 +3,8 @@
 use super::differences;
 use super::part::{Part, PartRow};
 use crate::bad_input;
-use crate::error::{BadInput, one_line};
+use crate::bad_input::BadInput;
+use crate::error::one_line;
 use crate::output::shard::{Shard, ShardRecord};
 use crate::output::{
     Interrupted, Output, WriteOptions, has_stopped_run, read_record, record_file, resolve, shown, stopped_run,
@@ -15,7 +16,7 @@ use std::sync::atomic::Ordering;
 /// these are there with records of them. `None` if not, or if the options ask for something else.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the outputs are there and are not those of this run, with these settings, as it wrote
+/// [`crate::bad_input::BadInput`] if the outputs are there and are not those of this run, with these settings, as it wrote
 /// them; [`Interrupted`] at [`WriteOptions::interrupt`].
 pub fn finished(options: &WriteOptions) -> Result<Option<u64>> {
     let Some(outputs) = outputs(options)? else { return Ok(None) };

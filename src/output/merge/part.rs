@@ -3,7 +3,7 @@
 use super::arrays::{self, ArrayRows};
 use super::tables::{JsonRows, TableRows};
 use crate::bad_input;
-use crate::error::{BadInput, OrBadInput};
+use crate::bad_input::{BadInput, OrBadInput};
 use crate::output::shard::{METADATA_KEY, ShardRecord, Summing};
 use crate::output::{METADATA, OutputFormat, OutputRow, array_folder, shard_file, shown};
 use anyhow::{Result, bail};

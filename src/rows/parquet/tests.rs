@@ -1,6 +1,6 @@
 //! Tests of reading Parquet.
 
-use crate::rows::PromptFormat;
+use super::PARQUET;
 use crate::rows::tests::{read_with, record};
 use arrow_array::types::Int32Type;
 use arrow_array::{
@@ -32,7 +32,7 @@ fn file(columns: Vec<(&str, ArrayRef)>, compression: Compression) -> Vec<u8> {
 }
 
 fn read(columns: Vec<(&str, ArrayRef)>) -> Vec<String> {
-    read_with(file(columns, Compression::SNAPPY), PromptFormat::Parquet, None)
+    read_with(file(columns, Compression::SNAPPY), &PARQUET, None)
 }
 
 fn texts(texts: &[&str]) -> ArrayRef {
@@ -64,7 +64,7 @@ fn rows_are_counted_through_row_groups_and_compression() {
     for compression in [Compression::UNCOMPRESSED, Compression::LZ4_RAW, Compression::ZSTD(level)] {
         let column: ArrayRef = Arc::new(StringArray::from(prompts.clone()));
         let bytes = file(vec![("prompt", column)], compression);
-        assert_eq!(read_with(bytes, PromptFormat::Parquet, None), expected, "{compression:?}");
+        assert_eq!(read_with(bytes, &PARQUET, None), expected, "{compression:?}");
     }
 }
 
@@ -82,7 +82,7 @@ fn columns_beside_the_prompt_are_its_options() {
         ],
         Compression::SNAPPY,
     );
-    let record = record(bytes, PromptFormat::Parquet);
+    let record = record(bytes, &PARQUET);
     assert_eq!(&*record.prompt, "a red apple", "the only text column that is not an option's");
     assert_eq!((record.id.as_deref(), record.seed), (Some("-7"), Some(u64::MAX)));
     assert_eq!((record.guidance_scale, record.steps, record.samples), (Some(2.5), Some(10), None));
@@ -122,7 +122,7 @@ fn columns_of_no_use_are_passed_over_or_named() {
 fn a_file_that_is_no_parquet_or_cut_short_is_refused() {
     let whole = file(vec![("prompt", texts(&["a red apple", "two"]))], Compression::SNAPPY);
     for bytes in [&b""[..], b"PAR1", b"a red apple\n", &whole[..whole.len() - 1], &whole[10..]] {
-        let read = read_with(bytes.to_vec(), PromptFormat::Parquet, None);
+        let read = read_with(bytes.to_vec(), &PARQUET, None);
         let last = read.last().unwrap();
         assert!(last.starts_with("error: rows"), "{read:?}");
     }
@@ -142,7 +142,7 @@ fn a_damaged_file_comes_to_an_end_and_never_panics() {
                 let mut bytes = whole.clone();
                 bytes[place] ^= mask;
                 // Damage may go unseen, as in a text's letters; that there is an end is what counts.
-                read_with(bytes, PromptFormat::Parquet, None);
+                read_with(bytes, &PARQUET, None);
             }
         }
     }
@@ -150,9 +150,7 @@ fn a_damaged_file_comes_to_an_end_and_never_panics() {
 
 /// The `id` of the only row of a table with such a column.
 fn id(column: ArrayRef) -> String {
-    record(file(vec![("id", column), ("prompt", texts(&["a"]))], Compression::SNAPPY), PromptFormat::Parquet)
-        .id
-        .unwrap()
+    record(file(vec![("id", column), ("prompt", texts(&["a"]))], Compression::SNAPPY), &PARQUET).id.unwrap()
 }
 
 /// A table with a column of a type that Arrow has none for.
@@ -197,17 +195,17 @@ fn ids_of_every_type_are_texts() {
     assert_eq!(id(Arc::new(Float16Array::from(vec![f16::from_f32(3.0)]))), "3");
     let fixed = |column: &str, bytes: &[u8], writer| {
         let bytes = FixedLenByteArray::from(ByteArray::from(bytes.to_vec()));
-        read_with(stored::<FixedLenByteArrayType>(column, bytes.clone(), writer), PromptFormat::Parquet, None);
+        read_with(stored::<FixedLenByteArrayType>(column, bytes.clone(), writer), &PARQUET, None);
         stored::<FixedLenByteArrayType>(column, bytes, writer)
     };
-    let id_of = |bytes| record(bytes, PromptFormat::Parquet).id.unwrap();
+    let id_of = |bytes| record(bytes, &PARQUET).id.unwrap();
     let bytes: Vec<u8> = (0x10..0x20).collect();
     let uuid = id_of(fixed("fixed_len_byte_array(16) id (UUID)", &bytes, "x"));
     assert_eq!(uuid, "10111213-1415-1617-1819-1a1b1c1d1e1f");
     let number = -(10_i128.pow(36));
     let polars = id_of(fixed("fixed_len_byte_array(16) id", &number.to_le_bytes(), "Polars (python) version 2.1.0"));
     assert_eq!(polars, number.to_string());
-    let read = read_with(fixed("fixed_len_byte_array(16) id", &bytes, "x"), PromptFormat::Parquet, None);
+    let read = read_with(fixed("fixed_len_byte_array(16) id", &bytes, "x"), &PARQUET, None);
     assert!(read[0].starts_with("error: rows: column \"id\" is of a type that holds no texts (FIXED_LEN"), "{read:?}");
     let spark = Int96::from(vec![500_000_000, 0, 2_440_589]);
     assert_eq!(id_of(stored::<Int96Type>("int96 id", spark, "x")), "1970-01-02 00:00:00.500");
@@ -229,7 +227,7 @@ fn numbers_may_be_of_other_types() {
         ],
         Compression::SNAPPY,
     );
-    let record = record(bytes, PromptFormat::Parquet);
+    let record = record(bytes, &PARQUET);
     assert_eq!((record.seed, record.steps, record.guidance_scale), (Some(7), Some(10), Some(4.5)));
     assert_eq!(record.samples, Some(2));
     assert!(read(vec![("seed", decimal(75, 1))])[0].ends_with("and it is 7.5"));
@@ -254,7 +252,7 @@ fn columns_with_parts_are_named_as_such() {
         let field = Arc::new(Field::new("text", DataType::Utf8, true));
         Arc::new(StructArray::from(vec![(field, texts(&["x"]))]))
     };
-    let read = |columns, wanted| read_with(file(columns, Compression::SNAPPY), PromptFormat::Parquet, wanted);
+    let read = |columns, wanted| read_with(file(columns, Compression::SNAPPY), &PARQUET, wanted);
     for (column, name, values) in [(lists(), "captions", "lists"), (structs(), "captions", "structs")] {
         let named = read(vec![(name, column.clone()), ("id", texts(&["1"]))], Some(name));
         let reason = format!("error: rows: column \"captions\" holds {values} where single values are needed; ");
@@ -300,7 +298,7 @@ fn every_encoding_and_compression_is_read() {
                 let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
                 writer.write(&batch).unwrap();
                 writer.close().unwrap();
-                let read = read_with(bytes, PromptFormat::Parquet, None);
+                let read = read_with(bytes, &PARQUET, None);
                 assert!(read == expected, "{encoding} {compression:?} {version:?}: {:?}", read.last());
             }
         }

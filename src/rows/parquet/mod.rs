@@ -1,0 +1,214 @@
+//! Parquet, read as Arrow batches of the columns that are needed.
+
+mod column;
+pub(crate) mod guard;
+mod limits;
+#[cfg(test)]
+mod tests;
+
+use super::field::{Field, RecordBuilder};
+use super::format::PromptFormat;
+use super::input::Input;
+use super::record::{Notices, Place, PromptRecord, PromptRow, PromptRows};
+use super::table::{Column, ColumnKind, FieldColumns};
+use crate::bad_input;
+use crate::bad_input::BadInput;
+use crate::text::shorten;
+use anyhow::Result;
+use arrow_array::ArrayRef;
+use arrow_schema::{DataType, Schema};
+use column::ValueType;
+use guard::guarded;
+use limits::{LimitedFile, Limits};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+use parquet::basic::Encoding;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
+use std::sync::Arc;
+
+pub(super) static PARQUET: PromptFormat = PromptFormat {
+    name: "parquet",
+    extensions: &["parquet"],
+    has_columns: true,
+    has_header: false,
+    open: |input, options, notices| rows(input, options.prompt_column.as_deref(), notices),
+};
+
+/// Rows that are decoded together. Few, since each may be on a page of its own.
+const BATCH_ROWS: usize = 64;
+
+fn rows(input: Input, wanted: Option<&str>, notices: &Notices) -> Result<PromptRows> {
+    let (file, name) = input.file()?;
+    let limits = Limits::of_file(&file);
+    let unreadable = |cause: ParquetError| match limits.exceeded() {
+        Some(limit) => bad_input!("{name} is not read: {limit}"),
+        None => {
+            let line = format!("{name} is not a Parquet file, or is truncated; get it again");
+            anyhow::Error::new(cause).context(BadInput(line))
+        }
+    };
+    let opened = guarded(|| {
+        limits.check_footer(&file)?;
+        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new().with_skip_arrow_metadata(true))?;
+        check(metadata.metadata())?;
+        Ok(metadata)
+    });
+    let metadata = opened.map_err(unreadable)?;
+    let (schema, stored) = (metadata.schema(), metadata.parquet_schema());
+    let writer = metadata.metadata().file_metadata().created_by().unwrap_or_default();
+    // A column of the table that is not nested is one of the file.
+    let leaf = |root| (0..stored.num_columns()).find(|leaf| stored.get_column_root_idx(*leaf) == root).unwrap_or(0);
+    let types = schema.fields().iter().enumerate();
+    let types = types.map(|(index, field)| ValueType::of(field.data_type(), &stored.column(leaf(index)), writer));
+    let types: Vec<Option<ValueType>> = types.collect();
+    let column = |(field, value_type): (&Arc<arrow_schema::Field>, &Option<ValueType>)| Column {
+        name: field.name().clone(),
+        kind: match (nested(field.data_type()), value_type) {
+            (Some(values), _) => ColumnKind::Nested(values),
+            (None, Some(ValueType::Text)) => ColumnKind::Text,
+            _ => ColumnKind::Other,
+        },
+    };
+    let columns: Vec<Column> = schema.fields().iter().zip(&types).map(column).collect();
+    let FieldColumns { prompt_name, columns } = FieldColumns::find(&name, &columns, wanted, "")?;
+    let mut fields = schema.fields().to_vec();
+    let mut read = Vec::new();
+    for (index, field) in &columns {
+        let (column, arrow) = (stored.column(leaf(*index)), &fields[*index]);
+        let Some(value_type) = types[*index].filter(|value_type| value_type.suits(*field)) else {
+            let (column, stored) = (column.name(), column.physical_type());
+            let needed = if field.is_text() { "texts" } else { "numbers" };
+            return Err(bad_input!(
+                "{name}: column {column:?} is of a type that holds no {needed} ({stored}); rename or convert it"
+            ));
+        };
+        let data_type = value_type.read_as(arrow.data_type(), &column);
+        fields[*index] = Arc::new(arrow.as_ref().clone().with_data_type(data_type));
+        read.push((*field, value_type));
+    }
+    let roots = ProjectionMask::roots(stored, columns.iter().map(|(index, _)| *index));
+    let reader = guarded(|| {
+        let options = ArrowReaderOptions::new().with_schema(Arc::new(Schema::new(fields)));
+        let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options)?;
+        let file = LimitedFile::new(file.try_clone()?, metadata.metadata(), limits.clone());
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
+        let batch_rows = if has_prefixes(metadata.metadata()) { 1 } else { BATCH_ROWS };
+        builder.with_projection(roots).with_batch_size(batch_rows).build()
+    });
+    let reader = reader.map_err(unreadable)?;
+    notices.note(format!("the prompts of {name} are in column {:?}", shorten(&prompt_name, 40)));
+    let total = metadata.metadata().file_metadata().num_rows().cast_unsigned();
+    Ok(Box::new(ParquetTable {
+        name,
+        limits,
+        reader,
+        prompt_name,
+        columns: read,
+        batch: Vec::new(),
+        index: 0,
+        row: 0,
+        total,
+    }))
+}
+
+/// Checks metadata that the decoder takes for granted.
+fn check(metadata: &ParquetMetaData) -> Result<(), ParquetError> {
+    let groups = metadata.row_groups();
+    let is_valid = |group: &RowGroupMetaData| {
+        let mut columns = group.columns().iter();
+        group.num_rows() >= 0
+            && columns.all(|column| {
+                let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+                start >= 0 && column.compressed_size() >= 0
+            })
+    };
+    let rows = groups.iter().try_fold(0_i64, |rows, group| rows.checked_add(group.num_rows()));
+    if groups.iter().all(is_valid) && rows == Some(metadata.file_metadata().num_rows()) {
+        return Ok(());
+    }
+    Err(ParquetError::General("the metadata of a row group is damaged".into()))
+}
+
+/// Whether values may be stored as what they share with the one before and the rest: those of a batch may be far larger than
+/// their page.
+fn has_prefixes(metadata: &ParquetMetaData) -> bool {
+    let mut columns = metadata.row_groups().iter().flat_map(|group| group.columns());
+    columns.any(|column| column.encodings().any(|encoding| encoding == Encoding::DELTA_BYTE_ARRAY))
+}
+
+/// What the values of a nested column are called.
+fn nested(data_type: &DataType) -> Option<&'static str> {
+    match data_type {
+        DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => Some("lists"),
+        DataType::Map(..) => Some("maps"),
+        DataType::Struct(_) => Some("structs"),
+        _ => None,
+    }
+}
+
+struct ParquetTable {
+    name: String,
+    limits: Arc<Limits>,
+    reader: ParquetRecordBatchReader,
+    prompt_name: String,
+    /// The columns of a batch.
+    columns: Vec<(Field, ValueType)>,
+    /// The current batch, and the index of the next row in it.
+    batch: Vec<ArrayRef>,
+    index: usize,
+    /// The number of the current row, counted from 1.
+    row: u64,
+    /// How many rows the file declares.
+    total: u64,
+}
+
+impl Iterator for ParquetTable {
+    type Item = Result<PromptRow>;
+
+    fn next(&mut self) -> Option<Result<PromptRow>> {
+        self.row += 1;
+        while self.batch.first().is_none_or(|column| self.index == column.len()) {
+            match guarded(|| self.read_batch()) {
+                Ok(true) => {}
+                Ok(false) if self.row > self.total => return None,
+                Ok(false) => return Some(Err(self.damaged(ParquetError::EOF("rows are missing".into())))),
+                Err(cause) => return Some(Err(self.damaged(cause))),
+            }
+        }
+        let record = self.record();
+        self.index += 1;
+        Some(Ok(PromptRow::new(Place::Row(self.row), record)))
+    }
+}
+
+impl ParquetTable {
+    /// Reads the next batch; false at the end of the file.
+    fn read_batch(&mut self) -> Result<bool, ParquetError> {
+        let Some(batch) = self.reader.next().transpose()? else { return Ok(false) };
+        let columns = batch.columns().iter().zip(&self.columns);
+        self.batch = columns.map(|(values, (_, value_type))| value_type.cast(values)).collect::<Result<_, _>>()?;
+        self.index = 0;
+        Ok(true)
+    }
+
+    /// The next row of the batch.
+    fn record(&self) -> Result<PromptRecord, String> {
+        let mut builder = RecordBuilder::new(&self.prompt_name);
+        for (values, (field, value_type)) in self.batch.iter().zip(&self.columns) {
+            builder.set(*field, value_type.scalar(values, self.index)?)?;
+        }
+        builder.finish()
+    }
+
+    fn damaged(&self, cause: ParquetError) -> anyhow::Error {
+        let (name, place) = (&self.name, Place::Row(self.row));
+        let line = match self.limits.exceeded() {
+            Some(limit) => format!("{name}: {place}: {limit}"),
+            None => format!("{name}: {place}: the Parquet data are damaged or end too early; get the whole file again"),
+        };
+        anyhow::Error::new(cause).context(BadInput(line))
+    }
+}
