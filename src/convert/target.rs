@@ -5,7 +5,7 @@ use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use crate::output::atomic::sync_path;
 use crate::pipeline::layout::{INDEX, ZERO_IMAGE_EMBED};
-use crate::text::some_of;
+use crate::text::list;
 use anyhow::{Context, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -194,7 +194,7 @@ fn check_replaceable(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<(
     }
     Err(bad_input!(
         "{shown} also holds {}, which no conversion writes, and is not replaced; give another name",
-        some_of(&others)
+        list(&others)
     ))
 }
 

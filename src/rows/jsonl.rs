@@ -5,7 +5,7 @@ use super::format::PromptFormat;
 use super::input::Text;
 use super::lines;
 use super::record::{PromptRecord, PromptRows};
-use crate::text::some_of;
+use crate::text::list;
 use anyhow::Result as AnyResult;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -42,7 +42,7 @@ fn rows(text: Text, wanted: Option<&str>) -> AnyResult<PromptRows> {
             key = Some(Field::Prompt.name().into());
         }
         let only =
-            if candidates.keys.is_empty() { String::new() } else { format!(", only {}", some_of(&candidates.keys)) };
+            if candidates.keys.is_empty() { String::new() } else { format!(", only {}", list(&candidates.keys)) };
         parse(line, Field::Prompt.name(), &format!("{only}{advice}"))
     })
 }

@@ -2,7 +2,7 @@
 
 use super::field::{Field, shorten};
 use crate::bad_input;
-use crate::text::some_of;
+use crate::text::list;
 use anyhow::Result;
 
 /// A column of a table.
@@ -109,5 +109,5 @@ fn list(columns: &[Column]) -> String {
         if let ColumnKind::Nested(values) = column.kind { format!("{name:?} ({values})") } else { format!("{name:?}") }
     };
     let names: Vec<String> = columns.iter().map(name).collect();
-    some_of(&names)
+    list(&names)
 }
