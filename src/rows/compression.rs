@@ -64,7 +64,8 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// The members of a gzip file. NULs between and after them are padding, which the gzip program and Python's gzip skip too.
+/// The members of a gzip file. NULs between and after them are padding, which the gzip program and Python's gzip skip
+/// too.
 struct Gzip<R> {
     member: Option<GzDecoder<R>>,
 }
@@ -199,8 +200,8 @@ fn content_size_length(descriptor: u8) -> usize {
     }
 }
 
-/// How much of its output the decoder of a zstd frame keeps in memory: the window, or the content if that is known to be
-/// smaller. `None` for a skippable frame.
+/// How much of its output the decoder of a zstd frame keeps in memory: the window, or the content if that is known to
+/// be smaller. `None` for a skippable frame.
 fn window(header: &[u8]) -> Option<u64> {
     let descriptor = *header.get(4).filter(|_| header.starts_with(Compression::Zstd.magic()))?;
     let size_bytes = content_size_length(descriptor);

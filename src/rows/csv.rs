@@ -1,13 +1,13 @@
 //! CSV and TSV: a header, then records.
 //!
-//! In CSV a cell that begins with a quote extends to its closing quote, over line breaks if need be, and a quote in it is
-//! doubled (RFC 4180). TSV is often written without regard to quotes: there they have this meaning only on a line where all
-//! are closed at the end of a cell; on any other line a quote is a character as any other. A record of CSV with a quote that
-//! is never closed, or with text after a closing quote, is bad, and is taken to end with its first line, so that the rows
-//! below it are not lost.
+//! In CSV a cell that begins with a quote extends to its closing quote, over line breaks if need be, and a quote in it
+//! is doubled (RFC 4180). TSV is often written without regard to quotes: there they have this meaning only on a line
+//! where all are closed at the end of a cell; on any other line a quote is a character as any other. A record of CSV
+//! with a quote that is never closed, or with text after a closing quote, is bad, and is taken to end with its first
+//! line, so that the rows below it are not lost.
 //!
-//! Many programs write another delimiter than the extension says. It is read off the first line, where that is unambiguous;
-//! Excel's line `sep=;` before the header decides it.
+//! Many programs write another delimiter than the extension says. It is read off the first line, where that is
+//! unambiguous; Excel's line `sep=;` before the header decides it.
 
 use super::field::{Field, RecordBuilder, Scalar};
 use super::format::{PromptFormat, ReadOptions};
@@ -109,8 +109,8 @@ fn delimiter(text: &mut Text, usual: u8, options: &ReadOptions) -> Result<(u8, b
         let [first, second] = [ways.first(), ways.get(1)].map(|way| char::from(*way.unwrap_or(&usual)));
         let line = shorten(&String::from_utf8_lossy(&line), 80);
         bad_input!(
-            "{name}: {first:?} and {second:?} could both separate the columns of {line:?}; put a line \"sep={first}\" or \
-             \"sep={second}\" before it"
+            "{name}: {first:?} and {second:?} could both separate the columns of {line:?}; put a line \"sep={first}\" \
+             or \"sep={second}\" before it"
         )
     };
     let cutting: Vec<u8> = ways.iter().filter(|(_, cells)| cells.len() > 1).map(|(delimiter, _)| *delimiter).collect();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn records_may_span_lines_and_are_known_by_their_first() {
+    fn records_may_span_lines() {
         let text = "id,prompt\r\n1,a red apple\r\n\r\n\n2,\"two\nlines, \"\"quoted\"\"\"\n3,\n4,last";
         let expected = ["line 2: a red apple", "line 5: two\nlines, \"quoted\"", "line 7: ", "line 8: last"];
         assert_eq!(read(text), expected);
@@ -235,16 +235,17 @@ mod tests {
     #[test]
     fn columns_are_found_by_name() {
         assert_eq!(read("url,prompt,caption\nu,p,c\n"), ["line 2: p"]);
-        assert_eq!(read("id, caption \n1,c\n"), ["line 2: c"], "the only column that is not an option's");
+        assert_eq!(read("id, caption \n1,c\n"), ["line 2: c"], "the only column that is not a setting");
         let wanted = |text: &str, column| read_with(text, &CSV, Some(column));
         assert_eq!(wanted("prompt,caption\np,c\n", "caption"), ["line 2: c"]);
         assert_eq!(
             wanted("id,seed\none,two\n", "id"),
-            ["line 2: !\"seed\" must be a whole number between 0 and 18446744073709551615, and it is \"two\""]
+            ["line 2: !\"seed\" must be a whole number between 0 and 18446744073709551615, not \"two\""]
         );
-        let missing = "error: rows has no column \"x\", only \"prompt\", \"id\"; name one with --prompt-column, or give --no-header if it has no header";
+        let advice = "name one with --prompt-column, or give --no-header if it has no header";
+        let missing = format!("error: rows has no column \"x\", only \"prompt\", \"id\"; {advice}");
         assert_eq!(wanted("prompt,id\np,1\n", "x"), [missing]);
-        let unclear = "error: rows has no column \"prompt\", only \"a\", \"b\"; name one with --prompt-column, or give --no-header if it has no header";
+        let unclear = format!("error: rows has no column \"prompt\", only \"a\", \"b\"; {advice}");
         assert_eq!(read("a,b\n1,2\n"), [unclear]);
     }
 
@@ -255,13 +256,13 @@ mod tests {
         assert_eq!(read("\n\r\n"), [empty]);
         assert_eq!(read("prompt,prompt\na,b\n"), ["error: rows has two columns \"prompt\"; rename one of them"]);
         assert_eq!(read("prompt,seed,seed\n"), ["error: rows has two columns \"seed\"; rename one of them"]);
-        assert_eq!(read("prompt,url,url\na,b,c\n"), ["line 2: a"], "what is not read may be there twice");
+        assert_eq!(read("prompt,url,url\na,b,c\n"), ["line 2: a"], "columns that are not read may have the same name");
         let read = read_with(b"prompt,\xff\n".to_vec(), &CSV, None);
         assert_eq!(read, ["error: rows: line 1: the header is not UTF-8; convert the file"]);
     }
 
     #[test]
-    fn cells_beside_the_prompt_are_its_options() {
+    fn cells_beside_the_prompt_are_settings() {
         let record_of = |cells: &str| {
             record(format!("prompt,id,negative_prompt,seed,guidance_scale,steps,samples\n{cells}\n"), &CSV)
         };
@@ -273,9 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_record_is_named_and_the_next_one_read() {
+    fn a_bad_record_is_a_bad_row() {
         let rows = b"prompt,seed\na,1\nb\nc,1,2\n\xff,1\nd,7.5\n\"e\nf\",-1\ng,2\n".to_vec();
-        let range = "\"seed\" must be a whole number between 0 and 18446744073709551615, and it is";
+        let range = "\"seed\" must be a whole number between 0 and 18446744073709551615, not";
         let expected = [
             "line 2: a".to_string(),
             "line 3: !1 cells where the header has 2".into(),
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_is_never_closed_spoils_its_line_and_no_other() {
+    fn a_quote_that_is_never_closed_spoils_only_its_line() {
         let open =
             "line 3: !a quote opens in this record that is never closed; close it, or double the quotes in the cell";
         for rest in ["\"b\nc\nd\n", "\"b\nc\nd"] {
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_that_goes_on_after_its_closing_quote_spoils_its_line_and_no_other() {
+    fn a_cell_that_goes_on_after_its_closing_quote_spoils_only_its_line() {
         let more = "!a cell goes on after its closing quote; double the quotes in the cell";
         let text = "prompt,id\n\"big\" cat,1\na,2\n\"b,3\nc,4\n\"d\",5\n\"e\n\"\"f\"\"\",6\n";
         let expected = [
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn in_tsv_a_quote_is_one_only_if_it_closes_its_cell_on_its_line() {
+    fn quotes_in_tsv_are_characters_unless_all_are_closed_on_their_line() {
         let tsv = |text: &str| read_with(text, &TSV, None);
         let text = "prompt\tid\n\"a\tb\"\t1\n\"big\" cat\t2\n\"open\t3\nx\"\t4\n\"say \"\"hi\"\"\"\t5\r\n\"\"\t6";
         let prompts = ["a\tb", "\"big\" cat", "\"open", "x\"", "say \"hi\"", ""];
@@ -340,12 +341,12 @@ mod tests {
         let rows = read(&format!("prompt\n\"{}", line.repeat(count)));
         assert_eq!((rows.len(), &*rows[0], rows[1].len()), (count, &*long.replace('3', "2"), "line 3: ".len() + 1023));
         let blank = format!("prompt\n{}a\n", "\r".repeat(MAX_BYTES + 10));
-        assert_eq!(self::read(&blank).len(), 1, "blank lines are no part of a record");
-        assert_eq!(read("prompt\ra\rb"), ["line 2: a", "line 3: b"], "lines may end as they once did");
+        assert_eq!(self::read(&blank).len(), 1, "blank lines are not part of a record");
+        assert_eq!(read("prompt\ra\rb"), ["line 2: a", "line 3: b"], "lines may end in carriage returns");
     }
 
     #[test]
-    fn a_record_is_given_as_soon_as_it_is_there() {
+    fn a_record_is_returned_as_soon_as_it_has_arrived() {
         for pieces in [["prompt\n", "a\n", "b\n"], ["prompt\r\n", "a\r\n", "b\r\n"], ["prompt\n", "\"a\"\n", "b\n"]] {
             Dribble::check(&pieces, &CSV, 2, "line 2: a");
         }

@@ -28,8 +28,8 @@ impl Encoding {
         (b"\xfe\xff", Self::Units { width: 2, is_big: true }),
     ];
 
-    /// The encoding of a text that starts with `sample`, and the length of its byte order mark. Without a mark it is UTF-8
-    /// unless that is all but ruled out by NULs at every second byte, or at three of four.
+    /// The encoding of a text that starts with `sample`, and the length of its byte order mark. Without a mark it is
+    /// UTF-8 unless that is all but ruled out by NULs at every second byte, or at three of four.
     pub(super) fn detect(sample: &[u8]) -> (Self, usize) {
         if let Some((mark, encoding)) = Self::MARKS.into_iter().find(|(mark, _)| sample.starts_with(mark)) {
             return (encoding, mark.len());
@@ -130,7 +130,8 @@ fn unit(bytes: &[u8], is_big: bool) -> u32 {
     if is_big { bytes.iter().fold(0, add) } else { bytes.iter().rev().fold(0, add) }
 }
 
-/// The length of `bytes` without an incomplete character at the end: part of a unit, or a surrogate whose pair is missing.
+/// The length of `bytes` without an incomplete character at the end: part of a unit, or a surrogate whose pair is
+/// missing.
 fn whole(bytes: &[u8], width: usize, is_big: bool) -> usize {
     let last = bytes.chunks_exact(width).last().filter(|_| width == 2);
     let is_high = last.is_some_and(|bytes| matches!(unit(bytes, is_big), 0xd800..=0xdbff));
@@ -237,7 +238,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn text_comes_back_whatever_pieces_it_arrives_in(text in "\\PC{0,200}", chunk in 1_usize..9) {
+        fn text_is_decoded_in_pieces_of_any_size(text in "\\PC{0,200}", chunk in 1_usize..9) {
             for encoding in &ALL[1..] {
                 let Encoding::Units { width, is_big } = *encoding else { unreachable!() };
                 prop_assert_eq!(decode(&encode(&text, *encoding), width, is_big, chunk), text.as_bytes());
@@ -245,7 +246,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn a_text_with_a_mark_is_in_its_encoding(text in "\\PC{0,50}") {
+        fn a_byte_order_mark_decides_the_encoding(text in "\\PC{0,50}") {
             for encoding in ALL {
                 let bytes = encode(&format!("\u{feff}{text}"), encoding);
                 let mark = encode("\u{feff}", encoding).len();
@@ -255,15 +256,16 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn a_text_in_latin_letters_needs_no_mark(text in "[a-zäöüé ,.!]{1,50}[\r\n]") {
+        fn text_in_latin_letters_needs_no_mark(text in "[a-zäöüé ,.!]{1,50}[\r\n]") {
             for encoding in ALL {
                 prop_assert_eq!(Encoding::detect(&encode(&text, encoding)), (encoding, 0));
             }
         }
 
         #[test]
-        fn utf8_is_never_mistaken(text in "[^\0]{0,50}", nul in 0_usize..50) {
-            prop_assert_eq!(Encoding::detect(text.as_bytes()), (Encoding::Utf8, if text.starts_with('\u{feff}') { 3 } else { 0 }));
+        fn utf8_is_never_taken_for_another_encoding(text in "[^\0]{0,50}", nul in 0_usize..50) {
+            let mark = if text.starts_with('\u{feff}') { 3 } else { 0 };
+            prop_assert_eq!(Encoding::detect(text.as_bytes()), (Encoding::Utf8, mark));
             let mut with_nul: Vec<char> = "a red apple and two cats, and more".chars().collect();
             with_nul.insert(nul % with_nul.len(), '\0');
             let with_nul: String = with_nul.into_iter().collect();
@@ -283,7 +285,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_in_doubt_is_not_decoded() {
+    fn ambiguous_text_is_not_decoded() {
         // U+4E00 in one order is an N in the other.
         let line = encode("一一一\n", ALL[1]);
         assert_eq!(Encoding::detect(&line), (Encoding::Utf8, 0), "each letter alone could be either");
@@ -294,7 +296,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_not_utf8() {
+    fn malformed_input_is_not_utf8() {
         // A high surrogate alone between two letters, and half a unit at the end.
         assert_eq!(decode(b"a\0\0\xd8b\0", 2, false, 64), b"a\xffb");
         assert_eq!(decode(b"a\0\0\xdcb\0", 2, false, 64), b"a\xffb");

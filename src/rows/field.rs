@@ -95,8 +95,8 @@ impl Scalar {
         Self::Float { value, bits: f64::MANTISSA_DIGITS }
     }
 
-    /// Turns a float that is a whole number into one: pandas stores a column of integers with missing values as floats. One
-    /// that may have been rounded stays a float.
+    /// Turns a float that is a whole number into one: pandas stores a column of integers with missing values as floats.
+    /// One that may have been rounded stays a float.
     fn whole(self) -> Self {
         match self {
             Self::Float { value, bits } if value.fract() == 0.0 && value.abs() < (1_u64 << bits) as f64 => {
@@ -173,7 +173,7 @@ impl<'a> RecordBuilder<'a> {
             (Field::Id, value) => match value.whole() {
                 Scalar::Unsigned(number) => record.id = Some(number.to_string()),
                 Scalar::Signed(number) => record.id = Some(number.to_string()),
-                value => return Err(wrong(name, "a text or a whole number", &value)),
+                value => return Err(wrong(name, "text or a whole number", &value)),
             },
             (Field::NegativePrompt, value) => record.negative_prompt = Some(text(name, value)?),
             (Field::Seed, value) => record.seed = Some(whole(name, value, 0, u64::MAX)?),
@@ -196,7 +196,7 @@ impl<'a> RecordBuilder<'a> {
 fn text(name: &str, value: Scalar) -> Result<String, String> {
     match value {
         Scalar::Text(text) => Ok(text),
-        value => Err(wrong(name, "a text", &value)),
+        value => Err(wrong(name, "text", &value)),
     }
 }
 
@@ -221,5 +221,5 @@ fn wrong(name: &str, expected: &str, value: &Scalar) -> String {
         Scalar::Float { value, .. } if value.fract() == 0.0 => ", a float too large to be exact",
         _ => "",
     };
-    format!("{:?} must be {expected}, and it is {value}{rounded}", shorten(name))
+    format!("{:?} must be {expected}, not {value}{rounded}", shorten(name))
 }

@@ -38,8 +38,8 @@ impl PartialEq for PromptFormat {
 pub struct ReadOptions {
     /// The format; by default the file name's extension tells.
     pub format: Option<&'static PromptFormat>,
-    /// The column, or the key in JSON Lines, that holds the prompts; by default `prompt`, or else the only column of text
-    /// that is not a setting. In a table without a header, the number of the column, counted from 1.
+    /// The column, or the key in JSON Lines, that holds the prompts; by default `prompt`, or else the only column of
+    /// text that is not a setting. In a table without a header, the number of the column, counted from 1.
     pub prompt_column: Option<String>,
     /// Whether a text table has no header.
     pub no_header: bool,

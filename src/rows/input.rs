@@ -16,8 +16,8 @@ use std::sync::atomic::AtomicBool;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// The sample of a text from which its encoding and line ends are detected. Of a stream it ends with the first line that is
-/// not blank: more may never arrive.
+/// The sample of a text from which its encoding and line ends are detected. Of a stream it ends with the first line
+/// that is not blank: more may never arrive.
 const SAMPLE_BYTES: usize = 64 * 1024;
 
 /// A prompt file or standard input, opened and not read yet.

@@ -20,8 +20,8 @@ pub(super) static JSONL: PromptFormat = PromptFormat {
     open: |input, options, notices| rows(input.text(notices)?, options.prompt_column.as_deref()),
 };
 
-/// The key of the prompts is `wanted`; without it `prompt`, or if the first object lacks that, its only key with a text that
-/// is not a setting.
+/// The key of the prompts is `wanted`; without it `prompt`, or if the first object lacks that, its only key with a text
+/// that is not a setting.
 fn rows(text: Text, wanted: Option<&str>) -> AnyResult<PromptRows> {
     let (name, notices) = (text.name.clone(), text.notices.clone());
     let note = move |key: &str| notices.note(format!("the prompts of {name} have the key {:?}", shorten(key)));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_a_wrong_type_or_size_is_named() {
+    fn a_value_of_a_wrong_type_or_size_is_refused() {
         for (key, wrong) in [
             ("seed", vec!["-1", "7.5", "18446744073709551616", "\"7\"", "true", "[1]", "{}"]),
             ("steps", vec!["0", "2147483648", "-1", "1.5", "\"10\""]),
@@ -246,11 +246,11 @@ mod tests {
             }
         }
         let reason = reason(r#"{"prompt": ["a"]}"#);
-        assert!(reason.starts_with("\"prompt\" must be a text, and it is a list (column "), "{reason}");
+        assert!(reason.starts_with("\"prompt\" must be text, not a list (column "), "{reason}");
     }
 
     #[test]
-    fn a_line_that_is_not_an_object_with_a_prompt_is_named() {
+    fn a_line_that_is_not_an_object_with_a_prompt_is_refused() {
         assert_eq!(reason("{}"), "there is no \"prompt\"");
         assert_eq!(reason(r#"{"prompt": null}"#), "there is no \"prompt\"");
         assert!(reason(r#"{"prompt": "a", "prompt": "b"}"#).starts_with("\"prompt\" is there twice"));
@@ -270,12 +270,12 @@ mod tests {
         let nested = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
         let line = |key: &str| format!(r#"{{"prompt": "a", "{key}": {nested}}}"#);
         assert_eq!(parse(&line("other"), "prompt", "").unwrap(), PromptRecord::new("a"));
-        assert!(reason(&line("id")).contains("and it is a list (column "), "{}", reason(&line("id")));
+        assert!(reason(&line("id")).contains("not a list (column "), "{}", reason(&line("id")));
         assert!(reason(&line("id")[..1_000_000]).starts_with("the line is not a JSON object: "));
     }
 
     #[test]
-    fn a_bad_line_is_named_and_the_next_one_read() {
+    fn a_bad_line_is_a_bad_row() {
         let text = b"{\"prompt\": \"a\"}\r\n\n \t\n{\"prompt\": \"\xff\"}\n[]\n{\"prompt\": \"b\"}".to_vec();
         let read = read_with(text, &JSONL, None);
         assert_eq!(read[0], "line 1: a");

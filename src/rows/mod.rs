@@ -1,18 +1,19 @@
 //! Reads prompt files: text, JSON Lines, CSV, TSV or Parquet, one row at a time.
 //!
-//! [`PromptReader`] streams: it holds one row in memory (of Parquet, a few pages). Text formats may be compressed with gzip
-//! or zstd, and encoded in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; lines end in `\n`, `\r\n` or `\r`.
+//! [`PromptReader`] streams: it holds one row in memory (of Parquet, a few pages). Text formats may be compressed with
+//! gzip or zstd, and encoded in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; lines end in `\n`, `\r\n`
+//! or `\r`.
 //!
 //! - `txt`: each line is a prompt, with its spaces. Blank lines are skipped.
 //! - `jsonl`: each line is an object with `prompt` and, optionally, `id`, `negative_prompt`, `seed`, `guidance_scale`,
 //!   `steps` and `samples`. Other keys are ignored; null is the same as absent. Blank lines are skipped.
-//! - `csv`, `tsv`: a header, unless the options say there is none, then records. One column holds the prompts; columns named
-//!   like a key of `jsonl` mean the same. An empty cell is the empty prompt, and no value in other columns. Blank lines are
-//!   skipped. What quotes mean stands in `csv.rs`.
+//! - `csv`, `tsv`: a header, unless the options say there is none, then records. One column holds the prompts; columns
+//!   named like a key of `jsonl` mean the same. An empty cell is the empty prompt, and no value in other columns. Blank
+//!   lines are skipped. What quotes mean stands in `csv.rs`.
 //! - `parquet`: columns as in `csv`; null is no value.
 //!
-//! A row that cannot be used is a [`PromptRow::Bad`], and reading goes on after it. Damage that makes the rest of the file
-//! unreadable, as in a truncated compressed file, is an error and ends it.
+//! A row that cannot be used is a [`PromptRow::Bad`], and reading goes on after it. Damage that makes the rest of the
+//! file unreadable, as in a truncated compressed file, is an error and ends it.
 
 mod compression;
 mod csv;

@@ -28,9 +28,9 @@ enum ReaderState {
 impl PromptReader {
     /// Opens the file `path`, or standard input if it is `-`.
     ///
-    /// A file's header is checked here. Standard input is not read before the first row is asked for, and then no further
-    /// than to the end of the row, so that the program at its other end can wait for answers; but Parquet is first copied to
-    /// a temporary file.
+    /// A file's header is checked here. Standard input is not read before the first row is asked for, and then no
+    /// further than to the end of the row, so that the program at its other end can wait for answers; but Parquet is
+    /// first copied to a temporary file.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if the file cannot be opened, is of an unknown format, or has no prompt column.
@@ -43,8 +43,8 @@ impl PromptReader {
         let (name, notices) = (input.name.clone(), Notices::default());
         if options.no_header && !format.has_header {
             return Err(bad_input!(
-                "--no-header: {name} is read as {}, which has no header line; leave the option out, or give --format-in \
-                 csv or tsv",
+                "--no-header: {name} is read as {}, which has no header line; leave the option out, or give \
+                 --format-in csv or tsv",
                 format.name
             ));
         }

@@ -1,8 +1,8 @@
 //! Splits a text into records of cells, as CSV and TSV have them, with the parser of the csv crate.
 //!
-//! The parser accepts everything: a stray quote at the start of a cell would swallow all rows up to the next quote. Here a
-//! record whose quotes are wrong is an error of its first line, and the next line is a record again. That takes the raw text,
-//! which the csv crate's own reader does not give access to.
+//! The parser accepts everything: a stray quote at the start of a cell would swallow all rows up to the next quote.
+//! Here a record whose quotes are wrong is an error of its first line, and the next line is a record again. That takes
+//! the raw text, which the csv crate's own reader does not give access to.
 
 use super::input::Text;
 use super::lines::{BYTE_ORDER_MARK, MAX_BYTES};
@@ -164,7 +164,8 @@ impl Records {
         self.start += size;
     }
 
-    /// Reads on as far as text has arrived, and to the end of the line at most. The last line gets an end if it has none.
+    /// Reads on as far as text has arrived, and to the end of the line at most. The last line gets an end if it has
+    /// none.
     fn read_piece(&mut self) -> io::Result<()> {
         if self.start > self.raw.len() / 2 {
             self.raw.drain(..std::mem::take(&mut self.start));
@@ -224,8 +225,8 @@ impl Cells {
         iter::once(0).chain(ends.iter().copied()).zip(ends).map(|(start, end)| &self.bytes[start..*end])
     }
 
-    /// Parses `input`, which goes on where the last one ended: how many bytes of it are of the record, and whether that is
-    /// complete.
+    /// Parses `input`, which goes on where the last one ended: how many bytes of it are of the record, and whether that
+    /// is complete.
     fn parse(&mut self, parser: &mut Reader, input: &[u8]) -> (usize, bool) {
         let mut read = 0;
         // The parser takes an empty input for the end of the text.

@@ -32,8 +32,8 @@ pub(super) struct FieldColumns {
 }
 
 impl FieldColumns {
-    /// Finds the columns by their names. The prompts are in the column `wanted`, if given. `advice` is added to the error of
-    /// a table without a prompt column.
+    /// Finds the columns by their names. The prompts are in the column `wanted`, if given. `advice` is added to the
+    /// error of a table without a prompt column.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if there is no prompt column, two columns for a field, or a nested column for one.
@@ -66,7 +66,8 @@ impl FieldColumns {
         Ok(Self { prompt_name: prompt_name.into(), columns: found })
     }
 
-    /// The prompt column of a table without a header: the one with the number `wanted`, counted from 1, or the only one.
+    /// The prompt column of a table without a header: the one with the number `wanted`, counted from 1, or the only
+    /// one.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if there is no such column.
@@ -80,8 +81,8 @@ impl FieldColumns {
                 Ok(Self { prompt_name: format!("column {number}"), columns: vec![(number - 1, Field::Prompt)] })
             }
             None => Err(bad_input!(
-                "{file} has {width} columns without names; give the number of the one with the prompts, --prompt-column 1 \
-                 to {width}"
+                "{file} has {width} columns without names; give the number of the one with the prompts, \
+                 --prompt-column 1 to {width}"
             )),
         }
     }

@@ -1,4 +1,4 @@
-//! Tests of what the formats have in common, and what the formats' own tests share.
+//! Tests of what the formats have in common, and helpers for the formats' own tests.
 
 mod dialects;
 mod nearly;
@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A line of text for each entry of a stream that is called `rows`: `PLACE: PROMPT`, `PLACE: !REASON`, `error: MESSAGE`.
+/// Reads a stream named `rows` to a line for each row: `PLACE: PROMPT`, `PLACE: !REASON` or `error: MESSAGE`.
 pub(super) fn read_stream(
     stream: impl Read + Send + 'static,
     format: &'static PromptFormat,
@@ -31,7 +31,7 @@ pub(super) fn read_stream(
     reader.map_or_else(|error| vec![summary(Err(error))], |reader| reader.map(summary).collect())
 }
 
-/// What [`read_stream`] gives for a stream of these bytes.
+/// [`read_stream`] of these bytes.
 pub(super) fn read_with(
     bytes: impl Into<Vec<u8>>,
     format: &'static PromptFormat,
@@ -40,7 +40,7 @@ pub(super) fn read_with(
     read_stream(Cursor::new(bytes.into()), format, prompt_column)
 }
 
-/// The only record in these bytes.
+/// The only record of these bytes.
 pub(super) fn record(bytes: impl Into<Vec<u8>>, format: &'static PromptFormat) -> PromptRecord {
     let records = records(bytes.into(), format);
     assert_eq!(records.len(), 1);
@@ -57,8 +57,8 @@ fn records(bytes: Vec<u8>, format: &'static PromptFormat) -> Vec<PromptRecord> {
     reader.map(record_of).collect()
 }
 
-fn summary(entry: Result<PromptRow>) -> String {
-    match entry {
+fn summary(row: Result<PromptRow>) -> String {
+    match row {
         Ok(PromptRow::Prompt { place, record }) => format!("{place}: {}", record.prompt),
         Ok(PromptRow::Bad(row)) => format!("{}: !{}", row.place, row.reason),
         Err(error) => {
@@ -68,21 +68,21 @@ fn summary(entry: Result<PromptRow>) -> String {
     }
 }
 
-/// A stream that gives one piece a read, and counts them.
+/// A stream that gives one piece a read, and counts the reads.
 pub(super) struct Dribble {
     pieces: Vec<Vec<u8>>,
     given: Arc<AtomicUsize>,
 }
 
 impl Dribble {
-    /// Asserts that the first entry is there when `needed` of the pieces have arrived.
+    /// Asserts that the first row is returned as soon as `needed` of the pieces have arrived.
     pub(super) fn check(pieces: &[impl AsRef<[u8]>], format: &'static PromptFormat, needed: usize, entry: &str) {
         let given = Arc::new(AtomicUsize::new(0));
         let stream =
             Self { pieces: pieces.iter().map(|piece| piece.as_ref().to_vec()).collect(), given: given.clone() };
         let mut reader =
             PromptReader::of_input(Input::of_stream("rows", stream), format, ReadOptions::default()).unwrap();
-        assert_eq!(given.load(Ordering::SeqCst), 0, "something was read before it was asked for");
+        assert_eq!(given.load(Ordering::SeqCst), 0, "reading began before the first row was asked for");
         assert_eq!(summary(reader.next().unwrap()), entry);
         assert_eq!(given.load(Ordering::SeqCst), needed, "pieces read for {entry:?}");
         assert_eq!(reader.count(), pieces.len() - needed);
@@ -114,7 +114,7 @@ fn utf16(text: &str, bytes_of: fn(u16) -> [u8; 2]) -> Vec<u8> {
 }
 
 #[test]
-fn a_line_of_text_is_a_prompt_without_its_end() {
+fn a_line_is_a_prompt_without_its_end() {
     let read = read_with("a red apple\r\n\n  \n two  spaces \nmany\r\r\nand é\r", &TXT, None);
     assert_eq!(read, ["line 1: a red apple", "line 4:  two  spaces ", "line 5: many", "line 6: and é"]);
     assert!(read_with("", &TXT, None).is_empty());
@@ -122,7 +122,7 @@ fn a_line_of_text_is_a_prompt_without_its_end() {
 }
 
 #[test]
-fn a_line_that_is_not_utf8_is_named_and_the_next_one_read() {
+fn a_line_that_is_not_utf8_is_a_bad_row() {
     let read = read_with(b"fine\nbad \xff\xfe\n\x80\ngood\n".to_vec(), &TXT, None);
     let reason = |byte| format!("!the line is not UTF-8 from byte {byte} on; convert the file");
     assert_eq!(
@@ -149,20 +149,20 @@ fn encodings_with_a_byte_order_mark_are_decoded() {
 }
 
 #[test]
-fn compressed_streams_are_known_by_their_first_bytes() {
+fn compressed_streams_are_known_by_their_magic_numbers() {
     for compress in [gzip, zstd] {
         let mut bytes = compress(b"one\ntw");
         bytes.extend(compress(b"o\nthree\n"));
         assert_eq!(read_with(bytes, &TXT, None), ["line 1: one", "line 2: two", "line 3: three"]);
         assert_eq!(read_with(compress(b"prompt\none\n"), &CSV, None), ["line 2: one"]);
     }
-    // The start of a mark, and then something else.
+    // The start of a magic number, and then something else.
     let read = read_with(b"(\n\x1f\n(\xb5\n".to_vec(), &TXT, None);
     assert_eq!(read[..2], ["line 1: (", "line 2: \x1f"]);
 }
 
 #[test]
-fn a_compressed_stream_that_is_cut_short_is_an_error_after_what_was_whole() {
+fn a_truncated_compressed_stream_is_an_error_after_the_rows_before() {
     let text: String = (1..=20_000).map(|number| format!("prompt {}\n", number * 7919 % 10_007)).collect();
     for (compress, name) in [(gzip as fn(&[u8]) -> Vec<u8>, "gzip"), (zstd, "zstd")] {
         for (format, text) in [(&TXT, text.clone()), (&CSV, format!("prompt\n{text}"))] {
@@ -184,7 +184,7 @@ fn a_compressed_stream_that_is_cut_short_is_an_error_after_what_was_whole() {
 }
 
 #[test]
-fn a_line_that_is_too_long_is_named_and_the_next_one_read() {
+fn a_line_that_is_too_long_is_a_bad_row() {
     let too_long = "x".repeat(lines::MAX_BYTES + 1);
     let longest = &too_long[1..];
     let reason = "!the line is longer than 16 MiB";
@@ -197,21 +197,21 @@ fn a_line_that_is_too_long_is_named_and_the_next_one_read() {
     }
     let read = read_with(format!("{longest}\nb"), &TXT, None);
     assert_eq!((read[0].len(), &*read[1]), ("line 1: ".len() + lines::MAX_BYTES, "line 2: b"));
-    // The first entry of a stream without end is there, and what comes after it is not waited for.
+    // The first row of an endless line is returned without waiting for its end.
     let input = Input::of_stream("rows", io::repeat(b'x'));
     let first = PromptReader::of_input(input, &TXT, ReadOptions::default()).unwrap().next().unwrap();
     assert_eq!(summary(first), format!("line 1: {reason}"));
 }
 
 #[test]
-fn an_entry_is_given_as_soon_as_its_line_is_there() {
+fn a_row_is_returned_as_soon_as_its_line_has_arrived() {
     Dribble::check(&["a\n", "b\n"], &TXT, 1, "line 1: a");
     Dribble::check(&["(\n", "b\n"], &TXT, 1, "line 1: (");
     Dribble::check(&["a", "b\n", "c\n"], &TXT, 2, "line 1: ab");
     Dribble::check(&["{\"prompt\": \"a\"}\r\n", "{\"prompt\": \"b\"}\n"], &JSONL, 1, "line 1: a");
     Dribble::check(&[&utf16("a\n", u16::to_le_bytes)[..], b"b\0\n\0"], &TXT, 1, "line 1: a");
     for compress in [gzip, zstd] {
-        // A member of its own for each line, as a process that flushes its lines would write it.
+        // A member for each line, as a process writes that flushes after each.
         Dribble::check(&[compress(b"a\n"), compress(b"b\n")], &TXT, 1, "line 1: a");
     }
 }
@@ -239,7 +239,7 @@ fn a_file_name_tells_the_format() {
 }
 
 #[test]
-fn files_are_opened_by_name_and_checked_at_once() {
+fn files_are_checked_when_they_are_opened() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
@@ -271,12 +271,12 @@ fn files_are_opened_by_name_and_checked_at_once() {
 }
 
 #[test]
-fn a_reader_can_go_to_another_thread() {
+fn a_reader_is_send() {
     fn check<T: Send>() {}
     check::<PromptReader>();
 }
 
-/// A record of text, options and all, whose prompt is one line.
+/// A record with settings, whose prompt is one line.
 fn any_record() -> impl Strategy<Value = PromptRecord> {
     let id = proptest::option::of("\\PC{1,8}");
     let numbers = (proptest::option::of(any::<u64>()), proptest::option::of(-1e6..1e6));
@@ -292,7 +292,10 @@ fn any_record() -> impl Strategy<Value = PromptRecord> {
 fn as_jsonl(records: &[PromptRecord]) -> Vec<u8> {
     let line = |record: &PromptRecord| {
         let PromptRecord { id, prompt, seed, guidance_scale, .. } = record;
-        let object = serde_json::json!({"prompt": &**prompt, "id": id, "seed": seed, "guidance_scale": guidance_scale, "x": [1]});
+        let prompt = &**prompt;
+        let object = serde_json::json!({
+            "prompt": prompt, "id": id, "seed": seed, "guidance_scale": guidance_scale, "x": [1]
+        });
         format!("{object}\n")
     };
     records.iter().map(line).collect::<String>().into_bytes()
@@ -343,7 +346,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_are_too_much(bytes in proptest::collection::vec(any::<u8>(), 0..300), head in 0_usize..6) {
+    fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), head in 0_usize..6) {
         let heads: [&[u8]; 6] = [b"", b"prompt\n", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xff\xfe", b"PAR1"];
         for format in FORMATS {
             read_with([heads[head], &bytes].concat(), format, None);

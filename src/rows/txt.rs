@@ -27,8 +27,8 @@ fn rows(text: Text) -> Result<PromptRows> {
         }
         if line.contains(BYTE_ORDER_MARK) && !std::mem::replace(&mut has_warned, true) {
             notices.warn(format!(
-                "{name}: {place}: there is a byte order mark (U+FEFF) within the line; if files were joined there, a line \
-                 break is missing"
+                "{name}: {place}: there is a byte order mark (U+FEFF) within the line; if files were joined there, a \
+                 line break is missing"
             ));
         }
         Ok(PromptRecord::new(line))

@@ -4,7 +4,7 @@ use crate::common::{Workplace, assert_done, assert_refused, stderr};
 use serde_json::Value;
 use std::fs;
 
-/// The id and prompt of each row that a file gives.
+/// The id and prompt of each row.
 fn rows(place: &Workplace, options: &[&str]) -> Vec<(Option<String>, String)> {
     let output = place.command().args(options).args(["--out", "-", "--format", "jsonl"]).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -21,7 +21,7 @@ fn units(text: &str, width: usize) -> Vec<u8> {
 }
 
 #[test]
-fn files_in_other_dialects_have_the_rows_that_they_say() {
+fn files_in_other_dialects_are_read() {
     let place = Workplace::new();
     let texts: [(&str, Vec<u8>); 8] = [
         ("bom.txt", "\u{feff}a red apple\n\u{feff}two cats\n".into()),
@@ -58,13 +58,13 @@ fn files_in_other_dialects_have_the_rows_that_they_say() {
     }
 }
 
-/// A file's name and bytes, options to read it with, and words of the refusal.
-type Doubtful<'a> = (&'a str, &'a [u8], &'a [&'a str], &'a [&'a str]);
+/// A file's name and bytes, options, and words of the error.
+type Ambiguous<'a> = (&'a str, &'a [u8], &'a [&'a str], &'a [&'a str]);
 
 #[test]
-fn what_is_in_doubt_is_refused_in_one_line() {
+fn ambiguous_files_are_refused_in_one_line() {
     let place = Workplace::new();
-    let files: [Doubtful; 7] = [
+    let files: [Ambiguous; 7] = [
         ("doubt.csv", b"caption;x,id\na;b,1\n", &[], &["doubt.csv", "could both separate", "sep="]),
         ("nul.txt", b"a red apple\ntwo \0cats\nand a dog\n", &[], &["nul.txt:2", "UTF-16"]),
         ("mixed.txt", b"a red apple\rtwo cats\nrain\n", &[], &["mixed.txt:1", "carriage return"]),
@@ -85,7 +85,7 @@ fn what_is_in_doubt_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_dialect_does_not_change_what_is_computed() {
+fn a_dialect_does_not_change_the_embeddings() {
     let place = Workplace::new();
     fs::write(place.path("plain.csv"), "prompt,seed\na red apple,7\ntwo cats,8\n").unwrap();
     fs::write(place.path("other.csv"), units("seed;prompt\r\n7.0;a red apple\r\n8.0;two cats\r\n", 2)).unwrap();

@@ -1,4 +1,4 @@
-//! Rows that cannot be used, and files that are not what they are said to be.
+//! Bad rows, and files that are damaged or of another format.
 
 use crate::common::{Workplace, assert_done, assert_refused, kill_after_rows, prompts, read_npy, stderr};
 use serde_json::{Value, json};
@@ -8,14 +8,14 @@ const LINES: &str =
     "{\"prompt\": \"a\"}\n{\"prompt\": 5}\n\n{\"prompt\": \"b\", \"steps\": 100000}\n{\"prompt\": \"c\"}\n";
 
 #[test]
-fn a_bad_row_is_named_before_the_work() {
+fn a_bad_row_is_refused_before_any_work() {
     let place = Workplace::new();
     fs::write(place.path("p.jsonl"), LINES).unwrap();
     assert_refused(&place, place.command().args(["-f", "p.jsonl", "--out", "e.npy"]), 2, &["p.jsonl:2", "prompt"]);
 }
 
 #[test]
-fn skipped_rows_are_zeros_in_their_place_and_reported() {
+fn skipped_rows_are_zeros_and_are_reported() {
     let place = Workplace::new();
     fs::write(place.path("p.jsonl"), LINES).unwrap();
     let options = ["-f", "p.jsonl", "--on-error", "skip", "--samples-per-prompt", "2", "--batch-size", "3"];
@@ -32,11 +32,11 @@ fn skipped_rows_are_zeros_in_their_place_and_reported() {
         assert_eq!((&line["row"], &line["rows"], &line["place"]), (&json!(row), &json!(2), &json!(place)));
     }
     assert!(lines[1]["reason"].as_str().unwrap().contains("100000"), "{report}");
-    // The others are what they are without them.
+    // The other rows do not change.
     assert_done(place.command().args(["-p", "c", "--seed", "6", "--out", "c.npy"]));
     let alone = read_npy(&fs::read(place.path("c.npy")).unwrap());
     assert!(alone.row(0).iter().zip(all.row(6)).all(|(left, right)| (left - right).abs() < 1e-4));
-    // Neither file is written over.
+    // Neither file is overwritten.
     assert_refused(&place, place.command().args(options).args(["--out", "e.npy"]), 2, &["e.npy", "--overwrite"]);
     fs::remove_file(place.path("e.npy")).unwrap();
     assert_refused(&place, place.command().args(options).args(["--out", "e.npy"]), 2, &["errors.jsonl", "--overwrite"]);
@@ -44,7 +44,7 @@ fn skipped_rows_are_zeros_in_their_place_and_reported() {
 }
 
 #[test]
-fn there_is_no_report_without_something_to_report() {
+fn no_report_is_written_without_bad_rows() {
     let place = Workplace::new();
     assert_eq!(assert_done(place.command().args(["-p", "a", "--on-error", "skip", "--out", "e.npy"])), "");
     assert_eq!(place.names(), ["e.npy"]);
@@ -71,14 +71,14 @@ fn hostile_files_are_refused_in_one_line() {
 }
 
 #[test]
-fn as_many_samples_as_can_be_counted_and_no_more() {
+fn too_many_samples_are_a_bad_row() {
     let place = Workplace::new();
     fs::write(place.path("p.jsonl"), "{\"prompt\": \"a\", \"samples\": 4294967296}\n").unwrap();
     assert_refused(&place, place.command().args(["-f", "p.jsonl", "--out", "e.npy"]), 2, &["p.jsonl:1", "samples"]);
 }
 
 #[test]
-fn the_report_of_an_earlier_run_goes_with_its_output() {
+fn the_report_of_an_earlier_run_is_replaced_with_its_output() {
     let place = Workplace::new();
     fs::write(place.path("bad.jsonl"), LINES).unwrap();
     fs::write(place.path("good.jsonl"), "{\"prompt\": \"a\"}\n").unwrap();
@@ -94,9 +94,9 @@ fn the_report_of_an_earlier_run_goes_with_its_output() {
         assert_done(&mut embed("bad.jsonl", &["--overwrite"]));
         assert!(report.exists());
         assert_done(&mut embed("good.jsonl", &["--on-error", on_error, "--overwrite"]));
-        assert!(!report.exists(), "it tells of an output that is no more");
+        assert!(!report.exists(), "it is about an output that is gone");
     }
-    // What has nothing to do with this program stays.
+    // Another program's file stays.
     fs::remove_file(place.path("e.npy")).unwrap();
     fs::write(&report, "precious").unwrap();
     assert_refused(&place, &mut embed("bad.jsonl", &[]), 2, &["errors.jsonl", "--overwrite"]);
@@ -109,7 +109,7 @@ fn the_report_of_an_earlier_run_goes_with_its_output() {
 }
 
 #[test]
-fn a_report_is_beside_a_folder_and_not_beside_a_device() {
+fn a_report_is_beside_a_folder_but_not_beside_a_device() {
     let place = Workplace::new();
     fs::write(place.path("p.jsonl"), LINES).unwrap();
     let options = ["-f", "p.jsonl", "--on-error", "skip"];
@@ -118,7 +118,7 @@ fn a_report_is_beside_a_folder_and_not_beside_a_device() {
     let told = assert_done(place.command().args(options).args(["--out", "/dev/null", "--format", "npy"]));
     assert!(told.contains("line 2") && told.contains("line 4"), "{told}");
     assert!(!std::path::Path::new("/dev/null.errors.jsonl").exists());
-    // What is skipped is told somewhere.
+    // Skipped rows must be reported somewhere.
     let mut silent = place.command();
     silent.args(options).args(["--out", "-", "--quiet"]);
     assert_refused(&place, &mut silent, 2, &["--quiet", "--stats"]);
@@ -132,7 +132,7 @@ fn a_report_is_beside_a_folder_and_not_beside_a_device() {
 }
 
 #[test]
-fn warnings_are_few_however_many_rows_they_are_about() {
+fn warnings_about_many_rows_are_summed_up() {
     let place = Workplace::new();
     let lines: String = (0..30).map(|row| format!("{{\"prompt\": \"{}\"}}\n", format!("{row} ").repeat(100))).collect();
     fs::write(place.path("p.jsonl"), lines + &"nonsense\n".repeat(20)).unwrap();
@@ -154,7 +154,7 @@ fn warnings_are_few_however_many_rows_they_are_about() {
 }
 
 #[test]
-fn what_is_skipped_keeps_its_place_in_shards_and_when_a_run_goes_on() {
+fn skipped_rows_keep_their_place_in_shards_and_on_resume() {
     let place = Workplace::new();
     let line =
         |row: usize| if row % 7 == 3 { "{}\n".into() } else { format!("{{\"prompt\": \"{}\"}}\n", prompts(row)) };

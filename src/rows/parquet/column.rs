@@ -34,8 +34,8 @@ pub(super) enum ValueType {
 }
 
 impl ValueType {
-    /// The type of a column that the Arrow reader gives as `arrow`; `None` if its values cannot be used. `writer` is the
-    /// program that wrote the file.
+    /// The type of a column that the Arrow reader gives as `arrow`; `None` if its values cannot be used. `writer` is
+    /// the program that wrote the file.
     pub(super) fn of(arrow: &DataType, column: &ColumnDescriptor, writer: &str) -> Option<Self> {
         Some(match arrow {
             // Some writers do not annotate text as such.
@@ -99,10 +99,10 @@ impl ValueType {
         Ok(match self {
             Self::Text => match values.as_binary_view().value(row) {
                 bytes if bytes.len() > MAX_BYTES => {
-                    return Err(format!("a text is longer than {} MiB", MAX_BYTES >> 20));
+                    return Err(format!("the text is longer than {} MiB", MAX_BYTES >> 20));
                 }
                 bytes => Scalar::Text(
-                    std::str::from_utf8(bytes).map_err(|_| "a text is not UTF-8; convert the file")?.into(),
+                    std::str::from_utf8(bytes).map_err(|_| "the text is not UTF-8; convert the file")?.into(),
                 ),
             },
             Self::Bool => Scalar::Bool(values.as_boolean().value(row)),

@@ -4,8 +4,8 @@ use parquet::errors::ParquetError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Runs `decode`, and turns a panic into an error: some damaged files trip an assertion of the decoder. The panic's own
-/// message still goes to standard error, since only a hook for the whole process could suppress it. What `decode` worked on
-/// must not be used after an error.
+/// message still goes to standard error, since only a hook for the whole process could suppress it. What `decode`
+/// worked on must not be used after an error.
 pub(crate) fn guarded<T>(decode: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
     catch_unwind(AssertUnwindSafe(decode))
         .unwrap_or_else(|_| Err(ParquetError::General("the Parquet decoder panicked".into())))

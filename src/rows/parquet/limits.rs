@@ -1,8 +1,8 @@
-//! Bounds the memory that a file can demand. The decoder allocates what a page's header declares, and builds the schema by
-//! recursion; a file of a few bytes may declare gigabytes.
+//! Bounds the memory that a file can demand. The decoder allocates what a page's header declares, and builds the schema
+//! by recursion; a file of a few bytes may declare gigabytes.
 //!
-//! The crate does not give access to page headers and schema before it acts on them, so they are read here first: both are
-//! structs in Thrift's compact protocol.
+//! The crate does not give access to page headers and schema before it acts on them, so they are read here first: both
+//! are structs in Thrift's compact protocol.
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
@@ -124,8 +124,9 @@ const STRUCT: u8 = 12;
 /// The field id of a list's elements in a path.
 const ELEMENT: i64 = 0;
 
-/// Reads a value in Thrift's compact protocol. Calls `visit` for it and for all values in it, with the path of field ids
-/// below `path` and the number that it is: of a text the length, of a list the element count; structs after their fields.
+/// Reads a value in Thrift's compact protocol. Calls `visit` for it and for all values in it, with the path of field
+/// ids below `path` and the number that it is: of a text the length, of a list the element count; structs after their
+/// fields.
 fn walk(input: &mut dyn Read, path: &mut Vec<i64>, kind: u8, visit: &mut dyn FnMut(&[i64], i64)) -> io::Result<()> {
     if path.len() > MAX_DEPTH {
         return Err(ErrorKind::InvalidData.into());
@@ -324,8 +325,8 @@ mod tests {
         bytes
     }
 
-    /// The number of pages of the first column, where each may take `max` bytes; or whether a limit was exceeded, and the
-    /// error.
+    /// The number of pages of the first column, where each may take `max` bytes; or whether a limit was exceeded, and
+    /// the error.
     fn pages(bytes: &[u8], max: u64) -> Result<usize, (bool, String)> {
         let (file, limits) = (file(bytes), Limits::of_page(max));
         limits.check_footer(&file).unwrap();

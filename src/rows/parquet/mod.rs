@@ -57,61 +57,75 @@ fn rows(input: Input, wanted: Option<&str>, notices: &Notices) -> Result<PromptR
         Ok(metadata)
     });
     let metadata = opened.map_err(unreadable)?;
-    let (schema, stored) = (metadata.schema(), metadata.parquet_schema());
-    let writer = metadata.metadata().file_metadata().created_by().unwrap_or_default();
-    // A column of the table that is not nested is one of the file.
-    let leaf = |root| (0..stored.num_columns()).find(|leaf| stored.get_column_root_idx(*leaf) == root).unwrap_or(0);
-    let types = schema.fields().iter().enumerate();
-    let types = types.map(|(index, field)| ValueType::of(field.data_type(), &stored.column(leaf(index)), writer));
-    let types: Vec<Option<ValueType>> = types.collect();
-    let column = |(field, value_type): (&Arc<arrow_schema::Field>, &Option<ValueType>)| Column {
-        name: field.name().clone(),
-        kind: match (nested(field.data_type()), value_type) {
-            (Some(values), _) => ColumnKind::Nested(values),
-            (None, Some(ValueType::Text)) => ColumnKind::Text,
-            _ => ColumnKind::Other,
-        },
-    };
-    let columns: Vec<Column> = schema.fields().iter().zip(&types).map(column).collect();
-    let FieldColumns { prompt_name, columns } = FieldColumns::find(&name, &columns, wanted, "")?;
-    let mut fields = schema.fields().to_vec();
-    let mut read = Vec::new();
-    for (index, field) in &columns {
-        let (column, arrow) = (stored.column(leaf(*index)), &fields[*index]);
-        let Some(value_type) = types[*index].filter(|value_type| value_type.suits(*field)) else {
-            let (column, stored) = (column.name(), column.physical_type());
-            let needed = if field.is_text() { "texts" } else { "numbers" };
-            return Err(bad_input!(
-                "{name}: column {column:?} is of a type that holds no {needed} ({stored}); rename or convert it"
-            ));
-        };
-        let data_type = value_type.read_as(arrow.data_type(), &column);
-        fields[*index] = Arc::new(arrow.as_ref().clone().with_data_type(data_type));
-        read.push((*field, value_type));
-    }
-    let roots = ProjectionMask::roots(stored, columns.iter().map(|(index, _)| *index));
+    let Selection { prompt_name, columns, leaves, schema } = Selection::of(&name, &metadata, wanted)?;
+    let metadata = metadata.metadata();
     let reader = guarded(|| {
-        let options = ArrowReaderOptions::new().with_schema(Arc::new(Schema::new(fields)));
-        let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options)?;
-        let file = LimitedFile::new(file.try_clone()?, metadata.metadata(), limits.clone());
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
-        let batch_rows = if has_prefixes(metadata.metadata()) { 1 } else { BATCH_ROWS };
-        builder.with_projection(roots).with_batch_size(batch_rows).build()
+        let options = ArrowReaderOptions::new().with_schema(schema);
+        let file = LimitedFile::new(file.try_clone()?, metadata, limits.clone());
+        let arrow = ArrowReaderMetadata::try_new(metadata.clone(), options)?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, arrow);
+        let batch_rows = if has_prefixes(metadata) { 1 } else { BATCH_ROWS };
+        let projection = ProjectionMask::leaves(builder.parquet_schema(), leaves);
+        builder.with_projection(projection).with_batch_size(batch_rows).build()
     });
     let reader = reader.map_err(unreadable)?;
     notices.note(format!("the prompts of {name} are in column {:?}", shorten(&prompt_name, 40)));
-    let total = metadata.metadata().file_metadata().num_rows().cast_unsigned();
-    Ok(Box::new(ParquetTable {
-        name,
-        limits,
-        reader,
-        prompt_name,
-        columns: read,
-        batch: Vec::new(),
-        index: 0,
-        row: 0,
-        total,
-    }))
+    let total = metadata.file_metadata().num_rows().cast_unsigned();
+    let (batch, index, row) = (Vec::new(), 0, 0);
+    Ok(Box::new(ParquetTable { name, limits, reader, prompt_name, columns, batch, index, row, total }))
+}
+
+/// The columns to read.
+struct Selection {
+    prompt_name: String,
+    columns: Vec<(Field, ValueType)>,
+    /// Their indices among the file's columns.
+    leaves: Vec<usize>,
+    /// The table's schema with the types to read them as.
+    schema: Arc<Schema>,
+}
+
+impl Selection {
+    /// # Errors
+    /// [`BadInput`] if there is no prompt column, or one that is needed is of the wrong type.
+    fn of(name: &str, metadata: &ArrowReaderMetadata, wanted: Option<&str>) -> Result<Self> {
+        let (stored, mut fields) = (metadata.parquet_schema(), metadata.schema().fields().to_vec());
+        let writer = metadata.metadata().file_metadata().created_by().unwrap_or_default();
+        // Of each column of the table, the first of the file's.
+        let mut leaves: Vec<usize> = (0..stored.num_columns()).collect();
+        leaves.dedup_by_key(|leaf| stored.get_column_root_idx(*leaf));
+        let (columns, types): (Vec<Column>, Vec<Option<ValueType>>) = fields
+            .iter()
+            .zip(&leaves)
+            .map(|(field, leaf)| {
+                let value_type = ValueType::of(field.data_type(), &stored.column(*leaf), writer);
+                let kind = match (nested(field.data_type()), value_type) {
+                    (Some(values), _) => ColumnKind::Nested(values),
+                    (None, Some(ValueType::Text)) => ColumnKind::Text,
+                    _ => ColumnKind::Other,
+                };
+                (Column { name: field.name().clone(), kind }, value_type)
+            })
+            .unzip();
+        let FieldColumns { prompt_name, columns: found } = FieldColumns::find(name, &columns, wanted, "")?;
+        let mut columns = Vec::new();
+        for (index, field) in &found {
+            let leaf = stored.column(leaves[*index]);
+            let Some(value_type) = types[*index].filter(|value_type| value_type.suits(*field)) else {
+                let (column, stored) = (leaf.name(), leaf.physical_type());
+                let needed = if field.is_text() { "text" } else { "numbers" };
+                return Err(bad_input!(
+                    "{name}: column {column:?} is of a type that holds no {needed} ({stored}); rename or convert it"
+                ));
+            };
+            let arrow = fields[*index].as_ref().clone();
+            let data_type = value_type.read_as(arrow.data_type(), &leaf);
+            fields[*index] = Arc::new(arrow.with_data_type(data_type));
+            columns.push((*field, value_type));
+        }
+        let leaves = found.iter().map(|(index, _)| leaves[*index]).collect();
+        Ok(Self { prompt_name, columns, leaves, schema: Arc::new(Schema::new(fields)) })
+    }
 }
 
 /// Checks metadata that the decoder takes for granted.
@@ -132,8 +146,8 @@ fn check(metadata: &ParquetMetaData) -> Result<(), ParquetError> {
     Err(ParquetError::General("the metadata of a row group is damaged".into()))
 }
 
-/// Whether values may be stored as what they share with the one before and the rest: those of a batch may be far larger than
-/// their page.
+/// Whether values may be stored as what they share with the one before and the rest: those of a batch may be far larger
+/// than their page.
 fn has_prefixes(metadata: &ParquetMetaData) -> bool {
     let mut columns = metadata.row_groups().iter().flat_map(|group| group.columns());
     columns.any(|column| column.encodings().any(|encoding| encoding == Encoding::DELTA_BYTE_ARRAY))

@@ -69,7 +69,7 @@ fn rows_are_counted_through_row_groups_and_compression() {
 }
 
 #[test]
-fn columns_beside_the_prompt_are_its_options() {
+fn columns_beside_the_prompt_are_settings() {
     let bytes = file(
         vec![
             ("id", Arc::new(Int32Array::from(vec![-7]))),
@@ -83,7 +83,7 @@ fn columns_beside_the_prompt_are_its_options() {
         Compression::SNAPPY,
     );
     let record = record(bytes, &PARQUET);
-    assert_eq!(&*record.prompt, "a red apple", "the only text column that is not an option's");
+    assert_eq!(&*record.prompt, "a red apple", "the only text column that is not a setting");
     assert_eq!((record.id.as_deref(), record.seed), (Some("-7"), Some(u64::MAX)));
     assert_eq!((record.guidance_scale, record.steps, record.samples), (Some(2.5), Some(10), None));
     assert_eq!(record.negative_prompt.as_deref(), Some("green"));
@@ -95,15 +95,15 @@ fn a_bad_value_spoils_its_row_alone() {
     let steps = Int32Array::from(vec![1, 2, 0, 4]);
     let read = read(vec![("prompt", Arc::new(prompts)), ("steps", Arc::new(steps))]);
     assert_eq!(read[0], "row 1: a");
-    assert_eq!(read[1], "row 2: !a text is not UTF-8; convert the file");
-    assert_eq!(read[2], "row 3: !\"steps\" must be a whole number between 1 and 2147483647, and it is 0");
+    assert_eq!(read[1], "row 2: !the text is not UTF-8; convert the file");
+    assert_eq!(read[2], "row 3: !\"steps\" must be a whole number between 1 and 2147483647, not 0");
     assert_eq!(read[3], "row 4: d");
     let read = self::read(vec![("prompt", Arc::new(BooleanArray::from(vec![true])))]);
-    assert_eq!(read, ["row 1: !\"prompt\" must be a text, and it is true"]);
+    assert_eq!(read, ["row 1: !\"prompt\" must be text, not true"]);
 }
 
 #[test]
-fn columns_of_no_use_are_passed_over_or_named() {
+fn columns_that_cannot_be_used_are_refused() {
     let lists = ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1), Some(2)])]);
     let read = read(vec![("samples", Arc::new(lists)), ("prompt", texts(&["a"]))]);
     assert_eq!(
@@ -119,7 +119,7 @@ fn columns_of_no_use_are_passed_over_or_named() {
 }
 
 #[test]
-fn a_file_that_is_no_parquet_or_cut_short_is_refused() {
+fn a_file_that_is_not_parquet_or_truncated_is_refused() {
     let whole = file(vec![("prompt", texts(&["a red apple", "two"]))], Compression::SNAPPY);
     for bytes in [&b""[..], b"PAR1", b"a red apple\n", &whole[..whole.len() - 1], &whole[10..]] {
         let read = read_with(bytes.to_vec(), &PARQUET, None);
@@ -129,7 +129,7 @@ fn a_file_that_is_no_parquet_or_cut_short_is_refused() {
 }
 
 #[test]
-fn a_damaged_file_comes_to_an_end_and_never_panics() {
+fn a_damaged_file_is_an_error_at_most() {
     let prompts: Vec<String> = (0..50).map(|number| format!("prompt {}", number % 7)).collect();
     let columns = || -> Vec<(&str, ArrayRef)> {
         let seeds = UInt64Array::from_iter((0..50).map(|number| (number % 3 > 0).then_some(number)));
@@ -141,19 +141,19 @@ fn a_damaged_file_comes_to_an_end_and_never_panics() {
             for mask in [0x01, 0x80] {
                 let mut bytes = whole.clone();
                 bytes[place] ^= mask;
-                // Damage may go unseen, as in a text's letters; that there is an end is what counts.
+                // Damage to a text's letters goes unnoticed; what matters is that reading ends.
                 read_with(bytes, &PARQUET, None);
             }
         }
     }
 }
 
-/// The `id` of the only row of a table with such a column.
+/// The `id` of a row whose `id` column is this.
 fn id(column: ArrayRef) -> String {
     record(file(vec![("id", column), ("prompt", texts(&["a"]))], Compression::SNAPPY), &PARQUET).id.unwrap()
 }
 
-/// A table with a column of a type that Arrow has none for.
+/// A table with a column of a type that Arrow does not write.
 fn stored<T: parquet::data_type::DataType>(column: &str, value: T::T, writer: &str) -> Vec<u8> {
     let schema = format!("message rows {{ required binary prompt (STRING); required {column}; }}");
     let properties = WriterProperties::builder().set_created_by(writer.into()).build();
@@ -206,7 +206,7 @@ fn ids_of_every_type_are_texts() {
     let polars = id_of(fixed("fixed_len_byte_array(16) id", &number.to_le_bytes(), "Polars (python) version 2.1.0"));
     assert_eq!(polars, number.to_string());
     let read = read_with(fixed("fixed_len_byte_array(16) id", &bytes, "x"), &PARQUET, None);
-    assert!(read[0].starts_with("error: rows: column \"id\" is of a type that holds no texts (FIXED_LEN"), "{read:?}");
+    assert!(read[0].starts_with("error: rows: column \"id\" is of a type that holds no text (FIXED_LEN"), "{read:?}");
     let spark = Int96::from(vec![500_000_000, 0, 2_440_589]);
     assert_eq!(id_of(stored::<Int96Type>("int96 id", spark, "x")), "1970-01-02 00:00:00.500");
 }
@@ -230,8 +230,8 @@ fn numbers_may_be_of_other_types() {
     let record = record(bytes, &PARQUET);
     assert_eq!((record.seed, record.steps, record.guidance_scale), (Some(7), Some(10), Some(4.5)));
     assert_eq!(record.samples, Some(2));
-    assert!(read(vec![("seed", decimal(75, 1))])[0].ends_with("and it is 7.5"));
-    // What a shorter type may have rounded is not taken for exact.
+    assert!(read(vec![("seed", decimal(75, 1))])[0].ends_with("not 7.5"));
+    // A number that a shorter type may have rounded.
     let seed = |column: ArrayRef| read(vec![("seed", column)])[0].clone();
     assert_eq!(seed(Arc::new(Float32Array::from(vec![16_777_215.0]))), "row 1: a");
     for column in [
@@ -241,11 +241,11 @@ fn numbers_may_be_of_other_types() {
         assert!(seed(column).ends_with("a float too large to be exact"));
     }
     let read = read(vec![("prompt2", texts(&["b"])), ("id", Arc::new(Float64Array::from(vec![1e300])))]);
-    assert!(read[0].contains("\"id\" must be a text or a whole number, and it is 1e300"), "{read:?}");
+    assert!(read[0].contains("\"id\" must be text or a whole number, not 1e300"), "{read:?}");
 }
 
 #[test]
-fn columns_with_parts_are_named_as_such() {
+fn nested_columns_are_refused_by_their_type() {
     let lists =
         || -> ArrayRef { Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1), Some(2)])])) };
     let structs = || -> ArrayRef {
@@ -261,7 +261,7 @@ fn columns_with_parts_are_named_as_such() {
         let reason = format!("error: rows has no column \"prompt\", only \"captions\" ({values}); name one with");
         assert!(listed[0].starts_with(&reason), "{listed:?}");
     }
-    // They do not shift the columns behind them, and are not in the way.
+    // Beside the prompt they do no harm.
     let beside = read(vec![("s", structs()), ("l", lists()), ("prompt", texts(&["a"])), ("m", structs())], None);
     assert_eq!(beside, ["row 1: a"]);
 }

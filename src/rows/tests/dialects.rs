@@ -1,4 +1,4 @@
-//! Tests of files that other programs write: delimiters, encodings, line ends, containers.
+//! Tests of files as other programs write them: delimiters, encodings, line ends, compression.
 
 use super::*;
 use crate::rows::encoding::Encoding;
@@ -7,12 +7,12 @@ use ::csv::{QuoteStyle, Terminator, WriterBuilder};
 
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
-/// A text as a program writes it that is of another mind about everything but what the text says.
+/// An encoding and compression of a text.
 #[derive(Debug, Clone, Copy)]
 struct Wrapping {
     encoding: usize,
     has_mark: bool,
-    container: usize,
+    compression: usize,
 }
 
 impl Wrapping {
@@ -24,7 +24,7 @@ impl Wrapping {
         let mark = if self.has_mark { "\u{feff}" } else { "" };
         let bytes = encode(&format!("{mark}{text}"), self.encoding());
         let half = bytes.len() / 2;
-        match self.container {
+        match self.compression {
             0 => bytes,
             1 => [gzip(&bytes[..half]), vec![0; 7], gzip(&bytes[half..]), vec![0; 512]].concat(),
             _ => [zstd(&bytes[..half]), zstd(&bytes[half..])].concat(),
@@ -33,10 +33,10 @@ impl Wrapping {
 }
 
 fn any_wrapping() -> impl Strategy<Value = Wrapping> {
-    (0..ALL.len(), any::<bool>(), 0_usize..3).prop_map(|(encoding, has_mark, container)| Wrapping {
+    (0..ALL.len(), any::<bool>(), 0_usize..3).prop_map(|(encoding, has_mark, compression)| Wrapping {
         encoding,
         has_mark,
-        container,
+        compression,
     })
 }
 
@@ -63,7 +63,7 @@ fn notes(text: &str, format: &'static PromptFormat) -> Vec<String> {
 
 proptest! {
     #[test]
-    fn a_table_in_any_dialect_has_the_rows_of_the_plain_one(
+    fn a_table_has_the_same_rows_in_any_dialect(
         cells in proptest::collection::vec(("[^\0\r\n\u{feff}]{0,12}", "[^\0\r\n\u{feff}]{1,6}", any::<u64>()), 1..20),
         delimiter in 0_usize..4,
         quotes in 0_usize..3,
@@ -92,7 +92,7 @@ proptest! {
             text = format!("sep={}{end}{text}", char::from(DELIMITERS[delimiter]));
         }
         if !second.is_empty() {
-            // As cat joins files that begin with a mark.
+            // As `cat` joins files with byte order marks.
             text = format!("{text}\u{feff}{}", write(second));
         }
         let expected: Vec<PromptRecord> = cells
@@ -109,14 +109,14 @@ proptest! {
     }
 
     #[test]
-    fn lines_in_any_dialect_are_those_of_the_plain_file(
+    fn lines_are_the_same_in_any_dialect(
         lines in proptest::collection::vec("[^\0\r\n\u{feff}]{0,20}", 1..20),
         ending in 0_usize..3,
         joined in 0_usize..20,
         wrapping in any_wrapping(),
     ) {
         let end = ["\n", "\r\n", "\r"][ending];
-        // Without a mark the first line shows the encoding.
+        // Without a mark, the encoding is detected by the first line.
         let all: Vec<String> = std::iter::once("a red apple".to_string()).chain(lines).collect();
         let line = |(number, line): (usize, &String)| {
             format!("{}{line}{end}", if number > 0 && number == joined { "\u{feff}" } else { "" })
@@ -124,7 +124,8 @@ proptest! {
         let text: String = all.iter().enumerate().map(line).collect();
         let expected: Vec<&String> = all.iter().filter(|line| !line.trim().is_empty()).collect();
         let read = records(wrapping.wrap(&text), &TXT);
-        prop_assert_eq!(read.iter().map(|record| record.prompt.to_string()).collect::<Vec<_>>(), expected.into_iter().cloned().collect::<Vec<_>>());
+        let read: Vec<String> = read.iter().map(|record| record.prompt.to_string()).collect();
+        prop_assert_eq!(read.iter().collect::<Vec<_>>(), expected);
         let json = |(number, line): (usize, &String)| {
             let mark = if number > 0 && number == joined { "\u{feff}" } else { "" };
             format!("{mark}{}{end}", serde_json::json!({"caption": line, "seed": number as f64}))
@@ -137,7 +138,7 @@ proptest! {
 }
 
 #[test]
-fn another_delimiter_is_taken_where_there_is_no_doubt() {
+fn another_delimiter_is_detected_where_it_is_unambiguous() {
     for (text, expected) in [
         ("prompt;id\na, b;1\n", "line 2: a, b"),
         ("id|prompt\n1|a; b\n", "line 2: a; b"),
@@ -148,7 +149,7 @@ fn another_delimiter_is_taken_where_there_is_no_doubt() {
         ("seed;caption\n7;a\n", "line 2: a"),
         ("\n\nprompt;id\na;1\n", "line 4: a"),
         ("\"prompt\";\"an id, or none\"\na;1\n", "line 2: a"),
-        // A delimiter in a name or a cell is none.
+        // Not within a name or a cell.
         ("prompt\na; b\n", "line 2: a; b"),
         ("prompt,\"a; b\"\na; b,1\n", "line 2: a; b"),
         ("prompt,a;b\nx,1\n", "line 2: x"),
@@ -200,14 +201,14 @@ fn joined_tables_have_one_header() {
     let joined = "prompt,id\na,1\n\u{feff}prompt,id\nb,2\n\u{feff}\u{feff}\"prompt\",id\nc,3";
     assert_eq!(read_with(joined, &CSV, None), ["line 2: a", "line 4: b", "line 6: c"]);
     let read = read_with("prompt,id\na,1\n\u{feff}id,prompt\n2,b\n", &CSV, None);
-    assert_eq!(read.len(), 2, "nothing is read in the wrong columns: {read:?}");
+    assert_eq!(read.len(), 2, "no cell is read from the wrong column: {read:?}");
     assert!(read[1].starts_with("error: rows: line 3: there is a byte order mark"), "{read:?}");
     assert_eq!(without_header("a,1\n\u{feff}b,2\n", &CSV, Some("1")), ["line 1: a", "line 2: b"]);
     assert_eq!(read_with("prompt\n\u{feff}", &CSV, None), Vec::<String>::new());
 }
 
 #[test]
-fn lines_that_end_in_another_way_are_split_or_refused() {
+fn lines_with_other_ends_are_split_or_refused() {
     let text = |text: &str| read_with(text, &TXT, None);
     assert_eq!(text("a\rb\r"), ["line 1: a", "line 2: b"]);
     assert_eq!(text("a\r"), ["line 1: a"]);
@@ -241,7 +242,7 @@ fn nuls_are_refused() {
 }
 
 #[test]
-fn how_a_file_is_read_is_told() {
+fn notices_say_how_a_file_is_read() {
     let column = "the prompts of rows are in column";
     assert_eq!(notes("prompt,id\na,1\n", &CSV), [format!("{column} \"prompt\"")]);
     let separated = format!("{column} \"caption\", and ';' separates the columns");
@@ -259,7 +260,7 @@ fn how_a_file_is_read_is_told() {
 }
 
 #[test]
-fn a_file_is_looked_into_further_than_a_stream() {
+fn the_sample_of_a_file_is_longer_than_that_of_a_stream() {
     // The first line has no NUL in it.
     let bytes = encode("一个红苹果\n两只猫\n", ALL[1]);
     let folder = tempfile::TempDir::new().unwrap();
@@ -268,11 +269,11 @@ fn a_file_is_looked_into_further_than_a_stream() {
     let read: Vec<String> = PromptReader::open(&path, &ReadOptions::default()).unwrap().map(summary).collect();
     assert_eq!(read, ["line 1: 一个红苹果", "line 2: 两只猫"]);
     let read = read_with(bytes, &TXT, None);
-    assert!(read.iter().any(|entry| entry.contains('!')), "not a word of it is taken for text: {read:?}");
+    assert!(read.iter().any(|entry| entry.contains('!')), "nothing of it passes for text: {read:?}");
 }
 
 #[test]
-fn a_dialect_is_known_as_soon_as_the_first_line_is_there() {
+fn a_dialect_is_detected_by_the_first_line() {
     Dribble::check(&["prompt;id\n", "a;1\n", "b;2\n"], &CSV, 2, "line 2: a");
     Dribble::check(&["sep=;\n", "prompt;id\n", "a;1\n", "b;2\n"], &CSV, 3, "line 3: a");
     Dribble::check(&["{\"caption\": \"a\"}\n", "{\"caption\": \"b\"}\n"], &JSONL, 1, "line 1: a");
@@ -290,10 +291,10 @@ fn the_only_text_of_the_first_object_is_the_prompt() {
     let first = "{\"id\": \"x\", \"n\": 5, \"caption\": \"a\", \"list\": [\"b\"], \"negative_prompt\": \"c\"}\n";
     let missing = "!there is no \"caption\"; name the key with --prompt-column";
     assert_eq!(read(&format!("{first}{{\"prompt\": \"b\"}}\n")), ["line 1: a", &format!("line 2: {missing}")]);
-    // One without any text leaves it open.
+    // An object without text decides nothing.
     let none = "!there is no \"prompt\"; name the key with --prompt-column";
     assert_eq!(read("{\"caption\": null}\n{\"caption\": \"a\"}\n"), [&format!("line 1: {none}"), "line 2: a"]);
-    // One with two does not.
+    // One with two texts does.
     let two = "!there is no \"prompt\", only \"a\", \"b\"; name the key with --prompt-column";
     assert_eq!(
         read("{\"a\": \"x\", \"b\": \"y\"}\n{\"a\": \"x\"}\n{\"prompt\": \"z\"}\n"),
@@ -317,14 +318,14 @@ fn whole_numbers_may_be_written_as_floats() {
         (Some("1.0"), Some(7), Some(10)),
         "a cell's id is its text"
     );
-    // 2^53 may stand for the number above it, too.
+    // 2^53 may be 2^53 + 1, rounded.
     let exact = "{\"prompt\": \"a\", \"seed\": 9007199254740991.0}";
     assert_eq!(jsonl(exact).seed, Some(9_007_199_254_740_991));
     for (line, word) in [
         ("\"seed\": 9007199254740992.0", "too large to be exact"),
         ("\"id\": 1e300", "too large to be exact"),
-        ("\"seed\": -7.0", "and it is -7"),
-        ("\"seed\": 0.5", "and it is 0.5"),
+        ("\"seed\": -7.0", "not -7"),
+        ("\"seed\": 0.5", "not 0.5"),
         ("\"steps\": 0.0", "between 1 and"),
     ] {
         let read = read_with(format!("{{\"prompt\": \"a\", {line}}}"), &JSONL, None);
@@ -333,7 +334,7 @@ fn whole_numbers_may_be_written_as_floats() {
 }
 
 #[test]
-fn padding_behind_gzip_is_no_damage() {
+fn padding_after_gzip_is_skipped() {
     let read = |bytes: Vec<u8>| read_with(bytes, &TXT, None);
     let member = gzip(b"a\n");
     assert_eq!(read([&member[..], &[0; 100_000]].concat()), ["line 1: a"]);
@@ -349,14 +350,14 @@ fn zstd_windows_may_be_long_and_are_bounded() {
     let long = b"\x28\xb5\x2f\xfd\x04\xa8\x61\0\0a red apple\n\x30\xf0\xc2\x92";
     assert_eq!(read(long), ["line 1: a red apple"]);
     assert_eq!(read(&[&long[..], long].concat()).len(), 2);
-    // A frame that is passed over.
+    // A skippable frame.
     assert_eq!(read(&[&long[..], b"\x50\x2a\x4d\x18\x02\0\0\0xx", long].concat()).len(), 2);
     let mut longer = *long;
     longer[5] = 0xb0;
     let refused = read(&longer);
     assert!(refused[0].contains("its zstd window of 4096 MiB is more than zstd decompresses"), "{refused:?}");
     assert!(read(&long[..20]).last().unwrap().contains("the zstd data are damaged"));
-    // 160 MiB in a few bytes, all of which the window would keep.
+    // 160 MiB in a few bytes, all in the window.
     let line = [vec![b'x'; (1 << 20) - 1], vec![b'\n']].concat();
     let pack = |window_log, size: Option<u64>| {
         let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();

@@ -1,5 +1,5 @@
-//! Files that are nearly valid: whatever is wrong with them, every row is a prompt or a bad row in its place, or the file
-//! ends in an error.
+//! Files that are nearly valid: whatever is wrong with them, every row is a prompt or a bad row in its place, or the
+//! file ends in an error.
 
 use super::*;
 use crate::rows::field::{Field, Scalar};
@@ -65,7 +65,8 @@ fn is_right(field: Field, value: &Value) -> bool {
         }
 }
 
-/// A column of any type, with values that may be right or wrong for a field, and null where a number is a multiple of 5.
+/// A column of any type, with values that may be right or wrong for a field, and null where a number is a multiple of
+/// 5.
 fn column(kind: usize, numbers: &[i64]) -> ArrayRef {
     let numbers = || numbers.iter().map(|number| (number % 5 != 0).then_some(*number));
     let texts = || numbers().map(|number| number.map(|number| format!("text {number}")));
@@ -170,7 +171,8 @@ proptest! {
     fn an_object_with_odd_values_is_a_row_if_they_are_right(
         objects in proptest::collection::vec(proptest::collection::vec((0_usize..9, any_value()), 0..5), 1..9),
     ) {
-        let names = ["prompt", "prompt", "id", "negative_prompt", "seed", "guidance_scale", "steps", "samples", "other"];
+        let names =
+            ["prompt", "prompt", "id", "negative_prompt", "seed", "guidance_scale", "steps", "samples", "other"];
         let mut text = String::from("{\"prompt\": \"\"}\n");
         let mut expected = vec![true];
         for object in &objects {
@@ -202,7 +204,8 @@ proptest! {
         let read = read_with(write(&file), &PARQUET, None);
         if read[0].starts_with("error: ") {
             prop_assert_eq!(read.len(), 1);
-            prop_assert!(["no column", "that holds no", "single values"].iter().any(|word| read[0].contains(word)), "{read:?}");
+            let reasons = ["no column", "that holds no", "single values"];
+            prop_assert!(reasons.iter().any(|reason| read[0].contains(reason)), "{read:?}");
             return Ok(());
         }
         prop_assert_eq!(read.len(), numbers.len(), "{:?}: {:?}", columns, read);
@@ -212,7 +215,8 @@ proptest! {
         // Without other columns, a row is as its prompt is.
         if let [("prompt", 0..=2)] = columns[..] {
             for (number, line) in numbers.iter().zip(&read) {
-                let expected = if number % 5 == 0 { "!there is no \"prompt\"".into() } else { format!("text {number}") };
+                let is_null = number % 5 == 0;
+                let expected = if is_null { "!there is no \"prompt\"".into() } else { format!("text {number}") };
                 prop_assert!(line.ends_with(&format!(": {expected}")), "{line}");
             }
         }
