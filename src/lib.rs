@@ -15,11 +15,13 @@
 // In a test, a panic is how a failure is told.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod atomic;
 #[doc(hidden)]
 pub mod cli;
 mod config;
 mod convert;
 mod diffusion;
+mod dir;
 #[doc(hidden)]
 pub mod error;
 mod files;

@@ -13,7 +13,7 @@ use crate::job::OnError;
 use crate::output::shard::Shard;
 use crate::output::{OutputDtype, OutputFormat};
 use crate::rows::PromptFormat;
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -195,7 +195,7 @@ pub struct Args {
     pub target: TargetArgs,
 
     /// Type of the numbers written: f32, or f16 in half the space
-    #[arg(long, value_name = "NAME", default_value = "f32", hide_possible_values = true)]
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = output_dtype(), hide_possible_values = true)]
     pub out_dtype: OutputDtype,
 
     /// Bring every embedding to length one
@@ -302,8 +302,12 @@ fn at_least_one_row(text: &str) -> Result<u64, String> {
 }
 
 fn output_format(text: &str) -> Result<OutputFormat, String> {
-    let known = OutputFormat::FILES.iter().find(|(name, _)| *name == text);
-    known.map(|(_, format)| *format).ok_or_else(|| "it must be npy, npz, safetensors, jsonl or parquet".into())
+    OutputFormat::from_name(text).ok_or_else(|| "it must be npy, npz, safetensors, jsonl or parquet".into())
+}
+
+fn output_dtype() -> impl TypedValueParser<Value = OutputDtype> {
+    let names = PossibleValuesParser::new(OutputDtype::ALL.map(OutputDtype::name));
+    names.try_map(|name| OutputDtype::from_name(&name).ok_or("it must be f32 or f16"))
 }
 
 fn shard(text: &str) -> Result<Shard, String> {

@@ -61,7 +61,7 @@ impl Outputs {
     /// Whether the negative embeddings are wanted: by name, or because the format has them.
     pub(super) fn wants_negative(&self) -> bool {
         let [main, others @ ..] = self.write.outputs.as_slice() else { return false };
-        main.arrays == Arrays::Both || !others.is_empty() || takes_both(main.format)
+        main.arrays == Arrays::Both || !others.is_empty() || main.format.prefers_both()
     }
 
     /// Whether they are wanted by name, and have to be there.
@@ -101,11 +101,6 @@ fn report(args: &Args, main: &Path) -> Result<Option<Report>> {
         (false, false) => Old::Refused,
     };
     (skips || args.overwrite).then(|| Report::beside(main, old)).transpose()
-}
-
-/// Formats that hold the negative embeddings unless a file of their own is named: what decoders read.
-fn takes_both(format: OutputFormat) -> bool {
-    matches!(format, OutputFormat::Npz | OutputFormat::Safetensors)
 }
 
 fn write_options(args: &Args) -> Result<WriteOptions> {

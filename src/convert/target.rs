@@ -1,10 +1,10 @@
 //! A folder that appears whole or not at all.
 
 use super::cannot_write;
+use crate::atomic::{exchange, sync_path, sync_tree};
 use crate::bad_input;
 use crate::error::{OrBadInput, some_of};
 use crate::files::parent;
-use crate::output::atomic::sync_path;
 use crate::pipeline::layout::ZERO_IMAGE_EMBED;
 use anyhow::{Context, Result};
 use std::ffi::{OsStr, OsString};
@@ -76,11 +76,11 @@ impl Target {
     pub(super) fn finish(self) -> Result<()> {
         let Self { path, part, lock, overwrite } = self;
         let failed = || cannot_write(&path);
-        sync_all(part.path())?;
+        sync_tree(part.path()).with_context(|| cannot_write(part.path()))?;
         check_replaceable(&path, overwrite, &[])?;
         if path.exists() && exchange(part.path(), &path).is_ok() {
             // Under the temporary name there is now what was replaced.
-            sync(parent(&path))?;
+            sync_path(parent(&path)).with_context(failed)?;
             drop(part);
             return Ok(());
         }
@@ -104,20 +104,8 @@ impl Target {
         // There is nothing under the temporary name any more.
         let _ = part.keep();
         drop(lock);
-        sync(parent(&path))
+        sync_path(parent(&path)).with_context(failed)
     }
-}
-
-/// Lets two folders change places at once, so that there is a whole one at any time.
-#[cfg(target_os = "linux")]
-fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
-    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// Takes the lock on a folder; `None` if another process has it, or the file system has no locks.
@@ -198,21 +186,6 @@ fn check_replaceable(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<
         "{shown} also holds {}, which no conversion writes, and is not replaced; give another name",
         some_of(&others)
     ))
-}
-
-/// Waits until a folder and all that is in it are on disk.
-fn sync_all(folder: &Path) -> Result<()> {
-    let entries = folder.read_dir().and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    for entry in entries.with_context(|| cannot_write(folder))? {
-        let path = entry.path();
-        if path.is_dir() { sync_all(&path)? } else { sync(&path)? }
-    }
-    sync(folder)
-}
-
-/// Waits until a file or folder is on disk, where the file system knows how to.
-fn sync(path: &Path) -> Result<()> {
-    sync_path(path).with_context(|| cannot_write(path))
 }
 
 fn hidden(name: &OsStr) -> OsString {

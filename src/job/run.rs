@@ -66,7 +66,7 @@ impl Run {
                 Err(RecvTimeoutError::Disconnected) if !waiting.is_empty() => bail!("a batch was not computed"),
                 Err(RecvTimeoutError::Disconnected) => break Outcome::Done,
             }
-            let mut flow = Flow::GoOn;
+            let mut flow = Flow::Continue;
             while let Some(block) = waiting.remove(&batches) {
                 flow = match self.write(&block?) {
                     // That there is a signal is seen at once.
