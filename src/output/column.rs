@@ -176,5 +176,5 @@ impl Column {
 
 /// Bytes of an array's row.
 pub(crate) fn row_bytes(dim: usize, dtype: OutputDtype) -> u64 {
-    dim as u64 * dtype.size() as u64
+    (dim as u64).saturating_mul(dtype.size() as u64)
 }

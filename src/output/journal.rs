@@ -81,6 +81,8 @@ pub(crate) struct Header {
 pub(crate) struct BatchLine {
     /// Rows so far.
     pub(crate) rows: u64,
+    /// The embedding dimension.
+    pub(crate) dim: usize,
     /// Each column's bytes so far, in a numbered folder those of the current file.
     pub(crate) columns: Vec<FileSum>,
     /// The batch's rows by their indices in the whole, in a sharded run.
@@ -226,7 +228,7 @@ mod tests {
         let mut fingerprint = Fingerprint::default();
         fingerprint.push("--steps", 25);
         let sum = |bytes| FileSum { bytes, crc: 7 };
-        let batch = |rows| Line::Batch(BatchLine { rows, columns: vec![sum(rows * 8)], runs: None });
+        let batch = |rows| Line::Batch(BatchLine { rows, dim: 2, columns: vec![sum(rows * 8)], runs: None });
         vec![
             Line::Header(Header { version: VERSION, dim: Some(2), fingerprint, is_temporary: false }),
             batch(3),

@@ -208,7 +208,7 @@ impl Working {
             let _ = self.runs.push(row);
         }
         let columns = self.columns.iter().map(Column::sum).collect();
-        let line = Line::Batch(BatchLine { rows, columns, runs });
+        let line = Line::Batch(BatchLine { rows, dim, columns, runs });
         self.journal.append(line).map_err(Failure::of(self.journal.path()))?;
         (self.dim, self.rows, self.is_unsynced) = (Some(dim), rows, true);
         self.sync_if_due()
@@ -440,7 +440,9 @@ fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, exp
     while let Some(line) = lines.next_line().with_context(failed)? {
         match line {
             Line::Batch(batch) => {
-                let Some(dim) = fits(&batch, &found, columns, expected) else { break };
+                if !fits(&batch, &found, columns, expected) {
+                    break;
+                }
                 let runs = batch.runs.clone().unwrap_or_default();
                 let rows = if expected.is_shard { batch.rows - found.rows } else { 0 };
                 if runs.check().is_err() || runs.count() != rows {
@@ -462,7 +464,7 @@ fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, exp
                 if runs.into_rows().try_for_each(|row| found.runs.push(row)).is_err() {
                     break;
                 }
-                (found.rows, found.dim, found.columns) = (batch.rows, dim, batch.columns);
+                (found.rows, found.dim, found.columns) = (batch.rows, Some(batch.dim), batch.columns);
             }
             Line::File(file) => {
                 let place = found.files.len() as u64;
@@ -492,31 +494,20 @@ fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, exp
     Ok(found)
 }
 
-/// Whether a batch follows those that were found, and the embedding dimension with it.
-fn fits(batch: &BatchLine, found: &Found, columns: &[Column], expected: &Expected) -> Option<Option<usize>> {
-    if batch.columns.len() != columns.len() || batch.rows <= found.rows {
-        return None;
-    }
-    let rows_of = |column: &Column| match column.spec.is_numbered {
-        true => batch.rows.saturating_sub(rows_in(&found.files)),
-        false => batch.rows,
+/// Whether a batch follows those that were found.
+fn fits(batch: &BatchLine, found: &Found, columns: &[Column], expected: &Expected) -> bool {
+    let in_files = rows_in(&found.files);
+    let fits = |column: &Column, from: &FileSum, to: &FileSum| {
+        let rows = if column.spec.is_numbered { batch.rows.saturating_sub(in_files) } else { batch.rows };
+        let is_values = matches!(column.spec.content, Content::Values(_));
+        to.bytes >= from.bytes
+            && (!is_values || rows.checked_mul(row_bytes(batch.dim, expected.dtype)) == Some(to.bytes))
     };
-    let mut dim = found.dim;
-    for ((column, from), to) in columns.iter().zip(&found.columns).zip(&batch.columns) {
-        if to.bytes < from.bytes {
-            return None;
-        }
-        if matches!(column.spec.content, Content::Values(_)) {
-            let rows = rows_of(column);
-            let numbers = to.bytes / expected.dtype.size() as u64;
-            dim = dim.or_else(|| usize::try_from(numbers.checked_div(rows)?).ok());
-            let bytes = dim.and_then(|dim| rows.checked_mul(row_bytes(dim, expected.dtype)));
-            if dim.is_some() && bytes != Some(to.bytes) {
-                return None;
-            }
-        }
-    }
-    Some(dim)
+    let mut sums = columns.iter().zip(&found.columns).zip(&batch.columns);
+    batch.columns.len() == columns.len()
+        && batch.rows > found.rows
+        && found.dim.is_none_or(|dim| dim == batch.dim)
+        && sums.all(|((column, from), to)| fits(column, from, to))
 }
 
 /// Removes everything in the folder but the journal.
