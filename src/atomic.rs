@@ -39,8 +39,8 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     Err(bad_input!("{path:?} is a loop of links; give another name"))
 }
 
-/// Whether a link is in a sticky folder that everybody can write to, such as `/tmp`, and belongs neither to this user nor
-/// to the folder's owner: Linux's own rule under `fs.protected_symlinks`.
+/// Whether a link is in a sticky folder that everybody can write to, such as `/tmp`, and belongs neither to this user
+/// nor to the folder's owner: Linux's own rule under `fs.protected_symlinks`.
 fn is_of_a_stranger(link: &Path, metadata: &fs::Metadata) -> bool {
     const STICKY_FOR_ALL: u32 = 0o1002;
     let folder = parent(link);
@@ -98,8 +98,8 @@ pub(crate) fn sync_tree(folder: &Path) -> io::Result<()> {
 /// Writes a file beside `target` and renames it there, synced. On an error nothing is left behind.
 ///
 /// # Errors
-/// Those of `write`; if it cannot be created or moved; [`ErrorKind::AlreadyExists`] if something is there and `overwrite`
-/// is not set.
+/// Those of `write`; if it cannot be created or moved; [`ErrorKind::AlreadyExists`] if something is there and
+/// `overwrite` is not set.
 pub(crate) fn write<E: From<io::Error>>(
     target: &Path,
     overwrite: bool,
@@ -138,8 +138,8 @@ fn keep_permissions(part: &File, target: &Path) {
     }
 }
 
-/// Moves the file `name` of `dir` to `target`, copying it if that is on another device. Idempotent: a killed run may have
-/// got as far as the second link or the copy.
+/// Moves the file `name` of `dir` to `target`, copying it if that is on another device. Idempotent: a killed run may
+/// have got as far as the second link or the copy.
 ///
 /// # Errors
 /// If it cannot be moved; [`ErrorKind::AlreadyExists`] if something else is there and `overwrite` is not set.

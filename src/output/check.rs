@@ -67,7 +67,8 @@ pub(crate) fn check_free(outputs: &[Output], options: &WriteOptions, files: u64)
     let name = shown(&place);
     Err(if options.resume {
         bad_input!(
-            "{name} is there already, and no stopped run of it to resume; it does not say with which settings it was made: keep it, or give --overwrite to make it again"
+            "{name} is there already, and no stopped run of it to resume; it does not say with which settings it was \
+             made: keep it, or give --overwrite to make it again"
         )
     } else {
         bad_input!("{name} is there already; give another name, or --overwrite to replace it")

@@ -100,7 +100,8 @@ impl Destination {
     }
 }
 
-/// Checks that a file can be created beside `target`, with one that has no name and that a killed process does not leave.
+/// Checks that a file can be created beside `target`, with one that has no name and that a killed process does not
+/// leave.
 fn check_folder(target: &Path, name: &str) -> Result<()> {
     let folder = parent(target);
     if !folder.is_dir() {

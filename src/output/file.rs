@@ -4,8 +4,6 @@ use super::arrays::Arrays;
 use super::batch::{Batch, Interrupted};
 use super::check::check_free;
 use super::column::{Column, Content};
-use super::dtype::Encoding;
-use super::fingerprint::Fingerprint;
 use super::formats::parquet::write_metadata;
 use super::formats::{OutputFormat, npy};
 use super::journal::NumberedFile;
@@ -30,7 +28,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Writes rows into the hidden folder, and at the end the outputs that are files.
 #[derive(Debug)]
@@ -45,21 +43,13 @@ pub(crate) struct FileWriter {
     rows_in_file: u64,
     /// Whether its files are moved into place once they are full, and not at the end.
     publishes_early: bool,
+    /// The arrays of all outputs.
     arrays: Arrays,
-    encoding: Encoding,
-    overwrite: bool,
-    keep: bool,
-    /// Whether unsharded outputs get a record, by which the same run recognizes them as finished.
-    leaves_record: bool,
-    shard: Option<Shard>,
-    total_rows: Option<u64>,
+    options: WriteOptions,
     /// The embedding dimension, once known.
     dim: Option<usize>,
-    /// The records'.
-    fingerprint: Fingerprint,
     /// Whether a write failed: what the columns hold beyond the journal is of no use.
     broken: bool,
-    interrupt: Arc<AtomicBool>,
     /// Dropped after the working folder, which may be in it.
     _made: MadeFolder,
 }
@@ -68,8 +58,8 @@ impl FileWriter {
     /// Checks the outputs and finds what an earlier run left.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if an output cannot be written, exists already, or is being written by another run; or if
-    /// there is an earlier run that is not to be resumed, or had other settings.
+    /// [`crate::error::BadInput`] if an output cannot be written, exists already, or is being written by another run;
+    /// or if there is an earlier run that is not to be resumed, or had other settings.
     pub(crate) fn open(outputs: Vec<Output>, options: &WriteOptions) -> Result<Self> {
         let outputs = outputs.into_iter().map(resolve).collect::<Result<Vec<_>>>()?;
         check_paths(&outputs, options)?;
@@ -97,22 +87,15 @@ impl FileWriter {
         let expected = Expected {
             name: &name,
             columns: columns(&targets),
-            numbering,
-            dtype: options.out_dtype,
-            dim: options.dim,
+            numbering: numbering.as_ref(),
+            options,
             fingerprint: options.whole_fingerprint(),
-            is_shard: options.shard.is_some(),
-            resume: options.resume,
-            overwrite: options.overwrite,
-            restart: options.restart,
-            keep: options.keep,
         };
         let working = Working::open(&working_folder(main, options.shard), &expected)?;
         let files = working.files().len() as u64;
         if stopped && !working.is_complete() {
             check_free(&outputs, options, files)?;
         }
-        let numbering = expected.numbering;
         let is_free = |numbering: &Numbering| numbering.knows_names() && numbering.strangers(files).is_empty();
         Ok(Self {
             publishes_early: options.keep && numbering.as_ref().is_some_and(is_free),
@@ -120,16 +103,9 @@ impl FileWriter {
             name,
             numbering,
             arrays,
-            encoding: Encoding { dtype: options.out_dtype, normalize: options.normalize },
-            overwrite: options.overwrite,
-            keep: options.keep,
-            leaves_record: options.leaves_record(),
-            shard: options.shard,
-            total_rows: options.total_rows,
             dim: working.dim().or(options.dim),
-            fingerprint: options.record_fingerprint(),
+            options: options.clone(),
             broken: false,
-            interrupt: Arc::clone(&options.interrupt),
             _made: made,
             working,
             targets,
@@ -141,7 +117,7 @@ impl FileWriter {
     }
 
     pub(crate) fn set_total_rows(&mut self, rows: u64) {
-        self.total_rows = Some(rows);
+        self.options.total_rows = Some(rows);
     }
 
     /// The hidden folder, for what goes beside the outputs.
@@ -161,16 +137,17 @@ impl FileWriter {
         if let Some(before) = self.dim.filter(|before| *before != dim) {
             bail!("internal error: rows of {dim} numbers after rows of {before}");
         }
+        let encoding = self.options.encoding();
         // All at once: a number that does not fit must leave nothing half written.
         let encode = |is_numbered: bool, batch: &Batch| -> Result<Vec<Vec<u8>>> {
             let columns = self.working.columns.iter().filter(|column| column.spec.is_numbered == is_numbered);
-            columns.map(|column| column.spec.content.encode(batch, self.encoding)).collect()
+            columns.map(|column| column.spec.content.encode(batch, encoding)).collect()
         };
         let parts = encode(false, batch)?;
         let pieces = self.pieces(batch.rows.len()).into_iter();
         let pieces = pieces.map(|piece| Ok((piece.len() as u64, encode(true, &batch.slice(piece))?)));
         let pieces = pieces.collect::<Result<Vec<_>>>()?;
-        let runs = self.shard.map(|_| self.runs(batch)).transpose()?;
+        let runs = self.options.shard.map(|_| self.runs(batch)).transpose()?;
         self.dim = Some(dim);
         self.working.append(false, &parts).map_err(|failure| self.kept(failure))?;
         for (rows, parts) in pieces {
@@ -216,7 +193,7 @@ impl FileWriter {
         let place = self.working.files().len() as u64;
         let file = match self.make_file(&numbering, place, dim) {
             Ok(file) => file,
-            Err(_) if self.interrupt.load(Ordering::Relaxed) => {
+            Err(_) if self.options.interrupt.load(Ordering::Relaxed) => {
                 self.broken = true;
                 return Err(Interrupted.into());
             }
@@ -232,6 +209,8 @@ impl FileWriter {
         };
         let next = numbering.columns(place + 1);
         self.working.finish_file(file, next).map_err(|failure| self.kept(failure))?;
+        // They are in the metadata now.
+        self.dir().remove(numbering.rows_part(place))?;
         self.rows_in_file = 0;
         if self.publishes_early {
             numbering.publish(place, place + 1, self.rules())?;
@@ -239,7 +218,8 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Makes the current file of a numbered folder: its columns become `.npy` files, and those of its rows the metadata.
+    /// Makes the current file of a numbered folder: its columns become `.npy` files, and those of its rows the
+    /// metadata.
     fn make_file(&self, numbering: &Numbering, place: u64, dim: usize) -> Result<NumberedFile> {
         let store = self.store(true, self.rows_in_file, dim);
         let head = npy::header(store.rows, dim, store.dtype)?;
@@ -260,8 +240,8 @@ impl FileWriter {
     fn store(&self, is_numbered: bool, rows: u64, dim: usize) -> Store<'_> {
         let columns: Vec<&Column> =
             self.working.columns.iter().filter(|column| column.spec.is_numbered == is_numbered).collect();
-        let interrupt = Arc::clone(&self.interrupt);
-        Store { dir: self.working.dir(), columns, rows, dim, dtype: self.encoding.dtype, interrupt }
+        let interrupt = Arc::clone(&self.options.interrupt);
+        Store { dir: self.working.dir(), columns, rows, dim, dtype: self.options.out_dtype, interrupt }
     }
 
     pub(crate) fn sync(&mut self) -> Result<()> {
@@ -278,7 +258,7 @@ impl FileWriter {
         // Rows that cannot be synced do not count either.
         let _ = self.working.sync();
         let rows = self.working.rows();
-        let what_now = match self.keep {
+        let what_now = match self.options.keep {
             true if rows > 0 => format!("{rows} rows are kept, and --resume goes on from row {rows} {}", once(&error)),
             _ => "nothing is kept".to_string(),
         };
@@ -301,7 +281,7 @@ impl FileWriter {
             }
             (None, None) => return error,
         };
-        let what_now = if self.keep { kept } else { "nothing is kept".to_string() };
+        let what_now = if self.options.keep { kept } else { "nothing is kept".to_string() };
         let line = format!("cannot write {}: {cause}; {what_now}", self.name);
         error.context(line)
     }
@@ -318,12 +298,12 @@ impl FileWriter {
         if !self.working.is_complete() {
             self.sync()?;
             // Without rows an empty file shows readers the embedding dimension.
-            let is_empty = self.working.files().is_empty() && self.shard.is_none();
+            let is_empty = self.working.files().is_empty() && self.options.shard.is_none();
             if self.rows_in_file > 0 || is_empty {
                 self.finish_file(dim)?;
             }
             let made = self.assemble(dim).and_then(|()| Ok(self.working.complete(dim)?));
-            if made.is_err() && self.interrupt.load(Ordering::Relaxed) {
+            if made.is_err() && self.options.interrupt.load(Ordering::Relaxed) {
                 return Err(Interrupted.into());
             }
             made.map_err(|error| self.unfinished(error))?;
@@ -349,7 +329,7 @@ impl FileWriter {
     }
 
     fn rules(&self) -> Rules<'_> {
-        Rules { overwrite: self.overwrite, keep: self.keep, dir: self.working.dir() }
+        Rules { overwrite: self.options.overwrite, keep: self.options.keep, dir: self.working.dir() }
     }
 
     /// Makes the outputs of the rows.
@@ -357,7 +337,7 @@ impl FileWriter {
         let store = self.store(false, self.working.rows(), dim);
         for target in &self.targets {
             let record = self.record(target, &store)?;
-            target.make(&store, record.as_ref().filter(|_| self.shard.is_some()))?;
+            target.make(&store, record.as_ref().filter(|_| self.options.shard.is_some()))?;
             if let Some(record) = &record
                 && self.record_file(&target.output).is_some()
             {
@@ -372,20 +352,20 @@ impl FileWriter {
 
     /// Where an output's record goes, if one goes beside it.
     fn record_file(&self, output: &Output) -> Option<PathBuf> {
-        match self.shard {
+        match self.options.shard {
             Some(shard) => (!output.format.sink().holds_record()).then(|| shard_file(output, shard)),
-            None => record_file(&output.path).filter(|_| self.leaves_record),
+            None => record_file(&output.path).filter(|_| self.options.leaves_record()),
         }
     }
 
     fn record(&self, target: &Target, store: &Store) -> Result<Option<OutputRecord>> {
-        let (Shard { index, count }, total_rows, rows) = match self.shard {
+        let (Shard { index, count }, total_rows, rows) = match self.options.shard {
             Some(shard) => {
                 let total_rows =
-                    self.total_rows.ok_or_else(|| anyhow!("internal error: a shard without total rows"))?;
+                    self.options.total_rows.ok_or_else(|| anyhow!("internal error: a shard without total rows"))?;
                 (shard, total_rows, self.working.runs().clone().finish())
             }
-            None if self.leaves_record => (Shard::WHOLE, store.rows, RowRuns::all(store.rows)),
+            None if self.options.leaves_record() => (Shard::WHOLE, store.rows, RowRuns::all(store.rows)),
             None => return Ok(None),
         };
         let checksums = match (&target.layout, &self.numbering) {
@@ -399,7 +379,7 @@ impl FileWriter {
                 Checksums { arrays: arrays.collect::<Result<_>>()?, rows, ..Checksums::default() }
             }
         };
-        let (arrays, fingerprint) = (target.output.arrays, self.fingerprint.clone());
+        let (arrays, fingerprint) = (target.output.arrays, self.options.record_fingerprint());
         let (dtype, dim) = (store.dtype, store.dim);
         Ok(Some(OutputRecord { index, count, total_rows, rows, arrays, dtype, dim, fingerprint, checksums }))
     }
@@ -414,13 +394,13 @@ impl FileWriter {
             let record = self.record_file(output);
             match (&target.layout, &self.numbering) {
                 (Layout::Numbered, Some(numbering)) => numbering.clear(files, rules)?,
-                _ if output.format.sink().holds_record() || self.shard.is_some() => {}
+                _ if output.format.sink().holds_record() || self.options.shard.is_some() => {}
                 _ => remove_stale(&shard_file(output, Shard::WHOLE), rules)?,
             }
             if let Some(file) = record {
                 let publication = Publication { part: record_part(target), target: file };
                 // An unsharded run that was to leave none may have made the output.
-                if self.shard.is_some() || rules.dir.kind(&publication.part)?.is_some() {
+                if self.options.shard.is_some() || rules.dir.kind(&publication.part)?.is_some() {
                     let overwrite = rules.overwrite || is_record(&publication.target);
                     publication.publish(Rules { overwrite, ..rules })?;
                 }

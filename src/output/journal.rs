@@ -1,8 +1,8 @@
 //! The journal of a run: which of its rows are safe on disk.
 //!
-//! JSON lines, each with a checksum of its own: a header with what decides the rows, a line per batch, a line per file of a
-//! numbered folder, and one when the output is complete. A crash may tear the last line, which then lacks its line break
-//! and does not count. A line with a line break that is not as it was written is damage.
+//! JSON lines, each with a checksum of its own: a header with what decides the rows, a line per batch, a line per file
+//! of a numbered folder, and one when the output is complete. A crash may tear the last line, which then lacks its line
+//! break and does not count. A line with a line break that is not as it was written is damage.
 
 use super::fingerprint::Fingerprint;
 use super::record::FileSum;

@@ -1,10 +1,10 @@
 //! Embeddings out, batch by batch, in memory that does not grow with the rows.
 //!
-//! To a file: rows are gathered in a hidden folder beside it, `.NAME.prior-embed`, in which a [journal] says what is safe.
-//! Where the format allows it they go into the final file there ([`sink::Layout`]); others are made of columns at the end.
-//! [`EmbeddingWriter::finish`] moves the output into place; the [files](numbered) of a folder move once they are full. What
-//! is there at any moment is enough to resume from, and the output's bytes depend on its rows alone: not on the batches
-//! that they came in, nor on how often the run was stopped.
+//! To a file: rows are gathered in a hidden folder beside it, `.NAME.prior-embed`, in which a [journal] says what is
+//! safe. Where the format allows it they go into the final file there ([`sink::Layout`]); others are made of columns at
+//! the end. [`EmbeddingWriter::finish`] moves the output into place; the [files](numbered) of a folder move once they
+//! are full. What is there at any moment is enough to resume from, and the output's bytes depend on its rows alone: not
+//! on the batches that they came in, nor on how often the run was stopped.
 //!
 //! To standard output or a pipe: rows go out as they come where the format allows it ([`stream`]).
 

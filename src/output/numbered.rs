@@ -1,7 +1,7 @@
 //! The numbered files of a folder, in clip-retrieval's layout: `img_emb/img_emb_0000.npy` and what its rows belong to,
 //! `metadata/metadata_0000.parquet`.
 //!
-//! Each file is written in the hidden folder and moved into place once it is full. The k-th file of shard i of n has the
+//! Each file is written in the hidden folder and moved into place once it is full. The k-th file of shard i of n has
 //! number k·n + i − 1, so that shards write different files of one folder.
 
 use super::arrays::ArrayName;
@@ -16,6 +16,7 @@ use super::publish::{Publication, Rules, remove_stale};
 use super::record::{FileSum, OutputRecord};
 use super::shard::Shard;
 use super::sink::Region;
+use crate::atomic::sync_path;
 use crate::bad_input;
 use crate::dir::{Access, Dir};
 use anyhow::{Context, Result};
@@ -99,6 +100,11 @@ impl Numbering {
         self.part(KINDS[2], place)
     }
 
+    /// The name of the column of what is known of its rows.
+    pub(crate) fn rows_part(&self, place: u64) -> String {
+        format!("rows_{}", self.number(place))
+    }
+
     /// The columns of the `place`-th file.
     pub(crate) fn columns(&self, place: u64) -> Vec<ColumnSpec> {
         let of_array = |array: &ArrayName| {
@@ -106,7 +112,7 @@ impl Numbering {
             let location = Some(region.at(&self.part(KINDS[*array as usize], place)));
             ColumnSpec { content: region.content, location, is_numbered: true }
         };
-        let rows = Region::only(Content::Rows, 0).at(&format!("rows_{}", self.number(place)));
+        let rows = Region::only(Content::Rows, 0).at(&self.rows_part(place));
         let rows = ColumnSpec { content: Content::Rows, location: Some(rows), is_numbered: true };
         self.output.arrays.names().iter().map(of_array).chain([rows]).collect()
     }
@@ -156,7 +162,10 @@ impl Numbering {
             let folder = self.folder.join(kind.0);
             match fs::create_dir(&folder) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => made.with_context(|| format!("cannot make the folder {folder:?}"))?,
+                made => {
+                    let made = made.and_then(|()| sync_path(&self.folder));
+                    made.with_context(|| format!("cannot make the folder {folder:?}"))?;
+                }
             }
             let target = self.folder.join(self.place(kind, place, files));
             Publication { part: self.part(kind, place), target }.publish(rules)?;
@@ -247,7 +256,9 @@ impl Numbering {
             let differences = other.without(SHARD).differences(&fingerprint.clone().without(SHARD));
             if !differences.is_empty() {
                 let (name, differences) = (shown(&self.folder), differences.join("; "));
-                return Err(bad_input!("{name} holds shard {shard} of another run: {differences}; give another name"));
+                return Err(bad_input!(
+                    "{name} holds shard {shard} of another run: {differences}; move it away, or give another name"
+                ));
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What to write, where and how.
 
 use super::arrays::Arrays;
-use super::dtype::OutputDtype;
+use super::dtype::{Encoding, OutputDtype};
 use super::fingerprint::Fingerprint;
 use super::formats::OutputFormat;
 use super::shard::Shard;
@@ -48,8 +48,8 @@ pub struct WriteOptions {
     pub resume: bool,
     /// Whether the rows of an earlier run with the same fingerprint may be dropped, because they are quickly computed.
     pub restart: bool,
-    /// Whether the rows of a run that ends early are kept to be resumed. If not, even those of a killed run do not hinder
-    /// the next.
+    /// Whether the rows of a run that ends early are kept to be resumed. If not, even those of a killed run are not in
+    /// the way of the next.
     pub keep: bool,
     /// What decides the rows, besides these options.
     pub fingerprint: Fingerprint,
@@ -81,6 +81,10 @@ impl WriteOptions {
             shard: None,
             interrupt: Arc::default(),
         }
+    }
+
+    pub(crate) fn encoding(&self) -> Encoding {
+        Encoding { dtype: self.out_dtype, normalize: self.normalize }
     }
 
     /// Checks that the options agree.
@@ -119,8 +123,8 @@ impl WriteOptions {
         self.resume && self.shard.is_none()
     }
 
-    /// What an output's record says of the settings. Shards in files can be merged into another format; those of a folder
-    /// share it.
+    /// The settings in an output's record. Shards in files can be merged into another format; those of a folder share
+    /// it.
     pub(crate) fn record_fingerprint(&self) -> Fingerprint {
         match self.outputs.first() {
             Some(output) if self.shard.is_some() && output.format != OutputFormat::Folder => self.row_fingerprint(),

@@ -4,7 +4,7 @@ use super::formats::OutputFormat;
 use super::options::{Output, WriteOptions};
 use super::record::OutputRecord;
 use super::shard::Shard;
-use crate::atomic;
+use crate::atomic::{self, sync_path};
 use crate::bad_input;
 use crate::error::OrBadInput;
 use crate::files::parent;
@@ -48,8 +48,8 @@ pub(crate) fn working_folder(output: &Output, shard: Option<Shard>) -> PathBuf {
     }
 }
 
-/// Whether an earlier run of an output, whose links are followed, has not come to its end. What is there may be somebody
-/// else's; an empty folder is what a run leaves that is killed when all is done.
+/// Whether an earlier run of an output, whose links are resolved, has not come to its end. What is there may be
+/// somebody else's; an empty folder is what a run leaves that is killed when all is done.
 pub(crate) fn has_stopped_run(output: &Output, shard: Option<Shard>) -> bool {
     let folder = working_folder(output, shard);
     fs::symlink_metadata(&folder).is_ok() && !fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())
@@ -158,10 +158,15 @@ impl MadeFolder {
         if output.format != OutputFormat::Folder {
             return Ok(Self(None));
         }
+        let failed = || format!("cannot make the folder {}", shown(&output.path));
         match fs::create_dir(&output.path) {
-            Ok(()) => Ok(Self(Some(output.path.clone()))),
+            Ok(()) => {
+                let made = Self(Some(output.path.clone()));
+                sync_path(parent(&output.path)).or_bad_input(failed)?;
+                Ok(made)
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self(None)),
-            Err(error) => Err(error).or_bad_input(|| format!("cannot make the folder {}", shown(&output.path))),
+            Err(error) => Err(error).or_bad_input(failed),
         }
     }
 }

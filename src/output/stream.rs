@@ -1,7 +1,7 @@
 //! Writes to standard output, a pipe or a device: rows go out as they come where the format allows.
 //!
-//! An output that is a head and one region goes out batch by batch once the head is known: `.jsonl` at once, `.npy` if the
-//! number of rows is known. All others are made in a temporary folder and follow at the end.
+//! An output that is a head and one region goes out batch by batch once the head is known: `.jsonl` at once, `.npy` if
+//! the number of rows is known. All others are made in a temporary folder and follow at the end.
 
 use super::batch::{Batch, Flow, Interrupted};
 use super::column::{Column, Content};
@@ -49,8 +49,8 @@ impl StreamWriter {
     /// Opens an output that is a stream.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] for a terminal or a folder, or if it cannot be opened; [`Interrupted`] while a pipe waits
-    /// for its reader.
+    /// [`crate::error::BadInput`] for a terminal or a folder, or if it cannot be opened; [`Interrupted`] while a pipe
+    /// waits for its reader.
     pub(crate) fn open(output: Output, options: &WriteOptions) -> Result<Self> {
         let path = output.path.clone();
         if path.as_os_str() != "-" {
@@ -88,7 +88,7 @@ impl StreamWriter {
                 Mode::Gathered { dir, columns, _folder: folder }
             }
         };
-        let encoding = Encoding { dtype: options.out_dtype, normalize: options.normalize };
+        let encoding = options.encoding();
         let interrupt = Arc::clone(&options.interrupt);
         let pipe = Pipe::new(sink, Arc::clone(&interrupt))?;
         Ok(Self { name, pipe, interrupt, target, encoding, mode, dim: options.dim, rows: 0, reader_gone: false })

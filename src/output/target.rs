@@ -63,8 +63,8 @@ impl Target {
     }
 }
 
-/// The columns of outputs, without those of numbered folders: what is written in place, what files are made of at the end,
-/// and what only a record's checksums need.
+/// The columns of outputs, without those of numbered folders: what is written in place, what files are made of at the
+/// end, and what only a record's checksums need.
 pub(crate) fn columns(targets: &[Target]) -> Vec<ColumnSpec> {
     let mut columns: Vec<ColumnSpec> = Vec::new();
     let column = |content, location| ColumnSpec { content, location, is_numbered: false };

@@ -1,4 +1,5 @@
-//! Every format is read back by a library that did not write it, and a run that is stopped anywhere ends in the same bytes.
+//! Every format is read back by a library that did not write it, and a run that is stopped anywhere ends in the same
+//! bytes.
 
 mod folder;
 mod foreign;
@@ -229,7 +230,8 @@ fn row_groups_depend_on_the_rows_alone() {
     write_whole(&run, options, 100);
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap();
     let groups: Vec<i64> = builder.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
-    // The short prompts of 128..200 take a few bytes, so that one long prompt fits beside them; two do not fit together.
+    // The short prompts of 128..200 take a few bytes, so that one long prompt fits beside them; two do not fit
+    // together.
     assert_eq!(&groups[..4], [128, 73, 1, 1]);
     assert_eq!(groups.iter().sum::<i64>(), 206);
 }

@@ -2,10 +2,10 @@
 
 use super::claim::{JOURNAL, claim};
 use super::column::{Column, ColumnSpec, Content, row_bytes};
-use super::dtype::OutputDtype;
 use super::fingerprint::Fingerprint;
 use super::journal::{self, BatchLine, End, Header, Journal, Line, NumberedFile};
 use super::numbered::Numbering;
+use super::options::WriteOptions;
 use super::record::FileSum;
 use super::shard::RowRuns;
 use crate::atomic::{sync_data, sync_path};
@@ -27,25 +27,17 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct Expected<'a> {
     /// The output, as messages call it.
     pub(crate) name: &'a str,
+    pub(crate) options: &'a WriteOptions,
+    pub(crate) fingerprint: Fingerprint,
     /// The columns, but for those of a numbered folder's files.
     pub(crate) columns: Vec<ColumnSpec>,
-    pub(crate) numbering: Option<Numbering>,
-    pub(crate) dtype: OutputDtype,
-    /// The embedding dimension, if known.
-    pub(crate) dim: Option<usize>,
-    pub(crate) fingerprint: Fingerprint,
-    /// Whether the journal has the indices of each batch's rows.
-    pub(crate) is_shard: bool,
-    pub(crate) resume: bool,
-    pub(crate) overwrite: bool,
-    pub(crate) restart: bool,
-    pub(crate) keep: bool,
+    pub(crate) numbering: Option<&'a Numbering>,
 }
 
 impl Expected<'_> {
     /// The columns while the `files`-th file of a numbered folder is written.
     fn columns(&self, files: usize) -> Vec<ColumnSpec> {
-        let numbered = self.numbering.iter().flat_map(|numbering| numbering.columns(files as u64));
+        let numbered = self.numbering.into_iter().flat_map(|numbering| numbering.columns(files as u64));
         self.columns.iter().cloned().chain(numbered).collect()
     }
 }
@@ -93,15 +85,15 @@ impl Working {
     /// Creates or finds the folder at `path`, and truncates it to what its journal says is safe.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if the folder cannot be created, is not ours, another run works in it, or its rows are
-    /// not wanted, do not fit or cannot be trusted.
+    /// [`crate::error::BadInput`] if the folder cannot be created, is not ours, another run works in it, or its rows
+    /// are not wanted, do not fit or cannot be trusted.
     pub(crate) fn open(path: &Path, expected: &Expected) -> Result<Self> {
-        let name = expected.name;
+        let Expected { name, options, .. } = *expected;
         let (dir, file) = claim(path, name)?;
         let mut journal = Journal::new(file, path.join(JOURNAL));
         let survey = Survey::of(&journal)?;
         let is_temporary = survey.header.as_ref().is_some_and(|header| header.is_temporary);
-        let resume = expected.resume && !is_temporary && survey.header.is_some();
+        let resume = options.resume && !is_temporary && survey.header.is_some();
         let failed = || format!("cannot write {name}: folder {path:?} cannot be written to");
         let (found, columns) = if resume {
             let header = survey.header.as_ref();
@@ -115,7 +107,7 @@ impl Working {
             }
         } else {
             let is_ours = survey.header.as_ref().is_some_and(|header| header.fingerprint == expected.fingerprint);
-            let may_drop = is_temporary || expected.overwrite || expected.restart && is_ours && !survey.is_damaged;
+            let may_drop = is_temporary || options.overwrite || options.restart && is_ours && !survey.is_damaged;
             let rows = survey.rows;
             if !may_drop && (rows > 0 || !survey.files.is_empty() || survey.is_damaged) {
                 return Err(bad_input!(
@@ -136,7 +128,7 @@ impl Working {
             columns,
             journal,
             header_bytes: found.header_bytes,
-            dim: found.dim.or(expected.dim),
+            dim: found.dim.or(options.dim),
             rows: found.rows,
             runs: found.runs,
             files: found.files,
@@ -145,12 +137,12 @@ impl Working {
             is_unsynced: false,
             last_sync: Instant::now(),
             removed: false,
-            keep: expected.keep,
+            keep: options.keep,
         };
         if resume && !working.complete {
             working.journal.truncate(found.journal_bytes).or_bad_input(failed)?;
             let (whole, all) = (working.files.len() as u64, found.all_files as u64);
-            if let Some(numbering) = expected.numbering.as_ref().filter(|_| whole < all) {
+            if let Some(numbering) = expected.numbering.filter(|_| whole < all) {
                 numbering.remove(&working.dir, whole..all).or_bad_input(failed)?;
                 working.start_file(numbering.columns(whole)).or_bad_input(failed)?;
             }
@@ -235,8 +227,8 @@ impl Working {
         if self.is_unsynced && self.last_sync.elapsed() >= SYNC_INTERVAL { self.sync() } else { Ok(()) }
     }
 
-    /// Syncs all rows to disk. If that fails, those that may not be there do not count any more: the system may show them
-    /// to readers now, and not after its next start.
+    /// Syncs all rows to disk. If that fails, those that may not be there do not count any more: the system may show
+    /// them to readers now, and not after its next start.
     pub(crate) fn sync(&mut self) -> Result<(), Failure> {
         let result = self.try_sync();
         if result.is_err() {
@@ -295,20 +287,21 @@ fn rows_in(files: &[NumberedFile]) -> u64 {
 
 /// Starts anew: drops what an earlier run left, and writes the header.
 fn start(dir: &Dir, journal: &mut Journal, survey: &Survey, expected: &Expected) -> io::Result<(Found, Vec<Column>)> {
-    if let Some(numbering) = &expected.numbering
+    if let Some(numbering) = expected.numbering
         && !survey.files.is_empty()
     {
         numbering.remove(dir, 0..survey.files.len() as u64)?;
     }
     empty(dir)?;
     journal.truncate(0)?;
-    let Expected { dim, fingerprint, keep, .. } = expected;
-    let header = Header { version: journal::VERSION, dim: *dim, fingerprint: fingerprint.clone(), is_temporary: !keep };
+    let WriteOptions { dim, keep, .. } = *expected.options;
+    let fingerprint = expected.fingerprint.clone();
+    let header = Header { version: journal::VERSION, dim, fingerprint, is_temporary: !keep };
     let bytes = journal.append(Line::Header(header))?;
     journal.sync()?;
     let columns = create_columns(dir, expected.columns(0))?;
     dir.sync()?;
-    Ok((Found { dim: *dim, header_bytes: bytes, journal_bytes: bytes, ..Found::default() }, columns))
+    Ok((Found { dim, header_bytes: bytes, journal_bytes: bytes, ..Found::default() }, columns))
 }
 
 /// Creates empty columns, in place of what has their names.
@@ -319,8 +312,8 @@ fn create_columns(dir: &Dir, specs: Vec<ColumnSpec>) -> io::Result<Vec<Column>> 
     specs.into_iter().map(|spec| Column::create(dir, spec)).collect()
 }
 
-/// Opens the columns of a run that is not complete. One that was killed as it started, or between two files of a numbered
-/// folder, may have left without some.
+/// Opens the columns of a run that is not complete. One that was killed as it started, or between two files of a
+/// numbered folder, may have left without some.
 fn open_columns(dir: &Dir, survey: &Survey, expected: &Expected) -> Result<Vec<Column>> {
     let open = |spec: ColumnSpec| match Column::open(dir, spec.clone()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && (survey.rows == 0 || survey.is_between(&spec)) => {
@@ -399,7 +392,7 @@ fn check_header(header: &Header, expected: &Expected) -> Result<()> {
         ));
     }
     let mut differences = header.fingerprint.differences(&expected.fingerprint);
-    if let (Some(was), Some(dim)) = (header.dim, expected.dim)
+    if let (Some(was), Some(dim)) = (header.dim, expected.options.dim)
         && was != dim
     {
         differences.push(format!("the embedding dimension was {was}, is {dim}"));
@@ -444,7 +437,7 @@ fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, exp
                     break;
                 }
                 let runs = batch.runs.clone().unwrap_or_default();
-                let rows = if expected.is_shard { batch.rows - found.rows } else { 0 };
+                let rows = if expected.options.shard.is_some() { batch.rows - found.rows } else { 0 };
                 if runs.check().is_err() || runs.count() != rows {
                     break;
                 }
@@ -468,7 +461,7 @@ fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, exp
             }
             Line::File(file) => {
                 let place = found.files.len() as u64;
-                let is_whole = expected.numbering.as_ref().map(|numbering| numbering.is_whole(dir, place, &file));
+                let is_whole = expected.numbering.map(|numbering| numbering.is_whole(dir, place, &file));
                 if !matches!(is_whole.transpose(), Ok(Some(true))) {
                     break;
                 }
@@ -501,7 +494,7 @@ fn fits(batch: &BatchLine, found: &Found, columns: &[Column], expected: &Expecte
         let rows = if column.spec.is_numbered { batch.rows.saturating_sub(in_files) } else { batch.rows };
         let is_values = matches!(column.spec.content, Content::Values(_));
         to.bytes >= from.bytes
-            && (!is_values || rows.checked_mul(row_bytes(batch.dim, expected.dtype)) == Some(to.bytes))
+            && (!is_values || rows.checked_mul(row_bytes(batch.dim, expected.options.out_dtype)) == Some(to.bytes))
     };
     let mut sums = columns.iter().zip(&found.columns).zip(&batch.columns);
     batch.columns.len() == columns.len()

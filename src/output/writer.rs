@@ -18,8 +18,8 @@ impl EmbeddingWriter {
     /// Checks and opens the outputs, and finds the rows of an earlier run if `options.resume` is set.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] for an output that cannot be written, exists already, or is being written by another run;
-    /// for an earlier run that is not to be resumed, or had other settings.
+    /// [`crate::error::BadInput`] for an output that cannot be written, exists already, or is being written by another
+    /// run; for an earlier run that is not to be resumed, or had other settings.
     pub fn open(options: WriteOptions) -> Result<Self> {
         options.check()?;
         let (streamed, filed): (Vec<Output>, Vec<Output>) =
@@ -93,8 +93,8 @@ impl EmbeddingWriter {
         self.finish_and(|| Ok(()))
     }
 
-    /// [`EmbeddingWriter::finish`], which calls `then` once all is in place and before the rows are dropped: if `then` fails,
-    /// a resumed run can repeat it.
+    /// [`EmbeddingWriter::finish`], which calls `then` once all is in place and before the rows are dropped: if `then`
+    /// fails, a resumed run can repeat it.
     ///
     /// # Errors
     /// Those of [`EmbeddingWriter::finish`], and of `then`.

@@ -16,8 +16,8 @@ use anyhow::{Context, Error, Result, anyhow};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-/// The number of rows of the run that is to be resumed, if it is finished: nothing is left of it but its outputs and their
-/// records. `None` if not, or if the options ask for something else.
+/// The number of rows of the run that is to be resumed, if it is finished: nothing is left of it but its outputs and
+/// their records. `None` if not, or if the options ask for something else.
 ///
 /// # Errors
 /// [`BadInput`] if the outputs exist and are not those of this run, as it wrote them; [`Interrupted`] at
@@ -67,8 +67,8 @@ fn outputs(options: &WriteOptions) -> Result<Option<Vec<Output>>> {
     Ok(is_done.then_some(outputs))
 }
 
-/// What an earlier run of the same output, stopped or finished, had for the setting `name`, if that can be told: a resumed
-/// run takes what it would otherwise choose by itself. Whether it may resume is checked later.
+/// What an earlier run of the same output, stopped or finished, had for the setting `name`, if that can be told: a
+/// resumed run takes what it would otherwise choose by itself. Whether it may resume is checked later.
 pub fn earlier_setting(options: &WriteOptions, name: &str) -> Option<String> {
     let main = options.outputs.first().filter(|_| options.resume)?;
     let main = resolve(main.clone()).ok()?;

@@ -46,7 +46,9 @@ fn files_appear_once_they_are_full() {
         assert_eq!(there, files, "after {rows} rows");
         // Nothing is stored twice: of the embeddings the hidden folder holds the current file's alone.
         let hidden = names(&path.join(".prior-embed"));
-        assert_eq!(hidden.iter().filter(|name| name.starts_with("img_emb")).count(), 1, "{hidden:?}");
+        for kind in ["img_emb", "rows"] {
+            assert_eq!(hidden.iter().filter(|name| name.starts_with(kind)).count(), 1, "{hidden:?}");
+        }
     }
     writer.finish().unwrap();
     assert_eq!(names(&path), ["img_emb", "metadata", "negative_img_emb"]);
