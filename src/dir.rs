@@ -1,6 +1,6 @@
 //! A folder that is held open.
 //!
-//! Whoever may write where an output goes can plant links, pipes and folders there, and swap them while a run is at
+//! Others who can write where an output goes can plant links, pipes and folders there, and swap them while a run is at
 //! work. A [`Dir`] resolves names relative to its descriptor and never follows a link: whatever becomes of its path,
 //! what is created, opened, moved or removed through it is in this folder. Only regular files with a single name are
 //! opened.

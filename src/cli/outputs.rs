@@ -33,7 +33,7 @@ impl Outputs {
         if args.overwrite && paths().all(is_stream) {
             idle("--overwrite", "nothing is replaced where the output is a stream");
         }
-        let report = report(args, &write.outputs[0].path)?;
+        let report = report(args, &write.base_path())?;
         let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
         let names = ["--out", "--negative-out"];
         let same = stats.as_ref().and_then(|stats| write.outputs.iter().position(|output| stats.is_at(&output.path)));

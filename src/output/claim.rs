@@ -2,7 +2,7 @@
 //!
 //! It is ours if it is a folder and not a link to one, belongs to the owner of new files here, and holds a journal of
 //! ours. An empty one, or one with nothing but an empty journal, is what a run leaves that is killed as it starts.
-//! Anything else is somebody else's: it is left alone and the run is refused.
+//! Anything else is foreign: it is left alone and the run is refused.
 
 use super::fingerprint::Fingerprint;
 use super::journal::{End, Line, Reader};

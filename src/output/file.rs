@@ -259,7 +259,9 @@ impl FileWriter {
         let _ = self.working.sync();
         let rows = self.working.rows();
         let what_now = match self.options.keep {
-            true if rows > 0 => format!("{rows} rows are kept, and --resume goes on from row {rows} {}", once(&error)),
+            true if rows > 0 => {
+                format!("{rows} rows are kept, and --resume continues from row {rows} {}", once(&error))
+            }
             _ => "nothing is kept".to_string(),
         };
         let line = format!("cannot write {}: {error}; {what_now}", shown(&path));
@@ -275,7 +277,7 @@ impl FileWriter {
         });
         let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
         let (cause, kept) = match (lost, cause) {
-            (Some(lost), _) => (lost, "--resume goes on from the last row that can be read".to_string()),
+            (Some(lost), _) => (lost, "--resume continues from the last row that can be read".to_string()),
             (None, Some(cause)) => {
                 (cause.to_string(), format!("all {rows} rows are kept, and --resume finishes it {}", once(cause)))
             }

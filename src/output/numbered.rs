@@ -78,7 +78,7 @@ impl Numbering {
         u128::from(place) * u128::from(count) + u128::from(index - 1)
     }
 
-    /// Digits of a number, if this run has so many files. Readers sort by name, so all numbers have as many.
+    /// Digits of the numbers if this run has `files` files. Readers sort by name, so all numbers are as wide.
     fn digits(&self, files: u64) -> usize {
         let files = self.total_rows.map_or(files, |rows| rows.div_ceil(self.rows_per_file)).max(1);
         let count = self.shard.map_or(1, |shard| shard.count);
@@ -188,9 +188,8 @@ impl Numbering {
                     _ => {}
                 }
             }
-            // Not if another shard's are in it.
-            let _ = fs::remove_dir(self.folder.join(kind.0));
         }
+        self.remove_empty_folders();
         Ok(())
     }
 
@@ -242,7 +241,7 @@ impl Numbering {
             .collect()
     }
 
-    /// Checks that the shards that have begun are of this run: nobody compares them later.
+    /// Checks that the other shards that have begun have the same settings, since no merge will.
     ///
     /// # Errors
     /// [`crate::error::BadInput`] with the differences.
@@ -272,11 +271,15 @@ impl Numbering {
         let record = self.shard.map(|shard| shard_file(&self.output, shard));
         let strangers = self.strangers(files).into_iter().filter(|stranger| Some(stranger) != record.as_ref());
         strangers.collect::<Vec<_>>().iter().try_for_each(|stranger| remove_stale(stranger, rules))?;
-        for (folder, _) in KINDS {
-            // Not if something is in it.
-            let _ = fs::remove_dir(self.folder.join(folder));
-        }
+        self.remove_empty_folders();
         Ok(())
+    }
+
+    /// Removes the folders of files in which nothing is. Another shard may be about to use them.
+    fn remove_empty_folders(&self) {
+        if self.shard.is_none() {
+            KINDS.iter().for_each(|(folder, _)| drop(fs::remove_dir(self.folder.join(folder))));
+        }
     }
 }
 

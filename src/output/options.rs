@@ -83,6 +83,20 @@ impl WriteOptions {
         }
     }
 
+    /// The path that the names of other files about the main output extend. Shards of a folder share its path, and have
+    /// one of their own here.
+    pub fn base_path(&self) -> PathBuf {
+        let Some(main) = self.outputs.first() else { return PathBuf::new() };
+        match self.shard {
+            Some(Shard { index, count }) if main.format == OutputFormat::Folder => {
+                let mut path = main.path.components().as_path().as_os_str().to_os_string();
+                path.push(format!(".shard-{index}-of-{count}"));
+                path.into()
+            }
+            _ => main.path.clone(),
+        }
+    }
+
     pub(crate) fn encoding(&self) -> Encoding {
         Encoding { dtype: self.out_dtype, normalize: self.normalize }
     }

@@ -49,7 +49,7 @@ pub(crate) fn working_folder(output: &Output, shard: Option<Shard>) -> PathBuf {
 }
 
 /// Whether an earlier run of an output, whose links are resolved, has not come to its end. What is there may be
-/// somebody else's; an empty folder is what a run leaves that is killed when all is done.
+/// foreign; an empty folder is what a run leaves that is killed when all is done.
 pub(crate) fn has_stopped_run(output: &Output, shard: Option<Shard>) -> bool {
     let folder = working_folder(output, shard);
     fs::symlink_metadata(&folder).is_ok() && !fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())

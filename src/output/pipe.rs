@@ -55,7 +55,7 @@ impl Pipe {
     /// Writes and flushes. Not usable after [`Interrupted`].
     ///
     /// # Errors
-    /// [`Interrupted`] if the interrupt is set while nobody reads. The inner result is that of writing.
+    /// [`Interrupted`] if the interrupt is set while the reader is stalled. The inner result is that of writing.
     pub(crate) fn write(&mut self, bytes: Vec<u8>) -> Result<io::Result<()>> {
         self.bytes.send(bytes).context(GONE)?;
         let mut asked = None;

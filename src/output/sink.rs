@@ -106,12 +106,12 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    /// The only one, after a head of so many bytes.
+    /// The only region, which starts after a head of `start` bytes.
     pub(crate) fn only(content: Content, start: u64) -> Self {
         Self { content, start, is_last: true }
     }
 
-    /// Where it is, in a file of the hidden folder.
+    /// Its location in a file of the hidden folder.
     pub(crate) fn at(self, file: &str) -> Location {
         Location { file: file.into(), start: self.start, is_last: self.is_last }
     }

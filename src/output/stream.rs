@@ -101,7 +101,7 @@ impl StreamWriter {
     /// Writes the next rows, at least one.
     ///
     /// # Errors
-    /// If they cannot be written, other than for want of a reader; [`Interrupted`] if nobody reads them until
+    /// If they cannot be written, unless the reader is gone; [`Interrupted`] if the reader stalls until
     /// [`WriteOptions::interrupt`].
     pub(crate) fn write(&mut self, batch: &Batch) -> Result<Flow> {
         if self.reader_gone {
@@ -144,7 +144,7 @@ impl StreamWriter {
     /// Writes the end of the output.
     ///
     /// # Errors
-    /// If it cannot be written, other than for want of a reader, or there are fewer rows than its header says;
+    /// If it cannot be written, unless the reader is gone, or there are fewer rows than its header says;
     /// [`Interrupted`] at [`WriteOptions::interrupt`].
     pub(crate) fn finish(mut self) -> Result<()> {
         if self.reader_gone {
@@ -218,7 +218,7 @@ mod tests {
     use std::path::Path;
     use std::sync::{Arc, Mutex};
 
-    /// What reads a stream: it closes after so many bytes.
+    /// A reader that closes after `max` bytes.
     #[derive(Clone)]
     struct Reader {
         got: Arc<Mutex<Vec<u8>>>,

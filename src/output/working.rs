@@ -91,7 +91,8 @@ impl Working {
         let Expected { name, options, .. } = *expected;
         let (dir, file) = claim(path, name)?;
         let mut journal = Journal::new(file, path.join(JOURNAL));
-        let survey = Survey::of(&journal)?;
+        let survey = State::of(&journal)?;
+        let all_files = survey.files.len() as u64;
         let is_temporary = survey.header.as_ref().is_some_and(|header| header.is_temporary);
         let resume = options.resume && !is_temporary && survey.header.is_some();
         let failed = || format!("cannot write {name}: folder {path:?} cannot be written to");
@@ -100,7 +101,7 @@ impl Working {
             header.map_or(Ok(()), |header| check_header(header, expected))?;
             // A complete run's columns may be in place already: an empty file would be taken for the output.
             if survey.is_complete {
-                (survey.into_found(), Vec::new())
+                (survey, Vec::new())
             } else {
                 let columns = open_columns(&dir, &survey, expected)?;
                 (verify(&dir, &journal, &columns, &survey, expected)?, columns)
@@ -111,7 +112,7 @@ impl Working {
             let rows = survey.rows;
             if !may_drop && (rows > 0 || !survey.files.is_empty() || survey.is_damaged) {
                 return Err(bad_input!(
-                    "an earlier run of {name} stopped after {rows} rows; --resume goes on, --overwrite starts again"
+                    "an earlier run of {name} stopped after {rows} rows; --resume continues, --overwrite starts again"
                 ));
             }
             let begun = start(&dir, &mut journal, &survey, expected);
@@ -141,10 +142,10 @@ impl Working {
         };
         if resume && !working.complete {
             working.journal.truncate(found.journal_bytes).or_bad_input(failed)?;
-            let (whole, all) = (working.files.len() as u64, found.all_files as u64);
-            if let Some(numbering) = expected.numbering.filter(|_| whole < all) {
-                numbering.remove(&working.dir, whole..all).or_bad_input(failed)?;
-                working.start_file(numbering.columns(whole)).or_bad_input(failed)?;
+            let whole_files = working.files.len() as u64;
+            if let Some(numbering) = expected.numbering.filter(|_| whole_files < all_files) {
+                numbering.remove(&working.dir, whole_files..all_files).or_bad_input(failed)?;
+                working.start_file(numbering.columns(whole_files)).or_bad_input(failed)?;
             }
             let mut truncated = working.columns.iter_mut().zip(found.columns);
             truncated.try_for_each(|(column, sum)| column.truncate(sum)).or_bad_input(failed)?;
@@ -286,7 +287,7 @@ fn rows_in(files: &[NumberedFile]) -> u64 {
 }
 
 /// Starts anew: drops what an earlier run left, and writes the header.
-fn start(dir: &Dir, journal: &mut Journal, survey: &Survey, expected: &Expected) -> io::Result<(Found, Vec<Column>)> {
+fn start(dir: &Dir, journal: &mut Journal, survey: &State, expected: &Expected) -> io::Result<(State, Vec<Column>)> {
     if let Some(numbering) = expected.numbering
         && !survey.files.is_empty()
     {
@@ -301,7 +302,7 @@ fn start(dir: &Dir, journal: &mut Journal, survey: &Survey, expected: &Expected)
     journal.sync()?;
     let columns = create_columns(dir, expected.columns(0))?;
     dir.sync()?;
-    Ok((Found { dim, header_bytes: bytes, journal_bytes: bytes, ..Found::default() }, columns))
+    Ok((State { dim, header_bytes: bytes, journal_bytes: bytes, ..State::default() }, columns))
 }
 
 /// Creates empty columns, in place of what has their names.
@@ -314,7 +315,7 @@ fn create_columns(dir: &Dir, specs: Vec<ColumnSpec>) -> io::Result<Vec<Column>> 
 
 /// Opens the columns of a run that is not complete. One that was killed as it started, or between two files of a
 /// numbered folder, may have left without some.
-fn open_columns(dir: &Dir, survey: &Survey, expected: &Expected) -> Result<Vec<Column>> {
+fn open_columns(dir: &Dir, survey: &State, expected: &Expected) -> Result<Vec<Column>> {
     let open = |spec: ColumnSpec| match Column::open(dir, spec.clone()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && (survey.rows == 0 || survey.is_between(&spec)) => {
             Column::create(dir, spec)
@@ -329,37 +330,44 @@ fn open_columns(dir: &Dir, survey: &Survey, expected: &Expected) -> Result<Vec<C
     })
 }
 
-/// What a journal says, without a look at the columns.
-struct Survey {
+/// What a journal says, or as much of it as is safe.
+#[derive(Debug, Clone, Default)]
+struct State {
     header: Option<Header>,
     header_bytes: u64,
-    rows: u64,
-    files: Vec<NumberedFile>,
-    /// The embedding dimension, of a complete output.
+    /// Bytes of all lines that count.
+    journal_bytes: u64,
+    /// The embedding dimension, once known.
     dim: Option<usize>,
+    rows: u64,
+    columns: Vec<FileSum>,
+    runs: RowRuns,
+    /// The whole files of a numbered folder.
+    files: Vec<NumberedFile>,
     is_complete: bool,
     /// Whether a damaged line follows.
     is_damaged: bool,
-    journal_bytes: u64,
 }
 
-impl Survey {
+impl State {
+    /// What a journal says, without a look at the columns.
     fn of(journal: &Journal) -> Result<Self> {
         let read = || -> io::Result<Self> {
-            let mut lines = journal.read()?;
-            let (mut header, mut header_bytes, mut rows, mut files, mut complete) = (None, 0, 0, Vec::new(), None);
+            let (mut lines, mut state) = (journal.read()?, Self::default());
             while let Some(line) = lines.next_line()? {
+                state.journal_bytes = lines.position();
                 match line {
-                    Line::Header(first) => (header, header_bytes) = (Some(first), lines.position()),
-                    Line::Batch(batch) => rows = batch.rows,
-                    Line::File(file) => files.push(file),
-                    Line::Complete { rows: all, dim } if all == rows => complete = Some(dim),
+                    Line::Header(header) => (state.header, state.header_bytes) = (Some(header), lines.position()),
+                    Line::Batch(batch) => state.rows = batch.rows,
+                    Line::File(file) => state.files.push(file),
+                    Line::Complete { rows, dim } if rows == state.rows => {
+                        (state.is_complete, state.dim) = (true, Some(dim));
+                    }
                     Line::Complete { .. } => {}
                 }
             }
-            let (is_complete, is_damaged) = (complete.is_some(), lines.end() == Some(End::Damaged));
-            let journal_bytes = lines.position();
-            Ok(Self { header, header_bytes, rows, files, dim: complete, is_complete, is_damaged, journal_bytes })
+            state.is_damaged = lines.end() == Some(End::Damaged);
+            Ok(state)
         };
         read().with_context(|| format!("cannot read {:?}", journal.path()))
     }
@@ -367,20 +375,6 @@ impl Survey {
     /// Whether a column is of a file of a numbered folder that has no rows yet.
     fn is_between(&self, spec: &ColumnSpec) -> bool {
         spec.is_numbered && self.rows <= rows_in(&self.files)
-    }
-
-    /// Of a complete output, whose columns may have been moved into place already.
-    fn into_found(self) -> Found {
-        Found {
-            dim: self.dim,
-            rows: self.rows,
-            all_files: self.files.len(),
-            files: self.files,
-            is_complete: true,
-            header_bytes: self.header_bytes,
-            journal_bytes: self.journal_bytes,
-            ..Found::default()
-        }
     }
 }
 
@@ -404,27 +398,12 @@ fn check_header(header: &Header, expected: &Expected) -> Result<()> {
     Err(bad_input!("cannot resume {name}: {differences}; repeat the earlier settings, or --overwrite to start again"))
 }
 
-/// What of an earlier run is safe.
-#[derive(Debug, Clone, Default)]
-struct Found {
-    dim: Option<usize>,
-    rows: u64,
-    columns: Vec<FileSum>,
-    runs: RowRuns,
-    files: Vec<NumberedFile>,
-    /// Files that the journal has, whole or not.
-    all_files: usize,
-    is_complete: bool,
-    header_bytes: u64,
-    journal_bytes: u64,
-}
-
 /// Follows the journal as far as columns and files hold what it says, and warns if that is not to its end.
-fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, expected: &Expected) -> Result<Found> {
+fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &State, expected: &Expected) -> Result<State> {
     let failed = || format!("cannot read {:?}", journal.path());
     let mut lines = journal.read().with_context(failed)?;
     let empty = FileSum { bytes: 0, crc: 0 };
-    let mut found = Found { columns: vec![empty; columns.len()], all_files: survey.files.len(), ..Found::default() };
+    let mut found = State { columns: vec![empty; columns.len()], ..State::default() };
     let Some(Line::Header(header)) = lines.next_line().with_context(failed)? else { return Ok(found) };
     found.dim = header.dim;
     (found.header_bytes, found.journal_bytes) = (lines.position(), lines.position());
@@ -480,7 +459,7 @@ fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, exp
     if found.rows < survey.rows || survey.is_damaged {
         let (name, rows, all) = (expected.name, found.rows, survey.rows);
         log::warn!(
-            "of the {all} rows that an earlier run of {name} left, the first {rows} are intact; the others are damaged, \
+            "of the {all} rows that an earlier run of {name} left, the first {rows} are intact; the others are damaged \
              and computed again"
         );
     }
@@ -488,7 +467,7 @@ fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &Survey, exp
 }
 
 /// Whether a batch follows those that were found.
-fn fits(batch: &BatchLine, found: &Found, columns: &[Column], expected: &Expected) -> bool {
+fn fits(batch: &BatchLine, found: &State, columns: &[Column], expected: &Expected) -> bool {
     let in_files = rows_in(&found.files);
     let fits = |column: &Column, from: &FileSum, to: &FileSum| {
         let rows = if column.spec.is_numbered { batch.rows.saturating_sub(in_files) } else { batch.rows };

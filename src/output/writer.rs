@@ -50,7 +50,7 @@ impl EmbeddingWriter {
     /// machine.
     ///
     /// # Errors
-    /// If the disk is full or fails, with the row that `--resume` goes on from; [`super::Interrupted`] at
+    /// If the disk is full or fails, with the row that `--resume` continues from; [`super::Interrupted`] at
     /// [`WriteOptions::interrupt`]. The writer is not usable afterwards.
     pub fn write(&mut self, batch: &Batch) -> Result<Flow> {
         if batch.rows.is_empty() {

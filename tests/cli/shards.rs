@@ -94,6 +94,18 @@ fn shards_of_a_folder_need_no_merge() {
 }
 
 #[test]
+fn shards_of_a_folder_have_reports_of_their_own() {
+    let place = Workplace::new();
+    fs::write(place.path("p.jsonl"), "{\"prompt\": 1}\n{\"prompt\": 2}\n{\"prompt\": \"a\"}\n").unwrap();
+    for shard in ["1/2", "2/2"] {
+        let mut command = place.command();
+        command.args(["-f", "p.jsonl", "--on-error", "skip", "--batch-size", "1", "--out-dir", "e", "--shard", shard]);
+        assert_done(&mut command);
+    }
+    assert_eq!(place.names(), ["e", "e.shard-1-of-2.errors.jsonl", "e.shard-2-of-2.errors.jsonl", "p.jsonl"]);
+}
+
+#[test]
 fn more_shards_than_batches_are_no_error() {
     let place = Workplace::new();
     fs::write(place.path("p.txt"), "a\nb\n").unwrap();

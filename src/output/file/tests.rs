@@ -29,7 +29,7 @@ fn a_full_disk_tells_how_to_resume() {
     let error = run.write(&mut writer, 2).unwrap_err();
     let message = error.to_string();
     assert!(message.contains(".e.npy.prior-embed/output-0"), "{message}");
-    assert!(message.contains("2 rows are kept, and --resume goes on from row 2 once there is room"), "{message}");
+    assert!(message.contains("2 rows are kept, and --resume continues from row 2 once there is room"), "{message}");
     assert_eq!(crate::error::exit_code(&error), 1);
     assert!(writer.finish().is_err(), "an unfinished output does not appear");
     assert!(!folder.path().join("e.npy").exists());
@@ -157,7 +157,7 @@ fn rows_that_cannot_be_read_back_are_not_called_kept() {
         let image = folder.path().join(".e.prior-embed/image_embeds");
         std::fs::File::options().write(true).open(&image).unwrap().set_len(50).unwrap();
         let message = writer.finish().unwrap_err().to_string();
-        assert!(message.contains("cannot read") && message.contains("--resume goes on from"), "{message}");
+        assert!(message.contains("cannot read") && message.contains("--resume continues from"), "{message}");
         assert!(!message.contains("rows are kept"), "{message}");
         options.resume = true;
         let mut writer = EmbeddingWriter::open(options).unwrap();

@@ -2,6 +2,7 @@
 
 use crate::bad_input;
 use crate::error::{BadInput, OrBadInput, one_line};
+use crate::output::arrays::Arrays;
 use crate::output::formats::OutputFormat;
 use crate::output::options::Output;
 use crate::output::paths::{shard_file, shown};
@@ -121,7 +122,7 @@ fn record(path: &Path, format: OutputFormat) -> Result<OutputRecord> {
         })?;
         return serde_json::from_str(&text).or_bad_input(|| format!("{name}: its record cannot be read"));
     }
-    let output = Output { path: path.to_path_buf(), format, arrays: crate::output::Arrays::Image };
+    let output = Output { path: path.to_path_buf(), format, arrays: Arrays::Image };
     let file = shard_file(&output, Shard::WHOLE);
     OutputRecord::read(&file)?.ok_or_else(|| {
         let file = shown(&file);

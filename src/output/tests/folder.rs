@@ -207,7 +207,7 @@ fn a_run_that_is_given_up_or_started_again_takes_its_files_along() {
     let stopped = Stopped::new();
     let again = WriteOptions { resume: false, ..stopped.options.clone() };
     let error = error_of(EmbeddingWriter::open(again.clone()), 2);
-    assert!(error.contains("stopped after 15 rows; --resume goes on, --overwrite starts again"), "{error}");
+    assert!(error.contains("stopped after 15 rows; --resume continues, --overwrite starts again"), "{error}");
     let writer = EmbeddingWriter::open(WriteOptions { overwrite: true, ..again }).unwrap();
     assert_eq!((writer.rows_done(), visible(&stopped.at(""))), (0, vec![]));
 }

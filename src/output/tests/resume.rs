@@ -116,7 +116,7 @@ fn rows_of_an_earlier_run_are_kept_until_told_otherwise() {
     assert!(error_of(EmbeddingWriter::open(plain.clone()), 2).contains("another run"), "it is locked");
     drop(writer);
     let message = error_of(EmbeddingWriter::open(plain.clone()), 2);
-    assert!(message.contains("stopped after 4 rows; --resume goes on, --overwrite starts again"), "{message}");
+    assert!(message.contains("stopped after 4 rows; --resume continues, --overwrite starts again"), "{message}");
     let mut other = plain.clone();
     other.resume = true;
     other.fingerprint = Default::default();
