@@ -20,7 +20,7 @@ PACKAGES = ["embedding-reader", "faiss-cpu"]
 
 
 def environment():
-    """The Python of an environment with the packages, or an end in one line."""
+    """The Python of an environment with the packages; exits with one line if they cannot be installed."""
     folder = cache_folder() / "layout"
     python = folder / "bin" / "python"
     if not python.exists():
@@ -36,7 +36,7 @@ def environment():
 
 
 def embed(binary, folder, rows):
-    """Makes a folder of so many embeddings in several files."""
+    """Makes a folder of embeddings in several files."""
     captions = folder / "captions.txt"
     captions.write_text("".join(f"caption number {row}\n" for row in range(rows)), encoding="utf-8")
     command = [binary, "--prompts", captions, "--out-dir", folder / "embs", "--rows-per-file", str(rows // 3 + 1)]

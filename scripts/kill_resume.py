@@ -1,7 +1,8 @@
-"""Kills runs at random moments, lets them go on, and compares bytes: python3 scripts/kill_resume.py --kills 50.
+"""Kills runs at random moments, resumes them, and compares bytes: python3 scripts/kill_resume.py --kills 50.
 
-For each form of output, a job is killed with SIGKILL again and again, resumed each time, and must end with the bytes of the
-same job left alone. Prints a table; ends with 1 if a byte differs or a resumed run fails.
+For each format, a job is killed with SIGKILL again and again, resumed each time, and must end with the bytes of an
+undisturbed run. Prints a table with the most disk that was found in use after a kill, as a multiple of the output; exits
+with 1 if a byte differs or a resumed run fails.
 """
 
 import argparse
@@ -19,6 +20,12 @@ FILES = ("npy", "npz", "safetensors", "jsonl", "parquet")
 FORMS = {form: ("--out", f"embs.{form}") for form in FILES} | {"folder": ("--out-dir", "embs")}
 
 
+def disk(paths):
+    """Bytes on disk below some paths, however they are written."""
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+
+
 def contents(path):
     """The bytes of a file, or of all files in a folder by name, hidden ones included."""
     if path.is_file():
@@ -27,7 +34,7 @@ def contents(path):
 
 
 class Job:
-    """The same prompts and settings, in one form of output."""
+    """The same prompts and settings, in one format."""
 
     def __init__(self, arguments, folder, form):
         self.option, name = FORMS[form]
@@ -53,21 +60,29 @@ class Job:
 
     def is_done(self):
         """Whether the output is in its place, and nothing is left beside it."""
-        inside, beside = self.target / ".prior-embed", self.target.parent / f".{self.target.name}.prior-embed"
-        return self.target.exists() and not inside.exists() and not beside.exists()
+        return self.target.exists() and not any(folder.exists() for folder in self.hidden())
+
+    def hidden(self):
+        """Where rows are gathered, of a folder and of a file."""
+        return self.target / ".prior-embed", self.target.parent / f".{self.target.name}.prior-embed"
+
+    def disk(self):
+        """Bytes on disk of the target and the hidden folder beside it."""
+        return disk([self.target, self.hidden()[1]])
 
 
 def torture(job, kills, random_number):
-    """Kills and resumes until there were so many kills; gives the kills, the finished jobs among them, and differences."""
+    """Kills and resumes; returns seconds undisturbed, kills, completed jobs, disk over output, and differences."""
     seconds = job.finish(job.whole)
     expected = contents(job.whole)
-    done = finished = different = 0
+    done = finished = different = peak = 0
     while done < kills:
         process = job.start(job.target, "--resume")
         # Some moments are before the first row, some after the last.
         time.sleep(random_number.uniform(0, 0.6 * seconds))
         process.kill()
         _, message = process.communicate()
+        peak = max(peak, job.disk())
         if process.returncode == -9:
             done += 1
         elif process.returncode:
@@ -79,7 +94,7 @@ def torture(job, kills, random_number):
     job.finish(job.target, "--resume")
     finished += 1
     different += contents(job.target) != expected
-    return seconds, done, finished, different
+    return seconds, done, finished, peak / disk([job.whole]), different
 
 
 def remove(path):
@@ -104,14 +119,14 @@ def main():
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, default=BINARY)
-    parser.add_argument("--kills", type=int, default=50, help="kills for each form")
+    parser.add_argument("--kills", type=int, default=50, help="kills for each format")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     arguments = parser.parse_args()
-    print("| output | seconds left alone | kills | times completed | different |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| format | seconds undisturbed | kills | times completed | disk / output | different |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     wrong = 0
     for form in arguments.forms:
         random_number = random.Random(f"{arguments.seed} {form}")
@@ -119,8 +134,8 @@ def main():
             folder = Path(folder)
             write_prompts(folder / "prompts.jsonl", arguments.rows, random_number)
             job = Job(arguments, folder, form)
-            seconds, kills, finished, different = torture(job, arguments.kills, random_number)
-        print(f"| {form} | {seconds:.1f} | {kills} | {finished} | {different} |", flush=True)
+            seconds, kills, finished, peak, different = torture(job, arguments.kills, random_number)
+        print(f"| {form} | {seconds:.1f} | {kills} | {finished} | {peak:.2f} | {different} |", flush=True)
         wrong += different
     return 1 if wrong else 0
 

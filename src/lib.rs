@@ -49,6 +49,8 @@
 // The program uses parts of the modules that the library alone does not.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports, unused_macros))]
 
+#[cfg(feature = "cli")]
+mod atomic;
 mod bad_input;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -57,6 +59,8 @@ mod config;
 #[cfg(feature = "cli")]
 mod convert;
 mod diffusion;
+#[cfg(feature = "cli")]
+mod dir;
 mod error;
 mod files;
 #[cfg(feature = "hub")]

@@ -136,6 +136,5 @@ fn at_least_one_row(text: &str) -> Result<u64, String> {
 }
 
 fn output_format(text: &str) -> Result<OutputFormat, String> {
-    let known = OutputFormat::FILES.iter().find(|(name, _)| *name == text);
-    known.map(|(_, format)| *format).ok_or_else(|| "it must be npy, npz, safetensors, jsonl or parquet".into())
+    OutputFormat::from_name(text).ok_or_else(|| "it must be npy, npz, safetensors, jsonl or parquet".into())
 }

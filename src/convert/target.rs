@@ -1,9 +1,10 @@
 //! A folder that appears whole or not at all.
 
+use super::cannot_write;
+use crate::atomic::{exchange, sync_path, sync_tree};
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
 use crate::files::parent;
-use crate::output::atomic::sync_path;
 use crate::pipeline::layout::{INDEX, ZERO_IMAGE_EMBED};
 use crate::text::list;
 use anyhow::{Context, Result};
@@ -74,11 +75,11 @@ impl Target {
     pub(super) fn finish(self) -> Result<()> {
         let Self { path, part, lock, overwrite } = self;
         let failed = || cannot_write(&path);
-        sync_all(part.path())?;
+        sync_tree(part.path()).with_context(|| cannot_write(part.path()))?;
         check_replaceable(&path, overwrite, &[])?;
         if path.exists() && exchange(part.path(), &path).is_ok() {
-            // The temporary name now has what was replaced.
-            sync(parent(&path))?;
+            // Under the temporary name there is now what was replaced.
+            sync_path(parent(&path)).with_context(failed)?;
             drop(part);
             return Ok(());
         }
@@ -102,20 +103,8 @@ impl Target {
         // The temporary name is gone.
         let _ = part.keep();
         drop(lock);
-        sync(parent(&path))
+        sync_path(parent(&path)).with_context(failed)
     }
-}
-
-/// Swaps two folders atomically, so that there is a whole one at any time.
-#[cfg(target_os = "linux")]
-fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
-    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// Locks a folder; `None` if another process holds the lock, or the file system has none.
@@ -196,25 +185,6 @@ fn check_replaceable(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<(
         "{shown} also holds {}, which no conversion writes, and is not replaced; give another name",
         list(&others)
     ))
-}
-
-/// Syncs a folder and its contents to disk.
-fn sync_all(folder: &Path) -> Result<()> {
-    let entries = folder.read_dir().and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    for entry in entries.with_context(|| cannot_write(folder))? {
-        let path = entry.path();
-        if path.is_dir() { sync_all(&path)? } else { sync(&path)? }
-    }
-    sync(folder)
-}
-
-/// Syncs a file or folder to disk, if the file system supports it.
-fn sync(path: &Path) -> Result<()> {
-    sync_path(path).with_context(|| cannot_write(path))
-}
-
-pub(super) fn cannot_write(path: &Path) -> String {
-    format!("cannot write {}: is the disk full?", path.display())
 }
 
 fn hidden(name: &OsStr) -> OsString {

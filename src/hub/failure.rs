@@ -317,7 +317,7 @@ fn is_cut(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::exit_code;
+    use crate::cli::errors::exit_code;
 
     fn of(status: u16, headers: &[(&str, &str)], has_token: bool, path: Option<&str>) -> Failure {
         let mut map = HeaderMap::new();

@@ -1,10 +1,10 @@
 //! The report on rows that could not be used.
 
+use crate::atomic::{self, same_bytes};
 use crate::bad_input;
+use crate::dir::{Access, Dir};
 use crate::files::parent;
-use crate::output::LONGEST_NAME;
-use crate::output::atomic::{self, same_bytes};
-use crate::output::dir::{Access, Dir};
+use crate::output::MAX_NAME;
 use crate::rows::BadRow;
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
@@ -58,7 +58,7 @@ impl Report {
     pub fn beside(output: &Path, old: Old) -> Result<Self> {
         let path = path_beside(output);
         let name = path.file_name().unwrap_or_default();
-        if name.len() > LONGEST_NAME {
+        if name.len() > MAX_NAME {
             return Err(bad_input!(
                 "{name:?}, the report on rows that are skipped, has too long a name; give the output a shorter one"
             ));
@@ -87,12 +87,7 @@ impl Report {
             Some(part) => part,
             part => {
                 let dir = self.dir.as_ref().ok_or_else(|| anyhow!("a report without a folder"))?;
-                let make = || {
-                    // What an earlier run left of it.
-                    dir.remove(PART)?;
-                    dir.create(PART, Access::Write)
-                };
-                part.insert(BufWriter::new(make().with_context(|| failed.clone())?))
+                part.insert(BufWriter::new(dir.create_anew(PART).with_context(|| failed.clone())?))
             }
         };
         let line = Line { row, rows, place: bad.place.to_string(), reason: &bad.reason };

@@ -195,7 +195,7 @@ impl<'a> Written<'a> {
             }
             while let Some(block) = self.waiting.remove(&self.blocks) {
                 match self.write(&block?) {
-                    Ok(Flow::GoOn) => {}
+                    Ok(Flow::Continue) => {}
                     Ok(Flow::ReaderGone) => return Ok(Outcome::ReaderGone),
                     // The signal that interrupted it is noticed above.
                     Err(error) if error.is::<Interrupted>() => break,

@@ -1,17 +1,17 @@
-//! Where output goes: a file that appears whole or not at all, standard output, or a device.
+//! A small output: a file that appears whole or not at all, standard output, or a device.
 
-use super::atomic;
-use super::whole;
+use super::paths::whole;
+use crate::atomic;
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
 use crate::files::parent;
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
 use tempfile::tempfile_in;
 
-/// An output that was checked, and opened where it can be, before the work begins.
+/// An output that is checked, and if possible opened, before the work starts.
 #[derive(Debug)]
 pub struct Destination {
     name: String,
@@ -21,9 +21,9 @@ pub struct Destination {
 #[derive(Debug)]
 enum Kind {
     Stdout,
-    /// What is not a regular file (a pipe, a device) cannot be renamed into place.
+    /// A pipe or a device, which cannot be renamed into place.
     Special(File),
-    /// Written beside the final place and renamed there when it is complete.
+    /// Written under another name and renamed.
     Replacing {
         target: PathBuf,
         overwrite: bool,
@@ -34,7 +34,7 @@ impl Destination {
     /// Checks that `path` can be written, `-` being standard output.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if a file is there already and `overwrite` is not set, or nothing can be written there.
+    /// [`crate::bad_input::BadInput`] if a file exists and `overwrite` is not set, or nothing can be written there.
     pub fn open(path: &Path, overwrite: bool) -> Result<Self> {
         let name = format!("{:?}", path.display().to_string());
         if path.as_os_str() == "-" {
@@ -45,7 +45,7 @@ impl Destination {
             }
             return Ok(Self { name: "standard output".into(), kind: Kind::Stdout });
         }
-        // A link is followed, so that the file it leads to is replaced and not the link.
+        // The target of a link is replaced, not the link.
         let target = atomic::resolve(path)?;
         let kind = match std::fs::metadata(&target) {
             Ok(metadata) if metadata.is_dir() => return Err(bad_input!("{name} is a folder; give a file name")),
@@ -64,7 +64,7 @@ impl Destination {
         Ok(Self { name, kind })
     }
 
-    /// Whether an output at `path` would have the same place.
+    /// Whether an output at `path` would be the same file.
     pub fn is_at(&self, path: &Path) -> bool {
         match &self.kind {
             Kind::Stdout => path.as_os_str() == "-",
@@ -76,33 +76,32 @@ impl Destination {
         }
     }
 
-    /// Writes the output and, for a file, puts it into its place. A reader that closed a pipe early is no error.
+    /// Writes the output and moves a file into place. A closed pipe is not an error.
     ///
     /// # Errors
-    /// If writing fails, for example because the disk is full; then no file is left behind.
+    /// If writing fails, because the disk is full for example. No file is left behind.
     pub fn write(self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
         let failed = || format!("cannot write {}: is the disk full?", self.name);
         match self.kind {
             Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).with_context(failed),
             Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).with_context(failed),
             Kind::Replacing { target, overwrite } => {
-                let mut part = atomic::create_part(&target).with_context(failed)?;
-                buffered(part.as_file_mut(), write).with_context(failed)?;
-                match atomic::persist(part, &target, overwrite) {
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                        let name = &self.name;
-                        Err(bad_input!(
+                let name = &self.name;
+                atomic::write(&target, overwrite, |part| buffered(part, write)).map_err(|error: Error| {
+                    match error.downcast_ref::<std::io::Error>() {
+                        Some(cause) if cause.kind() == ErrorKind::AlreadyExists => bad_input!(
                             "{name} appeared while the embeddings were computed; give another name, or --overwrite"
-                        ))
+                        ),
+                        _ => error.context(failed()),
                     }
-                    persisted => persisted.with_context(failed),
-                }
+                })
             }
         }
     }
 }
 
-/// Checks that a file can be made beside `target`, with one that has no name: a process that is killed leaves nothing.
+/// Checks that a file can be created beside `target`, with one that has no name and that a killed process does not
+/// leave.
 fn check_folder(target: &Path, name: &str) -> Result<()> {
     let folder = parent(target);
     if !folder.is_dir() {

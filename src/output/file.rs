@@ -1,103 +1,114 @@
-//! Writes to files and folders, so that nothing is lost whenever the run ends.
+//! Writes to files and folders so that nothing is lost whenever the run ends.
 
-use super::dir::Dir;
-use super::fingerprint::Fingerprint;
-use super::folder::create;
+use super::arrays::Arrays;
+use super::batch::{Batch, Interrupted};
+use super::check::check_free;
+use super::column::{Column, Content};
+use super::formats::parquet::write_metadata;
+use super::formats::{OutputFormat, npy};
+use super::journal::NumberedFile;
+use super::numbered::Numbering;
+use super::options::{Output, WriteOptions};
 use super::paths::{
-    MadeFolder, check_free, check_paths, has_stopped_run, holds_record, is_record, places, record_file, resolve,
-    shard_file, shown, working_folder,
+    MadeFolder, check_paths, has_stopped_run, is_record, record_file, resolve, shard_file, shown, working_folder,
 };
 use super::publish::{Publication, Rules, remove_stale};
-use super::shard::{Checksums, RowRuns, Shard, ShardRecord};
-use super::store::{self, Content, Lost, Store};
-use super::values::Encoding;
+use super::record::{Checksums, FileSum, OutputRecord};
+use super::shard::{RowRuns, Shard};
+use super::sink::Layout;
+use super::store::{Lost, Store};
+use super::target::{Target, columns, create};
 use super::working::{Expected, Failure, Working};
-use super::{Arrays, Batch, Interrupted, Output, OutputFormat, WriteOptions};
-use super::{folder, jsonl, npy, npz, parquet, safetensors};
+use crate::atomic::sync_all;
 use crate::bad_input;
+use crate::dir::{Access, Dir};
 use anyhow::{Context, Error, Result, anyhow, bail};
 use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Writes rows into the hidden folder, and at the end the outputs that are files.
 #[derive(Debug)]
 pub(crate) struct FileWriter {
     /// The main output, as messages call it.
     name: String,
-    working: Working,
-    outputs: Vec<Output>,
+    pub(super) working: Working,
+    targets: Vec<Target>,
+    /// If the main output is a numbered folder.
+    numbering: Option<Numbering>,
+    /// Rows in its current file.
+    rows_in_file: u64,
+    /// Whether its files are moved into place once they are full, and not at the end.
+    publishes_early: bool,
+    /// The arrays of all outputs.
     arrays: Arrays,
-    encoding: Encoding,
-    rows_per_file: u64,
-    overwrite: bool,
-    keep: bool,
-    /// Whether a record of the output goes beside it, by which a run that is sent again finds it done.
-    leaves_record: bool,
-    shard: Option<Shard>,
-    total_rows: Option<u64>,
+    options: WriteOptions,
+    /// The embedding dimension, once known.
     dim: Option<usize>,
-    /// What the record says of the settings.
-    fingerprint: Fingerprint,
-    /// Whether a write failed: what is in the data files beyond the journal is of no use.
+    /// Whether a write failed: what the columns hold beyond the journal is of no use.
     broken: bool,
-    interrupt: Arc<AtomicBool>,
     /// Dropped after the working folder, which may be in it.
     _made: MadeFolder,
 }
 
 impl FileWriter {
     /// Checks the outputs and finds what an earlier run left.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if an output cannot be written, exists already, or is being written by another run;
+    /// or if there is an earlier run that is not to be resumed, or had other settings.
     pub(crate) fn open(outputs: Vec<Output>, options: &WriteOptions) -> Result<Self> {
         let outputs = outputs.into_iter().map(resolve).collect::<Result<Vec<_>>>()?;
         check_paths(&outputs, options)?;
-        let Some((main, others)) = outputs.split_first() else { bail!("no output") };
+        let Some((main, others)) = outputs.split_first() else { bail!("internal error: no output") };
         if others.iter().any(|output| output.format == OutputFormat::Folder) {
-            bail!("a folder is a main output");
+            bail!("internal error: a folder is not the main output");
         }
         let arrays = others.iter().fold(main.arrays, |arrays, output| arrays.union(output.arrays));
-        let needs_rows = outputs.iter().any(|output| output.format.holds_rows());
         let name = shown(&main.path);
-        let folder = working_folder(main);
-        let stopped = has_stopped_run(main);
-        if !(options.resume && stopped) {
-            check_free(&outputs, options)?;
+        let numbering = Numbering::new(main, options);
+        if let Some(numbering) = &numbering {
+            if options.shard.is_some() && !numbering.knows_names() {
+                bail!("internal error: a shard of a folder without total rows");
+            }
+            numbering.check_siblings(&options.whole_fingerprint())?;
+        }
+        let stopped = has_stopped_run(main, options.shard);
+        // What a stopped run has published of a folder is not in the way of one that resumes it.
+        if !stopped || !options.resume && numbering.is_none() {
+            check_free(&outputs, options, 0)?;
         }
         let made = MadeFolder::make(main)?;
+        let targets = outputs.iter().enumerate().map(|(place, output)| Target::new(place, output.clone(), options));
+        let targets = targets.collect::<Result<Vec<_>>>()?;
         let expected = Expected {
             name: &name,
-            contents: &store::contents(arrays, needs_rows),
-            number_bytes: options.out_dtype.size(),
-            dim: options.dim,
-            fingerprint: &options.whole_fingerprint(),
-            is_shard: options.shard.is_some(),
-            resume: options.resume,
-            overwrite: options.overwrite,
-            restart: options.restart,
-            keep: options.keep,
+            columns: columns(&targets),
+            numbering: numbering.as_ref(),
+            options,
+            fingerprint: options.whole_fingerprint(),
         };
-        let working = Working::open(&folder, &expected)?;
+        let working = Working::open(&working_folder(main, options.shard), &expected)?;
+        let files = working.files().len() as u64;
         if stopped && !working.is_complete() {
-            check_free(&outputs, options)?;
+            check_free(&outputs, options, files)?;
         }
+        let is_free = |numbering: &Numbering| numbering.knows_names() && numbering.strangers(files).is_empty();
         Ok(Self {
+            publishes_early: options.keep && numbering.as_ref().is_some_and(is_free),
+            rows_in_file: working.rows().saturating_sub(working.rows_in_files()),
             name,
+            numbering,
             arrays,
-            encoding: Encoding { dtype: options.out_dtype, normalize: options.normalize },
-            rows_per_file: options.rows_per_file,
-            overwrite: options.overwrite,
-            keep: options.keep,
-            leaves_record: options.leaves_record(),
-            shard: options.shard,
-            total_rows: options.total_rows,
             dim: working.dim().or(options.dim),
-            fingerprint: options.record_fingerprint(),
+            options: options.clone(),
             broken: false,
-            interrupt: Arc::clone(&options.interrupt),
             _made: made,
             working,
-            outputs,
+            targets,
         })
     }
 
@@ -106,35 +117,131 @@ impl FileWriter {
     }
 
     pub(crate) fn set_total_rows(&mut self, rows: u64) {
-        self.total_rows = Some(rows);
+        self.options.total_rows = Some(rows);
     }
 
-    /// Writes the next rows, which there are.
+    /// The hidden folder, for what goes beside the outputs.
+    pub(crate) fn dir(&self) -> &Dir {
+        self.working.dir()
+    }
+
+    /// Writes the next rows, at least one.
+    ///
+    /// # Errors
+    /// If a number does not fit its type or format, or the rows cannot be written; [`Interrupted`].
     pub(crate) fn write(&mut self, batch: &Batch) -> Result<()> {
         if self.broken || self.working.is_complete() {
-            bail!("rows after the end of {}", self.name);
+            bail!("internal error: rows after the end of {}", self.name);
         }
         let dim = batch.dim(self.arrays)?;
         if let Some(before) = self.dim.filter(|before| *before != dim) {
-            bail!("rows of {dim} numbers after rows of {before}");
+            bail!("internal error: rows of {dim} numbers after rows of {before}");
         }
-        let encode = |content: Content| store::encode(batch, content, self.encoding);
-        let parts = self.working.data.iter().map(|file| encode(file.content)).collect::<Result<Vec<_>>>()?;
-        let runs = self.shard.map(|_| self.runs(batch)).transpose()?;
+        let encoding = self.options.encoding();
+        // All at once: a number that does not fit must leave nothing half written.
+        let encode = |is_numbered: bool, batch: &Batch| -> Result<Vec<Vec<u8>>> {
+            let columns = self.working.columns.iter().filter(|column| column.spec.is_numbered == is_numbered);
+            columns.map(|column| column.spec.content.encode(batch, encoding)).collect()
+        };
+        let parts = encode(false, batch)?;
+        let pieces = self.pieces(batch.rows.len()).into_iter();
+        let pieces = pieces.map(|piece| Ok((piece.len() as u64, encode(true, &batch.slice(piece))?)));
+        let pieces = pieces.collect::<Result<Vec<_>>>()?;
+        let runs = self.options.shard.map(|_| self.runs(batch)).transpose()?;
         self.dim = Some(dim);
-        self.working.append(&parts, batch.rows.len() as u64, dim, runs).map_err(|failure| self.kept(failure))
+        self.working.append(false, &parts).map_err(|failure| self.kept(failure))?;
+        for (rows, parts) in pieces {
+            self.working.append(true, &parts).map_err(|failure| self.kept(failure))?;
+            self.rows_in_file += rows;
+            if self.numbering.as_ref().is_some_and(|numbering| self.rows_in_file == numbering.rows_per_file) {
+                self.finish_file(dim)?;
+            }
+        }
+        self.working.commit(batch.rows.len() as u64, dim, runs).map_err(|failure| self.kept(failure))
     }
 
-    /// The numbers of a batch's rows, which come after those before.
+    /// The rows of a batch that go into each file of a numbered folder. A run that was killed within a batch may have
+    /// finished files with its first rows: a batch is resumed as a whole, since its rows are computed together.
+    fn pieces(&self, rows: usize) -> Vec<Range<usize>> {
+        let Some(numbering) = &self.numbering else { return Vec::new() };
+        let held = self.working.rows_in_files() + self.rows_in_file;
+        let skipped = usize::try_from(held.saturating_sub(self.working.rows())).unwrap_or(usize::MAX);
+        let (mut pieces, mut start, mut room) = (Vec::new(), skipped, numbering.rows_per_file - self.rows_in_file);
+        while start < rows {
+            let end = usize::try_from(room).map_or(rows, |room| rows.min(start.saturating_add(room)));
+            pieces.push(start..end);
+            (start, room) = (end, numbering.rows_per_file);
+        }
+        pieces
+    }
+
+    /// The indices of a batch's rows, which come after those before.
     fn runs(&self, batch: &Batch) -> Result<RowRuns> {
         let mut runs = RowRuns::default();
         batch.rows.iter().try_for_each(|row| runs.push(row.row))?;
         if let (Some(last), Some(row)) = (self.working.runs().last(), batch.rows.first())
             && row.row <= last
         {
-            bail!("row {} comes after row {last}", row.row);
+            bail!("internal error: row {} comes after row {last}", row.row);
         }
         Ok(runs.finish())
+    }
+
+    /// Completes the current file of a numbered folder.
+    fn finish_file(&mut self, dim: usize) -> Result<()> {
+        let Some(numbering) = self.numbering.clone() else { return Ok(()) };
+        let place = self.working.files().len() as u64;
+        let file = match self.make_file(&numbering, place, dim) {
+            Ok(file) => file,
+            Err(_) if self.options.interrupt.load(Ordering::Relaxed) => {
+                self.broken = true;
+                return Err(Interrupted.into());
+            }
+            Err(error) => {
+                self.broken = true;
+                let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+                let Some(cause) = cause.map(|cause| io::Error::new(cause.kind(), cause.to_string())) else {
+                    return Err(error);
+                };
+                let path = self.dir().path().join(numbering.metadata_part(place));
+                return Err(self.kept(Failure { path, error: cause }));
+            }
+        };
+        let next = numbering.columns(place + 1);
+        self.working.finish_file(file, next).map_err(|failure| self.kept(failure))?;
+        // They are in the metadata now.
+        self.dir().remove(numbering.rows_part(place))?;
+        self.rows_in_file = 0;
+        if self.publishes_early {
+            numbering.publish(place, place + 1, self.rules())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the current file of a numbered folder: its columns become `.npy` files, and those of its rows the
+    /// metadata.
+    fn make_file(&self, numbering: &Numbering, place: u64, dim: usize) -> Result<NumberedFile> {
+        let store = self.store(true, self.rows_in_file, dim);
+        let head = npy::header(store.rows, dim, store.dtype)?;
+        let mut sums = Vec::new();
+        for column in store.columns.iter().filter(|column| matches!(column.spec.content, Content::Values(_))) {
+            let Some(file) = &column.file else { bail!("internal error: an array that is not stored") };
+            file.write_all_at(&head, 0)?;
+            sync_all(file)?;
+            sums.push(column.sum_after(&head));
+        }
+        let metadata = numbering.metadata_part(place);
+        create(store.dir, &metadata, |output| write_metadata(&store, output))?;
+        sums.push(FileSum::of(store.dir.open_file(&metadata, Access::Read)?)?);
+        Ok(NumberedFile { rows: store.rows, sums })
+    }
+
+    /// Complete columns, those of a numbered folder's current file or the others.
+    fn store(&self, is_numbered: bool, rows: u64, dim: usize) -> Store<'_> {
+        let columns: Vec<&Column> =
+            self.working.columns.iter().filter(|column| column.spec.is_numbered == is_numbered).collect();
+        let interrupt = Arc::clone(&self.options.interrupt);
+        Store { dir: self.working.dir(), columns, rows, dim, dtype: self.options.out_dtype, interrupt }
     }
 
     pub(crate) fn sync(&mut self) -> Result<()> {
@@ -148,18 +255,20 @@ impl FileWriter {
     /// A failure while rows are written, with what the user can do.
     fn kept(&mut self, Failure { path, error }: Failure) -> Error {
         self.broken = true;
-        // What cannot be synced does not count either.
+        // Rows that cannot be synced do not count either.
         let _ = self.working.sync();
         let rows = self.working.rows();
-        let what_now = match self.keep {
-            true if rows > 0 => format!("{rows} rows are kept, and --resume goes on from row {rows} {}", once(&error)),
+        let what_now = match self.options.keep {
+            true if rows > 0 => {
+                format!("{rows} rows are kept, and --resume continues from row {rows} {}", once(&error))
+            }
             _ => "nothing is kept".to_string(),
         };
-        let line = format!("cannot write {:?}: {error}; {what_now}", path.display().to_string());
+        let line = format!("cannot write {}: {error}; {what_now}", shown(&path));
         Error::new(error).context(line)
     }
 
-    /// A failure while the output is made of the rows, all of which were on the disk by then.
+    /// A failure while the output is made of the rows, all of which are on disk.
     fn unfinished(&self, error: Error) -> Error {
         let rows = self.working.rows();
         let lost = error.chain().find_map(|cause| {
@@ -168,27 +277,35 @@ impl FileWriter {
         });
         let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
         let (cause, kept) = match (lost, cause) {
-            (Some(lost), _) => (lost, "--resume goes on from the last row that can be read".to_string()),
+            (Some(lost), _) => (lost, "--resume continues from the last row that can be read".to_string()),
             (None, Some(cause)) => {
                 (cause.to_string(), format!("all {rows} rows are kept, and --resume finishes it {}", once(cause)))
             }
             (None, None) => return error,
         };
-        let what_now = if self.keep { kept } else { "nothing is kept".to_string() };
+        let what_now = if self.options.keep { kept } else { "nothing is kept".to_string() };
         let line = format!("cannot write {}: {cause}; {what_now}", self.name);
         error.context(line)
     }
 
-    /// Completes the outputs and moves them into their places, then calls `then`, and then drops the rows.
+    /// Completes the outputs and moves them into place, then calls `then`, and then drops the rows.
+    ///
+    /// # Errors
+    /// If they cannot be written or moved; [`Interrupted`]; those of `then`.
     pub(crate) fn finish<T>(mut self, then: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.broken {
-            bail!("{} was not written to its end", self.name);
+            bail!("internal error: {} was not written to its end", self.name);
         }
         let Some(dim) = self.dim else { return Err(bad_input!("{}: there are no rows to write", self.name)) };
         if !self.working.is_complete() {
             self.sync()?;
+            // Without rows an empty file shows readers the embedding dimension.
+            let is_empty = self.working.files().is_empty() && self.options.shard.is_none();
+            if self.rows_in_file > 0 || is_empty {
+                self.finish_file(dim)?;
+            }
             let made = self.assemble(dim).and_then(|()| Ok(self.working.complete(dim)?));
-            if made.is_err() && self.interrupt.load(Ordering::Relaxed) {
+            if made.is_err() && self.options.interrupt.load(Ordering::Relaxed) {
                 return Err(Interrupted.into());
             }
             made.map_err(|error| self.unfinished(error))?;
@@ -201,46 +318,32 @@ impl FileWriter {
         Ok(result)
     }
 
-    /// The hidden folder, for what goes beside the outputs.
-    pub(crate) fn dir(&self) -> &Dir {
-        self.working.dir()
-    }
-
-    /// Moves the outputs into their places, the main one last, and what is stale there out of the way first: a record
-    /// must never lie beside rows that it was not made for.
-    fn publish(&self) -> Result<()> {
-        let dir = self.working.dir();
-        let rules = Rules { overwrite: self.overwrite, keep: self.keep, dir };
-        for place in (0..self.outputs.len()).rev() {
-            let publications = self.publications(place);
-            let is_ours = |place: &PathBuf| publications.iter().any(|publication| publication.target == *place);
-            let all = places(&self.outputs[place]);
-            all.iter().filter(|place| !is_ours(place)).try_for_each(|place| remove_stale(place, rules))?;
-            for publication in &publications {
-                let overwrite = rules.overwrite || is_record(&publication.target);
-                publication.publish(Rules { overwrite, ..rules })?;
-            }
-        }
-        Ok(())
-    }
-
+    /// Gives up and removes everything.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
     pub(crate) fn discard(mut self) -> Result<()> {
-        self.working.remove().with_context(|| format!("cannot remove the folder of the rows of {}", self.name))
+        let files = self.working.files().len() as u64;
+        let numbering = self.numbering.as_ref().filter(|_| self.publishes_early);
+        let removed = numbering.map_or(Ok(()), |numbering| numbering.remove(self.working.dir(), 0..files));
+        let removed = removed.and_then(|()| self.working.remove());
+        removed.with_context(|| format!("cannot remove the rows of {}", self.name))
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules { overwrite: self.options.overwrite, keep: self.options.keep, dir: self.working.dir() }
     }
 
     /// Makes the outputs of the rows.
-    fn assemble(&self, dim: usize) -> Result<()> {
-        let (rows, dtype, interrupt) = (self.working.rows(), self.encoding.dtype, Arc::clone(&self.interrupt));
-        let rows_bytes = self.working.sum(Content::Rows).map_or(0, |(bytes, _)| bytes);
-        let store = Store { dir: self.working.dir(), rows, rows_bytes, dim, dtype, interrupt };
-        for (place, output) in self.outputs.iter().enumerate() {
-            let record = self.record(output, &store)?;
-            let in_file = record.as_ref().filter(|_| self.shard.is_some());
-            write_output(&store, output, in_file, self.rows_per_file, &self.part(place))?;
+    pub(super) fn assemble(&self, dim: usize) -> Result<()> {
+        let store = self.store(false, self.working.rows(), dim);
+        for target in &self.targets {
+            let record = self.record(target, &store)?;
+            target.make(&store, record.as_ref().filter(|_| self.options.shard.is_some()))?;
             if let Some(record) = &record
-                && self.record_file(output).is_some()
+                && self.record_file(&target.output).is_some()
             {
-                create(store.dir, &record_part(place), |file| {
+                create(store.dir, &record_part(target), |file| {
                     serde_json::to_writer(&mut *file, &record)?;
                     Ok(file.write_all(b"\n")?)
                 })?;
@@ -251,112 +354,84 @@ impl FileWriter {
 
     /// Where an output's record goes, if one goes beside it.
     fn record_file(&self, output: &Output) -> Option<PathBuf> {
-        match self.shard {
-            Some(_) => (!holds_record(output.format)).then(|| shard_file(&output.path, output.format)),
-            None => record_file(&output.path).filter(|_| self.leaves_record),
+        match self.options.shard {
+            Some(shard) => (!output.format.sink().holds_record()).then(|| shard_file(output, shard)),
+            None => record_file(&output.path).filter(|_| self.options.leaves_record()),
         }
     }
 
-    fn record(&self, output: &Output, store: &Store) -> Result<Option<ShardRecord>> {
-        let Shard { index, count } = match self.shard {
-            Some(shard) => shard,
-            None if self.leaves_record => Shard::WHOLE,
+    fn record(&self, target: &Target, store: &Store) -> Result<Option<OutputRecord>> {
+        let (Shard { index, count }, total_rows, rows) = match self.options.shard {
+            Some(shard) => {
+                let total_rows =
+                    self.options.total_rows.ok_or_else(|| anyhow!("internal error: a shard without total rows"))?;
+                (shard, total_rows, self.working.runs().clone().finish())
+            }
+            None if self.options.leaves_record() => (Shard::WHOLE, store.rows, RowRuns::all(store.rows)),
             None => return Ok(None),
         };
-        let total_rows = match (self.shard, self.total_rows) {
-            (None, _) => store.rows,
-            (_, rows) => rows.ok_or_else(|| anyhow!("a shard without the number of all rows"))?,
+        let checksums = match (&target.layout, &self.numbering) {
+            (Layout::Numbered, Some(numbering)) => {
+                Checksums { files: numbering.sums(self.working.files()), ..Checksums::default() }
+            }
+            _ => {
+                let crc = |content| Ok(store.column(content)?.sum().crc);
+                let arrays = target.output.arrays.names().iter().map(|array| crc(Content::Values(*array)));
+                let rows = target.output.format.holds_rows().then(|| crc(Content::Rows)).transpose()?;
+                Checksums { arrays: arrays.collect::<Result<_>>()?, rows, ..Checksums::default() }
+            }
         };
-        let rows = match self.shard {
-            Some(_) => self.working.runs().clone().finish(),
-            None => RowRuns::all(store.rows),
-        };
-        let sum = |content| {
-            let sum = self.working.sum(content).map(|(_, crc)| crc);
-            sum.ok_or_else(|| anyhow!("an output of what was not written"))
-        };
-        let arrays = output.arrays.names().iter().map(|array| sum(Content::Values(*array)));
-        let known = output.format.holds_rows().then(|| sum(Content::Rows)).transpose()?;
-        Ok(Some(ShardRecord {
-            checksums: Checksums { arrays: arrays.collect::<Result<_>>()?, rows: known },
-            index,
-            count,
-            total_rows,
-            rows,
-            arrays: output.arrays,
-            dtype: store.dtype,
-            dim: store.dim,
-            fingerprint: self.fingerprint.clone(),
-        }))
+        let (arrays, fingerprint) = (target.output.arrays, self.options.record_fingerprint());
+        let (dtype, dim) = (store.dtype, store.dim);
+        Ok(Some(OutputRecord { index, count, total_rows, rows, arrays, dtype, dim, fingerprint, checksums }))
     }
 
-    /// The name under which an output is made in the hidden folder.
-    fn part(&self, place: usize) -> String {
-        match self.outputs.get(place) {
-            // The data file becomes the output.
-            Some(output) if place == 0 && output.format == OutputFormat::Npy => output.arrays.names()[0].name().into(),
-            _ => format!("output-{place}"),
-        }
-    }
-
-    /// What has to be moved for an output, in this order.
-    fn publications(&self, place: usize) -> Vec<Publication> {
-        let output = &self.outputs[place];
-        let part = PathBuf::from(self.part(place));
-        let mut publications = Vec::new();
-        if let Some(target) = self.record_file(output) {
-            let record = Publication { part: record_part(place).into(), target };
-            // A run that was to leave none may have made the output.
-            if self.shard.is_some() || record.is_there(self.working.dir()) {
-                publications.push(record);
+    /// Moves the outputs into place, the main one last, and first removes what is stale there: a record must never lie
+    /// beside rows that it was not made for.
+    fn publish(&self) -> Result<()> {
+        let rules = self.rules();
+        let files = self.working.files().len() as u64;
+        for target in self.targets.iter().rev() {
+            let output = &target.output;
+            let record = self.record_file(output);
+            match (&target.layout, &self.numbering) {
+                (Layout::Numbered, Some(numbering)) => numbering.clear(files, rules)?,
+                _ if output.format.sink().holds_record() || self.options.shard.is_some() => {}
+                _ => remove_stale(&shard_file(output, Shard::WHOLE), rules)?,
+            }
+            if let Some(file) = record {
+                let publication = Publication { part: record_part(target), target: file };
+                // An unsharded run that was to leave none may have made the output.
+                if self.options.shard.is_some() || rules.dir.kind(&publication.part)?.is_some() {
+                    let overwrite = rules.overwrite || is_record(&publication.target);
+                    publication.publish(Rules { overwrite, ..rules })?;
+                }
+            }
+            match (&target.layout, &self.numbering) {
+                (Layout::Numbered, Some(numbering)) => {
+                    (0..files).try_for_each(|place| numbering.publish(place, files, rules))?;
+                }
+                _ => {
+                    let publication = Publication { part: target.part.clone(), target: output.path.clone() };
+                    publication.publish(rules)?;
+                }
             }
         }
-        if output.format == OutputFormat::Folder {
-            let parts = folder::parts(output.arrays).into_iter();
-            publications
-                .extend(parts.map(|name| Publication { part: part.join(name), target: output.path.join(name) }));
-        } else {
-            publications.push(Publication { part, target: output.path.clone() });
-        }
-        publications
+        Ok(())
     }
 }
 
-/// The name under which an output's record is made in the hidden folder.
-fn record_part(place: usize) -> String {
-    format!("record-{place}.json")
+/// The name of an output's record in the hidden folder.
+fn record_part(target: &Target) -> String {
+    target.part.replace("output", "record") + ".json"
 }
 
-/// When a run that failed so may be gone on with.
+/// When a run that failed so can be resumed.
 fn once(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::FileTooLarge => "once files may be larger (ulimit -f)",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "once there is room",
         _ => "once it can be written",
-    }
-}
-
-/// Writes one output to where it is made.
-pub(crate) fn write_output(
-    store: &Store,
-    output: &Output,
-    record: Option<&ShardRecord>,
-    rows_per_file: u64,
-    part: &str,
-) -> Result<()> {
-    let arrays = output.arrays;
-    let array = arrays.names()[0];
-    match output.format {
-        OutputFormat::Npy if part == array.name() => npy::write_in_place(store, array),
-        OutputFormat::Npy => create(store.dir, part, |file| npy::write(store, array, 0, store.rows, file)),
-        OutputFormat::Npz => create(store.dir, part, |file| npz::write(store, arrays, file)),
-        OutputFormat::Safetensors => create(store.dir, part, |file| safetensors::write(store, arrays, record, file)),
-        OutputFormat::JsonLines => create(store.dir, part, |file| jsonl::write(store, arrays, file)),
-        OutputFormat::Parquet => create(store.dir, part, |file| parquet::write(store, arrays, record, file)),
-        OutputFormat::Folder => {
-            store.dir.remove(part)?;
-            folder::write(store, arrays, rows_per_file, &store.dir.make_dir(part)?)
-        }
     }
 }
 

@@ -1,29 +1,30 @@
-//! What decides the rows of a run, so that a later run goes on with them only if it would have made the same.
+//! What decides the rows of a run: another run resumes from them only if it would have computed the same.
 
 use crate::text::shorten;
 use serde::{Deserialize, Serialize};
 
-/// Settings by name in the order in which they are shown, for example `("--steps", "25")`.
+/// Settings by name, in the order in which they are shown, such as `("--steps", "25")`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(Vec<(String, String)>);
 
 impl Fingerprint {
-    /// Adds a setting. The name is what the user knows it by: an option, or what was hashed.
+    /// Adds a setting under the name that the user knows it by: an option, or what was hashed.
     pub fn push(&mut self, name: &str, value: impl ToString) {
         self.0.push((name.to_string(), value.to_string()));
     }
 
-    /// Adds the settings of `other` behind these.
-    pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+    /// The settings but one.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.0.retain(|(other, _)| other != name);
+        self
     }
 
     /// How `now` differs from these settings, each as `--steps was 25, is 30`.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         // A negative prompt may be long.
-        const LONGEST: usize = 60;
-        let told = |value: Option<&str>| value.map_or_else(|| "not set".to_string(), |value| shorten(value, LONGEST));
+        const MAX_CHARS: usize = 60;
+        let told = |value: Option<&str>| value.map_or_else(|| "not set".to_string(), |value| shorten(value, MAX_CHARS));
         let of_old = self.0.iter().map(|(name, _)| name);
         let only_new = now.0.iter().map(|(name, _)| name).filter(|name| self.value(name).is_none());
         of_old
@@ -59,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_cut_between_characters() {
+    fn a_long_value_is_truncated_between_characters() {
         let was = fingerprint(&[("--negative-prompt", &"ä".repeat(100))]);
         let difference = was.differences(&Fingerprint::default()).remove(0);
         assert_eq!(difference, format!("--negative-prompt was {}…, is not set", "ä".repeat(60)));

@@ -1,35 +1,38 @@
-//! The journal of a run: what of its rows is safe on disk.
+//! The journal of a run: which of its rows are safe on disk.
 //!
-//! JSON, a line each, with a checksum of its own: a header that says what decides the rows, a line a batch, and one when
-//! the output is complete. What stops a run may tear the last line, and takes its line break with it: such a line does not
-//! count. One with a line break that is not as it was written is damage.
+//! JSON lines, each with a checksum of its own: a header with what decides the rows, a line per batch, a line per file
+//! of a numbered folder, and one when the output is complete. A crash may tear the last line, which then lacks its line
+//! break and does not count. A line with a line break that is not as it was written is damage.
 
 use super::fingerprint::Fingerprint;
+use super::record::FileSum;
 use super::shard::RowRuns;
+use crate::atomic::sync_data;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The version of the format; another version's journal cannot be gone on with.
-pub const VERSION: u32 = 2;
+/// The version of the format. A run does not resume from another version's journal.
+pub(crate) const VERSION: u32 = 3;
 
-/// The longest line that is read; what is longer is no journal.
-const LONGEST_LINE: u64 = 64 << 20;
+/// Bytes of a line at most; a longer one is damage.
+const MAX_LINE: u64 = 64 << 20;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Line {
+pub(crate) enum Line {
     /// The first line.
     Header(Header),
-    /// A batch is in the data files.
+    /// A batch is in the columns.
     Batch(BatchLine),
-    /// The whole output is written, and all that is left is to move it into place.
+    /// The next file of a numbered folder is whole. The folder's columns start afresh.
+    File(NumberedFile),
+    /// The whole output is written and only needs to be moved into place.
     Complete {
-        /// Rows in it.
         rows: u64,
-        /// Numbers in a row.
+        /// The embedding dimension.
         dim: usize,
     },
 }
@@ -39,7 +42,7 @@ pub enum Line {
 struct Checked {
     #[serde(flatten)]
     line: Line,
-    /// CRC-32 of the line as JSON. The first version had none.
+    /// CRC-32 of the line as JSON. Version 1 had none.
     crc: Option<u32>,
 }
 
@@ -49,7 +52,7 @@ impl Checked {
         Ok(Self { line, crc })
     }
 
-    /// The line, if it is as it was written or can be told to be another version's.
+    /// The line, if it is as it was written, or another version's header.
     fn line(self) -> Option<Line> {
         let is_old = matches!(&self.line, Line::Header(header) if header.version < VERSION);
         let crc = self.crc;
@@ -61,82 +64,80 @@ impl Checked {
 /// What decides the rows and their bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Header {
+pub(crate) struct Header {
     /// [`VERSION`].
-    pub version: u32,
-    /// Numbers in a row, if that was known before the first.
-    pub dim: Option<usize>,
-    /// Settings by name.
-    pub fingerprint: Fingerprint,
-    /// Whether no run can go on with the rows.
+    pub(crate) version: u32,
+    /// The embedding dimension, if it was known before the first row.
+    pub(crate) dim: Option<usize>,
+    pub(crate) fingerprint: Fingerprint,
+    /// Whether no run can resume from the rows.
     #[serde(default)]
-    pub is_temporary: bool,
+    pub(crate) is_temporary: bool,
 }
 
 /// The state after a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BatchLine {
+pub(crate) struct BatchLine {
     /// Rows so far.
-    pub rows: u64,
-    /// Bytes so far in each data file.
-    pub bytes: Vec<u64>,
-    /// CRC-32 of `rows`, `bytes` (little-endian) and the batch's bytes in each data file, in this order.
-    pub crc: u32,
-    /// The batch's rows by their numbers in the whole, in a sharded run.
+    pub(crate) rows: u64,
+    /// The embedding dimension.
+    pub(crate) dim: usize,
+    /// Each column's bytes so far, in a numbered folder those of the current file.
+    pub(crate) columns: Vec<FileSum>,
+    /// The batch's rows by their indices in the whole, in a sharded run.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub runs: Option<RowRuns>,
+    pub(crate) runs: Option<RowRuns>,
 }
 
-impl BatchLine {
-    /// Begins the checksum, with what comes before the data.
-    pub fn hasher(rows: u64, bytes: &[u64]) -> crc32fast::Hasher {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&rows.to_le_bytes());
-        bytes.iter().for_each(|bytes| hasher.update(&bytes.to_le_bytes()));
-        hasher
-    }
+/// A whole file of a numbered folder: one `.npy` file per array, and the metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NumberedFile {
+    pub(crate) rows: u64,
+    /// The order is the folder's.
+    pub(crate) sums: Vec<FileSum>,
 }
 
 /// A journal that is open for reading and appending.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     file: File,
     path: PathBuf,
 }
 
 impl Journal {
-    /// The journal in a file that is open for both; messages call it `path`.
-    pub fn new(file: File, path: PathBuf) -> Self {
+    /// A journal in a file that is open for reading and appending; messages call it `path`.
+    pub(crate) fn new(file: File, path: PathBuf) -> Self {
         Self { file, path }
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
+    /// Its path.
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads it from the first line on.
+    /// Reads it from the start.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn read(&self) -> io::Result<Reader<'_>> {
+    pub(crate) fn read(&self) -> io::Result<Reader<'_>> {
         Reader::new(&self.file)
     }
 
-    /// Forgets what comes after the first `bytes` bytes.
+    /// Truncates it to `bytes` bytes.
     ///
     /// # Errors
-    /// If the file cannot be cut.
-    pub fn cut(&mut self, bytes: u64) -> io::Result<()> {
+    /// If the file cannot be truncated.
+    pub(crate) fn truncate(&mut self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
     }
 
-    /// Appends a line, and gives the bytes of all lines.
+    /// Appends a line; returns the bytes of all lines.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn append(&mut self, line: Line) -> io::Result<u64> {
+    pub(crate) fn append(&mut self, line: Line) -> io::Result<u64> {
         let mut text = serde_json::to_vec(&Checked::new(line)?)?;
         text.push(b'\n');
         self.file.write_all(&text)?;
@@ -146,34 +147,34 @@ impl Journal {
     /// Bytes of all lines.
     ///
     /// # Errors
-    /// If the system does not say.
-    pub fn bytes(&self) -> io::Result<u64> {
+    /// If the system does not tell.
+    pub(crate) fn bytes(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Waits until all lines are on the disk.
+    /// Syncs it to disk.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn sync(&self) -> io::Result<()> {
-        super::atomic::sync_data(&self.file)
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        sync_data(&self.file)
     }
 }
 
-/// How the lines that count end.
+/// How the valid lines end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// Where the file does.
+pub(crate) enum End {
+    /// At the end of the file.
     Whole,
-    /// In a line that was being written.
+    /// In a torn line.
     Torn,
-    /// In one that is not as it was written.
+    /// In a damaged line.
     Damaged,
 }
 
-/// Reads a journal's lines from the first on.
+/// Reads a journal's lines from the start.
 #[derive(Debug)]
-pub struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     input: BufReader<&'a File>,
     position: u64,
     end: Option<End>,
@@ -182,39 +183,39 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// # Errors
     /// If the file cannot be read.
-    pub fn new(mut file: &'a File) -> io::Result<Self> {
+    pub(crate) fn new(mut file: &'a File) -> io::Result<Self> {
         file.seek(SeekFrom::Start(0))?;
         Ok(Self { input: BufReader::new(file), position: 0, end: None })
     }
 
-    /// The next line that counts.
+    /// The next valid line.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn next_line(&mut self) -> io::Result<Option<Line>> {
+    pub(crate) fn next_line(&mut self) -> io::Result<Option<Line>> {
         if self.end.is_some() {
             return Ok(None);
         }
         let mut text = Vec::new();
-        let read = self.input.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut text)?;
+        let read = self.input.by_ref().take(MAX_LINE).read_until(b'\n', &mut text)?;
         let whole = text.strip_suffix(b"\n");
         let line = whole.and_then(|text| serde_json::from_slice::<Checked>(text).ok()).and_then(Checked::line);
         match line {
             Some(_) => self.position += read as u64,
             None if read == 0 => self.end = Some(End::Whole),
-            None if whole.is_none() && (read as u64) < LONGEST_LINE => self.end = Some(End::Torn),
+            None if whole.is_none() && (read as u64) < MAX_LINE => self.end = Some(End::Torn),
             None => self.end = Some(End::Damaged),
         }
         Ok(line)
     }
 
-    /// Bytes of the lines read so far.
-    pub fn position(&self) -> u64 {
+    /// Bytes of the lines that were read so far.
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
-    /// How the lines end, after the last.
-    pub fn end(&self) -> Option<End> {
+    /// How the lines end, once the last was read.
+    pub(crate) fn end(&self) -> Option<End> {
         self.end
     }
 }
@@ -226,10 +227,12 @@ mod tests {
     fn lines() -> Vec<Line> {
         let mut fingerprint = Fingerprint::default();
         fingerprint.push("--steps", 25);
-        let batch = |rows| Line::Batch(BatchLine { rows, bytes: vec![rows * 8], crc: 7, runs: None });
+        let sum = |bytes| FileSum { bytes, crc: 7 };
+        let batch = |rows| Line::Batch(BatchLine { rows, dim: 2, columns: vec![sum(rows * 8)], runs: None });
         vec![
             Line::Header(Header { version: VERSION, dim: Some(2), fingerprint, is_temporary: false }),
             batch(3),
+            Line::File(NumberedFile { rows: 4, sums: vec![sum(160), sum(99)] }),
             batch(5),
             Line::Complete { rows: 5, dim: 2 },
         ]
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_anywhere_the_whole_lines_before_the_cut_count() {
+    fn truncated_anywhere_the_whole_lines_count() {
         let (_folder, path, whole) = whole();
         for cut in 0..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_as_it_was_written_is_damage() {
+    fn a_changed_line_is_damage() {
         let (_folder, path, whole) = whole();
         for place in 0..whole.len() {
             // Digits stay digits, so that the line stays JSON.
@@ -293,19 +296,19 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_lines_that_count_is_cut_off() {
+    fn lines_after_damage_do_not_count() {
         let (_folder, path, whole) = whole();
         let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         std::fs::write(&path, [&whole[..first], b"\0\0\0\n", &whole[first..]].concat()).unwrap();
         assert_eq!(read(&path), (lines()[..1].to_vec(), first as u64, End::Damaged));
         let mut journal = open(&path);
-        journal.cut(first as u64).unwrap();
+        journal.truncate(first as u64).unwrap();
         journal.append(lines()[2].clone()).unwrap();
         assert_eq!(read(&path).0, [lines()[0].clone(), lines()[2].clone()]);
     }
 
     #[test]
-    fn the_header_of_another_version_can_be_told_from_damage() {
+    fn another_versions_header_is_not_damage() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("journal");
         std::fs::write(&path, "{\"header\":{\"version\":1,\"dim\":2,\"fingerprint\":[]}}\n").unwrap();

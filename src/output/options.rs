@@ -1,213 +1,70 @@
 //! What to write, where and how.
 
+use super::arrays::Arrays;
+use super::dtype::{Encoding, OutputDtype};
 use super::fingerprint::Fingerprint;
+use super::formats::OutputFormat;
 use super::shard::Shard;
-use super::stream;
 use crate::bad_input;
 use anyhow::Result;
-use safetensors::Dtype;
-use serde::{Deserialize, Serialize};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// An array of embeddings, `(rows, dim)`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArrayName {
-    /// `image_embeds`.
-    Image,
-    /// `negative_image_embeds`.
-    Negative,
+/// The name of the setting that the shards of a run differ in.
+pub(crate) const SHARD: &str = "--shard";
+
+/// Whether `path` is written front to back and cannot be moved into place: standard output, a pipe or a device.
+pub fn is_stream(path: &Path) -> bool {
+    path.as_os_str() == "-" || fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
-impl ArrayName {
-    /// The name that decoders know it by.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Image => "image_embeds",
-            Self::Negative => "negative_image_embeds",
-        }
-    }
-}
-
-/// The arrays of an output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Arrays {
-    /// The image embeddings alone.
-    Image,
-    /// The negative image embeddings alone, in a file of their own.
-    Negative,
-    /// Both.
-    Both,
-}
-
-impl Arrays {
-    /// The arrays in the order in which they are written.
-    pub fn names(self) -> &'static [ArrayName] {
-        match self {
-            Self::Image => &[ArrayName::Image],
-            Self::Negative => &[ArrayName::Negative],
-            Self::Both => &[ArrayName::Image, ArrayName::Negative],
-        }
-    }
-
-    /// The arrays of both.
-    pub(crate) fn union(self, other: Self) -> Self {
-        if self == other { self } else { Self::Both }
-    }
-}
-
-/// How numbers are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OutputDtype {
-    /// float32.
-    F32,
-    /// float16, half the bytes.
-    F16,
-}
-
-impl OutputDtype {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-        }
-    }
-
-    /// Its name in `.npy` files.
-    pub(crate) fn npy_name(self) -> &'static str {
-        match self {
-            Self::F32 => "<f4",
-            Self::F16 => "<f2",
-        }
-    }
-
-    /// Its name in safetensors files.
-    pub(crate) fn safetensors_dtype(self) -> Dtype {
-        match self {
-            Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
-        }
-    }
-
-    /// Bytes of a number.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-        }
-    }
-}
-
-/// A form of output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutputFormat {
-    /// numpy's format for one array.
-    Npy,
-    /// numpy's archive of named arrays.
-    Npz,
-    /// Named arrays as libraries of models store them.
-    Safetensors,
-    /// JSON lines, an object a row.
-    JsonLines,
-    /// A Parquet table, a row a row.
-    Parquet,
-    /// A folder of numbered `.npy` files of embeddings and `.parquet` files of what they belong to, as clip-retrieval
-    /// writes and embedding-reader reads it.
-    Folder,
-}
-
-impl OutputFormat {
-    /// All forms but the folder, with the names that the command line and file extensions have for them.
-    pub const FILES: [(&'static str, Self); 5] = [
-        ("npy", Self::Npy),
-        ("npz", Self::Npz),
-        ("safetensors", Self::Safetensors),
-        ("jsonl", Self::JsonLines),
-        ("parquet", Self::Parquet),
-    ];
-
-    /// The form that a file name asks for; `.npy` for standard output.
-    ///
-    /// # Errors
-    /// [`crate::bad_input::BadInput`] if the extension is missing or unknown.
-    pub fn of_path(path: &Path) -> Result<Self> {
-        if path.as_os_str() == "-" {
-            return Ok(Self::Npy);
-        }
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-        let known = Self::FILES.iter().find(|(name, _)| extension.as_deref() == Some(name));
-        known.map(|(_, format)| *format).ok_or_else(|| {
-            bad_input!(
-                "{path:?} does not end in .npy, .npz, .safetensors, .jsonl or .parquet; rename it, or say --format"
-            )
-        })
-    }
-
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        Self::FILES.iter().find(|(_, format)| *format == self).map_or("folder", |(name, _)| name)
-    }
-
-    /// Whether one output holds several arrays by name.
-    pub fn holds_several(self) -> bool {
-        self != Self::Npy
-    }
-
-    /// Whether it holds ids, prompts and seeds.
-    pub fn holds_rows(self) -> bool {
-        matches!(self, Self::JsonLines | Self::Parquet | Self::Folder)
-    }
-}
-
-/// An output: where it goes, its form and its arrays.
+/// An output.
 #[derive(Debug, Clone)]
 pub struct Output {
     /// A file, a folder for [`OutputFormat::Folder`], or `-` for standard output.
     pub path: PathBuf,
-    /// Its form.
+    /// Its format.
     pub format: OutputFormat,
-    /// What it holds.
+    /// The arrays that it holds.
     pub arrays: Arrays,
 }
 
 /// What to write, where and how.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
-    /// The main output, then others that hold arrays of the same rows. When the main one is there, all are.
+    /// The main output, then others with arrays of the same rows. The main one is moved into place last.
     pub outputs: Vec<Output>,
-    /// How numbers are written.
+    /// The type that numbers are written in.
     pub out_dtype: OutputDtype,
-    /// Whether embeddings are brought to length one; a row of zeros stays one.
+    /// Whether embeddings are scaled to unit length; a row of zeros stays one.
     pub normalize: bool,
-    /// Rows in each numbered file of a folder.
+    /// Rows in each file of a numbered folder.
     pub rows_per_file: u64,
-    /// Whether what is there already may be replaced, and rows of an earlier run dropped.
+    /// Whether existing outputs may be replaced, and the rows of an earlier run dropped.
     pub overwrite: bool,
-    /// Whether to go on with the rows of an earlier run.
+    /// Whether to resume an earlier run.
     pub resume: bool,
-    /// Whether rows that an earlier run with the same fingerprint left may be dropped: where they are made again quickly.
+    /// Whether the rows of an earlier run with the same fingerprint may be dropped, because they are quickly computed.
     pub restart: bool,
-    /// Whether the rows of a run that ends early are kept for one that goes on; if not, not even those of a run that
-    /// was killed are in the way of the next.
+    /// Whether the rows of a run that ends early are kept to be resumed. If not, even those of a killed run are not in
+    /// the way of the next.
     pub keep: bool,
-    /// What decides the rows, beside what is in here.
+    /// What decides the rows, besides these options.
     pub fingerprint: Fingerprint,
-    /// Numbers in a row, if known; needed for an output without rows.
+    /// The embedding dimension, if known; needed for an output without rows.
     pub dim: Option<usize>,
     /// Rows of the whole (of all shards), if known.
     pub total_rows: Option<u64>,
-    /// The share of the rows that these are, if they are not all.
+    /// The shard that the rows are, if they are not all.
     pub shard: Option<Shard>,
-    /// Set by whoever wants the writing to stop soon.
+    /// Set to ask for an early end.
     pub interrupt: Arc<AtomicBool>,
 }
 
 impl WriteOptions {
-    /// Options for the outputs, all others as the command line has them by default.
+    /// The command line's defaults for these outputs.
     pub fn new(outputs: Vec<Output>) -> Self {
         Self {
             outputs,
@@ -226,7 +83,25 @@ impl WriteOptions {
         }
     }
 
-    /// Checks that the options fit together.
+    /// The path that the names of other files about the main output extend. Shards of a folder share its path, and have
+    /// one of their own here.
+    pub fn base_path(&self) -> PathBuf {
+        let Some(main) = self.outputs.first() else { return PathBuf::new() };
+        match self.shard {
+            Some(Shard { index, count }) if main.format == OutputFormat::Folder => {
+                let mut path = main.path.components().as_path().as_os_str().to_os_string();
+                path.push(format!(".shard-{index}-of-{count}"));
+                path.into()
+            }
+            _ => main.path.clone(),
+        }
+    }
+
+    pub(crate) fn encoding(&self) -> Encoding {
+        Encoding { dtype: self.out_dtype, normalize: self.normalize }
+    }
+
+    /// Checks that the options agree.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if they do not.
@@ -234,7 +109,7 @@ impl WriteOptions {
         if self.rows_per_file == 0 {
             return Err(bad_input!("--rows-per-file 0 leaves no room for rows; give 1 or more"));
         }
-        let streamed = self.outputs.iter().find(|output| stream::is_stream(&output.path));
+        let streamed = self.outputs.iter().find(|output| is_stream(&output.path));
         if let Some(Output { path, .. }) = streamed
             && (self.resume || self.shard.is_some())
         {
@@ -250,21 +125,26 @@ impl WriteOptions {
         Ok(())
     }
 
-    /// What decides the rows, without what decides how these outputs hold them.
+    /// What decides the rows, whatever format they are written in.
     fn row_fingerprint(&self) -> Fingerprint {
         let mut fingerprint = self.fingerprint.clone();
         fingerprint.push("--normalize", self.normalize);
         fingerprint
     }
 
-    /// Whether a record goes beside an output that is no shard, by which the same run finds it done when it is sent again.
+    /// Whether an unsharded output gets a record, by which the same run recognizes it as finished.
     pub(crate) fn leaves_record(&self) -> bool {
         self.resume && self.shard.is_none()
     }
 
-    /// What an output's record says of the settings. Shards may be joined to another form than they have.
+    /// The settings in an output's record. Shards in files can be merged into another format; those of a folder share
+    /// it.
     pub(crate) fn record_fingerprint(&self) -> Fingerprint {
-        if self.shard.is_some() { self.row_fingerprint() } else { self.whole_fingerprint() }
+        match self.outputs.first() {
+            Some(output) if self.shard.is_some() && output.format != OutputFormat::Folder => self.row_fingerprint(),
+            _ if self.shard.is_some() => self.whole_fingerprint().without(SHARD),
+            _ => self.whole_fingerprint(),
+        }
     }
 
     /// What decides the rows and how they are written.
@@ -283,7 +163,7 @@ impl WriteOptions {
                 fingerprint.push("--rows-per-file", self.rows_per_file);
             }
         }
-        fingerprint.push("--shard", self.shard.map_or_else(|| "not set".to_string(), |shard| shard.to_string()));
+        fingerprint.push(SHARD, self.shard.map_or_else(|| "not set".to_string(), |shard| shard.to_string()));
         fingerprint
     }
 }

@@ -1,108 +1,102 @@
-//! Where files lie: outputs, what is beside them, and what must not be there already.
+//! Where files lie: outputs, what goes beside them, and what must not be there already.
 
-use super::atomic;
-use super::shard::ShardRecord;
-use super::{Arrays, Output, OutputFormat, WriteOptions, folder};
+use super::formats::OutputFormat;
+use super::options::{Output, WriteOptions};
+use super::record::OutputRecord;
+use super::shard::Shard;
+use crate::atomic::{self, sync_path};
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
 use crate::files::parent;
 use anyhow::Result;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// What the name of a file with a shard's record adds to the output's.
-pub(crate) const SHARD_SUFFIX: &str = ".shard.json";
+/// What a shard's record adds to the name of its output.
+const SHARD_SUFFIX: &str = ".shard.json";
 
-/// What the name of the record of an output that is no shard adds to the output's.
+/// What an unsharded output's record adds to its name.
 const RECORD_SUFFIX: &str = ".run.json";
 
-/// The longest record that is read.
-const LONGEST_RECORD: u64 = 64 << 20;
+/// Bytes of a name at most, on common file systems.
+pub(crate) const MAX_NAME: usize = 255;
 
-/// Bytes of the longest name that common file systems take.
-pub(crate) const LONGEST_NAME: usize = 255;
-
-/// Characters of a name that is shortened: of four bytes each, they still leave room for a suffix.
+/// Characters of a shortened name: even of four bytes each, they leave room for a suffix.
 const SHORT_NAME: usize = 48;
-
-/// Whether a form of output has a place for a shard's record.
-pub(crate) fn holds_record(format: OutputFormat) -> bool {
-    matches!(format, OutputFormat::Safetensors | OutputFormat::Parquet)
-}
 
 /// A path as messages show it.
 pub(crate) fn shown(path: &Path) -> String {
     format!("{:?}", path.display().to_string())
 }
 
-/// The output with links followed, so that what they lead to is written and not the link replaced.
+/// The output with links followed: their target is written, and the link is not replaced.
+///
+/// # Errors
+/// Those of [`atomic::resolve`].
 pub(crate) fn resolve(output: Output) -> Result<Output> {
     Ok(Output { path: atomic::resolve(&output.path)?, ..output })
 }
 
-/// The hidden folder in which rows gather: beside a file, inside a folder.
-pub(crate) fn working_folder(output: &Output) -> PathBuf {
-    match output.format {
-        OutputFormat::Folder => output.path.join(".prior-embed"),
+/// The hidden folder in which rows are gathered: beside a file, inside a folder.
+pub(crate) fn working_folder(output: &Output, shard: Option<Shard>) -> PathBuf {
+    match (output.format, shard) {
+        (OutputFormat::Folder, Some(shard)) => output.path.join(format!(".prior-embed-{}", of_shard(shard))),
+        (OutputFormat::Folder, None) => output.path.join(".prior-embed"),
         _ => parent(&output.path).join(hidden_name(&output.path, ".prior-embed")),
     }
 }
 
-/// Whether an earlier run that writes the output, whose links are followed, has not come to its end. What is there may be
-/// another's; but an empty folder is what a run left that was killed when all was done.
-pub(crate) fn has_stopped_run(output: &Output) -> bool {
-    let folder = working_folder(output);
+/// Whether an earlier run of an output, whose links are resolved, has not come to its end. What is there may be
+/// foreign; an empty folder is what a run leaves that is killed when all is done.
+pub(crate) fn has_stopped_run(output: &Output, shard: Option<Shard>) -> bool {
+    let folder = working_folder(output, shard);
     fs::symlink_metadata(&folder).is_ok() && !fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// The file with a shard's record that goes with an output.
-pub(crate) fn shard_file(path: &Path, format: OutputFormat) -> PathBuf {
-    match format {
-        OutputFormat::Folder => path.join(&SHARD_SUFFIX[1..]),
-        _ => with_suffix(path, SHARD_SUFFIX),
+/// The file of a shard's record.
+pub(crate) fn shard_file(output: &Output, shard: Shard) -> PathBuf {
+    match output.format {
+        OutputFormat::Folder => output.path.join(format!("shard-{}.json", of_shard(shard))),
+        _ => with_suffix(&output.path, SHARD_SUFFIX),
     }
 }
 
-/// The file with the record of an output that is no shard; `None` if its name would be too long.
+/// A shard in the names of files.
+fn of_shard(shard: Shard) -> String {
+    format!("{}-of-{}", shard.index, shard.count)
+}
+
+/// The shard that a file in a folder belongs to, by its name.
+pub(crate) fn shard_of_name(name: &str) -> Option<Shard> {
+    let record = name.strip_prefix("shard-").and_then(|name| name.strip_suffix(".json"));
+    let (index, count) = record.or_else(|| name.strip_prefix(".prior-embed-"))?.split_once("-of-")?;
+    Some(Shard { index: index.parse().ok()?, count: count.parse().ok()? })
+}
+
+/// The file of an unsharded output's record; `None` if its name would be too long.
 pub(crate) fn record_file(path: &Path) -> Option<PathBuf> {
     let file = with_suffix(path, RECORD_SUFFIX);
-    file.file_name().is_some_and(|name| name.len() <= LONGEST_NAME).then_some(file)
+    file.file_name().is_some_and(|name| name.len() <= MAX_NAME).then_some(file)
 }
 
-/// The record of an output in a file, if there is one.
-///
-/// # Errors
-/// [`crate::bad_input::BadInput`] if it is none.
-pub(crate) fn read_record(file: &Path) -> Result<Option<ShardRecord>> {
-    if !fs::metadata(file).is_ok_and(|metadata| metadata.is_file()) {
-        return Ok(None);
-    }
-    let name = shown(file);
-    let mut text = Vec::new();
-    let read = fs::File::open(file).and_then(|file| file.take(LONGEST_RECORD).read_to_end(&mut text));
-    read.or_bad_input(|| format!("cannot read {name}"))?;
-    serde_json::from_slice(&text).map(Some).or_bad_input(|| format!("{name} is no record of an output"))
-}
-
-/// Whether a file is the record of an output that is no shard: it goes with that output.
+/// Whether a file is the record of an unsharded output, which goes with that output.
 pub(crate) fn is_record(file: &Path) -> bool {
-    file.to_string_lossy().ends_with(RECORD_SUFFIX) && matches!(read_record(file), Ok(Some(_)))
+    file.to_string_lossy().ends_with(RECORD_SUFFIX) && matches!(OutputRecord::read(file), Ok(Some(_)))
 }
 
-pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// The name of a path between a dot and `suffix`, shortened if no file name may be as long as that of a shard's record
-/// beside it.
+/// The name of a path between a dot and `suffix`, shortened if a shard's record beside it would exceed the maximum.
 fn hidden_name(path: &Path, suffix: &str) -> OsString {
     let name = path.file_name().unwrap_or_default();
     let mut hidden = OsString::from(".");
-    if 1 + name.len() + suffix.len() + SHARD_SUFFIX.len() <= LONGEST_NAME {
+    if 1 + name.len() + suffix.len() + SHARD_SUFFIX.len() <= MAX_NAME {
         hidden.push(name);
     } else {
         let start: String = name.to_string_lossy().chars().take(SHORT_NAME).collect();
@@ -113,6 +107,9 @@ fn hidden_name(path: &Path, suffix: &str) -> OsString {
 }
 
 /// Refuses places where nothing can be written, and two outputs in one place.
+///
+/// # Errors
+/// [`crate::bad_input::BadInput`] with the reason.
 pub(crate) fn check_paths(outputs: &[Output], options: &WriteOptions) -> Result<()> {
     for (place, output) in outputs.iter().enumerate() {
         let path = &output.path;
@@ -128,12 +125,12 @@ pub(crate) fn check_paths(outputs: &[Output], options: &WriteOptions) -> Result<
             return Err(bad_input!("cannot write {name}: there is no folder {:?}; make it first", parent(path)));
         }
         if !is_folder && path.file_name().is_none() {
-            return Err(bad_input!("{name} is no file name"));
+            return Err(bad_input!("{name} is not a file name"));
         }
-        let record = shard_file(path, output.format);
-        let longest = if options.shard.is_some() && !holds_record(output.format) { &record } else { path };
-        if longest.file_name().is_some_and(|name| name.len() > LONGEST_NAME) {
-            let name = shown(longest);
+        let record = options.shard.filter(|_| !output.format.sink().holds_record());
+        let longest = record.map_or_else(|| path.clone(), |shard| shard_file(output, shard));
+        if longest.file_name().is_some_and(|name| name.len() > MAX_NAME) {
+            let name = shown(&longest);
             return Err(bad_input!("{name} is longer than a file's name may be; give a shorter one"));
         }
         if outputs[..place].iter().any(|other| whole(&other.path) == whole(path)) {
@@ -143,61 +140,33 @@ pub(crate) fn check_paths(outputs: &[Output], options: &WriteOptions) -> Result<
     Ok(())
 }
 
-/// A path of a file that may not be there yet, without links and dots.
+/// A path of a file that may not exist yet, without links and dots.
 pub(crate) fn whole(path: &Path) -> Option<PathBuf> {
     Some(fs::canonicalize(parent(path)).ok()?.join(path.file_name()?))
 }
 
-/// Refuses outputs that are there already, if they must stay.
-pub(crate) fn check_free(outputs: &[Output], options: &WriteOptions) -> Result<()> {
-    if options.overwrite {
-        return Ok(());
-    }
-    let records = outputs.iter().filter(|_| options.leaves_record()).filter_map(|output| record_file(&output.path));
-    let records = records.filter(|record| !is_record(record));
-    for place in outputs.iter().flat_map(places).chain(records) {
-        if fs::symlink_metadata(&place).is_ok() {
-            let name = shown(&place);
-            return Err(if options.resume {
-                bad_input!(
-                    "{name} is there already, and no stopped run of it to go on with; it does not say with which settings it was made: keep it, or give --overwrite to make it again"
-                )
-            } else {
-                bad_input!("{name} is there already; give another name, or --overwrite to replace it")
-            });
-        }
-    }
-    Ok(())
-}
-
-/// All places that a form of output has, whatever this one puts there: what is left there of another output would be
-/// taken for a part of this one.
-pub(crate) fn places(output: &Output) -> Vec<PathBuf> {
-    let path = &output.path;
-    let mut places = match output.format {
-        OutputFormat::Folder => folder::parts(Arrays::Both).iter().map(|part| path.join(part)).collect(),
-        _ => vec![path.clone()],
-    };
-    if !holds_record(output.format) {
-        places.push(shard_file(path, output.format));
-    }
-    places
-}
-
-/// A folder that was made for an output, and goes if nothing comes of it.
+/// A folder that was created for an output, and goes if nothing comes of it.
 #[derive(Debug)]
 pub(crate) struct MadeFolder(Option<PathBuf>);
 
 impl MadeFolder {
-    /// Makes the folder of an output that is one, if it is not there.
+    /// Creates the folder of an output that is one, if it does not exist.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if it cannot be created.
     pub(crate) fn make(output: &Output) -> Result<Self> {
         if output.format != OutputFormat::Folder {
             return Ok(Self(None));
         }
+        let failed = || format!("cannot make the folder {}", shown(&output.path));
         match fs::create_dir(&output.path) {
-            Ok(()) => Ok(Self(Some(output.path.clone()))),
+            Ok(()) => {
+                let made = Self(Some(output.path.clone()));
+                sync_path(parent(&output.path)).or_bad_input(failed)?;
+                Ok(made)
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self(None)),
-            Err(error) => Err(error).or_bad_input(|| format!("cannot make the folder {}", shown(&output.path))),
+            Err(error) => Err(error).or_bad_input(failed),
         }
     }
 }

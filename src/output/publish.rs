@@ -1,25 +1,22 @@
-//! Moves what is complete into its place.
+//! Moves finished files into place.
 
-use super::atomic::{self, sync_path};
-use super::dir::Dir;
+use super::paths::shown;
+use crate::atomic::{self, sync_path};
 use crate::bad_input;
+use crate::dir::Dir;
 use crate::files::parent;
 use anyhow::{Context, Error, Result};
-use rustix::fs::FileType;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-
-/// Where folders go that are replaced, in the hidden folder.
-const TRASH: &str = "replaced";
 
 /// What to do where something is in the way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules<'a> {
     /// Whether it is replaced.
     pub(crate) overwrite: bool,
-    /// Whether what was to go there is kept for a run that goes on, if it must stay.
+    /// Whether a run that is refused can be resumed.
     pub(crate) keep: bool,
     /// The hidden folder.
     pub(crate) dir: &'a Dir,
@@ -28,84 +25,39 @@ pub(crate) struct Rules<'a> {
 impl Rules<'_> {
     /// The error for what must stay.
     fn appeared(self, target: &Path) -> Error {
-        let name = target.display().to_string();
+        let name = shown(target);
         let way_out = if self.keep {
             "--resume --overwrite replaces it, or move it away and --resume"
         } else {
             "run again with another name, or --overwrite"
         };
-        bad_input!("{name:?} appeared while the embeddings were computed; {way_out}")
+        bad_input!("{name} appeared while the embeddings were computed; {way_out}")
     }
 }
 
-/// A complete file or folder, and its place.
+/// A finished file in the hidden folder, and its place.
 #[derive(Debug)]
 pub(crate) struct Publication {
-    /// Where it is in the hidden folder.
-    pub(crate) part: PathBuf,
+    pub(crate) part: String,
     pub(crate) target: PathBuf,
 }
 
 impl Publication {
-    /// Moves it into place; what is there already is an error or replaced. Done twice it is done once: an earlier run may
-    /// have come this far.
+    /// Moves the file into place. Idempotent: an earlier run may have got this far.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if something is there and must stay; or if the move fails.
     pub(crate) fn publish(&self, rules: Rules) -> Result<()> {
         let Self { part, target } = self;
         let failed = || format!("cannot move {:?} to {target:?}", rules.dir.path().join(part));
-        let Some((dir, name, kind)) = self.find(rules.dir).with_context(failed)? else {
+        if rules.dir.kind(part).with_context(failed)?.is_none() {
             return fs::symlink_metadata(target).map(drop).with_context(failed);
-        };
-        let moved = match kind {
-            FileType::Directory => move_folder(&dir, &name, target, rules),
-            _ => atomic::move_file(&dir, &name, target, rules.overwrite),
-        };
-        match moved {
+        }
+        match atomic::move_file(rules.dir, OsStr::new(part), target, rules.overwrite) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(rules.appeared(target)),
             moved => moved.with_context(failed)?,
         }
         sync_path(parent(target)).with_context(failed)
-    }
-
-    /// Whether it is there to be moved.
-    pub(crate) fn is_there(&self, dir: &Dir) -> bool {
-        matches!(self.find(dir), Ok(Some(_)))
-    }
-
-    fn find(&self, dir: &Dir) -> io::Result<Option<(Dir, std::ffi::OsString, FileType)>> {
-        let (dir, name) = match dir.descend(&self.part) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            found => found?,
-        };
-        let kind = dir.kind(&name)?;
-        Ok(kind.map(|kind| (dir, name, kind)))
-    }
-}
-
-/// Folders cannot replace each other: the old one moves out of the way first.
-fn move_folder(dir: &Dir, name: &OsStr, target: &Path, rules: Rules) -> io::Result<()> {
-    if fs::symlink_metadata(target).is_ok() {
-        if !rules.overwrite {
-            return Err(ErrorKind::AlreadyExists.into());
-        }
-        move_away(target, rules.dir)?;
-    }
-    atomic::move_folder(dir, name, target)
-}
-
-/// Moves what is to be removed out of the way at once, where that can be done.
-fn move_away(target: &Path, dir: &Dir) -> io::Result<()> {
-    if dir.kind(TRASH)?.is_none() {
-        dir.make_dir(TRASH)?;
-    }
-    let trash = dir.open_dir(TRASH)?;
-    let name = target.file_name().unwrap_or_default();
-    trash.remove(name)?;
-    match rustix::fs::renameat(rustix::fs::CWD, target, &trash, name) {
-        Err(rustix::io::Errno::XDEV) => fs::remove_dir_all(target),
-        moved => Ok(moved?),
     }
 }
 
@@ -118,7 +70,7 @@ pub(crate) fn remove_stale(place: &Path, rules: Rules) -> Result<()> {
     if !rules.overwrite {
         return Err(rules.appeared(place));
     }
-    let removed = if metadata.is_dir() { move_away(place, rules.dir) } else { fs::remove_file(place) };
+    let removed = if metadata.is_dir() { fs::remove_dir_all(place) } else { fs::remove_file(place) };
     removed.and_then(|()| sync_path(parent(place))).with_context(|| format!("cannot remove {place:?}"))
 }
 
@@ -141,13 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_there_stays_and_so_does_the_part() {
+    fn an_existing_file_stays_and_so_does_the_part() {
         let (_folder, dir, publication) = parts("e.npy");
         let part = dir.path().join("part");
         fs::write(&part, "new").unwrap();
         fs::write(&publication.target, "old").unwrap();
         let error = publication.publish(rules(false, &dir)).unwrap_err();
-        assert_eq!(crate::error::exit_code(&error), 2, "{error}");
+        assert_eq!(crate::cli::errors::exit_code(&error), 2, "{error}");
         assert_eq!(fs::read(&part).unwrap(), b"new");
         assert_eq!(fs::read(&publication.target).unwrap(), b"old");
         publication.publish(rules(true, &dir)).unwrap();
@@ -157,23 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_takes_the_place_of_another_only_if_it_may() {
-        let (_folder, dir, publication) = parts("img_emb");
-        let part = dir.path().join("part");
-        for (path, name) in [(&part, "new"), (&publication.target, "old")] {
-            fs::create_dir(path).unwrap();
-            fs::write(path.join(name), "").unwrap();
-        }
-        assert!(publication.publish(rules(false, &dir)).is_err());
-        assert!(part.join("new").exists() && publication.target.join("old").exists());
-        publication.publish(rules(true, &dir)).unwrap();
-        assert!(publication.target.join("new").exists() && !publication.target.join("old").exists());
-    }
-
-    #[test]
-    fn what_is_stale_is_removed_only_if_it_may_be() {
+    fn stale_files_are_removed_only_with_overwrite() {
         let (folder, dir, _) = parts("");
-        let (file, inside) = (folder.path().join("e.npy.shard.json"), folder.path().join("negative_img_emb"));
+        let (file, inside) = (folder.path().join("e.npy.shard.json"), folder.path().join("below"));
         fs::write(&file, "old").unwrap();
         fs::create_dir(&inside).unwrap();
         for place in [&file, &inside] {

@@ -1,26 +1,21 @@
-//! Shards: several runs that share the rows of one, and what each notes so that they can be joined and checked.
+//! Shards: several runs that share the rows of one.
 
-use super::fingerprint::Fingerprint;
-use super::{Arrays, OutputDtype, OutputRow};
 use crate::bad_input;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The key of a shard's record in a file's own metadata.
-pub const METADATA_KEY: &str = "prior_embed_shard";
-
-/// Which share of a run's rows a run computes, as in `--shard 1/4`.
+/// Which share of the rows a run computes, as in `--shard 1/4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     /// Counted from 1.
     pub index: u64,
-    /// How many runs share the rows.
+    /// The number of shards.
     pub count: u64,
 }
 
 impl Shard {
-    /// The only share, as the record of an output that is no shard has it.
+    /// The only shard, as the record of an unsharded output has it.
     pub const WHOLE: Self = Self { index: 1, count: 1 };
 }
 
@@ -30,96 +25,21 @@ impl fmt::Display for Shard {
     }
 }
 
-/// What the output of a shard says of itself: in the metadata of Parquet and safetensors, else in a file beside it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ShardRecord {
-    /// Counted from 1.
-    pub index: u64,
-    /// How many shards there are.
-    pub count: u64,
-    /// Rows of all shards together.
-    pub total_rows: u64,
-    /// The rows of the whole that this shard holds, in the order of its own.
-    pub rows: RowRuns,
-    /// The arrays in the file.
-    pub arrays: Arrays,
-    /// How numbers are written.
-    pub dtype: OutputDtype,
-    /// Numbers in a row.
-    pub dim: usize,
-    /// What decided the rows.
-    pub fingerprint: Fingerprint,
-    /// Of what is in the file.
-    pub checksums: Checksums,
-}
-
-/// CRC-32 of what an output holds, the same in every form.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checksums {
-    /// Of the bytes of each array's numbers, in the order of [`Arrays::names`].
-    pub arrays: Vec<u32>,
-    /// Of what is known of the rows, an [`OutputRow`] a line as JSON, where the form has a place for that.
-    pub rows: Option<u32>,
-}
-
-/// [`Checksums`] of rows that are read one by one.
-#[derive(Debug)]
-pub struct Summing {
-    dtype: OutputDtype,
-    arrays: Vec<crc32fast::Hasher>,
-    rows: crc32fast::Hasher,
-    bytes: Vec<u8>,
-}
-
-impl Summing {
-    /// Begins, for what a record tells of.
-    pub fn new(record: &ShardRecord) -> Self {
-        let arrays = vec![crc32fast::Hasher::new(); record.arrays.names().len()];
-        Self { dtype: record.dtype, arrays, rows: crc32fast::Hasher::new(), bytes: Vec::new() }
-    }
-
-    /// Adds a row: what is known of it, if anything, and each array's numbers.
-    ///
-    /// # Errors
-    /// If what is known cannot be written as JSON.
-    pub fn add(&mut self, known: Option<&OutputRow>, numbers: &[Vec<f32>]) -> Result<()> {
-        for (hasher, numbers) in self.arrays.iter_mut().zip(numbers) {
-            self.bytes.clear();
-            self.dtype.encode(numbers, &mut self.bytes);
-            hasher.update(&self.bytes);
-        }
-        if let Some(known) = known {
-            self.bytes.clear();
-            serde_json::to_writer(&mut self.bytes, known)?;
-            self.bytes.push(b'\n');
-            self.rows.update(&self.bytes);
-        }
-        Ok(())
-    }
-
-    /// Whether the rows so far are those of `checksums`.
-    pub fn is(&self, checksums: &Checksums) -> bool {
-        let arrays = self.arrays.iter().map(|hasher| hasher.clone().finalize());
-        let rows = self.rows.clone().finalize();
-        arrays.eq(checksums.arrays.iter().copied()) && checksums.rows.is_none_or(|expected| expected == rows)
-    }
-}
-
-/// Numbers of rows in rising order, as runs of neighbours at regular distances: `(start, len, step, times)` stands for
-/// `len` rows from each of `start`, `start + step`, … (`times` of them).
+/// Row indices in ascending order, as regularly spaced runs: `(start, len, step, times)` is `len` rows from each of
+/// `start`, `start + step`, … (`times` of them).
 ///
-/// A block of rows and every n-th row are both one entry, so that a note on millions of rows is short.
+/// A block of rows and every n-th row are both one entry, so that a list of millions of rows is short.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RowRuns(Vec<(u64, u64, u64, u64)>);
 
 impl RowRuns {
-    /// All of so many rows.
+    /// The rows `0..rows`.
     pub fn all(rows: u64) -> Self {
         Self(if rows > 0 { vec![(0, rows, 0, 1)] } else { Vec::new() })
     }
 
-    /// Appends a row, which must come after all rows so far.
+    /// Appends a row, which must come after all others.
     ///
     /// # Errors
     /// If it does not.
@@ -129,7 +49,7 @@ impl RowRuns {
         }
         match self.0.last_mut() {
             Some((start, len, _, 1)) if row == *start + *len => *len += 1,
-            // A repeated run that grows past its pattern: its last repetition becomes an entry of its own.
+            // A run that outgrows its pattern: its last repetition becomes an entry of its own.
             Some((start, len, step, times)) if row == *start + *step * (*times - 1) + *len => {
                 *times -= 1;
                 let last = (*start + *step * *times, *len + 1, 0, 1);
@@ -146,13 +66,13 @@ impl RowRuns {
         Ok(())
     }
 
-    /// The rows, with the pattern found to the end.
+    /// Folds the last run into its pattern.
     pub fn finish(mut self) -> Self {
         self.fold_last();
         self
     }
 
-    /// Joins the last run to the entry before it, if it goes on with its pattern.
+    /// Merges the last run into the entry before it, if it continues that pattern.
     fn fold_last(&mut self) {
         let [.., before, last] = self.0.as_mut_slice() else { return };
         let (start, len, step, times) = *before;
@@ -163,7 +83,7 @@ impl RowRuns {
         }
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|(_, len, _, times)| len * times).sum()
     }
@@ -178,7 +98,7 @@ impl RowRuns {
         self.0.last().map(|(start, len, step, times)| start + step * (times - 1) + len)
     }
 
-    /// Checks what was read from a file: rows rise, and none is beyond the numbers that there are.
+    /// Checks a list that was read from a file: rows ascend and do not overflow.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if they do not.
@@ -190,12 +110,12 @@ impl RowRuns {
             let apart = times == 1 || step >= len;
             from = end
                 .filter(|_| start >= from && len > 0 && apart)
-                .ok_or_else(|| bad_input!("its list of rows makes no sense at ({start}, {len}, {step}, {times})"))?;
+                .ok_or_else(|| bad_input!("its list of rows is invalid at ({start}, {len}, {step}, {times})"))?;
         }
         Ok(())
     }
 
-    /// The rows; of what [`RowRuns::check`] found right, or was pushed.
+    /// The rows of a list that was checked or built by [`RowRuns::push`].
     pub fn into_rows(self) -> impl Iterator<Item = u64> {
         self.0.into_iter().flat_map(|(start, len, step, times)| {
             (0..times).flat_map(move |time| {
@@ -226,13 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn rows_must_rise() {
+    fn rows_must_ascend() {
         let mut rows = runs(&[3]);
         assert!(rows.push(3).is_err() && rows.push(2).is_err() && rows.push(4).is_ok());
     }
 
     #[test]
-    fn rows_that_make_no_sense_are_refused() {
+    fn invalid_lists_are_refused() {
         let wrong = [
             vec![(0, 0, 0, 1)],
             vec![(0, 1, 0, 0)],
@@ -248,7 +168,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_come_back(gaps in proptest::collection::vec(1_u64..4, 0..200)) {
+        fn rows_round_trip(gaps in proptest::collection::vec(1_u64..4, 0..200)) {
             let rows: Vec<u64> = gaps.iter().scan(0, |row, gap| { *row += gap; Some(*row) }).collect();
             let runs = runs(&rows);
             runs.check().unwrap();

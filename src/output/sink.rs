@@ -1,178 +1,150 @@
-//! Where a stream's bytes go.
+//! What a format is to the writers: the trait that each file in `formats` implements.
 
-use super::Interrupted;
-use super::paths::shown;
-use crate::bad_input::OrBadInput;
-use anyhow::{Context, Result, bail};
-use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::Errno;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::FileTypeExt;
+use super::arrays::{ArrayName, Arrays};
+use super::batch::OutputRow;
+use super::column::{Content, Location};
+use super::dtype::OutputDtype;
+use super::record::OutputRecord;
+use super::store::Store;
+use crate::bad_input;
+use anyhow::{Result, bail};
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread;
-use std::time::{Duration, Instant};
 
-/// How long to wait for room where the system does not wait for us.
-const PAUSE: Duration = Duration::from_millis(2);
+/// A format.
+pub(crate) trait Sink: Sync {
+    /// Its name on the command line and its file extension.
+    fn name(&self) -> &'static str;
 
-/// How often whoever waits for a slow reader looks up.
-const TICK: Duration = Duration::from_millis(50);
-
-/// How long a reader that is only slow has to take what it is being given when somebody asks to stop.
-const GRACE: Duration = Duration::from_millis(500);
-
-/// Writes in a thread of its own: who waits for a reader that takes nothing can stop waiting.
-pub(crate) struct Sink {
-    bytes: SyncSender<Vec<u8>>,
-    written: Receiver<io::Result<()>>,
-    interrupt: Arc<AtomicBool>,
-}
-
-impl Sink {
-    /// # Errors
-    /// If the system has no more threads.
-    pub(crate) fn new(mut target: Box<dyn Write + Send>, interrupt: Arc<AtomicBool>) -> Result<Self> {
-        let (bytes, receiver) = sync_channel::<Vec<u8>>(1);
-        let (sender, written) = sync_channel(1);
-        let work = move || {
-            for bytes in receiver {
-                if sender.send(write_all(&mut *target, &bytes)).is_err() {
-                    break;
-                }
-            }
-        };
-        thread::Builder::new().spawn(work).context("cannot start a thread")?;
-        Ok(Self { bytes, written, interrupt })
+    /// Whether one output holds several arrays by name.
+    fn holds_several(&self) -> bool {
+        true
     }
 
-    /// Writes and flushes. After [`Interrupted`] the sink is of no use.
+    /// Whether it holds ids, prompts and seeds.
+    fn holds_rows(&self) -> bool {
+        false
+    }
+
+    /// Whether a shard's record goes into the file itself.
+    fn holds_record(&self) -> bool {
+        false
+    }
+
+    /// Whether it holds the negative embeddings too, unless a file of their own is named: what decoders read.
+    fn prefers_both(&self) -> bool {
+        false
+    }
+
+    /// Where rows go as they come.
     ///
     /// # Errors
-    /// [`Interrupted`] if somebody asks to stop while nobody takes the bytes; or what writing them ends in.
-    pub(crate) fn write(&mut self, bytes: Vec<u8>) -> Result<io::Result<()>> {
-        self.bytes.send(bytes).context("nothing is left to write with")?;
-        let mut asked = None;
-        loop {
-            match self.written.recv_timeout(TICK) {
-                Ok(result) => return Ok(result),
-                Err(RecvTimeoutError::Disconnected) => bail!("nothing is left to write with"),
-                Err(RecvTimeoutError::Timeout) if !self.interrupt.load(Ordering::Relaxed) => {}
-                Err(RecvTimeoutError::Timeout) if asked.get_or_insert_with(Instant::now).elapsed() < GRACE => {}
-                Err(RecvTimeoutError::Timeout) => return Err(Interrupted.into()),
-            }
-        }
+    /// If the sizes overflow.
+    fn layout(&self, shape: &Shape) -> Result<Layout>;
+
+    /// The bytes before the first region of [`Layout::InPlace`], once the rows are counted.
+    ///
+    /// # Errors
+    /// If the sizes overflow.
+    fn head(&self, _shape: &Shape, _rows: u64, _dim: usize) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    /// Makes a file of the columns of [`Layout::Gathered`].
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    fn write(&self, _: &Store, _: Arrays, _: Option<&OutputRecord>, _: &mut BufWriter<File>) -> Result<()> {
+        bail!("internal error: {} is not made of columns", self.name())
+    }
+
+    /// Opens an output to read its rows back.
+    ///
+    /// # Errors
+    /// If it cannot be read, or does not fit its record.
+    fn open(&self, path: &Path, record: &OutputRecord) -> Result<Box<dyn ReadRows>>;
+
+    /// The record in a file, if [`Sink::holds_record`].
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    fn read_record(&self, path: &Path) -> Result<Option<String>> {
+        Err(bad_input!("{path:?} holds no record"))
     }
 }
 
-/// Opens what is there at `path` for writing. A pipe without a reader is waited for.
-///
-/// # Errors
-/// [`crate::bad_input::BadInput`] if it cannot be opened; [`Interrupted`] if somebody asks to stop before a reader comes.
-pub(crate) fn open(path: &Path, interrupt: &AtomicBool) -> Result<File> {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let failed = || format!("cannot write to {}", shown(path));
-    loop {
-        match rustix::fs::open(path, flags, Mode::empty()) {
-            Err(Errno::NXIO) if fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) => {
-                if interrupt.load(Ordering::Relaxed) {
-                    return Err(Interrupted.into());
-                }
-                thread::sleep(TICK);
-            }
-            file => {
-                let file = file.or_bad_input(failed)?;
-                // From here on the system waits for the reader, and not this.
-                let flags = fcntl_getfl(&file).or_bad_input(failed)?;
-                fcntl_setfl(&file, flags - OFlags::NONBLOCK).or_bad_input(failed)?;
-                return Ok(file.into());
-            }
-        }
+/// What is known of an output before its first row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) arrays: Arrays,
+    pub(crate) dtype: OutputDtype,
+    /// The embedding dimension, if known.
+    pub(crate) dim: Option<usize>,
+    /// Its number of rows, if known, which a shard's is not.
+    pub(crate) rows: Option<u64>,
+}
+
+/// Where rows go as they come.
+#[derive(Debug)]
+pub(crate) enum Layout {
+    /// Into the final file: a head, then regions that batches are appended to.
+    InPlace(Vec<Region>),
+    /// Into columns, of which the file is made at the end.
+    Gathered(Vec<Content>),
+    /// Into the numbered files of a folder.
+    Numbered,
+}
+
+/// A part of a file that batches are appended to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Region {
+    pub(crate) content: Content,
+    pub(crate) start: u64,
+    /// Whether the file ends where it does.
+    pub(crate) is_last: bool,
+}
+
+impl Region {
+    /// The only region, which starts after a head of `start` bytes.
+    pub(crate) fn only(content: Content, start: u64) -> Self {
+        Self { content, start, is_last: true }
+    }
+
+    /// Its location in a file of the hidden folder.
+    pub(crate) fn at(self, file: &str) -> Location {
+        Location { file: file.into(), start: self.start, is_last: self.is_last }
     }
 }
 
-/// Standard output without the lock and the buffer of its own: a write that waits must not hold up the process' end.
-///
-/// # Errors
-/// If it is closed.
-pub(crate) fn stdout() -> io::Result<Box<dyn Write + Send>> {
-    #[cfg(unix)]
-    {
-        use std::os::fd::AsFd;
-        Ok(Box::new(std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+/// Reads the rows of an output one by one.
+pub(crate) trait ReadRows {
+    /// Reads the next row. The numbers in `row` are empty before, one list per array of the record.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    fn next_row(&mut self, row: &mut PartRow) -> Result<()>;
+
+    /// Whether nothing follows.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn is_at_end(&mut self) -> Result<bool> {
+        Ok(true)
     }
-    #[cfg(not(unix))]
-    Ok(Box::new(io::stdout()))
 }
 
-/// Writes all bytes, at once. Where another process has made a pipe one that does not wait for its reader, this does.
-///
-/// # Errors
-/// If they cannot be written.
-pub(crate) fn write_all(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match sink.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            Err(error) => return Err(error),
-        }
-    }
-    sink.flush()
+/// A row that was read back.
+#[derive(Debug, Default)]
+pub(crate) struct PartRow {
+    /// What is known of it, if its format holds that.
+    pub(crate) known: Option<OutputRow>,
+    /// Each array's numbers, in the order of [`Arrays::names`].
+    pub(crate) numbers: Vec<Vec<f32>>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[cfg(unix)]
-    #[test]
-    fn nobody_waits_for_a_reader_that_takes_nothing_once_asked_to_stop() {
-        let (reader, writer) = io::pipe().unwrap();
-        let interrupt = Arc::new(AtomicBool::new(false));
-        let mut sink = Sink::new(Box::new(writer), Arc::clone(&interrupt)).unwrap();
-        sink.write(vec![1; 100]).unwrap().unwrap();
-        let asking = thread::spawn(move || {
-            thread::sleep(TICK);
-            interrupt.store(true, Ordering::Relaxed);
-        });
-        let error = sink.write(vec![2; 1 << 20]).unwrap_err();
-        assert!(error.is::<Interrupted>(), "{error}");
-        asking.join().unwrap();
-        drop(reader);
-    }
-
-    /// Takes three bytes at a time, and has no room every other time.
-    #[derive(Default)]
-    struct Slow {
-        got: Vec<u8>,
-        turns: usize,
-    }
-
-    impl Write for Slow {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.turns += 1;
-            if self.turns.is_multiple_of(2) {
-                return Err(ErrorKind::WouldBlock.into());
-            }
-            let taken = bytes.len().min(3);
-            self.got.extend_from_slice(&bytes[..taken]);
-            Ok(taken)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_pipe_without_room_is_waited_for() {
-        let mut slow = Slow::default();
-        write_all(&mut slow, b"every byte, once").unwrap();
-        assert_eq!(slow.got, b"every byte, once");
-    }
+/// The columns of all arrays, and of what is known of the rows.
+pub(crate) fn contents(arrays: Arrays, rows: bool) -> Vec<Content> {
+    let values = arrays.names().iter().map(|array: &ArrayName| Content::Values(*array));
+    values.chain(rows.then_some(Content::Rows)).collect()
 }

@@ -1,116 +1,31 @@
-//! The data files that rows are gathered in until the output is made of them: raw numbers, and what is known of rows.
+//! Complete columns, read back to make an output of them.
 
-use super::dir::{Access, Dir};
-use super::values::Encoding;
-use super::{ArrayName, Arrays, Batch, Interrupted, OutputDtype, OutputRow};
-use anyhow::{Result, bail};
+use super::arrays::ArrayName;
+use super::batch::{Interrupted, OutputRow};
+use super::column::{Column, Content, row_bytes};
+use super::dtype::OutputDtype;
+use crate::dir::{Access, Dir};
+use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Numbers begin where they do in a `.npy` file, so that such a file needs its header only.
-pub(crate) const VALUES_START: u64 = super::npy::HEADER_LEN;
-
-/// What a data file holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Content {
-    Values(ArrayName),
-    /// An [`OutputRow`] a line, as JSON.
-    Rows,
-}
-
-impl Content {
-    pub(crate) fn file_name(self) -> &'static str {
-        match self {
-            Self::Values(array) => array.name(),
-            Self::Rows => "rows",
-        }
-    }
-
-    /// Where its data begins in the file.
-    pub(crate) fn start(self) -> u64 {
-        match self {
-            Self::Values(_) => VALUES_START,
-            Self::Rows => 0,
-        }
-    }
-}
-
-/// A data file that is open for appending.
-#[derive(Debug)]
-pub(crate) struct DataFile {
-    pub(crate) content: Content,
-    pub(crate) file: File,
-    pub(crate) path: PathBuf,
-    /// Bytes of data in it.
-    pub(crate) bytes: u64,
-}
-
-impl DataFile {
-    /// Opens the file of `content` in `dir`.
-    pub(crate) fn open(dir: &Dir, content: Content) -> io::Result<Self> {
-        let file = dir.open_file(content.file_name(), Access::Write)?;
-        Ok(Self { content, file, path: dir.path().join(content.file_name()), bytes: 0 })
-    }
-
-    /// Makes an empty one.
-    pub(crate) fn create(dir: &Dir, content: Content) -> io::Result<Self> {
-        let file = dir.create(content.file_name(), Access::Write)?;
-        let mut file = Self { content, file, path: dir.path().join(content.file_name()), bytes: 0 };
-        file.cut(0)?;
-        Ok(file)
-    }
-
-    /// Cuts the file to `bytes` bytes of data, after which it goes on.
-    pub(crate) fn cut(&mut self, bytes: u64) -> io::Result<()> {
-        let end = self.content.start() + bytes;
-        self.file.set_len(end)?;
-        self.file.seek(SeekFrom::Start(end))?;
-        self.bytes = bytes;
-        Ok(())
-    }
-}
-
-/// The data files that a run needs for `arrays` and, with `rows`, for what is known of each row.
-pub(crate) fn contents(arrays: Arrays, rows: bool) -> Vec<Content> {
-    let values = arrays.names().iter().map(|array| Content::Values(*array));
-    values.chain(rows.then_some(Content::Rows)).collect()
-}
-
-/// The bytes that a batch adds to a data file.
-pub(crate) fn encode(batch: &Batch, content: Content, encoding: Encoding) -> Result<Vec<u8>> {
-    match content {
-        Content::Values(array) => {
-            let Some(values) = batch.values(array) else { bail!("a batch without {}", array.name()) };
-            encoding.encode(values, batch.rows)
-        }
-        Content::Rows => {
-            let mut lines = Vec::new();
-            for row in batch.rows {
-                serde_json::to_writer(&mut lines, row)?;
-                lines.push(b'\n');
-            }
-            Ok(lines)
-        }
-    }
-}
-
-/// Complete data files, to be read.
+/// Complete columns.
 #[derive(Debug)]
 pub(crate) struct Store<'a> {
     pub(crate) dir: &'a Dir,
+    pub(crate) columns: Vec<&'a Column>,
     pub(crate) rows: u64,
-    /// Bytes of what is known of them.
-    pub(crate) rows_bytes: u64,
+    /// The embedding dimension.
     pub(crate) dim: usize,
     pub(crate) dtype: OutputDtype,
-    /// Ends the reading when it is set.
+    /// Ends the reading once set.
     pub(crate) interrupt: Arc<AtomicBool>,
 }
 
-/// A data file that can be read until somebody asks to stop.
+/// The bytes of a column.
 #[derive(Debug)]
 pub(crate) struct Input {
     file: File,
@@ -120,7 +35,7 @@ pub(crate) struct Input {
     interrupt: Arc<AtomicBool>,
 }
 
-/// Rows that were written and cannot be read again: they are not kept.
+/// Rows that were written and cannot be read back: they are not kept.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path:?}: {cause}")]
 pub(crate) struct Lost {
@@ -133,9 +48,9 @@ impl Read for Input {
         if self.interrupt.load(Ordering::Relaxed) {
             return Err(io::Error::other(Interrupted));
         }
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = match self.file.read(&mut buffer[..most]) {
-            Ok(0) if most > 0 => Err(ErrorKind::UnexpectedEof.into()),
+        let max = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = match self.file.read(&mut buffer[..max]) {
+            Ok(0) if max > 0 => Err(ErrorKind::UnexpectedEof.into()),
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
             read => read,
         };
@@ -146,52 +61,68 @@ impl Read for Input {
 }
 
 impl Store<'_> {
-    /// Bytes of a row of numbers.
+    /// Bytes of an array's row.
     pub(crate) fn row_bytes(&self) -> usize {
         self.dim * self.dtype.size()
     }
 
     /// Bytes of an array.
     pub(crate) fn array_bytes(&self) -> u64 {
-        self.rows * self.row_bytes() as u64
+        self.rows * row_bytes(self.dim, self.dtype)
     }
 
-    fn input(&self, content: Content, start: u64, bytes: u64) -> Result<Input> {
-        let name = content.file_name();
-        let path = self.dir.path().join(name);
+    /// The column of `content`.
+    ///
+    /// # Errors
+    /// If there is none: an internal error.
+    pub(crate) fn column(&self, content: Content) -> Result<&Column> {
+        let column = self.columns.iter().find(|column| column.spec.content.is(content));
+        column.copied().with_context(|| format!("internal error: {content:?} was not written"))
+    }
+
+    fn input(&self, content: Content) -> Result<Input> {
+        let stored = |column: &&&Column| column.spec.content.is(content) && column.spec.location.is_some();
+        let column = self.columns.iter().find(stored);
+        let Some((column, location)) = column.and_then(|column| Some((column, column.spec.location.as_ref()?))) else {
+            bail!("internal error: {content:?} was not stored");
+        };
         let open = || -> io::Result<File> {
-            let mut file = self.dir.open_file(name, Access::Read)?;
-            file.seek(SeekFrom::Start(content.start() + start))?;
+            let mut file = self.dir.open_file(&location.file, Access::Read)?;
+            file.seek(SeekFrom::Start(location.start))?;
             Ok(file)
         };
-        let interrupt = Arc::clone(&self.interrupt);
+        let path = column.path.clone();
         match open() {
-            Ok(file) => Ok(Input { file, path, left: bytes, interrupt }),
+            Ok(file) => Ok(Input { file, path, left: column.sum().bytes, interrupt: Arc::clone(&self.interrupt) }),
             Err(cause) => Err(Lost { path, cause }.into()),
         }
     }
 
-    /// The bytes of an array from row `first` on.
-    pub(crate) fn values(&self, array: ArrayName, first: u64) -> Result<impl Read + use<>> {
-        let start = first * self.row_bytes() as u64;
-        let input = self.input(Content::Values(array), start, self.array_bytes() - start)?;
-        Ok(BufReader::with_capacity(1 << 20, input))
+    /// The bytes of an array.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(crate) fn values(&self, array: ArrayName) -> Result<impl Read + use<>> {
+        Ok(BufReader::with_capacity(1 << 20, self.input(Content::Values(array))?))
     }
 
-    /// Copies `rows` rows of an array from row `first` on to `output`.
-    pub(crate) fn copy_values(&self, array: ArrayName, first: u64, rows: u64, output: &mut dyn Write) -> Result<()> {
-        let bytes = rows * self.row_bytes() as u64;
-        let copied = io::copy(&mut self.values(array, first)?.take(bytes), output)?;
-        if copied != bytes {
-            bail!("{} ends early", array.name());
+    /// Copies an array to `output`.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub(crate) fn copy_values(&self, array: ArrayName, output: &mut dyn Write) -> Result<()> {
+        if io::copy(&mut self.values(array)?, output)? != self.array_bytes() {
+            bail!("internal error: {} ends early", array.name());
         }
         Ok(())
     }
 
     /// What is known of each row.
+    ///
+    /// # Errors
+    /// If it cannot be read.
     pub(crate) fn output_rows(&self) -> Result<OutputRows> {
-        let input = self.input(Content::Rows, 0, self.rows_bytes)?;
-        Ok(OutputRows { input: BufReader::new(input), left: self.rows, line: Vec::new() })
+        Ok(OutputRows { input: BufReader::new(self.input(Content::Rows)?), left: self.rows, line: Vec::new() })
     }
 }
 

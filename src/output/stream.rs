@@ -1,64 +1,60 @@
-//! Writes to standard output, a pipe or a device: rows go out as they come where the format can.
+//! Writes to standard output, a pipe or a device: rows go out as they come where the format allows.
 //!
-//! JSON lines go out a batch at a time. `.npy` does so when the number of rows is known, since it begins with that; when
-//! it is not, and for all other formats, rows wait in a temporary folder and the output follows at the end.
+//! An output that is a head and one region goes out batch by batch once the head is known: `.jsonl` at once, `.npy` if
+//! the number of rows is known. All others are made in a temporary folder and follow at the end.
 
-use super::dir::{Access, Dir};
-use super::file::write_output;
+use super::batch::{Batch, Flow, Interrupted};
+use super::column::{Column, Content};
+use super::dtype::Encoding;
+use super::formats::OutputFormat;
+use super::options::{Output, WriteOptions};
 use super::paths::shown;
-use super::sink::{self, Sink};
-use super::store::{self, Content, DataFile, Store};
-use super::values::Encoding;
-use super::{Batch, Flow, Interrupted, Output, OutputFormat, WriteOptions, jsonl, npy};
+use super::pipe::{self, Pipe};
+use super::sink::{Layout, Region};
+use super::store::Store;
+use super::target::{Target, columns};
 use crate::bad_input;
+use crate::dir::{Access, Dir};
 use anyhow::{Context, Result, bail};
-use ndarray::{Array2, ArrayView2};
 use std::fmt;
-use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 /// Writes rows to a stream.
 pub(crate) struct StreamWriter {
+    /// What messages call it.
     name: String,
-    sink: Sink,
+    pipe: Pipe,
     interrupt: Arc<AtomicBool>,
-    output: Output,
+    target: Target,
     encoding: Encoding,
-    rows_per_file: u64,
-    form: Form,
+    mode: Mode,
+    /// The embedding dimension, once known.
     dim: Option<usize>,
     rows: u64,
     reader_gone: bool,
 }
 
 #[derive(Debug)]
-enum Form {
-    Lines,
-    /// So many rows, which the header says.
-    Npy(u64),
-    /// Kept until the end, in a folder that then goes.
-    Kept {
-        dir: Dir,
-        data: Vec<DataFile>,
-        _folder: TempDir,
-    },
-}
-
-/// Whether `path` is written from its beginning to its end, and cannot be moved into place: standard output, a pipe or a
-/// device.
-pub fn is_stream(path: &Path) -> bool {
-    path.as_os_str() == "-" || fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+enum Mode {
+    /// A head, then each batch.
+    Direct(Content),
+    /// Gathered in a folder that is removed in the end.
+    Gathered { dir: Dir, columns: Vec<Column>, _folder: TempDir },
 }
 
 impl StreamWriter {
+    /// Opens an output that is a stream.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] for a terminal or a folder, or if it cannot be opened; [`Interrupted`] while a pipe
+    /// waits for its reader.
     pub(crate) fn open(output: Output, options: &WriteOptions) -> Result<Self> {
         let path = output.path.clone();
         if path.as_os_str() != "-" {
-            let file = sink::open(&path, &options.interrupt)?;
+            let file = pipe::open(&path, &options.interrupt)?;
             return Self::new(Box::new(file), shown(&path), output, options);
         }
         if io::stdout().is_terminal() && output.format != OutputFormat::JsonLines {
@@ -66,110 +62,113 @@ impl StreamWriter {
                 "standard output is a terminal, and embeddings are binary; give a file name or a pipe"
             ));
         }
-        let stdout = sink::stdout().context("cannot write to standard output")?;
+        let stdout = pipe::stdout().context("cannot write to standard output")?;
         Self::new(stdout, "standard output".into(), output, options)
     }
 
-    /// Writes `output` to `sink`, which messages call `name`; its path is not looked at.
+    /// Writes `output` to `sink`, which messages call `name`; its path is ignored.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] for a folder; or if a temporary folder is needed and cannot be made.
+    /// [`crate::bad_input::BadInput`] for a folder; or if a temporary folder is needed and cannot be created.
     fn new(sink: Box<dyn Write + Send>, name: String, output: Output, options: &WriteOptions) -> Result<Self> {
-        let form = match (output.format, options.total_rows) {
-            (OutputFormat::Folder, _) => return Err(bad_input!("a folder cannot be written to {name}; give its name")),
-            (OutputFormat::JsonLines, _) => Form::Lines,
-            (OutputFormat::Npy, Some(rows)) => Form::Npy(rows),
+        let target = Target::new(0, output, options)?;
+        let knows_head = target.shape.rows.is_some() || target.output.format == OutputFormat::JsonLines;
+        let mode = match &target.layout {
+            Layout::Numbered => return Err(bad_input!("a folder cannot be written to {name}; give its name")),
+            Layout::InPlace(regions) if knows_head && regions.len() == 1 => {
+                let [Region { content, .. }] = regions[..] else { bail!("internal error: no region") };
+                Mode::Direct(content)
+            }
             _ => {
                 let folder = TempDir::with_prefix("prior-embed-").context("cannot make a temporary folder")?;
                 let dir = Dir::open(folder.path()).context("cannot open a temporary folder")?;
-                let contents = store::contents(output.arrays, output.format.holds_rows());
-                let data = contents.into_iter().map(|content| DataFile::create(&dir, content));
-                let data = data.collect::<io::Result<Vec<_>>>().context("cannot make a temporary file")?;
-                Form::Kept { dir, data, _folder: folder }
+                let targets = std::slice::from_ref(&target);
+                let columns = columns(targets).into_iter().map(|spec| Column::create(&dir, spec));
+                let columns = columns.collect::<io::Result<Vec<_>>>().context("cannot make a temporary file")?;
+                Mode::Gathered { dir, columns, _folder: folder }
             }
         };
-        let encoding = Encoding { dtype: options.out_dtype, normalize: options.normalize };
-        let (rows_per_file, dim, interrupt) = (options.rows_per_file, options.dim, Arc::clone(&options.interrupt));
-        let sink = Sink::new(sink, Arc::clone(&interrupt))?;
-        Ok(Self { name, sink, interrupt, output, encoding, rows_per_file, form, dim, rows: 0, reader_gone: false })
+        let encoding = options.encoding();
+        let interrupt = Arc::clone(&options.interrupt);
+        let pipe = Pipe::new(sink, Arc::clone(&interrupt))?;
+        Ok(Self { name, pipe, interrupt, target, encoding, mode, dim: options.dim, rows: 0, reader_gone: false })
     }
 
     pub(crate) fn rows_done(&self) -> u64 {
         self.rows
     }
 
-    /// Writes the next rows, which there are.
+    /// Writes the next rows, at least one.
     ///
     /// # Errors
-    /// If they cannot be written, other than because nobody reads them; [`Interrupted`] if nobody
-    /// takes them until [`WriteOptions::interrupt`].
+    /// If they cannot be written, unless the reader is gone; [`Interrupted`] if the reader stalls until
+    /// [`WriteOptions::interrupt`].
     pub(crate) fn write(&mut self, batch: &Batch) -> Result<Flow> {
         if self.reader_gone {
             return Ok(Flow::ReaderGone);
         }
-        let dim = batch.dim(self.output.arrays)?;
+        let dim = batch.dim(self.target.output.arrays)?;
         if let Some(before) = self.dim.filter(|before| *before != dim && self.rows > 0) {
-            bail!("rows of {dim} numbers after rows of {before}");
+            bail!("internal error: rows of {dim} numbers after rows of {before}");
         }
         self.dim = Some(dim);
-        let bytes = match &mut self.form {
-            Form::Lines => lines(batch, &self.output, self.encoding)?,
-            Form::Npy(total) => {
-                let array = self.output.arrays.names()[0];
-                let values = store::encode(batch, Content::Values(array), self.encoding)?;
-                let header = if self.rows == 0 { npy::header(*total, dim, self.encoding.dtype)? } else { Vec::new() };
-                if self.rows + batch.rows.len() as u64 > *total {
-                    bail!("more than the {total} rows that {} was to hold", self.name);
+        let rows = self.rows + batch.rows.len() as u64;
+        let bytes = match &mut self.mode {
+            Mode::Direct(content) => {
+                if let Some(total) = self.target.shape.rows.filter(|total| rows > *total) {
+                    bail!("internal error: more than the {total} rows that {} was to hold", self.name);
                 }
-                [header, values].concat()
+                let bytes = content.encode(batch, self.encoding)?;
+                let head = if self.rows == 0 { self.head(dim)? } else { Vec::new() };
+                [head, bytes].concat()
             }
-            Form::Kept { data, .. } => {
-                for file in data {
-                    let part = store::encode(batch, file.content, self.encoding)?;
-                    let path = shown(&file.path);
-                    file.file.write_all(&part).with_context(|| format!("cannot write {path}: is the disk full?"))?;
-                    file.bytes += part.len() as u64;
+            Mode::Gathered { columns, .. } => {
+                for column in columns {
+                    let bytes = column.spec.content.encode(batch, self.encoding)?;
+                    let path = shown(&column.path);
+                    column.append(&bytes).with_context(|| format!("cannot write {path}: is the disk full?"))?;
                 }
                 Vec::new()
             }
         };
-        self.rows += batch.rows.len() as u64;
+        self.rows = rows;
         self.send(bytes)
+    }
+
+    /// What comes before the rows.
+    fn head(&self, dim: usize) -> Result<Vec<u8>> {
+        let shape = &self.target.shape;
+        self.target.output.format.sink().head(shape, shape.rows.unwrap_or_default(), dim)
     }
 
     /// Writes the end of the output.
     ///
     /// # Errors
-    /// If it cannot be written, other than because nobody reads it, or there are fewer rows than its header says;
+    /// If it cannot be written, unless the reader is gone, or there are fewer rows than its header says;
     /// [`Interrupted`] at [`WriteOptions::interrupt`].
     pub(crate) fn finish(mut self) -> Result<()> {
         if self.reader_gone {
             return Ok(());
         }
         let Some(dim) = self.dim else { return Err(bad_input!("{}: there are no rows to write", self.name)) };
-        match &self.form {
-            Form::Lines => {}
-            Form::Npy(0) => {
-                let _ = self.send(npy::header(0, dim, self.encoding.dtype)?)?;
+        match &self.mode {
+            Mode::Direct(_) => {
+                if let Some(total) = self.target.shape.rows.filter(|total| *total != self.rows) {
+                    bail!("internal error: {} rows in {}, which was to hold {total}", self.rows, self.name);
+                }
+                if self.rows == 0 {
+                    let _ = self.send(self.head(dim)?)?;
+                }
             }
-            Form::Npy(total) if *total != self.rows => {
-                bail!("{} rows in {}, which was to hold {total}", self.rows, self.name);
-            }
-            Form::Npy(_) => {}
-            Form::Kept { dir, data, .. } => {
-                let rows_bytes = data.iter().find(|file| file.content == Content::Rows).map_or(0, |file| file.bytes);
-                let interrupt = Arc::clone(&self.interrupt);
-                let store = Store { dir, rows: self.rows, rows_bytes, dim, dtype: self.encoding.dtype, interrupt };
-                let part = match self.output.format {
-                    OutputFormat::Npy => self.output.arrays.names()[0].name(),
-                    _ => "output",
-                };
-                let made = write_output(&store, &self.output, None, self.rows_per_file, part);
+            Mode::Gathered { dir, columns, .. } => {
+                let (columns, interrupt) = (columns.iter().collect(), Arc::clone(&self.interrupt));
+                let store = Store { dir, columns, rows: self.rows, dim, dtype: self.encoding.dtype, interrupt };
+                let made = self.target.make(&store, None);
                 if made.is_err() && self.interrupt.load(Ordering::Relaxed) {
                     return Err(Interrupted.into());
                 }
-                let failed = || format!("cannot write {}: is the disk full?", shown(&dir.path().join(part)));
-                made.with_context(failed)?;
+                let part = &self.target.part;
+                made.with_context(|| format!("cannot write {}: is the disk full?", shown(&dir.path().join(part))))?;
                 let mut output = dir.open_file(part, Access::Read)?;
                 self.copy(&mut output)?;
             }
@@ -188,10 +187,10 @@ impl StreamWriter {
         }
     }
 
-    /// Hands bytes to whoever reads them, at once.
+    /// Writes and flushes bytes.
     fn send(&mut self, bytes: Vec<u8>) -> Result<Flow> {
-        match self.sink.write(bytes)? {
-            Ok(()) => Ok(Flow::GoOn),
+        match self.pipe.write(bytes)? {
+            Ok(()) => Ok(Flow::Continue),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.reader_gone = true;
                 Ok(Flow::ReaderGone)
@@ -204,60 +203,39 @@ impl StreamWriter {
     }
 }
 
-/// The lines of a batch, with numbers as the output holds them.
-fn lines(batch: &Batch, output: &Output, encoding: Encoding) -> Result<Vec<u8>> {
-    let as_written = |values: Option<ArrayView2<f32>>| -> Result<Option<Array2<f32>>> {
-        let Some(values) = values else { return Ok(None) };
-        let mut numbers = Vec::with_capacity(values.len());
-        encoding.dtype.decode(&encoding.encode(values, batch.rows)?, &mut numbers);
-        Ok(Some(Array2::from_shape_vec(values.dim(), numbers)?))
-    };
-    let (image, negative) = (as_written(batch.image)?, as_written(batch.negative)?);
-    let batch = Batch {
-        rows: batch.rows,
-        image: image.as_ref().map(|values| values.view()),
-        negative: negative.as_ref().map(|values| values.view()),
-    };
-    let mut lines = Vec::new();
-    jsonl::write_batch(&batch, output.arrays, &mut lines)?;
-    Ok(lines)
-}
-
 impl fmt::Debug for StreamWriter {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter
-            .debug_struct("StreamWriter")
-            .field("name", &self.name)
-            .field("form", &self.form)
-            .finish_non_exhaustive()
+        let mut debug = formatter.debug_struct("StreamWriter");
+        debug.field("name", &self.name).field("mode", &self.mode).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Run, contents, options};
-    use super::super::{Arrays, EmbeddingWriter, OutputDtype};
     use super::*;
+    use crate::output::tests::{Run, contents, options};
+    use crate::output::{Arrays, EmbeddingWriter, OutputDtype};
+    use std::path::Path;
     use std::sync::{Arc, Mutex};
 
-    /// What reads a stream: it closes after so many bytes.
+    /// A reader that closes after `max` bytes.
     #[derive(Clone)]
     struct Reader {
         got: Arc<Mutex<Vec<u8>>>,
         flushes: Arc<Mutex<Vec<usize>>>,
-        most: usize,
+        max: usize,
     }
 
     impl Reader {
-        fn new(most: usize) -> Self {
-            Self { got: Arc::default(), flushes: Arc::default(), most }
+        fn new(max: usize) -> Self {
+            Self { got: Arc::default(), flushes: Arc::default(), max }
         }
     }
 
     impl Write for Reader {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let mut got = self.got.lock().unwrap();
-            if got.len() >= self.most {
+            if got.len() >= self.max {
                 return Err(ErrorKind::BrokenPipe.into());
             }
             got.extend_from_slice(bytes);
@@ -303,7 +281,7 @@ mod tests {
         ] {
             let reader = Reader::new(usize::MAX);
             let (mut stream, mut options) = open(format, total, &reader);
-            batches(&run).for_each(|batch| assert_eq!(stream.write(&batch).unwrap(), Flow::GoOn));
+            batches(&run).for_each(|batch| assert_eq!(stream.write(&batch).unwrap(), Flow::Continue));
             stream.finish().unwrap();
             let path = folder.path().join(format!("{}{}", format.name(), total.is_some()));
             options.outputs[0].path = path.clone();
@@ -321,14 +299,14 @@ mod tests {
             let [plain, with_empty] = [false, true].map(|is_empty_too| {
                 let reader = Reader::new(usize::MAX);
                 let (stream, _) = open(format, total, &reader);
-                let mut writer = EmbeddingWriter { file: None, streams: vec![stream] };
+                let mut writer = EmbeddingWriter::of_stream(stream);
                 let empty = run.select(&[]);
                 let empty = Batch { rows: &[], image: Some(empty.image.view()), negative: Some(empty.negative.view()) };
                 for batch in batches(&run) {
                     if is_empty_too {
-                        assert_eq!(writer.write(&empty).unwrap(), Flow::GoOn);
+                        assert_eq!(writer.write(&empty).unwrap(), Flow::Continue);
                     }
-                    assert_eq!(writer.write(&batch).unwrap(), Flow::GoOn);
+                    assert_eq!(writer.write(&batch).unwrap(), Flow::Continue);
                 }
                 writer.finish().unwrap();
                 reader.got.lock().unwrap().clone()
@@ -356,11 +334,11 @@ mod tests {
         for (format, total) in [(OutputFormat::JsonLines, None), (OutputFormat::Npy, Some(7))] {
             let (mut stream, _) = open(format, total, &Reader::new(1));
             let flows: Vec<Flow> = batches(&run).map(|batch| stream.write(&batch).unwrap()).collect();
-            assert_eq!(flows, [Flow::GoOn, Flow::ReaderGone, Flow::ReaderGone, Flow::ReaderGone]);
+            assert_eq!(flows, [Flow::Continue, Flow::ReaderGone, Flow::ReaderGone, Flow::ReaderGone]);
             stream.finish().unwrap();
         }
         let (mut stream, _) = open(OutputFormat::Npz, None, &Reader::new(0));
-        batches(&run).for_each(|batch| assert_eq!(stream.write(&batch).unwrap(), Flow::GoOn));
+        batches(&run).for_each(|batch| assert_eq!(stream.write(&batch).unwrap(), Flow::Continue));
         stream.finish().unwrap();
     }
 
@@ -368,7 +346,7 @@ mod tests {
     fn an_npy_stream_holds_as_many_rows_as_it_says() {
         let run = Run::new(4, 3);
         let (mut stream, _) = open(OutputFormat::Npy, Some(5), &Reader::new(usize::MAX));
-        batches(&run).for_each(|batch| assert_eq!(stream.write(&batch).unwrap(), Flow::GoOn));
+        batches(&run).for_each(|batch| assert_eq!(stream.write(&batch).unwrap(), Flow::Continue));
         assert!(stream.finish().is_err());
         let (mut stream, _) = open(OutputFormat::Npy, Some(3), &Reader::new(usize::MAX));
         assert!(batches(&run).any(|batch| stream.write(&batch).is_err()));

@@ -1,17 +1,20 @@
-//! Every form is read back by a library that did not write it, and a run that is stopped anywhere ends in the same bytes.
+//! Every format is read back by a library that did not write it, and a run that is stopped anywhere ends in the same
+//! bytes.
 
+mod folder;
 mod foreign;
 mod resume;
 
 use super::shard::Shard;
 use super::*;
-use crate::error::exit_code;
-use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use crate::cli::errors::exit_code;
+use anyhow::Result;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, UInt64Type};
 use half::f16;
 use ndarray::{Array2, Axis, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::fs::{self, File};
 use std::path::Path;
 use tempfile::TempDir;
@@ -39,7 +42,7 @@ impl Run {
         }
     }
 
-    /// These rows of it.
+    /// Some of its rows.
     pub(crate) fn select(&self, rows: &[usize]) -> Self {
         Self {
             rows: rows.iter().map(|row| self.rows[*row].clone()).collect(),
@@ -48,7 +51,7 @@ impl Run {
         }
     }
 
-    /// Writes what is not there yet, `batch` rows at a time.
+    /// Writes the rows that are missing, `batch` at a time.
     pub(crate) fn write(&self, writer: &mut EmbeddingWriter, batch: usize) -> Result<()> {
         let done = writer.rows_done() as usize;
         self.write_until(writer, self.rows.len().max(done), batch)
@@ -58,7 +61,7 @@ impl Run {
         let mut start = writer.rows_done() as usize;
         while start < end {
             let stop = end.min(start + batch);
-            assert_eq!(writer.write(&self.batch(start, stop))?, Flow::GoOn);
+            assert_eq!(writer.write(&self.batch(start, stop))?, Flow::Continue);
             start = stop;
         }
         Ok(())
@@ -81,14 +84,9 @@ pub(crate) fn options(path: &Path, format: OutputFormat) -> WriteOptions {
     options
 }
 
-pub(crate) const FORMATS: [OutputFormat; 6] = [
-    OutputFormat::Npy,
-    OutputFormat::Npz,
-    OutputFormat::Safetensors,
-    OutputFormat::JsonLines,
-    OutputFormat::Parquet,
-    OutputFormat::Folder,
-];
+/// The formats whose shards can be merged.
+pub(crate) const FILES: [OutputFormat; 5] =
+    [OutputFormat::Npy, OutputFormat::Npz, OutputFormat::Safetensors, OutputFormat::JsonLines, OutputFormat::Parquet];
 
 /// The bytes of a file or, with their names, of all files in a folder.
 pub(crate) fn contents(path: &Path) -> Vec<(String, Vec<u8>)> {
@@ -131,13 +129,13 @@ fn parquet_batches(path: &Path) -> Vec<arrow_array::RecordBatch> {
 }
 
 #[test]
-fn npy_is_what_numpy_reads() {
+fn npy_has_numpys_header() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("e.npy");
     let run = Run::new(10, 3);
     write_whole(&run, options(&path, OutputFormat::Npy), 4);
     let bytes = fs::read(&path).unwrap();
-    // By hand, as numpy's documentation has it.
+    // Spelled out from numpy's documentation.
     assert_eq!(&bytes[..10], b"\x93NUMPY\x01\x00\x76\x00");
     let header = std::str::from_utf8(&bytes[10..128]).unwrap();
     assert_eq!(header.trim_end(), "{'descr': '<f4', 'fortran_order': False, 'shape': (10, 3)}");
@@ -160,10 +158,10 @@ fn npz_and_safetensors_hold_both_arrays_by_name() {
     let path = folder.path().join("e.safetensors");
     write_whole(&run, options(&path, OutputFormat::Safetensors), 4);
     let bytes = fs::read(&path).unwrap();
-    let tensors = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     for (name, values) in [("image_embeds", &run.image), ("negative_image_embeds", &run.negative)] {
         let tensor = tensors.tensor(name).unwrap();
-        assert_eq!((tensor.dtype(), tensor.shape()), (::safetensors::Dtype::F32, [10, 3].as_slice()));
+        assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F32, [10, 3].as_slice()));
         let expected: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         assert_eq!(tensor.data(), expected);
     }
@@ -188,7 +186,7 @@ fn jsonl_has_an_object_a_row() {
 }
 
 #[test]
-fn parquet_has_a_row_a_row_in_both_widths() {
+fn parquet_has_one_row_per_embedding_in_both_types() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(5, 3);
     for dtype in [OutputDtype::F32, OutputDtype::F16] {
@@ -221,7 +219,7 @@ fn parquet_has_a_row_a_row_in_both_widths() {
 }
 
 #[test]
-fn row_groups_end_where_the_rows_say() {
+fn row_groups_depend_on_the_rows_alone() {
     let folder = TempDir::new().unwrap();
     let mut run = Run::new(206, 16_384);
     // Numbers alone give groups of 128 (8 MiB of 64 KiB rows, of one array); then long prompts.
@@ -232,7 +230,8 @@ fn row_groups_end_where_the_rows_say() {
     write_whole(&run, options, 100);
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap();
     let groups: Vec<i64> = builder.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
-    // The short prompts of 128..200 take a few bytes, so that one long prompt fits beside them; two do not fit together.
+    // The short prompts of 128..200 take a few bytes, so that one long prompt fits beside them; two do not fit
+    // together.
     assert_eq!(&groups[..4], [128, 73, 1, 1]);
     assert_eq!(groups.iter().sum::<i64>(), 206);
 }
@@ -258,9 +257,9 @@ fn a_folder_is_numbered_files_of_embeddings_and_captions() {
 }
 
 #[test]
-fn no_rows_have_a_shape_too() {
+fn an_output_without_rows_has_a_dimension() {
     let folder = TempDir::new().unwrap();
-    for format in FORMATS {
+    for format in OutputFormat::ALL.iter().copied() {
         let path = folder.path().join(format.name());
         let mut options = options(&path, format);
         assert_eq!(exit_code(&EmbeddingWriter::open(options.clone()).unwrap().finish().unwrap_err()), 2);
@@ -293,7 +292,7 @@ fn a_second_output_is_written_from_the_same_rows() {
 }
 
 #[test]
-fn what_cannot_be_written_is_refused_before_the_first_row() {
+fn unwritable_outputs_are_refused_before_the_first_row() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("there.npy"), "old").unwrap();
     let refused = |name: &str, format, words: &str| {
@@ -315,7 +314,7 @@ fn what_cannot_be_written_is_refused_before_the_first_row() {
 }
 
 #[test]
-fn a_number_that_does_not_fit_is_named_and_costs_no_other_row() {
+fn a_number_beyond_float16_costs_no_other_row() {
     let folder = TempDir::new().unwrap();
     let mut run = Run::new(6, 3);
     run.image[[4, 1]] = 1e6;
@@ -328,7 +327,7 @@ fn a_number_that_does_not_fit_is_named_and_costs_no_other_row() {
 }
 
 #[test]
-fn a_shard_says_which_rows_it_holds() {
+fn a_shards_record_lists_its_rows() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("e.npy");
     let mut options = options(&path, OutputFormat::Npy);

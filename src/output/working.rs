@@ -1,23 +1,25 @@
-//! The hidden folder beside an output in which its rows gather: data files, and a journal of what of them is safe.
+//! The hidden folder in which the rows of an output are gathered: columns, and a journal of what of them is safe.
 
-use super::atomic::{sync_data, sync_path};
 use super::claim::{JOURNAL, claim};
-use super::dir::Dir;
+use super::column::{Column, ColumnSpec, Content, row_bytes};
 use super::fingerprint::Fingerprint;
-use super::journal::{self, BatchLine, End, Header, Journal, Line};
+use super::journal::{self, BatchLine, End, Header, Journal, Line, NumberedFile};
+use super::numbered::Numbering;
+use super::options::WriteOptions;
+use super::record::FileSum;
 use super::shard::RowRuns;
-use super::store::{Content, DataFile};
+use crate::atomic::{sync_data, sync_path};
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
+use crate::dir::Dir;
 use crate::files::parent;
 use anyhow::{Context, Error, Result};
-use crc32fast::Hasher;
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long written rows may wait to be on the disk. A killed process loses nothing: the system has them by then.
+/// How long written rows may wait to be synced. A killed process loses nothing: the system has them by then.
 const SYNC_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a run expects to find in the folder.
@@ -25,40 +27,41 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct Expected<'a> {
     /// The output, as messages call it.
     pub(crate) name: &'a str,
-    pub(crate) contents: &'a [Content],
-    /// Bytes of a number.
-    pub(crate) number_bytes: usize,
-    /// Numbers in a row, if known.
-    pub(crate) dim: Option<usize>,
-    pub(crate) fingerprint: &'a Fingerprint,
-    /// Whether the journal says of each batch which rows of the whole it is.
-    pub(crate) is_shard: bool,
-    pub(crate) resume: bool,
-    pub(crate) overwrite: bool,
-    pub(crate) restart: bool,
-    pub(crate) keep: bool,
+    pub(crate) options: &'a WriteOptions,
+    pub(crate) fingerprint: Fingerprint,
+    /// The columns, but for those of a numbered folder's files.
+    pub(crate) columns: Vec<ColumnSpec>,
+    pub(crate) numbering: Option<&'a Numbering>,
+}
+
+impl Expected<'_> {
+    /// The columns while the `files`-th file of a numbered folder is written.
+    fn columns(&self, files: usize) -> Vec<ColumnSpec> {
+        let numbered = self.numbering.into_iter().flat_map(|numbering| numbering.columns(files as u64));
+        self.columns.iter().cloned().chain(numbered).collect()
+    }
 }
 
 /// The folder, locked for this run.
 #[derive(Debug)]
 pub(crate) struct Working {
     dir: Dir,
-    pub(crate) data: Vec<DataFile>,
-    /// CRC-32 of what is in each of them.
-    sums: Vec<Hasher>,
+    pub(crate) columns: Vec<Column>,
     /// Its file holds the lock.
     journal: Journal,
     /// Bytes of the journal's header.
     header_bytes: u64,
-    /// Numbers in a row, once known.
+    /// The embedding dimension, once known.
     dim: Option<usize>,
     rows: u64,
-    /// The rows by their numbers in the whole, in a sharded run.
+    /// The rows by their indices in the whole, in a sharded run.
     runs: RowRuns,
+    /// The whole files of a numbered folder.
+    files: Vec<NumberedFile>,
     complete: bool,
-    /// Bytes of the journal, and rows, that are known to be on the disk.
+    /// Bytes of the journal, and rows, that are known to be on disk.
     synced: (u64, u64),
-    /// Whether rows wait for the disk, and when they last did not.
+    /// Whether rows wait to be synced.
     pub(crate) is_unsynced: bool,
     pub(crate) last_sync: Instant,
     removed: bool,
@@ -73,45 +76,46 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    fn of(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn of(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |error| Self { path: path.to_path_buf(), error }
     }
 }
 
 impl Working {
-    /// Makes or finds the folder at `path`, and brings it to what its journal says is safe.
+    /// Creates or finds the folder at `path`, and truncates it to what its journal says is safe.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if the folder cannot be made, is not ours, another run works in it, or its rows are not
-    /// asked for, do not fit or cannot be trusted.
+    /// [`crate::bad_input::BadInput`] if the folder cannot be created, is not ours, another run works in it, or its rows
+    /// are not wanted, do not fit or cannot be trusted.
     pub(crate) fn open(path: &Path, expected: &Expected) -> Result<Self> {
-        let name = expected.name;
+        let Expected { name, options, .. } = *expected;
         let (dir, file) = claim(path, name)?;
         let mut journal = Journal::new(file, path.join(JOURNAL));
-        let survey = Survey::of(&journal)?;
+        let survey = State::of(&journal)?;
+        let all_files = survey.files.len() as u64;
         let is_temporary = survey.header.as_ref().is_some_and(|header| header.is_temporary);
-        let resume = expected.resume && !is_temporary && survey.header.is_some();
+        let resume = options.resume && !is_temporary && survey.header.is_some();
         let failed = || format!("cannot write {name}: folder {path:?} cannot be written to");
-        let (found, data) = if resume {
+        let (found, columns) = if resume {
             let header = survey.header.as_ref();
             header.map_or(Ok(()), |header| check_header(header, expected))?;
-            // A complete run's data may be in its place already: an empty file in its stead would be taken for the output.
+            // A complete run's columns may be in place already: an empty file would be taken for the output.
             if survey.is_complete {
-                (survey.into_found(), Vec::new())
+                (survey, Vec::new())
             } else {
-                let data = open_data(&dir, &survey, expected)?;
-                (verify(&journal, &data, &survey, expected)?, data)
+                let columns = open_columns(&dir, &survey, expected)?;
+                (verify(&dir, &journal, &columns, &survey, expected)?, columns)
             }
         } else {
-            let is_ours = survey.header.as_ref().is_some_and(|header| header.fingerprint == *expected.fingerprint);
-            let may_drop = is_temporary || expected.overwrite || expected.restart && is_ours && !survey.is_damaged;
-            if !may_drop && (survey.rows > 0 || survey.is_damaged) {
-                let rows = survey.rows;
+            let is_ours = survey.header.as_ref().is_some_and(|header| header.fingerprint == expected.fingerprint);
+            let may_drop = is_temporary || options.overwrite || options.restart && is_ours && !survey.is_damaged;
+            let rows = survey.rows;
+            if !may_drop && (rows > 0 || !survey.files.is_empty() || survey.is_damaged) {
                 return Err(bad_input!(
-                    "an earlier run of {name} stopped after {rows} rows; --resume goes on, --overwrite starts again"
+                    "an earlier run of {name} stopped after {rows} rows; --resume continues, --overwrite starts again"
                 ));
             }
-            let begun = begin(&dir, &mut journal, expected);
+            let begun = start(&dir, &mut journal, &survey, expected);
             // The name of the folder itself, too.
             begun.and_then(|begun| sync_path(parent(path)).map(|()| begun)).map_err(|error| {
                 // Like any run that ends before its first row.
@@ -122,24 +126,29 @@ impl Working {
         };
         let mut working = Self {
             dir,
-            data,
-            sums: found.sums,
+            columns,
             journal,
             header_bytes: found.header_bytes,
-            dim: found.dim.or(expected.dim),
+            dim: found.dim.or(options.dim),
             rows: found.rows,
             runs: found.runs,
+            files: found.files,
             complete: found.is_complete,
             synced: (found.journal_bytes, found.rows),
             is_unsynced: false,
             last_sync: Instant::now(),
             removed: false,
-            keep: expected.keep,
+            keep: options.keep,
         };
         if resume && !working.complete {
-            working.journal.cut(found.journal_bytes).or_bad_input(failed)?;
-            let mut cut = working.data.iter_mut().zip(found.bytes);
-            cut.try_for_each(|(file, bytes)| file.cut(bytes)).or_bad_input(failed)?;
+            working.journal.truncate(found.journal_bytes).or_bad_input(failed)?;
+            let whole_files = working.files.len() as u64;
+            if let Some(numbering) = expected.numbering.filter(|_| whole_files < all_files) {
+                numbering.remove(&working.dir, whole_files..all_files).or_bad_input(failed)?;
+                working.start_file(numbering.columns(whole_files)).or_bad_input(failed)?;
+            }
+            let mut truncated = working.columns.iter_mut().zip(found.columns);
+            truncated.try_for_each(|(column, sum)| column.truncate(sum)).or_bad_input(failed)?;
         }
         Ok(working)
     }
@@ -160,10 +169,14 @@ impl Working {
         &self.runs
     }
 
-    /// Bytes in the data file of `content`, and their CRC-32.
-    pub(crate) fn sum(&self, content: Content) -> Option<(u64, u32)> {
-        let place = self.data.iter().position(|file| file.content == content)?;
-        Some((self.data[place].bytes, self.sums[place].clone().finalize()))
+    /// The whole files of a numbered folder.
+    pub(crate) fn files(&self) -> &[NumberedFile] {
+        &self.files
+    }
+
+    /// Rows in them. This may be more than [`Working::rows`]: part of a batch that was not finished.
+    pub(crate) fn rows_in_files(&self) -> u64 {
+        rows_in(&self.files)
     }
 
     /// Whether the output was made of the rows, and only needs to be moved into place.
@@ -171,56 +184,65 @@ impl Working {
         self.complete
     }
 
-    /// Appends a batch: its bytes for each data file. Journalled when this returns.
-    pub(crate) fn append(
-        &mut self,
-        parts: &[Vec<u8>],
-        rows: u64,
-        dim: usize,
-        runs: Option<RowRuns>,
-    ) -> Result<(), Failure> {
-        let rows = self.rows + rows;
-        let bytes: Vec<u64> = self.data.iter().zip(parts).map(|(file, part)| file.bytes + part.len() as u64).collect();
-        let mut hasher = BatchLine::hasher(rows, &bytes);
-        parts.iter().for_each(|part| hasher.update(part));
-        for ((file, sum), part) in self.data.iter_mut().zip(&mut self.sums).zip(parts) {
-            file.file.write_all(part).map_err(Failure::of(&file.path))?;
-            file.bytes += part.len() as u64;
-            sum.update(part);
+    /// Appends to the columns, which those of a numbered folder are or are not among: the bytes for each.
+    pub(crate) fn append(&mut self, is_numbered: bool, parts: &[Vec<u8>]) -> Result<(), Failure> {
+        let columns = self.columns.iter_mut().filter(|column| column.spec.is_numbered == is_numbered);
+        for (column, part) in columns.zip(parts) {
+            column.append(part).map_err(Failure::of(&column.path))?;
         }
-        let all_runs = &mut self.runs;
-        runs.iter().cloned().flat_map(RowRuns::into_rows).for_each(|row| {
-            // That they rise was checked when these were made.
-            let _ = all_runs.push(row);
-        });
-        let line = Line::Batch(BatchLine { rows, bytes, crc: hasher.finalize(), runs });
+        Ok(())
+    }
+
+    /// Commits a batch that was appended. Journalled when this returns.
+    pub(crate) fn commit(&mut self, rows: u64, dim: usize, runs: Option<RowRuns>) -> Result<(), Failure> {
+        let rows = self.rows + rows;
+        for row in runs.iter().cloned().flat_map(RowRuns::into_rows) {
+            // That they ascend was checked when the runs were made.
+            let _ = self.runs.push(row);
+        }
+        let columns = self.columns.iter().map(Column::sum).collect();
+        let line = Line::Batch(BatchLine { rows, dim, columns, runs });
         self.journal.append(line).map_err(Failure::of(self.journal.path()))?;
-        self.dim = Some(dim);
-        self.rows = rows;
-        self.is_unsynced = true;
+        (self.dim, self.rows, self.is_unsynced) = (Some(dim), rows, true);
         self.sync_if_due()
     }
 
-    /// Puts the rows on the disk unless that was done a moment ago.
+    /// Notes that the next file of a numbered folder is whole and on disk, and starts the columns of the one after it.
+    pub(crate) fn finish_file(&mut self, file: NumberedFile, next: Vec<ColumnSpec>) -> Result<(), Failure> {
+        let folder = self.dir.path().to_path_buf();
+        self.dir.sync().map_err(Failure::of(&folder))?;
+        self.journal.append(Line::File(file.clone())).map_err(Failure::of(self.journal.path()))?;
+        self.files.push(file);
+        self.start_file(next).map_err(Failure::of(&folder))?;
+        self.sync()
+    }
+
+    fn start_file(&mut self, columns: Vec<ColumnSpec>) -> io::Result<()> {
+        self.columns.retain(|column| !column.spec.is_numbered);
+        self.columns.extend(create_columns(&self.dir, columns)?);
+        Ok(())
+    }
+
+    /// Syncs the rows to disk unless that was done a moment ago.
     pub(crate) fn sync_if_due(&mut self) -> Result<(), Failure> {
         if self.is_unsynced && self.last_sync.elapsed() >= SYNC_INTERVAL { self.sync() } else { Ok(()) }
     }
 
-    /// Waits until all rows are on the disk. Those that may not be there if that fails do not count any more: the system
-    /// may show them to whoever reads them now, and not after its next start.
+    /// Syncs all rows to disk. If that fails, those that may not be there do not count any more: the system may show
+    /// them to readers now, and not after its next start.
     pub(crate) fn sync(&mut self) -> Result<(), Failure> {
         let result = self.try_sync();
         if result.is_err() {
             let (bytes, rows) = self.synced;
-            let _ = self.journal.cut(bytes);
+            let _ = self.journal.truncate(bytes);
             self.rows = rows;
         }
         result
     }
 
     fn try_sync(&mut self) -> Result<(), Failure> {
-        for file in &self.data {
-            sync_data(&file.file).map_err(Failure::of(&file.path))?;
+        for column in &self.columns {
+            column.file.as_ref().map_or(Ok(()), sync_data).map_err(Failure::of(&column.path))?;
         }
         self.journal.sync().map_err(Failure::of(self.journal.path()))?;
         let bytes = self.journal.bytes().map_err(Failure::of(self.journal.path()))?;
@@ -237,12 +259,12 @@ impl Working {
         Ok(())
     }
 
-    /// Removes the folder with all that is in it, the journal last: a run that is killed meanwhile finds that its output
-    /// is in its place, or that no rows are left.
+    /// Removes the folder and everything in it, the journal last: a run that is killed meanwhile finds its output in
+    /// place, or no rows.
     pub(crate) fn remove(&mut self) -> io::Result<()> {
         self.removed = true;
         if !self.complete {
-            self.journal.cut(self.header_bytes)?;
+            self.journal.truncate(self.header_bytes)?;
         }
         empty(&self.dir)?;
         self.dir.remove(JOURNAL)?;
@@ -251,85 +273,108 @@ impl Working {
 }
 
 impl Drop for Working {
-    /// A run that failed before its first row, or that none can go on with, leaves nothing behind.
+    /// A run that failed before its first row, or that cannot be resumed, leaves nothing behind.
     fn drop(&mut self) {
-        if !self.removed && (!self.keep || self.rows == 0 && !self.complete) {
+        let is_empty = self.rows == 0 && self.files.is_empty() && !self.complete;
+        if !self.removed && (!self.keep || is_empty) {
             let _ = self.remove();
         }
     }
 }
 
-/// Begins anew: drops what an earlier run left, and writes the header.
-fn begin(dir: &Dir, journal: &mut Journal, expected: &Expected) -> io::Result<(Found, Vec<DataFile>)> {
-    empty(dir)?;
-    journal.cut(0)?;
-    let Expected { dim, fingerprint, keep, .. } = *expected;
-    let header = Header { version: journal::VERSION, dim, fingerprint: fingerprint.clone(), is_temporary: !keep };
-    let bytes = journal.append(Line::Header(header))?;
-    journal.sync()?;
-    let data = expected.contents.iter().map(|content| DataFile::create(dir, *content));
-    let data = data.collect::<io::Result<Vec<_>>>()?;
-    dir.sync()?;
-    let sums = vec![Hasher::new(); data.len()];
-    Ok((Found { dim, sums, header_bytes: bytes, journal_bytes: bytes, ..Found::default() }, data))
+fn rows_in(files: &[NumberedFile]) -> u64 {
+    files.iter().map(|file| file.rows).sum()
 }
 
-/// Opens the data files of a run that is not complete. A run that was killed as it began may have left without some.
-fn open_data(dir: &Dir, survey: &Survey, expected: &Expected) -> Result<Vec<DataFile>> {
-    let open = |content: Content| match DataFile::open(dir, content) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && survey.rows == 0 => DataFile::create(dir, content),
-        file => file,
+/// Starts anew: drops what an earlier run left, and writes the header.
+fn start(dir: &Dir, journal: &mut Journal, survey: &State, expected: &Expected) -> io::Result<(State, Vec<Column>)> {
+    if let Some(numbering) = expected.numbering
+        && !survey.files.is_empty()
+    {
+        numbering.remove(dir, 0..survey.files.len() as u64)?;
+    }
+    empty(dir)?;
+    journal.truncate(0)?;
+    let WriteOptions { dim, keep, .. } = *expected.options;
+    let fingerprint = expected.fingerprint.clone();
+    let header = Header { version: journal::VERSION, dim, fingerprint, is_temporary: !keep };
+    let bytes = journal.append(Line::Header(header))?;
+    journal.sync()?;
+    let columns = create_columns(dir, expected.columns(0))?;
+    dir.sync()?;
+    Ok((State { dim, header_bytes: bytes, journal_bytes: bytes, ..State::default() }, columns))
+}
+
+/// Creates empty columns, in place of what has their names.
+fn create_columns(dir: &Dir, specs: Vec<ColumnSpec>) -> io::Result<Vec<Column>> {
+    for location in specs.iter().filter_map(|spec| spec.location.as_ref()) {
+        dir.remove(&location.file)?;
+    }
+    specs.into_iter().map(|spec| Column::create(dir, spec)).collect()
+}
+
+/// Opens the columns of a run that is not complete. One that was killed as it started, or between two files of a
+/// numbered folder, may have left without some.
+fn open_columns(dir: &Dir, survey: &State, expected: &Expected) -> Result<Vec<Column>> {
+    let open = |spec: ColumnSpec| match Column::open(dir, spec.clone()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && (survey.rows == 0 || survey.is_between(&spec)) => {
+            Column::create(dir, spec)
+        }
+        column => column,
     };
-    expected.contents.iter().map(|content| open(*content)).collect::<io::Result<Vec<_>>>().or_bad_input(|| {
+    let columns = expected.columns(survey.files.len()).into_iter().map(open).collect::<io::Result<Vec<_>>>();
+    columns.or_bad_input(|| {
         let Expected { name, .. } = expected;
         let folder = dir.path();
-        format!("cannot go on with {name}: rows that {folder:?} should hold cannot be opened; --overwrite starts again")
+        format!("cannot resume {name}: the rows that {folder:?} should hold cannot be opened; --overwrite starts again")
     })
 }
 
-/// What a journal says, without a look at the data.
-struct Survey {
+/// What a journal says, or as much of it as is safe.
+#[derive(Debug, Clone, Default)]
+struct State {
     header: Option<Header>,
     header_bytes: u64,
-    rows: u64,
-    /// Numbers in a row, of a complete output.
-    dim: Option<usize>,
-    is_complete: bool,
-    /// Whether there is more in it, which is not as it was written.
-    is_damaged: bool,
+    /// Bytes of all lines that count.
     journal_bytes: u64,
+    /// The embedding dimension, once known.
+    dim: Option<usize>,
+    rows: u64,
+    columns: Vec<FileSum>,
+    runs: RowRuns,
+    /// The whole files of a numbered folder.
+    files: Vec<NumberedFile>,
+    is_complete: bool,
+    /// Whether a damaged line follows.
+    is_damaged: bool,
 }
 
-impl Survey {
+impl State {
+    /// What a journal says, without a look at the columns.
     fn of(journal: &Journal) -> Result<Self> {
         let read = || -> io::Result<Self> {
-            let mut lines = journal.read()?;
-            let (mut header, mut header_bytes, mut rows, mut complete) = (None, 0, 0, None);
+            let (mut lines, mut state) = (journal.read()?, Self::default());
             while let Some(line) = lines.next_line()? {
+                state.journal_bytes = lines.position();
                 match line {
-                    Line::Header(first) => (header, header_bytes) = (Some(first), lines.position()),
-                    Line::Batch(batch) => rows = batch.rows,
-                    Line::Complete { rows: all, dim } if all == rows => complete = Some(dim),
+                    Line::Header(header) => (state.header, state.header_bytes) = (Some(header), lines.position()),
+                    Line::Batch(batch) => state.rows = batch.rows,
+                    Line::File(file) => state.files.push(file),
+                    Line::Complete { rows, dim } if rows == state.rows => {
+                        (state.is_complete, state.dim) = (true, Some(dim));
+                    }
                     Line::Complete { .. } => {}
                 }
             }
-            let (is_complete, is_damaged) = (complete.is_some(), lines.end() == Some(End::Damaged));
-            let journal_bytes = lines.position();
-            Ok(Self { header, header_bytes, rows, dim: complete, is_complete, is_damaged, journal_bytes })
+            state.is_damaged = lines.end() == Some(End::Damaged);
+            Ok(state)
         };
         read().with_context(|| format!("cannot read {:?}", journal.path()))
     }
 
-    /// Of a complete output: its data may be gone already, moved into place.
-    fn into_found(self) -> Found {
-        Found {
-            dim: self.dim,
-            rows: self.rows,
-            is_complete: true,
-            header_bytes: self.header_bytes,
-            journal_bytes: self.journal_bytes,
-            ..Found::default()
-        }
+    /// Whether a column is of a file of a numbered folder that has no rows yet.
+    fn is_between(&self, spec: &ColumnSpec) -> bool {
+        spec.is_numbered && self.rows <= rows_in(&self.files)
     }
 }
 
@@ -337,118 +382,107 @@ fn check_header(header: &Header, expected: &Expected) -> Result<()> {
     let name = expected.name;
     if header.version != journal::VERSION {
         return Err(bad_input!(
-            "the earlier run of {name} was another version's; go on with that, or --overwrite starts again"
+            "the earlier run of {name} was another version's; resume it with that, or --overwrite starts again"
         ));
     }
-    let mut differences = header.fingerprint.differences(expected.fingerprint);
-    if let (Some(was), Some(dim)) = (header.dim, expected.dim)
+    let mut differences = header.fingerprint.differences(&expected.fingerprint);
+    if let (Some(was), Some(dim)) = (header.dim, expected.options.dim)
         && was != dim
     {
-        differences.push(format!("the embedding's width was {was}, is {dim}"));
+        differences.push(format!("the embedding dimension was {was}, is {dim}"));
     }
     if differences.is_empty() {
         return Ok(());
     }
     let differences = differences.join("; ");
-    Err(bad_input!(
-        "cannot go on with {name}: {differences}; give what the earlier run had, or --overwrite to start again"
-    ))
+    Err(bad_input!("cannot resume {name}: {differences}; repeat the earlier settings, or --overwrite to start again"))
 }
 
-/// What of an earlier run is safe.
-#[derive(Debug, Default)]
-struct Found {
-    dim: Option<usize>,
-    rows: u64,
-    bytes: Vec<u64>,
-    sums: Vec<Hasher>,
-    runs: RowRuns,
-    is_complete: bool,
-    header_bytes: u64,
-    journal_bytes: u64,
-}
-
-/// Follows the journal as far as the data files hold what it says, and says so if that is not to its end.
-fn verify(journal: &Journal, data: &[DataFile], survey: &Survey, expected: &Expected) -> Result<Found> {
+/// Follows the journal as far as columns and files hold what it says, and warns if that is not to its end.
+fn verify(dir: &Dir, journal: &Journal, columns: &[Column], survey: &State, expected: &Expected) -> Result<State> {
     let failed = || format!("cannot read {:?}", journal.path());
     let mut lines = journal.read().with_context(failed)?;
-    let mut found = Found { bytes: vec![0; data.len()], sums: vec![Hasher::new(); data.len()], ..Found::default() };
+    let empty = FileSum { bytes: 0, crc: 0 };
+    let mut found = State { columns: vec![empty; columns.len()], ..State::default() };
     let Some(Line::Header(header)) = lines.next_line().with_context(failed)? else { return Ok(found) };
     found.dim = header.dim;
     (found.header_bytes, found.journal_bytes) = (lines.position(), lines.position());
-    let mut inputs = data.iter().map(input).collect::<io::Result<Vec<_>>>().with_context(failed)?;
-    while let Some(Line::Batch(batch)) = lines.next_line().with_context(failed)? {
-        let dim = found.dim.or_else(|| dim_of(&batch, data, expected));
-        let row_bytes = dim.and_then(|dim| (dim as u64).checked_mul(expected.number_bytes as u64));
-        let values = row_bytes.and_then(|bytes| batch.rows.checked_mul(bytes));
-        let sized = data.iter().zip(&batch.bytes).all(|(file, bytes)| match file.content {
-            Content::Values(_) => Some(*bytes) == values,
-            Content::Rows => true,
-        });
-        let grows = found.bytes.iter().zip(&batch.bytes).all(|(old, new)| old <= new) && batch.rows > found.rows;
-        if batch.bytes.len() != data.len() || !sized || !grows {
-            break;
+    // The state before the first batch of a numbered folder's current file.
+    let mut before_file = None;
+    while let Some(line) = lines.next_line().with_context(failed)? {
+        match line {
+            Line::Batch(batch) => {
+                if !fits(&batch, &found, columns, expected) {
+                    break;
+                }
+                let runs = batch.runs.clone().unwrap_or_default();
+                let rows = if expected.options.shard.is_some() { batch.rows - found.rows } else { 0 };
+                if runs.check().is_err() || runs.count() != rows {
+                    break;
+                }
+                // The columns of earlier files of a numbered folder are gone; the files have checksums of their own.
+                let is_gone = |column: &Column| column.spec.is_numbered && found.files.len() < survey.files.len();
+                let mut grown = columns.iter().zip(found.columns.iter().zip(&batch.columns));
+                let is_whole = grown.try_fold(true, |is_whole, (column, (from, to))| {
+                    Ok::<_, io::Error>(is_whole && (is_gone(column) || column.has_grown(*from, *to)?))
+                });
+                if !is_whole.with_context(failed)? {
+                    break;
+                }
+                if (found.rows..batch.rows).contains(&rows_in(&found.files)) {
+                    before_file = Some(found.clone());
+                }
+                // The first row is refused if it does not come after those before.
+                if runs.into_rows().try_for_each(|row| found.runs.push(row)).is_err() {
+                    break;
+                }
+                (found.rows, found.dim, found.columns) = (batch.rows, Some(batch.dim), batch.columns);
+            }
+            Line::File(file) => {
+                let place = found.files.len() as u64;
+                let is_whole = expected.numbering.map(|numbering| numbering.is_whole(dir, place, &file));
+                if !matches!(is_whole.transpose(), Ok(Some(true))) {
+                    break;
+                }
+                found.files.push(file);
+                let sums = found.columns.iter_mut().zip(columns).filter(|(_, column)| column.spec.is_numbered);
+                sums.for_each(|(sum, _)| *sum = empty);
+            }
+            Line::Header(_) | Line::Complete { .. } => break,
         }
-        let Some(sums) = sums_if_whole(&batch, &found, &mut inputs).with_context(failed)? else { break };
-        let runs = batch.runs.unwrap_or_default();
-        let rows = if expected.is_shard { batch.rows - found.rows } else { 0 };
-        if runs.check().is_err() || runs.count() != rows {
-            break;
-        }
-        // If they do not come after those before, the first of them is refused.
-        if runs.into_rows().try_for_each(|row| found.runs.push(row)).is_err() {
-            break;
-        }
-        (found.rows, found.dim, found.bytes, found.sums) = (batch.rows, dim, batch.bytes, sums);
         found.journal_bytes = lines.position();
+    }
+    // The columns of files that are damaged or missing are gone.
+    if found.files.len() < survey.files.len() && found.rows > rows_in(&found.files) {
+        found = before_file.unwrap_or_default();
     }
     if found.rows < survey.rows || survey.is_damaged {
         let (name, rows, all) = (expected.name, found.rows, survey.rows);
         log::warn!(
-            "of the {all} rows that an earlier run of {name} left, the first {rows} are as they were written; the others \
-             are damaged, and computed again"
+            "of the {all} rows that an earlier run of {name} left, the first {rows} are intact; the others are damaged \
+             and computed again"
         );
     }
     Ok(found)
 }
 
-/// Numbers in a row, as a batch has them.
-fn dim_of(batch: &BatchLine, data: &[DataFile], expected: &Expected) -> Option<usize> {
-    let place = data.iter().position(|file| matches!(file.content, Content::Values(_)))?;
-    let row_bytes = batch.bytes.get(place)?.checked_div(batch.rows)?;
-    usize::try_from(row_bytes).ok()?.checked_div(expected.number_bytes)
+/// Whether a batch follows those that were found.
+fn fits(batch: &BatchLine, found: &State, columns: &[Column], expected: &Expected) -> bool {
+    let in_files = rows_in(&found.files);
+    let fits = |column: &Column, from: &FileSum, to: &FileSum| {
+        let rows = if column.spec.is_numbered { batch.rows.saturating_sub(in_files) } else { batch.rows };
+        let is_values = matches!(column.spec.content, Content::Values(_));
+        to.bytes >= from.bytes
+            && (!is_values || rows.checked_mul(row_bytes(batch.dim, expected.options.out_dtype)) == Some(to.bytes))
+    };
+    let mut sums = columns.iter().zip(&found.columns).zip(&batch.columns);
+    batch.columns.len() == columns.len()
+        && batch.rows > found.rows
+        && found.dim.is_none_or(|dim| dim == batch.dim)
+        && sums.all(|((column, from), to)| fits(column, from, to))
 }
 
-fn input(file: &DataFile) -> io::Result<File> {
-    let mut input = file.file.try_clone()?;
-    input.seek(SeekFrom::Start(file.content.start()))?;
-    Ok(input)
-}
-
-/// The checksums of the data files with a batch, if their next bytes are those of the batch.
-fn sums_if_whole(batch: &BatchLine, found: &Found, inputs: &mut [File]) -> io::Result<Option<Vec<Hasher>>> {
-    let mut hasher = BatchLine::hasher(batch.rows, &batch.bytes);
-    let mut sums = found.sums.clone();
-    let mut buffer = vec![0; 1 << 16];
-    for (((input, before), after), sum) in inputs.iter_mut().zip(&found.bytes).zip(&batch.bytes).zip(&mut sums) {
-        let mut input = input.take(after - before);
-        loop {
-            match input.read(&mut buffer)? {
-                0 => break,
-                read => {
-                    hasher.update(&buffer[..read]);
-                    sum.update(&buffer[..read]);
-                }
-            }
-        }
-        if input.limit() > 0 {
-            return Ok(None);
-        }
-    }
-    Ok((hasher.finalize() == batch.crc).then_some(sums))
-}
-
-/// Removes all that is in the folder but the journal.
+/// Removes everything in the folder but the journal.
 fn empty(dir: &Dir) -> io::Result<()> {
     dir.names()?.iter().filter(|name| *name != JOURNAL).try_for_each(|name| dir.remove(name))
 }

@@ -62,7 +62,7 @@ fn summary(row: Result<PromptRow>) -> String {
         Ok(PromptRow::Prompt { place, record }) => format!("{place}: {}", record.prompt),
         Ok(PromptRow::Bad(row)) => format!("{}: !{}", row.place, row.reason),
         Err(error) => {
-            assert_eq!(crate::error::exit_code(&error), 2, "{error:#}");
+            assert_eq!(crate::cli::errors::exit_code(&error), 2, "{error:#}");
             format!("error: {error}")
         }
     }
@@ -249,7 +249,7 @@ fn files_are_checked_when_they_are_opened() {
     let open = |path: &Path, format| PromptReader::open(path, &ReadOptions { format, ..ReadOptions::default() });
     let refused = |path: &Path, format| {
         let error = open(path, format).err().unwrap();
-        assert_eq!(crate::error::exit_code(&error), 2);
+        assert_eq!(crate::cli::errors::exit_code(&error), 2);
         error.to_string()
     };
     let read = |path: &Path| open(path, None).unwrap().map(summary).collect::<Vec<_>>();

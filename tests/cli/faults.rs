@@ -1,4 +1,4 @@
-//! What the system does to a running program: a file that grows too large, a model's file that is cut off meanwhile.
+//! Faults of the system: a file that grows too large, a model's file that is truncated while it is read.
 
 use crate::common::{Workplace, model, send_signal, stderr, wait};
 use assert_cmd::Command;
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 #[test]
-fn a_file_that_may_not_grow_is_an_error_and_no_signal() {
+fn a_file_size_limit_is_an_error_and_no_signal() {
     let place = Workplace::new();
     // A file may have 8 blocks of 1024 bytes, and the rows need more.
     let script = format!(
@@ -22,7 +22,7 @@ fn a_file_that_may_not_grow_is_an_error_and_no_signal() {
     assert!(!place.names().contains(&"e.npy".to_string()));
 }
 
-/// Adds a tensor of so many bytes, all zero, to the end of a safetensors file.
+/// Appends a tensor of zeros to a safetensors file.
 fn add_tensor(path: &Path, bytes: u64) {
     let file = fs::read(path).unwrap();
     let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
@@ -38,7 +38,7 @@ fn add_tensor(path: &Path, bytes: u64) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_model_file_that_is_cut_off_while_it_is_read_is_one_line() {
+fn a_model_file_that_is_truncated_while_it_is_read_is_one_line() {
     let place = Workplace::new();
     let weights = place.copy_model().join("prior/diffusion_pytorch_model.safetensors");
     let sound = fs::read(&weights).unwrap();
@@ -67,7 +67,7 @@ fn a_model_file_that_is_cut_off_while_it_is_read_is_one_line() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_bus_error_that_somebody_sends_is_a_signal() {
+fn a_bus_error_that_another_process_sends_is_a_signal() {
     use std::os::unix::process::ExitStatusExt;
     let place = Workplace::new();
     let options = ["-f", "-", "--out", "-", "--format", "jsonl"];

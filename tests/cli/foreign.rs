@@ -1,4 +1,4 @@
-//! What others have put where an output goes: it stays, and nobody waits for it.
+//! What others put where an output goes is left alone, and does not block.
 
 use crate::common::{Workplace, assert_done, assert_refused, send_signal, stderr, wait};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -16,19 +16,19 @@ fn make_pipe(path: &Path) {
 type Plant = fn(&Path);
 
 #[test]
-fn what_is_in_the_place_of_the_hidden_folder_stays_whoever_put_it_there() {
+fn a_hidden_folder_that_is_not_ours_is_left_alone() {
     let kinds: [(&str, Plant); 5] = [
-        ("no folder", |path| symlink("precious", path).unwrap()),
-        ("no folder", |path| symlink("none", path).unwrap()),
-        ("no regular file", |path| {
+        ("not a folder", |path| symlink("precious", path).unwrap()),
+        ("not a folder", |path| symlink("none", path).unwrap()),
+        ("not a regular file", |path| {
             fs::create_dir(path).unwrap();
             symlink("../precious/notes", path.join("journal.jsonl")).unwrap();
         }),
-        ("no regular file", |path| {
+        ("not a regular file", |path| {
             fs::create_dir(path).unwrap();
             ["lock", "journal.jsonl"].iter().for_each(|name| make_pipe(&path.join(name)));
         }),
-        ("no run of this program", |path| {
+        ("this program did not make it", |path| {
             fs::create_dir(path).unwrap();
             fs::write(path.join("image_embeds"), "precious").unwrap();
         }),
@@ -40,7 +40,7 @@ fn what_is_in_the_place_of_the_hidden_folder_stays_whoever_put_it_there() {
             fs::write(place.path("precious/notes"), "precious").unwrap();
             let hidden = place.path(".e.npy.prior-embed");
             plant(&hidden);
-            // Who is not root can give nothing away, and has but what is its own.
+            // Only root can give files away.
             let _ = is_strangers && lchown(&hidden, Some(65534), Some(65534)).is_ok();
             for options in [[].as_slice(), &["--resume"], &["--overwrite"]] {
                 let mut command = place.command();
@@ -52,14 +52,15 @@ fn what_is_in_the_place_of_the_hidden_folder_stays_whoever_put_it_there() {
             assert_eq!(fs::read(place.path("precious/notes")).unwrap(), b"precious");
             assert_eq!(fs::read_dir(place.path("precious")).unwrap().count(), 1);
             assert!(
-                fs::read(hidden.join("image_embeds")).is_ok_and(|bytes| bytes == b"precious") == words.contains("run")
+                fs::read(hidden.join("image_embeds")).is_ok_and(|bytes| bytes == b"precious")
+                    == words.contains("did not make")
             );
         }
     }
 }
 
 #[test]
-fn a_folder_of_the_users_own_in_the_output_stays() {
+fn a_users_own_folder_in_the_output_stays() {
     let place = Workplace::new();
     fs::create_dir_all(place.path("out/.prior-embed/below")).unwrap();
     fs::write(place.path("out/.prior-embed/notes"), "precious").unwrap();
@@ -81,7 +82,7 @@ fn the_first_signal_ends_the_wait_for_a_reader() {
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_string();
         u64::from_str_radix(&caught, 16).unwrap() & 1 << 14 != 0
     });
-    // It waits by then, or is about to.
+    // It waits by now, or is about to.
     std::thread::sleep(Duration::from_millis(300));
     send_signal(&child, "TERM");
     let output = wait(child);

@@ -1,4 +1,4 @@
-//! Prompts and embeddings in every format, and what a row may say for itself.
+//! Prompts and embeddings in every format, and options of single rows.
 
 use crate::common::{Workplace, assert_done, assert_refused, largest, read_npy, read_npz};
 use arrow_array::{Array, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
@@ -147,7 +147,7 @@ fn a_row_may_have_options_of_its_own() {
 }
 
 #[test]
-fn numbers_can_be_halved_and_rows_brought_to_length_one() {
+fn numbers_can_be_float16_and_rows_of_unit_length() {
     let place = Workplace::new();
     let prompts = ["-p", "a red apple", "-p", "two cats"];
     assert_done(place.command().args(prompts).args(["--out", "e.npy"]));
@@ -166,7 +166,7 @@ fn numbers_can_be_halved_and_rows_brought_to_length_one() {
 }
 
 #[test]
-fn a_folder_of_numbered_files_holds_rows_and_what_they_are_of() {
+fn a_folder_of_numbered_files_holds_embeddings_and_captions() {
     let place = Workplace::new();
     inputs(&place);
     assert_done(place.command().args(["-f", "p.txt", "--out-dir", "out", "--rows-per-file", "2"]));
@@ -179,7 +179,7 @@ fn a_folder_of_numbered_files_holds_rows_and_what_they_are_of() {
     let mut batches = ParquetRecordBatchReaderBuilder::try_new(metadata).unwrap().build().unwrap();
     let batch = batches.next().unwrap().unwrap();
     assert_eq!(batch.num_rows(), 1);
-    // It is not written over.
+    // It is not overwritten.
     let again = ["-f", "p.txt", "--out-dir", "out"];
     assert_refused(&place, place.command().args(again), 2, &["out", "--overwrite"]);
     assert_done(place.command().args(again).arg("--overwrite"));

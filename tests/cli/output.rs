@@ -1,4 +1,4 @@
-//! What ends up in files and on standard output.
+//! What goes to files and to standard output.
 
 use crate::common::{Workplace, assert_done, assert_refused, largest, read_npy, read_npz, stderr, wait};
 use ndarray_npy::NpzReader;
@@ -24,7 +24,7 @@ fn rows_are_prompts_times_samples() {
 }
 
 #[test]
-fn prompts_come_from_options_then_from_a_file_or_standard_input() {
+fn prompts_come_from_options_then_a_file_or_standard_input() {
     let place = Workplace::new();
     fs::write(place.path("captions.txt"), "\u{feff}two cats\r\n\r\na dog").unwrap();
     assert_done(place.command().args(["-p", "a red apple", "-f", "captions.txt", "--out", "file.npy"]));
@@ -62,7 +62,7 @@ fn npz_holds_both_embeddings() {
 }
 
 #[test]
-fn npz_without_a_way_to_negative_embeddings_holds_the_others() {
+fn npz_without_negative_embeddings_holds_the_others() {
     let place = Workplace::new();
     fs::remove_dir_all(place.copy_model().join("image_encoder")).unwrap();
     assert_done(place.bare().args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npz"]));
@@ -100,7 +100,7 @@ fn a_link_is_followed() {
 }
 
 #[test]
-fn a_link_to_what_is_not_there_yet_is_followed_too() {
+fn a_link_to_a_missing_file_is_followed() {
     for (option, name) in [("--out", "link.npy"), ("--out-dir", "link"), ("--stats", "link.json")] {
         let place = Workplace::new();
         fs::create_dir(place.path("elsewhere")).unwrap();
@@ -124,7 +124,7 @@ fn a_link_to_what_is_not_there_yet_is_followed_too() {
 }
 
 #[test]
-fn what_is_replaced_keeps_its_permissions() {
+fn a_replaced_file_keeps_its_permissions() {
     let place = Workplace::new();
     for name in ["e.npy", "s.json", "e.npy.errors.jsonl"] {
         fs::write(place.path(name), "old").unwrap();
@@ -141,7 +141,7 @@ fn what_is_replaced_keeps_its_permissions() {
 }
 
 #[test]
-fn rows_that_are_skipped_are_not_reported_of_an_output_that_is_not_there() {
+fn skipped_rows_of_a_missing_output_are_not_reported() {
     let place = Workplace::new();
     let options = ["-f", "-", "--format-in", "jsonl", "--on-error", "skip", "--out", "e.npy"];
     let mut child = place.spawn(&options, Stdio::piped(), Stdio::null());
@@ -175,7 +175,7 @@ fn a_reader_that_closes_early_is_a_quiet_end() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_how_many_work() {
+fn a_row_does_not_depend_on_the_number_of_workers() {
     let place = Workplace::new();
     fs::write(place.path("p.txt"), (0..40).map(|number| format!("cat number {number}\n")).collect::<String>()).unwrap();
     let run = |threads: &str| {
@@ -188,7 +188,7 @@ fn a_row_does_not_depend_on_how_many_work() {
 }
 
 #[test]
-fn nobody_has_to_hear_what_is_said() {
+fn standard_error_may_be_closed() {
     let place = Workplace::new();
     std::fs::write(place.path("p.txt"), format!("{}\n", "very long ".repeat(100))).unwrap();
     let binary = format!("{:?} --steps 2 -m {:?}", env!("CARGO_BIN_EXE_prior-embed"), crate::common::model());
@@ -197,7 +197,7 @@ fn nobody_has_to_hear_what_is_said() {
         command.args(["-c", script]).current_dir(place.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().unwrap().code()
     };
-    // A full device, a closed descriptor, and a pipe that nobody reads any more.
+    // A full device, a closed descriptor, and a pipe without a reader.
     for stderr in ["2>/dev/full", "2>&-", "2> >(exec 0<&-)"] {
         let wait = "sleep 0.2;";
         // A warning, an error, and a wrong usage.

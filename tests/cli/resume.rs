@@ -1,4 +1,4 @@
-//! Runs that end early, and those that go on.
+//! Runs that end early and are resumed.
 
 use crate::common::{Workplace, assert_done, assert_refused, kill_after_rows, prompts, send_signal, stderr, wait};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// Small batches, so that there are many moments to stop at, and steps enough to notice them.
+/// Small batches, for many moments to stop at, and enough steps to notice them.
 const OPTIONS: [&str; 8] = ["-f", "p.jsonl", "--batch-size", "4", "--seed", "3", "--steps", "200"];
 
 /// All files below a folder, with what they hold.
@@ -39,7 +39,7 @@ fn workplace() -> Workplace {
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_same_bytes() {
+fn a_killed_run_resumes_to_the_same_bytes() {
     for (out, form) in
         [("e.npy", "--out"), ("e.parquet", "--out"), ("e.npz", "--out"), ("e.jsonl", "--out"), ("e", "--out-dir")]
     {
@@ -68,7 +68,7 @@ fn rows_of_an_earlier_run_are_not_lost_by_accident() {
     kill_after_rows(&place, &options, 8);
     assert_refused(&place, place.command().args(&options), 2, &["e.npy", "earlier run", "--resume", "--overwrite"]);
     assert_done(place.command().args(&options).arg("--overwrite"));
-    // It is done now, and nothing says how: there is nothing to go on with.
+    // It is finished and has no record: there is nothing to resume.
     assert_refused(&place, place.command().args(&options).arg("--resume"), 2, &["e.npy", "there already"]);
 }
 
@@ -100,7 +100,7 @@ fn a_run_with_other_settings_is_refused_by_name() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn a_run_does_not_go_on_with_other_instructions() {
+fn a_run_is_not_resumed_with_other_instructions() {
     let place = workplace();
     let options = [&OPTIONS[..], &["--out", "e.npy", "--resume"]].concat();
     kill_after_rows(&place, &options, 8);
@@ -115,7 +115,7 @@ fn a_run_does_not_go_on_with_other_instructions() {
 }
 
 #[test]
-fn a_run_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
+fn a_finished_run_is_not_an_error() {
     for (form, out) in [("--out", "e.npy"), ("--out", "e.parquet"), ("--out-dir", "e")] {
         let place = workplace();
         let command = |more: &[&str]| {
@@ -141,7 +141,7 @@ fn a_run_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
         assert_refused(&place, &mut command(&[]), 2, &[out, "the prompts' hash", "--overwrite"]);
         fs::write(place.path("p.jsonl"), prompts).unwrap();
         assert_eq!((place.names(), contents(&place.path(out))), (names, bytes), "nothing changes");
-        // A byte that is another, and an output that ends early.
+        // A changed byte, and a truncated output.
         let file = if form == "--out" { out } else { "e/img_emb/img_emb_0000.npy" };
         let whole = fs::read(place.path(file)).unwrap();
         let mut changed = whole.clone();
@@ -153,7 +153,7 @@ fn a_run_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
         }
         fs::write(place.path(file), &whole).unwrap();
         assert_done(&mut command(&[]));
-        // What is made again needs no record to be cleared away, and leaves one that is right.
+        // A stale record is not in the way of a new output, and is replaced.
         let remove = |path: &Path| if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         remove(&place.path(out)).unwrap();
         assert_done(&mut command(&["--seed", "4"]));
@@ -163,12 +163,12 @@ fn a_run_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
 }
 
 #[test]
-fn a_run_goes_on_with_the_batch_size_that_it_began_with() {
+fn a_run_resumes_with_its_own_batch_size() {
     let place = workplace();
     let options = ["-f", "p.jsonl", "--seed", "3", "--steps", "200", "--out", "e.npy", "--resume"];
     assert_done(place.command().args(&options[..6]).args(["--batch-size", "4", "--out", "whole.npy"]));
     kill_after_rows(&place, &[&options[..], &["--batch-size", "4"]].concat(), 8);
-    // Another size is refused where it is asked for, and not where this would choose by the memory that is free.
+    // Another size is refused if it is asked for, and not chosen by free memory.
     assert_refused(&place, place.command().args(options).args(["--batch-size", "8"]), 2, &["--batch-size was 4, is 8"]);
     for _ in 0..2 {
         assert_done(place.command().args(options));
@@ -177,7 +177,7 @@ fn a_run_goes_on_with_the_batch_size_that_it_began_with() {
 }
 
 #[test]
-fn a_signal_stops_the_run_and_says_how_to_go_on() {
+fn a_signal_stops_the_run_and_tells_how_to_resume() {
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
         let place = workplace();
         let options = [&OPTIONS[..], &["--out", "e.npy"]].concat();
@@ -200,7 +200,7 @@ fn a_signal_stops_the_run_and_says_how_to_go_on() {
 fn a_signal_while_prompts_are_waited_for_ends_the_run() {
     let place = Workplace::new();
     let child = place.spawn(&["-f", "-", "--out", "e.npy"], Stdio::piped(), Stdio::null());
-    // It listens by the time that its hidden folder is there.
+    // It handles signals once its hidden folder exists.
     place.wait_until(|| place.path(".e.npy.prior-embed").exists());
     send_signal(&child, "TERM");
     let output = wait(child);
@@ -209,7 +209,7 @@ fn a_signal_while_prompts_are_waited_for_ends_the_run() {
 }
 
 #[test]
-fn a_signal_ends_a_run_that_nobody_reads_from() {
+fn a_signal_ends_a_run_with_a_stalled_reader() {
     let place = Workplace::new();
     fs::write(place.path("p.txt"), "a cat\n".repeat(5000)).unwrap();
     for format in ["npy", "npz"] {
@@ -228,7 +228,7 @@ fn a_signal_ends_a_run_that_nobody_reads_from() {
     }
 }
 
-/// Whether a process does something of its own at Ctrl-C.
+/// Whether a process handles Ctrl-C.
 fn catches_interrupt(child: &std::process::Child) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
@@ -240,7 +240,7 @@ fn a_signal_ends_the_counting_of_prompts() {
     let place = Workplace::new();
     fs::write(place.path("p.txt"), "a cat on a mat\n".repeat(6_000_000)).unwrap();
     let child = place.spawn(&["-f", "p.txt", "--out", "e.npy"], Stdio::null(), Stdio::null());
-    // It listens by then, and counts for much longer than it takes to notice.
+    // It handles signals by now, and counts for much longer than this takes.
     place.wait_until(|| catches_interrupt(&child));
     send_signal(&child, "INT");
     let output = wait(child);
@@ -257,12 +257,12 @@ fn a_file_that_grows_is_written_as_it_was_and_one_that_is_edited_is_not() {
     let run = |change: &dyn Fn()| {
         let options = [&OPTIONS[..], &["--out", "e.npy"]].concat();
         let mut child = place.spawn(&options, Stdio::null(), Stdio::null());
-        // It has counted the rows. How far it has read is not known, but the file is read to its end again.
+        // It has counted the rows, and reads the file to its end again.
         place.wait_for_rows("e.npy", 4, &mut child);
         change();
         wait(child)
     };
-    // The second pass reads ahead, so a file as short as this is read by now: only a longer one can be seen to change.
+    // The second pass reads ahead: a short file is read by now, and only a longer one can be seen to change.
     let long = lines.clone() + &format!("{{\"prompt\": \"{}\", \"steps\": 1}}\n", "x ".repeat(1 << 20)).repeat(60);
     fs::write(place.path("p.jsonl"), &long).unwrap();
     let output = run(&|| {
@@ -275,7 +275,7 @@ fn a_file_that_grows_is_written_as_it_was_and_one_that_is_edited_is_not() {
     assert_eq!(grown[128..whole.len()], whole[128..]);
     fs::remove_file(place.path("e.npy")).unwrap();
     let output = run(&|| {
-        // In place, where the run that is on its way has not read yet.
+        // In place, beyond what the run has read.
         let mut file = fs::File::options().write(true).open(place.path("p.jsonl")).unwrap();
         file.seek(SeekFrom::End(-100)).unwrap();
         file.write_all(b"y y").unwrap();
@@ -295,7 +295,7 @@ fn a_full_disk_keeps_the_rows_before_it() {
     };
     assert_done(&mut embed("whole.npy"));
     let size = fs::metadata(place.path("whole.npy")).unwrap().len();
-    // As large a file as may be, and a write beyond that is an error.
+    // The largest file that is allowed; a write beyond it is an error.
     let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", size / 2 / 1024);
     let program = embed("e.npy");
     let mut limited = assert_cmd::Command::new("bash");
@@ -303,14 +303,14 @@ fn a_full_disk_keeps_the_rows_before_it() {
     let output = limited.args(program.get_args()).output().unwrap();
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.lines().count() == 1 && message.contains("rows are kept, and --resume goes on"), "{message}");
+    assert!(message.lines().count() == 1 && message.contains("rows are kept, and --resume continues"), "{message}");
     assert!(!message.contains(" 0 rows are kept") && message.contains("ulimit -f"), "{message}");
     assert_done(embed("e.npy").arg("--resume"));
     assert!(fs::read(place.path("e.npy")).unwrap() == fs::read(place.path("whole.npy")).unwrap());
 }
 
 #[test]
-fn what_cannot_be_read_again_cannot_be_gone_on_with() {
+fn a_pipe_cannot_be_resumed() {
     let place = Workplace::new();
     let mut command = place.command();
     command.args(["-f", "-", "--out", "e.npy", "--resume"]).write_stdin("a\n");

@@ -1,6 +1,9 @@
-//! Runs that share the rows of one, and their outputs joined.
+//! Runs that share the rows of one, and their outputs merged.
 
 use crate::common::{Workplace, assert_done, assert_refused, prompts, read_npy, stderr};
+use arrow_array::UInt64Array;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use std::collections::BTreeMap;
 use std::fs;
 
 /// Ten prompts of two rows, in batches of three.
@@ -17,7 +20,7 @@ fn embed(place: &Workplace, options: &[&str]) {
 }
 
 #[test]
-fn shards_joined_are_the_whole_in_every_form() {
+fn merged_shards_are_the_whole_in_every_format() {
     for extension in ["npy", "npz", "safetensors", "jsonl", "parquet"] {
         let place = workplace();
         let name = |part: &str| format!("{part}.{extension}");
@@ -32,19 +35,74 @@ fn shards_joined_are_the_whole_in_every_form() {
     }
 }
 
+/// The embeddings of a folder's rows, by the rows' indices.
+fn rows_of_folder(place: &Workplace, folder: &str) -> BTreeMap<u64, Vec<u8>> {
+    let mut rows = BTreeMap::new();
+    for entry in place.path(folder).join("metadata").read_dir().unwrap() {
+        let metadata = entry.unwrap().path();
+        let name = metadata.file_stem().unwrap().to_str().unwrap().replace("metadata", "img_emb");
+        let npy = read_npy(&fs::read(place.path(folder).join(format!("img_emb/{name}.npy"))).unwrap());
+        let reader = ParquetRecordBatchReaderBuilder::try_new(fs::File::open(&metadata).unwrap()).unwrap();
+        let batches: Vec<_> = reader.build().unwrap().map(Result::unwrap).collect();
+        let numbers = batches.iter().flat_map(|batch| {
+            let column = batch.column_by_name("row").unwrap().as_any();
+            column.downcast_ref::<UInt64Array>().unwrap().values().to_vec()
+        });
+        let numbers: Vec<u64> = numbers.collect();
+        assert_eq!(numbers.len(), npy.nrows());
+        for (row, values) in numbers.into_iter().zip(npy.rows()) {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            assert!(rows.insert(row, bytes).is_none(), "row {row} is there twice");
+        }
+    }
+    rows
+}
+
 #[test]
-fn a_folder_of_files_can_be_joined_too() {
+fn shards_of_a_folder_need_no_merge() {
     let place = workplace();
-    let files = |folder: &str, name: &str| fs::read(place.path(folder).join(name)).unwrap();
-    embed(&place, &["--out-dir", "whole", "--rows-per-file", "8"]);
+    let options = ["--rows-per-file", "5", "--out-dir"];
+    embed(&place, &[&options[..], &["whole"]].concat());
+    for shard in ["2/3", "1/3", "3/3"] {
+        embed(&place, &[&options[..], &["all", "--resume", "--shard", shard]].concat());
+    }
+    assert_eq!(rows_of_folder(&place, "all"), rows_of_folder(&place, "whole"));
+    let names = ["img_emb", "metadata", "shard-1-of-3.json", "shard-2-of-3.json", "shard-3-of-3.json"];
+    let mut found: Vec<_> = place.path("all").read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    found.sort();
+    assert_eq!(found, names);
+    // A job that is sent again finds its shard done, and one with other settings does not mix with it.
+    let again = |more: &[&str]| {
+        let mut command = place.command();
+        command.args(["-f", "p.txt", "--samples-per-prompt", "2", "--batch-size", "3"]).args(options).arg("all");
+        command.args(["--resume", "--shard", "2/3"]).args(more);
+        command
+    };
+    assert!(assert_done(&mut again(&[])).contains("there already"));
+    assert_refused(&place, &mut again(&["--seed", "9"]), 2, &["all", "--seed was 0, is 9"]);
+    assert_refused(&place, place.bare().args(["merge", "all", "--out", "all.npy"]), 2, &["all", "no merge"]);
+    // Parts with prompts can be merged into a folder.
+    for (shard, part) in [("1/2", "a.parquet"), ("2/2", "b.parquet")] {
+        embed(&place, &["--shard", shard, "--out", part]);
+    }
+    let merge = ["merge", "a.parquet", "b.parquet", "--out-dir", "merged", "--rows-per-file", "5"];
+    assert_done(place.bare().args(merge));
+    for name in ["img_emb/img_emb_0003.npy", "metadata/metadata_0000.parquet"] {
+        let [merged, whole] = ["merged", "whole"].map(|folder| fs::read(place.path(folder).join(name)).unwrap());
+        assert!(merged == whole, "{name}");
+    }
+}
+
+#[test]
+fn shards_of_a_folder_have_reports_of_their_own() {
+    let place = Workplace::new();
+    fs::write(place.path("p.jsonl"), "{\"prompt\": 1}\n{\"prompt\": 2}\n{\"prompt\": \"a\"}\n").unwrap();
     for shard in ["1/2", "2/2"] {
-        embed(&place, &["--shard", shard, "--out-dir", &shard.replace('/', "-"), "--rows-per-file", "8"]);
+        let mut command = place.command();
+        command.args(["-f", "p.jsonl", "--on-error", "skip", "--batch-size", "1", "--out-dir", "e", "--shard", shard]);
+        assert_done(&mut command);
     }
-    assert_done(place.bare().args(["merge", "1-2", "2-2", "--out-dir", "all", "--rows-per-file", "8"]));
-    for name in ["img_emb/img_emb_0000.npy", "img_emb/img_emb_0002.npy", "metadata/metadata_0001.parquet"] {
-        assert!(files("all", name) == files("whole", name), "{name}");
-    }
-    assert_eq!(read_npy(&files("all", "img_emb/img_emb_0002.npy")).nrows(), 4);
+    assert_eq!(place.names(), ["e", "e.shard-1-of-2.errors.jsonl", "e.shard-2-of-2.errors.jsonl", "p.jsonl"]);
 }
 
 #[test]
@@ -77,7 +135,7 @@ fn shards_of_a_single_batch_are_the_whole() {
 }
 
 #[test]
-fn shares_of_a_pipe_are_refused() {
+fn shards_of_a_pipe_are_refused() {
     let place = Workplace::new();
     let mut command = place.command();
     command.args(["-f", "-", "--out", "e.npy", "--shard", "1/2"]).write_stdin("a\nb\n");
@@ -89,7 +147,7 @@ fn shares_of_a_pipe_are_refused() {
 }
 
 #[test]
-fn a_reader_of_the_whole_may_go() {
+fn the_reader_of_a_merge_may_go() {
     let place = Workplace::new();
     fs::write(place.path("p.txt"), "a cat\n".repeat(3000)).unwrap();
     assert_done(place.command().args(["-f", "p.txt", "--steps", "1", "--shard", "1/1", "--out", "a.jsonl"]));
@@ -101,7 +159,7 @@ fn a_reader_of_the_whole_may_go() {
 }
 
 #[test]
-fn a_record_that_lies_about_is_not_taken_for_a_new_output() {
+fn a_stale_record_is_not_taken_for_a_new_outputs() {
     let place = workplace();
     embed(&place, &["--shard", "1/1", "--out", "a.npy"]);
     fs::remove_file(place.path("a.npy")).unwrap();
@@ -113,7 +171,7 @@ fn a_record_that_lies_about_is_not_taken_for_a_new_output() {
 }
 
 #[test]
-fn a_shard_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
+fn a_finished_shard_is_not_an_error() {
     // The bytes of two numbers, which all of them hold.
     let mut first_numbers = None;
     for out in ["a.npy", "a.safetensors", "a.parquet"] {
@@ -137,7 +195,7 @@ fn a_shard_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
             assert_refused(&place, &mut command(&options), 2, &[out, word, "--overwrite"]);
         }
         assert!(fs::read(place.path(out)).unwrap() == bytes);
-        // One that was cut or changed is not whole.
+        // A changed or truncated one is not intact.
         let mut changed = bytes.clone();
         let numbers = first_numbers.get_or_insert_with(|| bytes[128..136].to_vec());
         let found = bytes.windows(8).position(|bytes| bytes == numbers).unwrap();
@@ -151,13 +209,13 @@ fn a_shard_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
         fs::write(place.path("foreign.npy"), "x").unwrap();
         let mut foreign = command(&["--shard", "1/2", "--out", "foreign.npy"]);
         assert_refused(&place, &mut foreign, 2, &["foreign.npy", "there already", "--overwrite"]);
-        // What does not say how it was made is not taken for this.
+        // An output without a record of the run is refused.
         assert_refused(&place, &mut command(&[]), 2, &[out, "does not say"]);
     }
 }
 
 #[test]
-fn shards_that_do_not_make_a_whole_are_refused() {
+fn an_incomplete_set_of_shards_is_refused() {
     let place = workplace();
     for (shard, part) in [("1/2", "a.npy"), ("2/2", "b.npy")] {
         embed(&place, &["--shard", shard, "--out", part]);
@@ -180,7 +238,7 @@ fn shards_that_do_not_make_a_whole_are_refused() {
     }
     fs::write(place.path("all.npy"), "precious").unwrap();
     merge(&["a.npy", "b.npy"], &["all.npy", "--overwrite"]);
-    // More shards than can be counted are as good as many.
+    // Any number of shards will do.
     assert_done(place.command().args(["-p", "x", "--shard", "1/18446744073709551615", "--out", "one.npy"]));
     for shard in ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"] {
         let option = format!("--shard={shard}");

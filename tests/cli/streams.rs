@@ -1,4 +1,4 @@
-//! Pipes: a filter that answers line by line, streams of rows, readers that go.
+//! Pipes: a filter that answers line by line, streams of rows, readers that close early.
 
 use crate::common::{Workplace, assert_done, assert_refused, model, read_npy, stderr, wait};
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
@@ -44,7 +44,7 @@ fn a_filter_answers_line_by_line() {
 }
 
 #[test]
-fn a_filter_does_not_keep_answers_waiting() {
+fn a_filter_answers_at_once() {
     let place = Workplace::new();
     let mut child = place.spawn(&FILTER, Stdio::piped(), Stdio::piped());
     let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
@@ -162,7 +162,7 @@ fn a_stream_of_rows_is_the_file() {
 }
 
 #[test]
-fn a_reader_that_goes_ends_the_run_quietly() {
+fn a_closed_pipe_ends_the_run_quietly() {
     let place = Workplace::new();
     fs::write(place.path("p.txt"), "a cat\n".repeat(5000)).unwrap();
     for format in ["npy", "jsonl"] {
@@ -203,7 +203,7 @@ fn a_pipe_by_name_is_a_stream() {
 }
 
 #[test]
-fn what_came_from_a_pipe_leaves_nothing_when_it_fails() {
+fn a_failed_run_from_a_pipe_leaves_nothing() {
     let place = Workplace::new();
     let run = |options: &[&str], input: &str| {
         let mut command = place.command();
@@ -219,7 +219,7 @@ fn what_came_from_a_pipe_leaves_nothing_when_it_fails() {
 }
 
 #[test]
-fn what_a_killed_run_had_from_a_pipe_is_not_in_the_way() {
+fn a_killed_run_from_a_pipe_is_not_in_the_way() {
     let place = Workplace::new();
     let options = ["-f", "-", "--batch-size", "1", "--out", "e.npy"];
     let mut child = place.spawn(&options, Stdio::piped(), Stdio::null());

@@ -35,7 +35,7 @@ impl Outputs {
         if args.overwrite && paths().all(is_stream) {
             warn_no_effect("--overwrite", "a stream replaces nothing");
         }
-        let report = report(args, &write.outputs[0].path, context.screen.is_quiet())?;
+        let report = report(args, &write.base_path(), context.screen.is_quiet())?;
         let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
         let names = ["--out", "--negative-out"];
         let same = stats.as_ref().and_then(|stats| write.outputs.iter().position(|output| stats.is_at(&output.path)));
@@ -62,7 +62,7 @@ impl Outputs {
     /// them.
     pub(super) fn wants_negative(&self) -> bool {
         let [main, others @ ..] = self.write.outputs.as_slice() else { return false };
-        main.arrays == Arrays::Both || !others.is_empty() || takes_both(main.format)
+        main.arrays == Arrays::Both || !others.is_empty() || main.format.prefers_both()
     }
 
     /// Whether an option asks for negative embeddings.
@@ -103,11 +103,6 @@ fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
         (false, false) => Old::Refused,
     };
     (skips || args.overwrite).then(|| Report::beside(main, old)).transpose()
-}
-
-/// Whether a format holds the negative embeddings unless they have a file of their own: those that decoders read.
-fn takes_both(format: OutputFormat) -> bool {
-    matches!(format, OutputFormat::Npz | OutputFormat::Safetensors)
 }
 
 fn write_options(args: &Args) -> Result<WriteOptions> {

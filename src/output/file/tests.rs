@@ -1,7 +1,7 @@
-//! Tests of rows that gather beside an output.
+//! Tests of rows that are gathered beside an output.
 
 use crate::output::tests::{Run, options};
-use crate::output::{Arrays, EmbeddingWriter, Interrupted, Output};
+use crate::output::{Arrays, EmbeddingWriter, Interrupted, Output, OutputFormat};
 use ndarray::Array2;
 use ndarray_npy::ReadNpyExt;
 use std::sync::Arc;
@@ -9,29 +9,29 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Writes two rows, after which there is no room for more.
+/// Writes two rows, after which the disk is full.
 #[cfg(target_os = "linux")]
 fn fill_disk_after_two_rows(writer: &mut EmbeddingWriter, run: &Run) {
     run.select(&[0, 1]).write(writer, 2).unwrap();
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    writer.file.as_mut().unwrap().working.data[0].file = full;
+    writer.file.as_mut().unwrap().working.columns[0].file = Some(full);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_says_where_to_go_on() {
+fn a_full_disk_tells_how_to_resume() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(6, 3);
-    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
     options.resume = true;
     let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
     fill_disk_after_two_rows(&mut writer, &run);
     let error = run.write(&mut writer, 2).unwrap_err();
     let message = error.to_string();
-    assert!(message.contains(".e.npy.prior-embed/image_embeds"), "{message}");
-    assert!(message.contains("2 rows are kept, and --resume goes on from row 2 once there is room"), "{message}");
-    assert_eq!(crate::error::exit_code(&error), 1);
-    assert!(writer.finish().is_err(), "what is not whole does not become the output");
+    assert!(message.contains(".e.npy.prior-embed/output-0"), "{message}");
+    assert!(message.contains("2 rows are kept, and --resume continues from row 2 once there is room"), "{message}");
+    assert_eq!(crate::cli::errors::exit_code(&error), 1);
+    assert!(writer.finish().is_err(), "an unfinished output does not appear");
     assert!(!folder.path().join("e.npy").exists());
     let mut writer = EmbeddingWriter::open(options).unwrap();
     assert_eq!(writer.rows_done(), 2);
@@ -41,10 +41,10 @@ fn a_full_disk_says_where_to_go_on() {
 }
 
 #[test]
-fn rows_wait_for_the_disk_for_a_moment_at_most() {
+fn rows_are_synced_within_a_moment() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(6, 3);
-    let mut writer = EmbeddingWriter::open(options(&folder.path().join("e.npy"), super::OutputFormat::Npy)).unwrap();
+    let mut writer = EmbeddingWriter::open(options(&folder.path().join("e.npy"), OutputFormat::Npy)).unwrap();
     let now = Instant::now();
     let mut write = |rows: &[usize], last_sync: Instant| {
         writer.file.as_mut().unwrap().working.last_sync = last_sync;
@@ -56,14 +56,14 @@ fn rows_wait_for_the_disk_for_a_moment_at_most() {
         writer.file.as_ref().unwrap().working.is_unsynced
     };
     let (lately, long_ago) = (now + Duration::from_secs(100), now.checked_sub(Duration::from_secs(1)).unwrap());
-    assert!(write(&[0, 1], lately), "the disk is not asked for every batch");
-    assert!(!write(&[], long_ago), "no row has to come for it");
-    assert!(!write(&[2, 3], long_ago), "nor does the one that comes have to wait");
+    assert!(write(&[0, 1], lately), "not every batch is synced");
+    assert!(!write(&[], long_ago), "no other row has to come");
+    assert!(!write(&[2, 3], long_ago), "nor does the next one wait");
 }
 
 #[test]
-fn who_asks_to_stop_need_not_wait_for_the_output() {
-    for format in [super::OutputFormat::Npz, super::OutputFormat::JsonLines, super::OutputFormat::Parquet] {
+fn an_interrupt_does_not_wait_for_the_output() {
+    for format in [OutputFormat::Npz, OutputFormat::Safetensors, OutputFormat::Parquet] {
         let folder = TempDir::new().unwrap();
         let run = Run::new(6, 3);
         let mut options = options(&folder.path().join("e"), format);
@@ -87,12 +87,8 @@ fn runs_with_the_same_second_output_do_not_take_each_others_rows() {
     let negative = || Array2::<f32>::read_npy(std::fs::File::open(&second).unwrap()).unwrap();
     let runs = [Run::new(6, 3), Run::new(6, 3).select(&[5, 4, 3, 2, 1, 0])];
     let options = ["a.npy", "b.npy"].map(|name| {
-        let mut options = options(&folder.path().join(name), super::OutputFormat::Npy);
-        options.outputs.push(Output {
-            path: second.clone(),
-            format: super::OutputFormat::Npy,
-            arrays: Arrays::Negative,
-        });
+        let mut options = options(&folder.path().join(name), OutputFormat::Npy);
+        options.outputs.push(Output { path: second.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
         options
     });
     let mut writers = options.clone().map(|options| EmbeddingWriter::open(options).unwrap());
@@ -118,10 +114,10 @@ fn runs_with_the_same_second_output_do_not_take_each_others_rows() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn what_no_run_can_go_on_with_is_not_kept_on_a_full_disk() {
+fn temporary_rows_are_not_kept_on_a_full_disk() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(6, 3);
-    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
     options.keep = false;
     let mut writer = EmbeddingWriter::open(options).unwrap();
     fill_disk_after_two_rows(&mut writer, &run);
@@ -136,9 +132,9 @@ fn a_second_output_may_be_on_another_device() {
     let folder = TempDir::new().unwrap();
     let elsewhere = ["/dev/shm", "/run"].iter().find_map(|folder| TempDir::new_in(folder).ok());
     let elsewhere = elsewhere.unwrap_or_else(|| TempDir::new().unwrap());
-    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
     let path = elsewhere.path().join("n.npy");
-    options.outputs.push(Output { path: path.clone(), format: super::OutputFormat::Npy, arrays: Arrays::Negative });
+    options.outputs.push(Output { path: path.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
     let run = Run::new(6, 3);
     for overwrite in [false, true] {
         options.overwrite = overwrite;
@@ -151,17 +147,17 @@ fn a_second_output_may_be_on_another_device() {
 }
 
 #[test]
-fn rows_that_cannot_be_read_again_are_not_called_kept() {
-    for format in [super::OutputFormat::Npz, super::OutputFormat::JsonLines, super::OutputFormat::Parquet] {
+fn rows_that_cannot_be_read_back_are_not_called_kept() {
+    for format in [OutputFormat::Npz, OutputFormat::Safetensors, OutputFormat::Parquet] {
         let folder = TempDir::new().unwrap();
         let run = Run::new(6, 3);
         let mut options = options(&folder.path().join("e"), format);
         let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
         run.write(&mut writer, 2).unwrap();
         let image = folder.path().join(".e.prior-embed/image_embeds");
-        std::fs::File::options().write(true).open(&image).unwrap().set_len(128 + 50).unwrap();
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(50).unwrap();
         let message = writer.finish().unwrap_err().to_string();
-        assert!(message.contains("cannot read") && message.contains("--resume goes on from"), "{message}");
+        assert!(message.contains("cannot read") && message.contains("--resume continues from"), "{message}");
         assert!(!message.contains("rows are kept"), "{message}");
         options.resume = true;
         let mut writer = EmbeddingWriter::open(options).unwrap();
@@ -173,10 +169,10 @@ fn rows_that_cannot_be_read_again_are_not_called_kept() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn rows_that_may_not_be_on_the_disk_are_not_called_kept() {
+fn rows_that_may_not_be_on_disk_are_not_called_kept() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(6, 3);
-    let mut options = options(&folder.path().join("e.npy"), super::OutputFormat::Npy);
+    let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
     options.resume = true;
     let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
     run.select(&[0, 1]).write(&mut writer, 2).unwrap();
@@ -185,7 +181,7 @@ fn rows_that_may_not_be_on_the_disk_are_not_called_kept() {
     // A descriptor that cannot be synced, as if the disk failed.
     let broken =
         std::fs::File::from(rustix::fs::open(".", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap());
-    writer.file.as_mut().unwrap().working.data[0].file = broken;
+    writer.file.as_mut().unwrap().working.columns[0].file = Some(broken);
     let message = writer.sync().unwrap_err().to_string();
     assert!(message.contains("2 rows are kept"), "{message}");
     drop(writer);

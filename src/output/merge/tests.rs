@@ -1,9 +1,9 @@
-//! Shards joined are the whole, byte for byte; and what is not the whole is refused.
+//! Merged shards are the whole, byte for byte; anything else is refused.
 
 use super::*;
-use crate::error::exit_code;
+use crate::cli::errors::exit_code;
 use crate::output::shard::Shard;
-use crate::output::tests::{FORMATS, Run, contents, options};
+use crate::output::tests::{FILES, Run, contents, options};
 use parquet::file::metadata::{ColumnChunkMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter};
 use std::fs;
 use tempfile::TempDir;
@@ -83,7 +83,7 @@ fn write(run: &Run, options: WriteOptions) {
 
 #[test]
 fn shards_in_any_order_are_the_whole() {
-    for format in FORMATS {
+    for format in FILES {
         for (share, count) in [(STRIDED, 3), (PAIRS, 2), (BLOCKS, 4), (STRIDED, 1)] {
             let shards = Shards::new(format, count, share);
             let mut parts = shards.parts.clone();
@@ -102,7 +102,7 @@ fn shards_without_rows_are_shards() {
 }
 
 #[test]
-fn another_form_is_written_from_the_same_rows() {
+fn shards_can_be_merged_into_another_format() {
     let shards = Shards::new(OutputFormat::Parquet, 3, STRIDED);
     let lines = Shards::new(OutputFormat::JsonLines, 3, BLOCKS);
     let out = shards.folder.path().join("merged.jsonl");
@@ -115,8 +115,8 @@ fn another_form_is_written_from_the_same_rows() {
 }
 
 #[test]
-fn a_part_that_is_missing_or_twice_or_strange_is_named() {
-    for format in FORMATS {
+fn a_missing_repeated_or_foreign_part_is_named() {
+    for format in FILES {
         let shards = Shards::new(format, 3, STRIDED);
         let [first, second, third] = shards.parts.clone().try_into().unwrap();
         shards.assert_refused(&[], "no parts");
@@ -134,7 +134,7 @@ fn a_part_that_is_missing_or_twice_or_strange_is_named() {
 }
 
 #[test]
-fn rows_that_are_twice_or_nowhere_are_named() {
+fn repeated_and_missing_rows_are_named() {
     let shards = Shards::new(OutputFormat::Npy, 2, STRIDED);
     let part = |name: &str, rows: &[usize]| {
         let path = shards.path(name);
@@ -150,7 +150,7 @@ fn rows_that_are_twice_or_nowhere_are_named() {
 
 #[test]
 fn a_damaged_part_is_named_and_nothing_is_written() {
-    for format in FORMATS.into_iter().filter(|format| *format != OutputFormat::Folder) {
+    for format in FILES {
         let shards = Shards::new(format, 2, STRIDED);
         let whole = fs::read(&shards.parts[1]).unwrap();
         let step = (whole.len() / 25).max(1);
@@ -167,21 +167,21 @@ fn a_damaged_part_is_named_and_nothing_is_written() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn what_the_system_reports_of_a_part_is_no_damage() {
-    let shards = Shards::new(OutputFormat::Folder, 2, STRIDED);
-    let file = shards.parts[1].join("img_emb/img_emb_0001.npy");
-    fs::remove_file(&file).unwrap();
-    shards.assert_refused(&shards.parts, "part1.folder\" is damaged");
-    fs::create_dir(&file).unwrap();
+fn a_system_error_is_not_called_damage() {
+    use std::os::unix::fs::symlink;
+    let shards = Shards::new(OutputFormat::Npz, 2, STRIDED);
+    let file = &shards.parts[1];
+    fs::remove_file(file).unwrap();
+    symlink(file, file).unwrap();
     let error = shards.merge(&shards.parts, "refused").unwrap_err();
-    let line = crate::error::one_line(&error, false);
-    assert!(line.starts_with("cannot read ") && line.ends_with("part1.folder\" (Is a directory)"), "{line}");
+    let line = crate::cli::errors::one_line(&error, false);
+    assert!(line.starts_with("cannot read ") && line.contains("part1.npz\" ("), "{line}");
     assert_eq!(exit_code(&error), 2);
 }
 
 #[test]
 fn bytes_changed_anywhere_never_panic_nor_reach_the_whole() {
-    for format in FORMATS.into_iter().filter(|format| *format != OutputFormat::Folder) {
+    for format in FILES {
         let shards = Shards::new(format, 2, STRIDED);
         let whole = fs::read(&shards.parts[1]).unwrap();
         for place in (0..whole.len()).step_by((whole.len() / 60).max(1)) {
@@ -214,33 +214,29 @@ fn damage_columns(path: &std::path::Path, change: impl Fn(ColumnChunkMetaDataBui
 }
 
 #[test]
-fn damaged_places_of_columns_are_an_error_and_no_panic() {
-    let changes: [fn(ColumnChunkMetaDataBuilder) -> ColumnChunkMetaDataBuilder; 6] = [
+fn damaged_column_metadata_is_an_error_and_no_panic() {
+    let changes: [fn(ColumnChunkMetaDataBuilder) -> ColumnChunkMetaDataBuilder; 7] = [
         |column| column.set_data_page_offset(-5),
         |column| column.set_data_page_offset(i64::MIN),
         |column| column.set_data_page_offset(1 << 40),
         |column| column.set_dictionary_page_offset(Some(-1)),
         |column| column.set_total_compressed_size(-1),
         |column| column.set_total_compressed_size(i64::MAX / 16),
+        |column| column.set_total_uncompressed_size(1 << 40),
     ];
-    for format in [OutputFormat::Parquet, OutputFormat::Folder] {
-        let shards = Shards::new(format, 2, STRIDED);
-        let file = match format {
-            OutputFormat::Folder => shards.parts[1].join("metadata/metadata_0001.parquet"),
-            _ => shards.parts[1].clone(),
-        };
-        let whole = fs::read(&file).unwrap();
-        for change in changes {
-            fs::write(&file, &whole).unwrap();
-            damage_columns(&file, change);
-            shards.assert_refused(&shards.parts, "is damaged");
-        }
+    let shards = Shards::new(OutputFormat::Parquet, 2, STRIDED);
+    let file = &shards.parts[1];
+    let whole = fs::read(file).unwrap();
+    for change in changes {
+        fs::write(file, &whole).unwrap();
+        damage_columns(file, change);
+        shards.assert_refused(&shards.parts, "is damaged");
     }
 }
 
 #[test]
 fn rows_of_another_run_beside_a_record_are_noticed() {
-    for format in FORMATS.into_iter().filter(|format| !holds_its_record(*format)) {
+    for format in FILES.into_iter().filter(|format| !format.sink().holds_record()) {
         let shards = Shards::new(format, 2, STRIDED);
         let strange = shards.path("strange");
         let mut other = Run::new(ROWS, 5).select(&(1..ROWS).step_by(2).collect::<Vec<_>>());
@@ -248,43 +244,26 @@ fn rows_of_another_run_beside_a_record_are_noticed() {
         write(&other, shards.options(&strange, 1, 2));
         // The record of the one beside the rows of the other.
         let part = &shards.parts[1];
-        match format {
-            OutputFormat::Folder => ["img_emb/img_emb_0000.npy", "img_emb/img_emb_0001.npy"]
-                .iter()
-                .for_each(|name| assert!(fs::copy(strange.join(name), part.join(name)).unwrap() > 0)),
-            _ => assert!(fs::copy(&strange, part).unwrap() > 0),
-        }
-        shards.assert_refused(&shards.parts, "not those that were written");
+        assert!(fs::copy(&strange, part).unwrap() > 0);
+        shards.assert_refused(&shards.parts, "not those that its record was made for");
     }
 }
 
-fn holds_its_record(format: OutputFormat) -> bool {
-    matches!(format, OutputFormat::Parquet | OutputFormat::Safetensors)
-}
-
 #[test]
-fn what_another_output_left_is_no_part_of_a_new_one() {
-    for format in FORMATS.into_iter().filter(|format| !holds_its_record(*format)) {
+fn a_stale_record_is_not_taken_for_a_new_outputs() {
+    for format in FILES.into_iter().filter(|format| !format.sink().holds_record()) {
         let shards = Shards::new(format, 2, STRIDED);
         let part = shards.parts[0].clone();
-        let stale: Vec<PathBuf> = match format {
-            OutputFormat::Folder => ["shard.json", "negative_img_emb"].map(|name| part.join(name)).to_vec(),
-            _ => vec![shards.path("part0").with_extension(format!("{}.shard.json", format.name()))],
-        };
-        match format {
-            OutputFormat::Folder => {
-                ["img_emb", "metadata"].iter().for_each(|name| fs::remove_dir_all(part.join(name)).unwrap())
-            }
-            _ => fs::remove_file(&part).unwrap(),
-        }
+        let stale = part.with_extension(format!("{}.shard.json", format.name()));
+        fs::remove_file(&part).unwrap();
         let mut fresh = options(&part, format);
         fresh.outputs[0].arrays = crate::output::Arrays::Image;
         let error = EmbeddingWriter::open(fresh.clone()).unwrap_err();
         assert!(error.to_string().contains("there already"), "{error}");
-        assert!(stale.iter().all(|path| path.exists()));
+        assert!(stale.exists());
         fresh.overwrite = true;
         write(&Run::new(ROWS, 5), fresh);
-        assert!(!stale.iter().any(|path| path.exists()), "{format:?}");
+        assert!(!stale.exists(), "{format:?}");
         assert!(part.exists());
     }
 }
@@ -293,7 +272,7 @@ fn what_another_output_left_is_no_part_of_a_new_one() {
 #[test]
 fn names_may_be_any_bytes() {
     use std::os::unix::ffi::OsStrExt;
-    for format in FORMATS {
+    for format in FILES {
         let shards = Shards::new(format, 2, STRIDED);
         let mut parts = shards.parts.clone();
         let strange = std::ffi::OsStr::from_bytes(b"part\xff.").to_os_string();
@@ -305,7 +284,7 @@ fn names_may_be_any_bytes() {
 }
 
 #[test]
-fn a_record_that_makes_no_sense_is_refused() {
+fn an_inconsistent_record_is_refused() {
     let shards = Shards::new(OutputFormat::Npy, 2, STRIDED);
     let path = shards.path("part1").with_extension("npy.shard.json");
     let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -327,14 +306,14 @@ fn a_record_that_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn a_merge_that_was_killed_is_no_obstacle_and_a_stopped_run_is() {
+fn a_killed_merge_is_not_in_the_way_and_a_stopped_run_is() {
     let shards = Shards::new(OutputFormat::Npy, 2, STRIDED);
     let out = shards.path("merged");
     let mut killed = options(&out, OutputFormat::Npy);
     killed.keep = false;
     let mut writer = EmbeddingWriter::open(killed).unwrap();
     Run::new(4, 5).write(&mut writer, 2).unwrap();
-    // As a kill would: nothing is tidied up.
+    // As after a kill, nothing is cleaned up.
     let [hidden, away] = [".merged.npy.prior-embed", "away"].map(|name| shards.folder.path().join(name));
     fs::rename(&hidden, &away).unwrap();
     drop(writer);

@@ -1,11 +1,11 @@
-//! Whatever others have put where an output goes stays as it is, and nothing is written through it.
+//! Whatever others put where an output goes is left alone, and nothing is written through it.
 
 use super::*;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::os::unix::fs::{MetadataExt, lchown, symlink};
 use std::path::PathBuf;
 
-/// A user that nobody is.
+/// Another user.
 const NOBODY: u32 = 65534;
 
 /// Puts something in a place.
@@ -55,7 +55,7 @@ impl Place {
         state
     }
 
-    /// Asserts that a run is refused at once however it is begun, and that nothing is touched.
+    /// Asserts that a run is refused with any options, and that nothing is touched.
     fn assert_refused(&self, options: &WriteOptions, what: &str) {
         let before = self.state();
         for (resume, overwrite) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -74,7 +74,7 @@ fn make_pipe(path: &Path) {
 
 /// A run of six rows that stopped after four, in its hidden folder.
 fn stop(place: &Place, format: OutputFormat) -> (WriteOptions, PathBuf) {
-    let options = options(&place.at("e"), format);
+    let options = WriteOptions { rows_per_file: 5, ..options(&place.at("e"), format) };
     let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
     Run::new(6, 3).write_until(&mut writer, 4, 2).unwrap();
     let hidden = writer.dir().unwrap().unwrap().path().to_path_buf();
@@ -82,7 +82,7 @@ fn stop(place: &Place, format: OutputFormat) -> (WriteOptions, PathBuf) {
 }
 
 #[test]
-fn what_is_no_hidden_folder_of_ours_is_in_the_way() {
+fn a_hidden_folder_that_is_not_ours_is_in_the_way() {
     let kinds: [(&str, Plant); 12] = [
         ("a link to a folder", |place, path| symlink(place.elsewhere.path().join("folder"), path).unwrap()),
         ("a dangling link", |place, path| symlink(place.elsewhere.path().join("none"), path).unwrap()),
@@ -139,8 +139,10 @@ fn what_is_no_hidden_folder_of_ours_is_in_the_way() {
 }
 
 #[test]
-fn nothing_is_written_through_what_is_put_into_a_hidden_folder() {
-    for name in ["image_embeds", "negative_image_embeds", "rows", "output-0", "record-0.json", "replaced"] {
+fn nothing_is_written_through_what_is_planted_in_a_hidden_folder() {
+    let names =
+        ["img_emb_0.npy", "rows_0", "negative_img_emb_0.npy", "img_emb_1.npy", "metadata_0.parquet", "record-0.json"];
+    for name in names {
         let kinds: [Plant; 4] = [
             |place, path| symlink(place.precious(), path).unwrap(),
             |place, path| symlink(place.elsewhere.path().join("folder"), path).unwrap(),
@@ -177,7 +179,7 @@ fn nothing_is_written_through_what_is_put_into_a_hidden_folder() {
 }
 
 #[test]
-fn a_hidden_folder_that_is_exchanged_under_way_is_not_followed() {
+fn a_hidden_folder_that_is_swapped_meanwhile_is_not_followed() {
     let place = Place::new();
     let mut writer = EmbeddingWriter::open(options(&place.at("e"), OutputFormat::JsonLines)).unwrap();
     Run::new(6, 3).write_until(&mut writer, 2, 2).unwrap();
@@ -186,7 +188,7 @@ fn a_hidden_folder_that_is_exchanged_under_way_is_not_followed() {
     symlink(place.elsewhere.path().join("folder"), &hidden).unwrap();
     let before = contents(place.elsewhere.path());
     Run::new(6, 3).write(&mut writer, 2).unwrap();
-    // The output is made and moved from where the rows are; only the folder's name is not its own any more.
+    // The output is made where the rows are; only the folder's name is another's now.
     assert!(writer.finish().is_err());
     assert_eq!(contents(place.elsewhere.path()), before);
     assert!(place.at("e").is_file());
@@ -198,7 +200,7 @@ fn the_second_output_is_not_written_through_a_link() {
     let mut options = options(&place.at("e.npy"), OutputFormat::Npy);
     let second = place.at("n.npy");
     options.outputs.push(Output { path: second.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
-    // The name that it was made under before, which whoever knows the main output's can tell.
+    // A name that can be guessed from the main output's.
     let run = crc32fast::hash(place.folder.path().canonicalize().unwrap().join("e.npy").as_os_str().as_encoded_bytes());
     symlink(place.precious(), place.at(&format!(".n.npy.prior-embed-part-{run:08x}"))).unwrap();
     write_whole(&Run::new(6, 3), options, 2);
@@ -207,7 +209,7 @@ fn the_second_output_is_not_written_through_a_link() {
 }
 
 #[test]
-fn an_empty_folder_is_nobodys_loss() {
+fn an_empty_hidden_folder_is_used() {
     for format in [OutputFormat::Npy, OutputFormat::Folder] {
         for resume in [false, true] {
             let place = Place::new();
@@ -226,18 +228,18 @@ fn an_empty_folder_is_nobodys_loss() {
     }
 }
 
-/// Gives what is at `path` to another user, if this one may.
+/// Gives what is at `path` to another user, if permitted.
 fn give_away(path: &Path) -> bool {
     lchown(path, Some(NOBODY), Some(NOBODY)).is_ok()
 }
 
 #[test]
-fn what_is_of_another_user_is_in_the_way() {
+fn another_users_folder_is_in_the_way() {
     for name in ["", "journal.jsonl"] {
         for format in [OutputFormat::JsonLines, OutputFormat::Folder] {
             let place = Place::new();
             let (options, hidden) = stop(&place, format);
-            // Who is not root can give nothing away, and is refused nothing of its own.
+            // Only root can give files away.
             if give_away(&if name.is_empty() { hidden.clone() } else { hidden.join(name) }) {
                 place.assert_refused(&options, "another user's");
             } else {
@@ -255,7 +257,7 @@ fn what_is_of_another_user_is_in_the_way() {
 }
 
 #[test]
-fn links_of_other_users_are_not_followed_where_all_may_leave_them() {
+fn other_users_links_are_not_followed_in_shared_folders() {
     use std::os::unix::fs::PermissionsExt;
     for (mode, is_shared) in [(0o1777, true), (0o755, false)] {
         let place = Place::new();

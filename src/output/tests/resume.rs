@@ -1,4 +1,4 @@
-//! A run that is stopped anywhere is gone on with, and ends in the same bytes.
+//! A run that is stopped anywhere can be resumed, and ends in the same bytes.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 fn bytes_depend_on_rows_and_not_on_batches_or_stops() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(23, 5);
-    for format in FORMATS {
+    for format in OutputFormat::ALL.iter().copied() {
         for dtype in [OutputDtype::F32, OutputDtype::F16] {
             let at = |name: &str| {
                 let path = folder.path().join(format!("{}-{}-{name}", format.name(), dtype.name()));
@@ -34,11 +34,15 @@ fn bytes_depend_on_rows_and_not_on_batches_or_stops() {
     }
     let (records, outputs): (Vec<_>, Vec<_>) =
         names(folder.path()).into_iter().partition(|name| name.ends_with("stopped.run.json"));
-    assert_eq!((records.len(), outputs.len()), (2 * FORMATS.len(), 3 * 2 * FORMATS.len()), "nothing else is left");
+    assert_eq!(
+        (records.len(), outputs.len()),
+        (2 * OutputFormat::ALL.len(), 3 * 2 * OutputFormat::ALL.len()),
+        "nothing else is left"
+    );
 }
 
 #[test]
-fn rows_that_no_run_can_go_on_with_are_never_in_the_way() {
+fn temporary_rows_are_never_in_the_way() {
     let folder = TempDir::new().unwrap();
     let (path, hidden) = (folder.path().join("e.jsonl"), folder.path().join(".e.jsonl.prior-embed"));
     let run = Run::new(6, 3);
@@ -51,7 +55,7 @@ fn rows_that_no_run_can_go_on_with_are_never_in_the_way() {
     for next in [temporary.clone(), plain.clone(), WriteOptions { resume: true, ..plain }] {
         let mut killed = EmbeddingWriter::open(temporary.clone()).unwrap();
         run.write_until(&mut killed, 4, 2).unwrap();
-        // As a kill would: nothing is tidied up.
+        // As after a kill, nothing is cleaned up.
         fs::rename(&hidden, folder.path().join("away")).unwrap();
         drop(killed);
         fs::rename(folder.path().join("away"), &hidden).unwrap();
@@ -65,7 +69,7 @@ fn rows_that_no_run_can_go_on_with_are_never_in_the_way() {
 }
 
 #[test]
-fn a_name_may_be_as_long_as_a_name_can_be() {
+fn names_may_have_the_maximum_length() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(6, 3);
     for (name, length) in [("é".repeat(122) + ".npy", 248), ("a".repeat(251) + ".npy", 255)] {
@@ -86,7 +90,7 @@ fn a_name_may_be_as_long_as_a_name_can_be() {
 }
 
 #[test]
-fn so_may_the_name_of_a_shards_second_output_with_its_record() {
+fn names_of_a_shards_second_output_and_record_may_be_long() {
     let run = Run::new(6, 3);
     for length in (214..=244).step_by(6) {
         let folder = TempDir::new().unwrap();
@@ -102,7 +106,7 @@ fn so_may_the_name_of_a_shards_second_output_with_its_record() {
 }
 
 #[test]
-fn rows_of_an_earlier_run_are_kept_until_someone_says() {
+fn rows_of_an_earlier_run_are_kept_until_told_otherwise() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("e.jsonl");
     let run = Run::new(6, 3);
@@ -112,7 +116,7 @@ fn rows_of_an_earlier_run_are_kept_until_someone_says() {
     assert!(error_of(EmbeddingWriter::open(plain.clone()), 2).contains("another run"), "it is locked");
     drop(writer);
     let message = error_of(EmbeddingWriter::open(plain.clone()), 2);
-    assert!(message.contains("stopped after 4 rows; --resume goes on, --overwrite starts again"), "{message}");
+    assert!(message.contains("stopped after 4 rows; --resume continues, --overwrite starts again"), "{message}");
     let mut other = plain.clone();
     other.resume = true;
     other.fingerprint = Default::default();
@@ -128,7 +132,7 @@ fn rows_of_an_earlier_run_are_kept_until_someone_says() {
     assert_eq!(names(folder.path()), ["e.jsonl"]);
 }
 
-/// A run of 10 rows that stopped after 8, and the bytes that it has to come to.
+/// A run of 10 rows that stopped after 8, and the bytes of a whole one.
 struct Stopped {
     folder: TempDir,
     run: Run,
@@ -150,7 +154,7 @@ impl Stopped {
         Self { expected: fs::read(whole).unwrap(), folder, run, options, state }
     }
 
-    /// Puts the run's files back, changed as they are given.
+    /// Restores the run's files to this state.
     fn put_back(&self, state: &[(String, Vec<u8>)]) {
         let (path, working) = (self.folder.path().join("e.jsonl"), self.folder.path().join(WORKING));
         let _ = fs::remove_dir_all(&working);
@@ -161,8 +165,8 @@ impl Stopped {
         }
     }
 
-    /// The same, goes on, and gives the number of rows that were there.
-    fn go_on(&self, state: &[(String, Vec<u8>)]) -> u64 {
+    /// Restores this state, resumes, and returns the number of rows that counted.
+    fn resume(&self, state: &[(String, Vec<u8>)]) -> u64 {
         self.put_back(state);
         let mut writer = EmbeddingWriter::open(self.options.clone()).unwrap();
         let rows = writer.rows_done();
@@ -173,26 +177,25 @@ impl Stopped {
     }
 }
 
-/// Where a run to `e.jsonl` keeps its rows.
+/// Where a run to `e.jsonl` gathers its rows.
 const WORKING: &str = ".e.jsonl.prior-embed";
 
 #[test]
-fn cut_at_any_byte_a_run_goes_on_to_the_same_bytes() {
+fn truncated_at_any_byte_a_run_resumes_to_the_same_bytes() {
     let stopped = Stopped::new();
     let state = &stopped.state;
-    assert_eq!(stopped.go_on(state), 8);
+    assert_eq!(stopped.resume(state), 8);
     let mut seen = std::collections::BTreeSet::new();
     for place in 0..state.len() {
         let (name, bytes) = &state[place];
-        // Without its header a journal says nothing of whose the rows are.
+        // Without its header a journal does not say whose the rows are.
         let header = bytes.iter().position(|byte| *byte == b'\n').filter(|_| name.starts_with("journal"));
-        // The header's place in a data file is written last and matters to no one before.
         let first = header.map_or(0, |end| end + 1);
-        for cut in (first..bytes.len()).filter(|cut| cut.is_multiple_of(7) || bytes.len() - cut < 12) {
+        for len in (first..bytes.len()).filter(|len| len.is_multiple_of(7) || bytes.len() - len < 12) {
             let mut torn = state.clone();
-            torn[place].1.truncate(cut);
-            let rows = stopped.go_on(&torn);
-            assert!(rows < 8, "{name} cut to {cut} is noticed");
+            torn[place].1.truncate(len);
+            let rows = stopped.resume(&torn);
+            assert!(rows < 8, "{name} truncated to {len} goes unnoticed");
             seen.insert(rows);
         }
     }
@@ -200,7 +203,7 @@ fn cut_at_any_byte_a_run_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn rows_whose_journal_cannot_be_trusted_are_not_dropped() {
+fn rows_with_a_damaged_header_are_not_dropped() {
     let stopped = Stopped::new();
     let journal = stopped.state.iter().position(|(name, _)| name.starts_with("journal")).unwrap();
     let header = stopped.state[journal].1.iter().position(|byte| *byte == b'\n').unwrap();
@@ -221,13 +224,13 @@ fn rows_whose_journal_cannot_be_trusted_are_not_dropped() {
             assert_eq!(contents(&stopped.folder.path().join(WORKING)), state, "nothing is touched");
         }
     }
-    // One that is empty, of a run that was killed as it began, is in nobody's way.
+    // An empty one, of a run that was killed as it started, is not in the way.
     stopped.put_back(&[("journal.jsonl".into(), Vec::new())]);
     assert_eq!(EmbeddingWriter::open(stopped.options.clone()).unwrap().rows_done(), 0);
 }
 
 #[test]
-fn a_complete_line_that_is_wrong_does_not_count() {
+fn a_wrong_complete_line_does_not_count() {
     let stopped = Stopped::new();
     let mut writer = EmbeddingWriter::open(stopped.options.clone()).unwrap();
     stopped.run.write(&mut writer, 2).unwrap();
@@ -243,9 +246,9 @@ fn a_complete_line_that_is_wrong_does_not_count() {
     {
         let mut state = state.clone();
         state[journal].1 = text.replace(right, wrong).into_bytes();
-        assert_eq!(stopped.go_on(&state), 10, "the rows are there");
-        // The rows were moved, and what says so is not to be trusted.
-        state.retain(|(name, _)| !name.starts_with("image_embeds"));
+        assert_eq!(stopped.resume(&state), 10, "the rows are there");
+        // The rows were moved, and the line that says so cannot be trusted.
+        state.retain(|(name, _)| !name.starts_with("output-0"));
         stopped.put_back(&state);
         let message = error_of(EmbeddingWriter::open(stopped.options.clone()), 2);
         assert!(message.contains("cannot be opened"), "{message}");
@@ -254,18 +257,19 @@ fn a_complete_line_that_is_wrong_does_not_count() {
 }
 
 #[test]
-fn a_wrong_byte_in_the_data_ends_what_counts() {
+fn a_changed_byte_in_the_data_ends_what_counts() {
     let stopped = Stopped::new();
-    let image = stopped.state.iter().position(|(name, _)| name.starts_with("image_embeds")).unwrap();
-    for (byte, rows) in [(128, 0), (128 + 24, 2), (128 + 95, 6)] {
+    let data = stopped.state.iter().position(|(name, _)| name.starts_with("output-0")).unwrap();
+    for (line, rows) in [(0, 0), (2, 2), (7, 6)] {
         let mut torn = stopped.state.clone();
-        torn[image].1[byte] ^= 1;
-        assert_eq!(stopped.go_on(&torn), rows);
+        let start = torn[data].1.split_inclusive(|byte| *byte == b'\n').take(line).map(<[u8]>::len).sum::<usize>();
+        torn[data].1[start + 5] ^= 1;
+        assert_eq!(stopped.resume(&torn), rows);
     }
-    // Bytes beyond what the journal knows are a batch that was being written.
+    // Bytes beyond those in the journal are an unfinished batch.
     let mut longer = stopped.state.clone();
     longer.iter_mut().for_each(|(_, bytes)| bytes.extend_from_slice(b"torn"));
-    assert_eq!(stopped.go_on(&longer), 8);
+    assert_eq!(stopped.resume(&longer), 8);
 }
 
 #[test]
@@ -300,14 +304,14 @@ fn a_wrong_list_of_rows_ends_what_counts() {
 #[test]
 fn a_run_that_stopped_while_files_were_moved_is_finished() {
     let run = Run::new(10, 3);
-    for format in FORMATS {
+    for format in OutputFormat::ALL.iter().copied() {
         let folder = TempDir::new().unwrap();
         let (whole, path) = (folder.path().join("whole"), folder.path().join("e"));
         write_whole(&run, options(&whole, format), 10);
         let plain = options(&path, format);
         let mut writer = EmbeddingWriter::open(plain.clone()).unwrap();
         run.write(&mut writer, 4).unwrap();
-        // What appears in its place is not replaced, and nothing of the run is lost.
+        // What appears in its place is not replaced, and the run loses nothing.
         let intruder = if format == OutputFormat::Folder { path.join("img_emb") } else { path.clone() };
         fs::write(&intruder, "precious").unwrap();
         let message = error_of(writer.finish(), 2);
@@ -322,11 +326,10 @@ fn a_run_that_stopped_while_files_were_moved_is_finished() {
         assert_eq!(writer.rows_done(), 10);
         writer.finish().unwrap();
         assert_eq!(contents(&path), contents(&whole), "{format:?}");
-        // All is moved, and only the folder was not removed yet.
+        // Everything is moved, but the folder is not removed yet.
         copy(&saved, &working);
-        for part in ["output-0", "image_embeds", "negative_image_embeds", "rows"] {
-            let part = working.join(part);
-            let _ = if part.is_dir() { fs::remove_dir_all(part) } else { fs::remove_file(part) };
+        for name in names(&working).iter().filter(|name| *name != "journal.jsonl") {
+            fs::remove_file(working.join(name)).unwrap();
         }
         EmbeddingWriter::open(resume).unwrap().finish().unwrap();
         assert_eq!(contents(&path), contents(&whole), "{format:?}");
@@ -357,7 +360,7 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn a_run_that_ends_before_its_first_row_leaves_nothing() {
     let folder = TempDir::new().unwrap();
-    for format in FORMATS {
+    for format in OutputFormat::ALL.iter().copied() {
         drop(EmbeddingWriter::open(options(&folder.path().join("e"), format)).unwrap());
         assert!(names(folder.path()).is_empty(), "{format:?}");
     }

@@ -1,18 +1,23 @@
-//! Joins the outputs of shards into the output of the whole, and checks that it is whole.
+//! Joins the outputs of shards, and checks that they are all of one whole.
 
-mod arrays;
 mod finished;
 mod part;
-mod tables;
 
 pub use finished::{earlier_setting, finished};
 
-use super::shard::ShardRecord;
-use super::{Arrays, Batch, EmbeddingWriter, Flow, Output, OutputFormat, OutputRow, WriteOptions, shown};
+use super::arrays::Arrays;
+use super::batch::{Batch, Flow, OutputRow};
+use super::formats::OutputFormat;
+use super::options::{Output, WriteOptions};
+use super::paths::shown;
+use super::record::OutputRecord;
+use super::sink::PartRow;
+use super::writer::EmbeddingWriter;
 use crate::bad_input;
+use crate::bad_input::BadInput;
 use anyhow::Result;
 use ndarray::ArrayView2;
-use part::{Part, PartRow};
+use part::Part;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
@@ -24,20 +29,20 @@ const BATCH_NUMBERS: usize = 1 << 20;
 /// How to write the whole.
 #[derive(Debug, Clone)]
 pub struct MergeOptions {
-    /// Its form.
+    /// Its format.
     pub format: OutputFormat,
-    /// Rows in each numbered file of a folder.
+    /// Rows in each file of a numbered folder.
     pub rows_per_file: u64,
-    /// Whether a file that is there already may be replaced.
+    /// Whether an existing output may be replaced.
     pub overwrite: bool,
 }
 
-/// Joins `parts`, the outputs of all shards in any order, into `out`, and gives the number of rows; `None` if whoever read
-/// them has closed `out`. The same form as an unsharded run's has the same bytes.
+/// Joins `parts`, the outputs of all shards in any order, into `out`, which has the bytes of an unsharded run's output.
+/// Returns the number of rows; `None` if the reader of `out` has closed it.
 ///
 /// # Errors
-/// [`crate::bad_input::BadInput`] if a part is none, is there twice or is missing, belongs to a run with other settings, or is
-/// damaged; if rows are there twice or not at all; if `out` cannot be written. Then nothing is.
+/// [`BadInput`] if a part is not a shard, missing, given twice, damaged or of a run with other settings; if rows are
+/// missing or occur twice; if `out` cannot be written. Then nothing is.
 pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Option<u64>> {
     let mut parts = parts.iter().map(|path| Part::open(path)).collect::<Result<Vec<_>>>()?;
     check(&parts)?;
@@ -47,9 +52,9 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Op
     let record = first.record.clone();
     let format = options.format;
     if let Some(part) = parts.iter().find(|part| format.holds_rows() && !part.format.holds_rows()) {
-        let (name, form) = (shown(&part.path), part.format.name());
+        let (name, from) = (shown(&part.path), part.format.name());
         return Err(bad_input!(
-            "{name} is {form} and holds no prompts, which {} needs; choose another form",
+            "{name} is {from} and holds no prompts, which {} needs; choose another format",
             format.name()
         ));
     }
@@ -62,15 +67,15 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Op
     write_options.total_rows = Some(record.total_rows);
     let mut writer = EmbeddingWriter::open(write_options)?;
     match join(&mut parts, &record, &mut writer) {
-        Ok(Flow::GoOn) => writer.finish()?,
+        Ok(Flow::Continue) => writer.finish()?,
         Ok(Flow::ReaderGone) => {
             writer.discard()?;
             return Ok(None);
         }
-        // What there is of it goes with the writer.
+        // The writer removes what there is.
         Err(error) => {
             return Err(match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
-                Some(cause) if error.downcast_ref::<crate::bad_input::BadInput>().is_none() => {
+                Some(cause) if error.downcast_ref::<BadInput>().is_none() => {
                     let line = format!("cannot merge into {}: {cause}; nothing was written", shown(out));
                     error.context(line)
                 }
@@ -86,7 +91,7 @@ fn check(parts: &[Part]) -> Result<()> {
     let Some(first) = parts.first() else { return Ok(()) };
     for part in parts {
         let (name, other) = (shown(&part.path), shown(&first.path));
-        let differences = differences(&first.record, &part.record);
+        let differences = first.record.differences(&part.record);
         if !differences.is_empty() {
             return Err(bad_input!("{name} is of another run than {other}: {}", differences.join("; ")));
         }
@@ -107,28 +112,13 @@ fn check(parts: &[Part]) -> Result<()> {
     Ok(())
 }
 
-fn differences(first: &ShardRecord, other: &ShardRecord) -> Vec<String> {
-    let mut differences = first.fingerprint.differences(&other.fingerprint);
-    let mut compare = |name: &str, first: String, other: String| {
-        if first != other {
-            differences.push(format!("{name} was {first}, is {other}"));
-        }
-    };
-    compare("the number of shards", first.count.to_string(), other.count.to_string());
-    compare("the number of all rows", first.total_rows.to_string(), other.total_rows.to_string());
-    compare("the embedding's width", first.dim.to_string(), other.dim.to_string());
-    compare("--out-dtype", first.dtype.name().into(), other.dtype.name().into());
-    compare("arrays", format!("{:?}", first.arrays), format!("{:?}", other.arrays));
-    differences
-}
-
-/// Brings the rows of all parts into order.
-fn join(parts: &mut [Part], record: &ShardRecord, writer: &mut EmbeddingWriter) -> Result<Flow> {
+/// Writes the rows of all parts in order.
+fn join(parts: &mut [Part], record: &OutputRecord, writer: &mut EmbeddingWriter) -> Result<Flow> {
     let rows: Vec<_> = parts.iter().map(|part| part.record.rows.clone().into_rows()).collect();
     let mut rows: Vec<_> = rows.into_iter().map(Iterator::peekable).collect();
     let next = rows.iter_mut().enumerate().filter_map(|(place, rows)| Some(Reverse((*rows.peek()?, place))));
     let mut heap: BinaryHeap<Reverse<(u64, usize)>> = next.collect();
-    let mut gathered = Gathered::new(record);
+    let mut pending = Pending::new(record);
     let mut last_place = None;
     for row in 0..record.total_rows {
         let next = heap.pop().map(|Reverse(next)| next);
@@ -142,13 +132,13 @@ fn join(parts: &mut [Part], record: &ShardRecord, writer: &mut EmbeddingWriter) 
                 _ => bad_input!("row {row} of {} is in none of the parts; a shard is not complete", record.total_rows),
             });
         };
-        gathered.read(&mut parts[place], row)?;
+        pending.read(&mut parts[place], row)?;
         rows[place].next();
         if let Some(next) = rows[place].peek() {
             heap.push(Reverse((*next, place)));
         }
         last_place = Some(place);
-        if gathered.is_full() && gathered.write(writer)? == Flow::ReaderGone {
+        if pending.is_full() && pending.write(writer)? == Flow::ReaderGone {
             return Ok(Flow::ReaderGone);
         }
     }
@@ -157,11 +147,11 @@ fn join(parts: &mut [Part], record: &ShardRecord, writer: &mut EmbeddingWriter) 
         return Err(bad_input!("{name} holds row {row}, and there are {rows} rows or another part holds it too"));
     }
     parts.iter_mut().try_for_each(Part::check_end)?;
-    gathered.write(writer)
+    pending.write(writer)
 }
 
-/// Rows on their way from parts to the whole.
-struct Gathered {
+/// Rows on their way from the parts to the whole.
+struct Pending {
     arrays: Arrays,
     dim: usize,
     rows: Vec<OutputRow>,
@@ -170,8 +160,8 @@ struct Gathered {
     row: PartRow,
 }
 
-impl Gathered {
-    fn new(record: &ShardRecord) -> Self {
+impl Pending {
+    fn new(record: &OutputRecord) -> Self {
         let numbers = vec![Vec::new(); record.arrays.names().len()];
         Self { arrays: record.arrays, dim: record.dim, rows: Vec::new(), numbers, row: PartRow::default() }
     }
@@ -192,7 +182,7 @@ impl Gathered {
 
     fn write(&mut self, writer: &mut EmbeddingWriter) -> Result<Flow> {
         if self.rows.is_empty() {
-            return Ok(Flow::GoOn);
+            return Ok(Flow::Continue);
         }
         let shape = (self.rows.len(), self.dim);
         let mut batch = Batch { rows: &self.rows, image: None, negative: None };

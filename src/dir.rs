@@ -1,10 +1,11 @@
 //! A folder that is held open.
 //!
-//! Whoever may write where an output goes may put links, pipes and folders there, and exchange them while a run is at
-//! work. Names in a [`Dir`] are looked up from its descriptor and never followed: whatever becomes of its path, what is
-//! made, opened, moved or removed through it is in this folder. Only regular files with a single name are opened.
+//! Others who can write where an output goes can plant links, pipes and folders there, and swap them while a run is at
+//! work. A [`Dir`] resolves names relative to its descriptor and never follows a link: whatever becomes of its path,
+//! what is created, opened, moved or removed through it is in this folder. Only regular files with a single name are
+//! opened.
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawMode, fstat, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawMode, fstat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -12,11 +13,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-/// The permissions of any new file and folder, which the user's umask narrows.
+/// The permissions of any new file, which the user's umask narrows.
 const FILE_MODE: RawMode = 0o666;
-const FOLDER_MODE: RawMode = 0o777;
 
 /// A folder that is held open.
 #[derive(Debug)]
@@ -25,49 +25,48 @@ pub(crate) struct Dir {
     path: PathBuf,
 }
 
-/// What is wrong with a name that is not what it should be.
+/// A name that is not of the kind it should be.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Strange {
+pub(crate) enum WrongKind {
     /// A link, a pipe, a device, a folder.
-    #[error("is no regular file")]
-    NoFile,
+    #[error("is not a regular file")]
+    NotAFile,
     /// A link, a file.
-    #[error("is no folder")]
-    NoFolder,
-    /// What is written to it would be in another folder too.
+    #[error("is not a folder")]
+    NotAFolder,
+    /// Writing to it would change a file in another folder.
     #[error("has a second name elsewhere (a hard link)")]
-    Linked,
+    HardLinked,
 }
 
-impl Strange {
-    /// What is wrong with a name, if it was that.
+impl WrongKind {
+    /// The reason, if `error` is one of these.
     pub(crate) fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 }
 
-impl From<Strange> for io::Error {
-    fn from(strange: Strange) -> Self {
-        Self::other(strange)
+impl From<WrongKind> for io::Error {
+    fn from(kind: WrongKind) -> Self {
+        Self::other(kind)
     }
 }
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// To be read.
     Read,
-    /// To be read and written.
+    /// For reading and writing.
     Write,
-    /// To be read, and written at its end.
+    /// For reading, and writing at the end.
     Append,
 }
 
 impl Dir {
-    /// Opens the folder at `path`, whose last part is not followed if it is a link.
+    /// Opens the folder at `path`, whose last component is not followed if it is a link.
     ///
     /// # Errors
-    /// [`Strange`] if it is no folder; or what the system says.
+    /// [`WrongKind`] if it is not a folder; or the system's error.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Self::open_at(CWD, path.as_os_str(), path.to_path_buf())
     }
@@ -76,15 +75,15 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(at, name, flags, Mode::empty()) {
             Ok(fd) => Ok(Self { fd, path }),
-            Err(Errno::LOOP | Errno::NOTDIR) => Err(Strange::NoFolder.into()),
+            Err(Errno::LOOP | Errno::NOTDIR) => Err(WrongKind::NotAFolder.into()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Makes the folder at `path` for this user alone.
+    /// Creates the folder at `path` for this user alone.
     ///
     /// # Errors
-    /// If something is there already, or it cannot be made.
+    /// If something is there already, or it cannot be created.
     pub(crate) fn make_private(path: &Path) -> io::Result<()> {
         Ok(mkdirat(CWD, path, Mode::from_raw_mode(0o700))?)
     }
@@ -92,7 +91,7 @@ impl Dir {
     /// The same folder, with a descriptor of its own.
     ///
     /// # Errors
-    /// If the system has no more of them.
+    /// If the process has no more descriptors.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { fd: self.fd.try_clone()?, path: self.path.clone() })
     }
@@ -105,12 +104,12 @@ impl Dir {
     /// The user it belongs to.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's.
     pub(crate) fn owner(&self) -> io::Result<u32> {
         Ok(fstat(&self.fd)?.st_uid)
     }
 
-    /// Whether it still is what its path leads to.
+    /// Whether its path still leads to it.
     pub(crate) fn is_in_place(&self) -> bool {
         let (Ok(here), Ok(there)) = (fstat(&self.fd), statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)) else {
             return false;
@@ -134,94 +133,89 @@ impl Dir {
         Ok(names)
     }
 
-    /// Opens a file that is there.
+    /// Opens an existing file.
     ///
     /// # Errors
-    /// [`Strange`] if it is no regular file with a single name; or what the system says.
+    /// [`WrongKind`] if it is not a regular file with a single name; or the system's error.
     pub(crate) fn open_file(&self, name: impl AsRef<OsStr>, access: Access) -> io::Result<File> {
+        let file = self.open_any_file(name.as_ref(), access)?;
+        if file.metadata()?.nlink() > 1 {
+            return Err(WrongKind::HardLinked.into());
+        }
+        Ok(file)
+    }
+
+    /// [`Dir::open_file`] of a file that may have several names.
+    ///
+    /// # Errors
+    /// [`WrongKind`] if it is not a regular file; or the system's error.
+    pub(crate) fn open_any_file(&self, name: &OsStr, access: Access) -> io::Result<File> {
         let access = match access {
             Access::Read => OFlags::RDONLY,
             Access::Write => OFlags::RDWR,
             Access::Append => OFlags::RDWR | OFlags::APPEND,
         };
-        // A pipe would be waited for.
+        // Opening a pipe would block.
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = match openat(&self.fd, name.as_ref(), flags, Mode::empty()) {
+        let file = match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
             // A link; a pipe or a socket without another end; a folder.
-            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(Strange::NoFile.into()),
+            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(WrongKind::NotAFile.into()),
             Err(error) => return Err(error.into()),
         };
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(Strange::NoFile.into());
-        }
-        if metadata.nlink() > 1 {
-            return Err(Strange::Linked.into());
+        if !file.metadata()?.is_file() {
+            return Err(WrongKind::NotAFile.into());
         }
         Ok(file)
     }
 
-    /// Makes a file, to be read and written.
+    /// Creates a file for reading and writing.
     ///
     /// # Errors
-    /// If the name is taken, or it cannot be made.
+    /// If the name is taken, or it cannot be created.
     pub(crate) fn create(&self, name: impl AsRef<OsStr>, access: Access) -> io::Result<File> {
         let append = if access == Access::Append { OFlags::APPEND } else { OFlags::empty() };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | append;
         Ok(openat(&self.fd, name.as_ref(), flags, Mode::from_raw_mode(FILE_MODE))?.into())
     }
 
-    /// Makes a folder.
+    /// [`Dir::create`], replacing what has that name.
     ///
     /// # Errors
-    /// If the name is taken, or it cannot be made.
-    pub(crate) fn make_dir(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
-        mkdirat(&self.fd, name.as_ref(), Mode::from_raw_mode(FOLDER_MODE))?;
-        self.open_dir(name)
+    /// If it cannot be removed or created.
+    pub(crate) fn create_anew(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
+        self.remove(name.as_ref())?;
+        self.create(name, Access::Write)
     }
 
-    /// Opens a folder that is there.
+    /// Opens an existing folder.
     ///
     /// # Errors
-    /// [`Strange`] if it is no folder; or what the system says.
+    /// [`WrongKind`] if it is not a folder; or the system's error.
     pub(crate) fn open_dir(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
         let name = name.as_ref();
         Self::open_at(self.fd.as_fd(), name, self.path.join(name))
     }
 
-    /// The folder that `path`, below this one, is in, and its name there.
+    /// What has that name, without following links; `None` if nothing has.
     ///
     /// # Errors
-    /// If a part of it is no folder, or no name.
-    pub(crate) fn descend(&self, path: &Path) -> io::Result<(Self, OsString)> {
-        let mut dir = self.try_clone()?;
-        let mut parts = path.components().peekable();
-        while let Some(Component::Normal(part)) = parts.next() {
-            if parts.peek().is_none() {
-                return Ok((dir, part.to_os_string()));
-            }
-            dir = dir.open_dir(part)?;
-        }
-        Err(io::ErrorKind::InvalidInput.into())
-    }
-
-    /// Whether a file or folder has that name.
-    pub(crate) fn kind(&self, name: impl AsRef<OsStr>) -> io::Result<Option<rustix::fs::FileType>> {
+    /// The system's.
+    pub(crate) fn kind(&self, name: impl AsRef<OsStr>) -> io::Result<Option<FileType>> {
         match statat(&self.fd, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(rustix::fs::FileType::from_raw_mode(stat.st_mode))),
+            Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Removes a file, or a folder with all that is in it. What is not there is no error.
+    /// Removes a file, or a folder with everything in it. A missing name is not an error.
     ///
     /// # Errors
     /// If it cannot be removed.
     pub(crate) fn remove(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         let name = name.as_ref();
-        if self.kind(name)? == Some(rustix::fs::FileType::Directory) {
+        if self.kind(name)? == Some(FileType::Directory) {
             let dir = self.open_dir(name)?;
             dir.names()?.iter().try_for_each(|name| dir.remove(name))?;
             return Ok(unlinkat(&self.fd, name, AtFlags::REMOVEDIR)?);
@@ -232,12 +226,12 @@ impl Dir {
         }
     }
 
-    /// Waits until the names in it are on the disk.
+    /// Syncs the names in it to disk.
     ///
     /// # Errors
     /// If the disk fails.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        super::atomic::if_supported(rustix::fs::fsync(&self.fd).map_err(Into::into))
+        if_supported(rustix::fs::fsync(&self.fd).map_err(Into::into))
     }
 }
 
@@ -245,6 +239,17 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Turns "not supported" into success: some network file systems sync on their own and refuse to be asked.
+///
+/// # Errors
+/// All others.
+pub(crate) fn if_supported(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| match Errno::from_io_error(&error) {
+        Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS | Errno::NOTTY | Errno::ROFS) => Ok(()),
+        _ => Err(error),
+    })
 }
 
 #[cfg(test)]
@@ -255,7 +260,7 @@ mod tests {
     use tempfile::TempDir;
 
     #[test]
-    fn what_is_no_regular_file_is_not_opened_nor_waited_for() {
+    fn only_regular_files_are_opened_and_nothing_blocks() {
         let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let precious = elsewhere.path().join("precious");
         fs::write(&precious, "precious").unwrap();
@@ -270,9 +275,9 @@ mod tests {
         for name in ["link", "dangling", "linked", "folder", "pipe", "socket"] {
             for access in [Access::Read, Access::Write, Access::Append] {
                 let error = dir.open_file(name, access).unwrap_err();
-                assert!(Strange::of(&error).is_some(), "{name}: {error}");
+                assert!(WrongKind::of(&error).is_some(), "{name}: {error}");
             }
-            assert!(dir.create(name, Access::Write).is_err() && dir.make_dir(name).is_err(), "{name}");
+            assert!(dir.create(name, Access::Write).is_err(), "{name}");
         }
         assert!(dir.open_dir("link").is_err() && Dir::open(&at("link")).is_err());
         for name in ["link", "dangling", "linked", "folder", "pipe", "socket", "nothing"] {
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_removed_without_what_its_links_lead_to() {
+    fn removing_a_folder_does_not_follow_its_links() {
         let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         fs::write(elsewhere.path().join("precious"), "precious").unwrap();
         fs::create_dir_all(folder.path().join("output/below")).unwrap();
@@ -296,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_of_the_folder_that_was_opened_whatever_its_path_leads_to_now() {
+    fn names_are_resolved_in_the_opened_folder_even_if_its_path_changes() {
         let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let (path, moved) = (folder.path().join("work"), folder.path().join("moved"));
         fs::create_dir(&path).unwrap();
@@ -307,8 +312,16 @@ mod tests {
         assert!(!dir.is_in_place());
         dir.create("file", Access::Write).unwrap();
         assert!(moved.join("file").exists() && !elsewhere.path().join("file").exists());
-        let (below, name) = dir.descend(Path::new("file")).unwrap();
-        assert_eq!((below.path(), name.as_os_str()), (path.as_path(), OsStr::new("file")));
-        assert!(dir.descend(Path::new("../file")).is_err());
+    }
+
+    #[test]
+    fn an_unsupported_sync_is_not_an_error() {
+        let of = |errno: Errno| if_supported(Err(errno.into()));
+        for errno in [Errno::INVAL, Errno::NOTSUP, Errno::NOSYS, Errno::ROFS] {
+            assert!(of(errno).is_ok(), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::BADF] {
+            assert!(of(errno).is_err(), "{errno}");
+        }
     }
 }

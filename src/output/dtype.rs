@@ -1,25 +1,84 @@
-//! Rows of float32 as the bytes that files hold.
+//! Number types, and rows of float32 as the bytes that files hold.
 
-use super::{OutputDtype, OutputRow};
+use super::batch::OutputRow;
 use anyhow::{Result, anyhow};
 use half::f16;
 use ndarray::{ArrayView1, ArrayView2};
+use serde::{Deserialize, Serialize};
+
+/// The type that numbers are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputDtype {
+    /// float32.
+    F32,
+    /// float16.
+    F16,
+}
+
+impl OutputDtype {
+    /// All types.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
+    /// The type of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Bytes per number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// Appends the bytes of numbers that [`OutputDtype::decode`] returned.
+    pub(crate) fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
+        match self {
+            Self::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Self::F16 => bytes.extend(values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes())),
+        }
+    }
+
+    /// Appends the numbers in `bytes`, as [`Encoding::encode`] wrote them, to `values`.
+    pub(crate) fn decode(self, bytes: &[u8], values: &mut Vec<f32>) {
+        match self {
+            Self::F32 => {
+                let (numbers, _) = bytes.as_chunks::<4>();
+                values.extend(numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            }
+            Self::F16 => {
+                let (numbers, _) = bytes.as_chunks::<2>();
+                values.extend(numbers.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()));
+            }
+        }
+    }
+}
 
 /// How numbers are written.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Encoding {
     pub(crate) dtype: OutputDtype,
-    /// Whether rows are brought to length one.
+    /// Whether rows are scaled to unit length.
     pub(crate) normalize: bool,
 }
 
 impl Encoding {
     /// The bytes of `values`, `(rows, dim)`, little-endian in C order.
     ///
-    /// A row depends on itself alone: the length is taken in float64, and a row of zeros stays one.
+    /// A row depends on nothing but itself. Its length is computed in float64; a row of zeros stays one.
     ///
     /// # Errors
-    /// If a number is beyond float16, naming its row.
+    /// If a number exceeds float16, naming its row.
     pub(crate) fn encode(self, values: ArrayView2<f32>, rows: &[OutputRow]) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(values.len() * self.dtype.size());
         for (row, values) in rows.iter().zip(values.rows()) {
@@ -36,7 +95,7 @@ impl Encoding {
     }
 }
 
-/// What a row is divided by to have length one; 1 for a row of zeros.
+/// The length of a row; 1 for a row of zeros.
 fn length(values: ArrayView1<f32>) -> f64 {
     let square: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
     if square > 0.0 { square.sqrt() } else { 1.0 }
@@ -49,30 +108,6 @@ fn half(value: f32, row: &OutputRow) -> Result<f16> {
         return Err(anyhow!("row {row} holds {value}, beyond float16's ±65504; write float32 (--out-dtype f32)"));
     }
     Ok(half)
-}
-
-impl OutputDtype {
-    /// Appends the bytes of numbers that [`OutputDtype::decode`] gave.
-    pub(crate) fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
-        match self {
-            Self::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-            Self::F16 => bytes.extend(values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes())),
-        }
-    }
-
-    /// The numbers in `bytes`, as [`Encoding::encode`] wrote them, appended to `values`.
-    pub(crate) fn decode(self, bytes: &[u8], values: &mut Vec<f32>) {
-        match self {
-            Self::F32 => {
-                let (numbers, _) = bytes.as_chunks::<4>();
-                values.extend(numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-            }
-            Self::F16 => {
-                let (numbers, _) = bytes.as_chunks::<2>();
-                values.extend(numbers.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()));
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -91,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_have_length_one_and_zeros_stay() {
+    fn rows_are_scaled_to_unit_length_and_zeros_stay() {
         let values = array![[3.0, 4.0], [0.0, -0.0]];
         assert_eq!(round_trip(OutputDtype::F32, true, values.view()).unwrap(), [0.6, 0.8, 0.0, 0.0]);
         // Squares that float32 cannot hold.

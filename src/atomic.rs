@@ -1,10 +1,10 @@
-//! Files that appear whole or not at all: made elsewhere, synced, moved into place.
+//! Files that appear whole or not at all: written under another name, synced, renamed.
 
-use super::dir::{Access, Dir};
 use crate::bad_input;
+use crate::dir::{Access, Dir, if_supported};
 use crate::files::parent;
 use anyhow::Result;
-use rustix::fs::{AtFlags, CWD, FileType, RenameFlags, linkat, renameat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -13,19 +13,19 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use tempfile::{Builder, NamedTempFile, tempfile_in};
 
-/// The most links that are followed one after the other, as in Linux.
-const MOST_LINKS: usize = 40;
+/// Links that are followed one after the other, as in Linux.
+const MAX_LINKS: usize = 40;
 
-/// Where `path` leads, all links followed, also one to a file that is not there yet: what it leads to is written, and the
-/// link stays.
+/// The path that `path` leads to with all links followed, even to a file that does not exist yet: the target is written
+/// and the link stays.
 ///
 /// # Errors
-/// [`crate::bad_input::BadInput`] for links in a circle, and for a link that another user left in a folder in which everybody
-/// may leave one.
+/// [`crate::bad_input::BadInput`] for a loop of links, and for a link that another user left in a folder that everybody can
+/// write to.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
-    // Without the slash that a folder's name may end with, which would follow the link at once.
+    // Without a trailing slash, which would follow the link at once.
     let mut path: PathBuf = path.components().collect();
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_LINKS {
         let Ok(metadata) = fs::symlink_metadata(&path) else { return Ok(path) };
         if !metadata.is_symlink() {
             return Ok(fs::canonicalize(&path).unwrap_or(path));
@@ -36,11 +36,11 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
         let Ok(target) = fs::read_link(&path) else { return Ok(path) };
         path = parent(&path).join(target);
     }
-    Err(bad_input!("{path:?} is a link that leads back to itself; give another name"))
+    Err(bad_input!("{path:?} is a loop of links; give another name"))
 }
 
-/// Whether a link is in a folder in which everybody may leave one, such as `/tmp`, and neither this user nor the folder's
-/// owner did: Linux's own rule where `fs.protected_symlinks` is on.
+/// Whether a link is in a sticky folder that everybody can write to, such as `/tmp`, and belongs neither to this user
+/// nor to the folder's owner: Linux's own rule under `fs.protected_symlinks`.
 fn is_of_a_stranger(link: &Path, metadata: &fs::Metadata) -> bool {
     const STICKY_FOR_ALL: u32 = 0o1002;
     let folder = parent(link);
@@ -51,26 +51,15 @@ fn is_of_a_stranger(link: &Path, metadata: &fs::Metadata) -> bool {
     })
 }
 
-/// The user to whom files belong that this process makes in `folder`: itself or, on some network file systems, another.
+/// The user that owns files which this process creates in `folder`: itself or, on some network file systems, another.
 ///
 /// # Errors
-/// If none can be made there.
+/// If none can be created there.
 pub(crate) fn owner_of_new_files(folder: &Path) -> io::Result<u32> {
     Ok(tempfile_in(folder)?.metadata()?.uid())
 }
 
-/// Success, where the file system cannot do what was asked for: some network file systems sync on their own.
-///
-/// # Errors
-/// All others.
-pub(crate) fn if_supported(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|error| match Errno::from_io_error(&error) {
-        Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS | Errno::NOTTY | Errno::ROFS) => Ok(()),
-        _ => Err(error),
-    })
-}
-
-/// Waits until a file is on the disk.
+/// Syncs a file to disk.
 ///
 /// # Errors
 /// If the disk fails.
@@ -78,7 +67,7 @@ pub(crate) fn sync_all(file: &File) -> io::Result<()> {
     if_supported(file.sync_all())
 }
 
-/// The same of its contents alone.
+/// Syncs a file's contents to disk.
 ///
 /// # Errors
 /// If the disk fails.
@@ -86,7 +75,7 @@ pub(crate) fn sync_data(file: &File) -> io::Result<()> {
     if_supported(file.sync_data())
 }
 
-/// Waits until a file, or the names in a folder, are on the disk.
+/// Syncs a file, or the names in a folder, to disk.
 ///
 /// # Errors
 /// If the disk fails.
@@ -94,21 +83,41 @@ pub(crate) fn sync_path(path: &Path) -> io::Result<()> {
     if_supported(File::open(path)?.sync_all())
 }
 
-/// A file that is removed unless it is moved into place, beside its place.
+/// Syncs a folder and everything below it to disk.
 ///
 /// # Errors
-/// If it cannot be made.
-pub(crate) fn create_part(target: &Path) -> io::Result<NamedTempFile> {
+/// If the disk fails.
+pub(crate) fn sync_tree(folder: &Path) -> io::Result<()> {
+    for entry in folder.read_dir()? {
+        let path = entry?.path();
+        if path.is_dir() { sync_tree(&path)? } else { sync_path(&path)? }
+    }
+    sync_path(folder)
+}
+
+/// Writes a file beside `target` and renames it there, synced. On an error nothing is left behind.
+///
+/// # Errors
+/// Those of `write`; if it cannot be created or moved; [`ErrorKind::AlreadyExists`] if something is there and
+/// `overwrite` is not set.
+pub(crate) fn write<E: From<io::Error>>(
+    target: &Path,
+    overwrite: bool,
+    write: impl FnOnce(&mut File) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut part = create_part(target)?;
+    write(part.as_file_mut())?;
+    Ok(persist(part, target, overwrite)?)
+}
+
+/// A temporary file beside `target`, removed unless it is persisted.
+fn create_part(target: &Path) -> io::Result<NamedTempFile> {
     // The permissions of any new file, which the user's umask narrows; a temporary file's own would be private.
     let mode = Permissions::from_mode(0o666);
     Builder::new().prefix(".prior-embed-").suffix(".part").permissions(mode).tempfile_in(parent(target))
 }
 
-/// Moves a file that was written beside `target` there.
-///
-/// # Errors
-/// If it cannot be moved; [`ErrorKind::AlreadyExists`] if something is there and is not to be replaced.
-pub(crate) fn persist(part: NamedTempFile, target: &Path, overwrite: bool) -> io::Result<()> {
+fn persist(part: NamedTempFile, target: &Path, overwrite: bool) -> io::Result<()> {
     sync_all(part.as_file())?;
     let persisted = if overwrite {
         keep_permissions(part.as_file(), target);
@@ -119,86 +128,53 @@ pub(crate) fn persist(part: NamedTempFile, target: &Path, overwrite: bool) -> io
     persisted.map(drop).map_err(|error| error.error)
 }
 
-/// Gives what takes the place of another file of this user its permissions.
+/// Gives a file the permissions of the one that it replaces, if that is this user's.
 fn keep_permissions(part: &File, target: &Path) {
     let (Ok(old), Ok(new)) = (fs::symlink_metadata(target), part.metadata()) else { return };
     if old.is_file() && old.uid() == new.uid() {
-        // As far as that is allowed. The group first, for which some of the permissions are.
+        // As far as that is allowed. The group first, since some of the permissions are the group's.
         let _ = fchown(part, None, Some(old.gid()));
         let _ = part.set_permissions(Permissions::from_mode(old.mode() & 0o777));
     }
 }
 
-/// Moves the file `name` of `dir` to `target`, by copying it where that is on another device. Done twice it is done once,
-/// also if a link was made and its first name is still there.
+/// Moves the file `name` of `dir` to `target`, copying it if that is on another device. Idempotent: a killed run may
+/// have got as far as the second link or the copy.
 ///
 /// # Errors
-/// If it cannot be moved; [`ErrorKind::AlreadyExists`] if something else is there and is not to be replaced.
+/// If it cannot be moved; [`ErrorKind::AlreadyExists`] if something else is there and `overwrite` is not set.
 pub(crate) fn move_file(dir: &Dir, name: &OsStr, target: &Path, overwrite: bool) -> io::Result<()> {
     if overwrite && let Ok(part) = dir.open_file(name, Access::Read) {
         keep_permissions(&part, target);
     }
-    let moved = if overwrite { rename(dir, name, target) } else { rename_to_free_place(dir, name, target) };
+    let moved = if overwrite { rename(dir, name, target) } else { rename_noreplace(dir, name, target) };
     match moved {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && holds_the_same(dir, name, target) => dir.remove(name),
         Err(error) if error.kind() == ErrorKind::CrossesDevices => {
-            let mut part = create_part(target)?;
-            io::copy(&mut dir.open_file(name, Access::Read)?, part.as_file_mut())?;
-            match persist(part, target, overwrite) {
+            let mut source = dir.open_file(name, Access::Read)?;
+            match write(target, overwrite, |part| io::copy(&mut source, part).map(drop)) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists || !holds_the_same(dir, name, target) => {
-                    return Err(error);
+                    Err(error)
                 }
-                _ => {}
+                _ => dir.remove(name),
             }
-            dir.remove(name)
         }
         moved => moved,
     }
-}
-
-/// Moves the folder `name` of `dir` to `target`, where nothing is, by copying it where that is on another device.
-///
-/// # Errors
-/// If it cannot be moved.
-pub(crate) fn move_folder(dir: &Dir, name: &OsStr, target: &Path) -> io::Result<()> {
-    match rename(dir, name, target) {
-        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
-            let from = dir.open_dir(name)?;
-            let part = Builder::new().prefix(".prior-embed-").suffix(".part").tempdir_in(parent(target))?;
-            let folder = part.path().join("whole");
-            copy_folder(&from, &Dir::open(part.path())?.make_dir("whole")?)?;
-            fs::rename(folder, target)?;
-            dir.remove(name)
-        }
-        moved => moved,
-    }
-}
-
-fn copy_folder(from: &Dir, to: &Dir) -> io::Result<()> {
-    for name in from.names()? {
-        if from.kind(&name)? == Some(FileType::Directory) {
-            copy_folder(&from.open_dir(&name)?, &to.make_dir(&name)?)?;
-        } else {
-            let mut file = to.create(&name, Access::Write)?;
-            io::copy(&mut from.open_file(&name, Access::Read)?, &mut file)?;
-            sync_all(&file)?;
-        }
-    }
-    to.sync()
 }
 
 fn rename(dir: &Dir, name: &OsStr, target: &Path) -> io::Result<()> {
     Ok(renameat(dir, name, CWD, target)?)
 }
 
-/// The same, if nothing is there.
-fn rename_to_free_place(dir: &Dir, name: &OsStr, target: &Path) -> io::Result<()> {
+/// [`rename`], if nothing is there.
+fn rename_noreplace(dir: &Dir, name: &OsStr, target: &Path) -> io::Result<()> {
     match renameat_with(dir, name, CWD, target, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
         moved => return Ok(moved?),
     }
     match linkat(dir, name, CWD, target, AtFlags::empty()) {
-        // Without a way to make sure, a look has to do.
+        // Neither is supported: look first.
         Err(Errno::PERM | Errno::NOSYS | Errno::NOTSUP | Errno::MLINK) => match fs::symlink_metadata(target) {
             Ok(_) => Err(ErrorKind::AlreadyExists.into()),
             Err(_) => rename(dir, name, target),
@@ -207,26 +183,33 @@ fn rename_to_free_place(dir: &Dir, name: &OsStr, target: &Path) -> io::Result<()
     }
 }
 
-/// Whether what is at `target` already is a file with the same contents: a run that was killed while it moved it.
+/// Lets two folders trade places, so that there is a whole one at any time.
+///
+/// # Errors
+/// If they cannot be moved, or the system has no such call.
+#[cfg(target_os = "linux")]
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+/// Lets two folders trade places: not supported here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// Whether `target` is a file with the same contents: a run was killed while it moved it.
 fn holds_the_same(dir: &Dir, name: &OsStr, target: &Path) -> bool {
     let same = || -> io::Result<bool> {
-        // Not by [`Dir::open_file`]: after a link was made, the file has its second name at `target`.
-        let new = File::from(rustix::fs::openat(
-            dir,
-            name,
-            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )?);
+        // Once linked, the file has two names.
+        let new = dir.open_any_file(name, Access::Read)?;
         let old = fs::symlink_metadata(target)?;
-        if !old.is_file() || old.len() != new.metadata()?.len() {
-            return Ok(false);
-        }
-        same_bytes(new, File::open(target)?)
+        Ok(old.is_file() && old.len() == new.metadata()?.len() && same_bytes(new, File::open(target)?)?)
     };
     same().unwrap_or(false)
 }
 
-/// Whether two files hold the same bytes from where they stand.
+/// Whether two files hold the same bytes from their positions on.
 ///
 /// # Errors
 /// If they cannot be read.
@@ -253,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_to_what_is_not_there_yet() {
+    fn links_are_resolved_even_to_a_missing_file() {
         let folder = TempDir::new().unwrap();
         let at = |name: &str| folder.path().canonicalize().unwrap().join(name);
         fs::write(at("there"), "").unwrap();
@@ -266,11 +249,11 @@ mod tests {
         {
             assert_eq!(resolve(&at(link)).unwrap(), at(target));
         }
-        assert!(resolve(&at("d")).unwrap_err().to_string().contains("back to itself"));
+        assert!(resolve(&at("d")).unwrap_err().to_string().contains("a loop of links"));
     }
 
     #[test]
-    fn a_file_is_moved_to_another_device_too() {
+    fn a_file_can_move_to_another_device() {
         for overwrite in [false, true] {
             let [from, to] = places();
             let (dir, target) = (Dir::open(from.path()).unwrap(), to.path().join("e.npy"));
@@ -295,28 +278,6 @@ mod tests {
             }
             assert_eq!(from.path().join("part").exists(), !overwrite, "what is not moved stays");
             assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1);
-        }
-    }
-
-    #[test]
-    fn a_folder_is_moved_to_another_device_too() {
-        let [from, to] = places();
-        fs::create_dir_all(from.path().join("output/below")).unwrap();
-        fs::write(from.path().join("output/below/file"), "bytes").unwrap();
-        let target = to.path().join("img_emb");
-        move_folder(&Dir::open(from.path()).unwrap(), OsStr::new("output"), &target).unwrap();
-        assert_eq!(fs::read(target.join("below/file")).unwrap(), b"bytes");
-        assert_eq!([from, to].map(|folder| fs::read_dir(folder.path()).unwrap().count()), [0, 1]);
-    }
-
-    #[test]
-    fn what_cannot_be_synced_is_no_error_and_what_fails_is() {
-        let of = |errno: Errno| if_supported(Err(errno.into()));
-        for errno in [Errno::INVAL, Errno::NOTSUP, Errno::NOSYS, Errno::ROFS] {
-            assert!(of(errno).is_ok(), "{errno}");
-        }
-        for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::BADF] {
-            assert!(of(errno).is_err(), "{errno}");
         }
     }
 }

@@ -1,0 +1,94 @@
+//! The formats, one file each.
+
+mod folder;
+mod jsonl;
+pub(crate) mod npy;
+mod npz;
+pub(crate) mod parquet;
+mod safetensors;
+
+use super::sink::Sink;
+use crate::bad_input;
+use anyhow::Result;
+use std::path::Path;
+
+macro_rules! registry {
+    ($($(#[$doc:meta])* $name:ident: $sink:path,)*) => {
+        /// A format of outputs.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum OutputFormat {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl OutputFormat {
+            /// All formats.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            pub(crate) fn sink(self) -> &'static dyn Sink {
+                match self {
+                    $(Self::$name => &$sink,)*
+                }
+            }
+        }
+    };
+}
+
+// A new format is a file in this folder and a line here.
+registry! {
+    /// numpy's format for one array.
+    Npy: npy::Npy,
+    /// numpy's archive of named arrays.
+    Npz: npz::Npz,
+    /// Named arrays, as model libraries store them.
+    Safetensors: safetensors::Safetensors,
+    /// JSON lines, an object a row.
+    JsonLines: jsonl::JsonLines,
+    /// A Parquet table, one Parquet row per embedding.
+    Parquet: parquet::Parquet,
+    /// A folder of numbered `.npy` files of embeddings and `.parquet` files of what they belong to, as clip-retrieval
+    /// writes and embedding-reader reads it.
+    Folder: folder::Folder,
+}
+
+impl OutputFormat {
+    /// The format of a file by its name on the command line, which is its extension too.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|format| *format != Self::Folder && format.name() == name)
+    }
+
+    /// The format that a file name asks for; `.npy` for standard output.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if the extension is missing or unknown.
+    pub fn of_path(path: &Path) -> Result<Self> {
+        if path.as_os_str() == "-" {
+            return Ok(Self::Npy);
+        }
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+        extension.and_then(|extension| Self::from_name(&extension)).ok_or_else(|| {
+            bad_input!(
+                "{path:?} does not end in .npy, .npz, .safetensors, .jsonl or .parquet; rename it, or say --format"
+            )
+        })
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        self.sink().name()
+    }
+
+    /// Whether one output holds several arrays by name.
+    pub fn holds_several(self) -> bool {
+        self.sink().holds_several()
+    }
+
+    /// Whether it holds ids, prompts and seeds.
+    pub fn holds_rows(self) -> bool {
+        self.sink().holds_rows()
+    }
+
+    /// Whether it holds the negative embeddings too, unless a file of their own is named.
+    pub fn prefers_both(self) -> bool {
+        self.sink().prefers_both()
+    }
+}
