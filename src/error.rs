@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -38,14 +40,139 @@ pub enum Hint {
     UseFloat32,
     /// Merge the adapter into the model with PEFT, and use the merged model.
     MergeWithPeft,
+    /// Set `HF_TOKEN` to a valid access token.
+    Login {
+        /// The page where tokens are made.
+        url: String,
+    },
+    /// Accept the licence of a gated repository.
+    AcceptLicense {
+        /// The repository's page.
+        url: String,
+        /// Whether a token was sent; without one, `HF_TOKEN` must be set too.
+        has_token: bool,
+    },
+    /// Check the name of the repository; a private one needs `HF_TOKEN`.
+    CheckName,
+    /// Check `HF_ENDPOINT`, and whether a proxy answers in the hub's place.
+    CheckEndpoint,
+    /// Check the network and `HTTPS_PROXY`.
+    CheckNetwork,
+    /// Try again, now or after as long as the server asks.
+    TryAgain {
+        /// What the server asked for.
+        after: Option<Duration>,
+    },
+    /// Try again, or raise `HF_HUB_DOWNLOAD_TIMEOUT`.
+    RaiseTimeout,
+    /// Run the same command again: the download resumes.
+    Resume,
+    /// Keep downloads in a folder that can be written to: `--cache-dir`, or `HF_HOME`.
+    ChooseCache,
+    /// Download the model, or the broken file of it.
+    Download(Box<DownloadCommand>),
     /// Anything else, as an imperative clause: `save it as safetensors`.
     Other(Cow<'static, str>),
+}
+
+/// `prior-embed download`, with the options that a run needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DownloadCommand {
+    /// `owner/name` or `owner/name@revision`.
+    pub model: String,
+    /// `--image-encoder`
+    pub image_encoder: bool,
+    /// `--dtype bf16`: weights in 16 bits are enough.
+    pub sixteen_bit: bool,
+    /// `--cache-dir`
+    pub cache_dir: Option<PathBuf>,
+    /// `--force`: compare the hashes of what is in the cache.
+    pub force: bool,
+}
+
+/// An error of the hub, or of the cache of its files.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct HubError {
+    /// What went wrong.
+    pub kind: HubErrorKind,
+    /// `owner/name`
+    pub repository: Option<String>,
+    /// A path in the repository.
+    pub file: Option<String>,
+    /// The HTTP status.
+    pub status: Option<u16>,
+    /// A sentence without advice.
+    pub reason: String,
+    /// What to do about it.
+    pub hint: Option<Hint>,
+    /// What the HTTP library or the system said.
+    pub source: Option<Cause>,
+}
+
+/// What went wrong between this library, the hub and the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HubErrorKind {
+    /// No such repository, or a private one that the token, if any, does not show.
+    RepositoryNotFound,
+    /// No such branch, tag or commit.
+    RevisionNotFound,
+    /// The commit has no such file.
+    FileNotFound,
+    /// The token is invalid, has no access, or the licence is not accepted.
+    AccessDenied,
+    /// Not in the cache, and the network must not be used.
+    Offline,
+    /// A path that leaves the repository, or a size that makes no sense.
+    Unsafe,
+    /// The repository has no prior.
+    Incomplete,
+    /// An environment variable or the token's file has an unusable value.
+    Environment,
+    /// No connection to the server or the proxy.
+    Unreachable,
+    /// HTTP 408, 429 or 5xx.
+    Busy {
+        /// What the server asked for.
+        retry_after: Option<Duration>,
+    },
+    /// The server fell silent, or the connection broke.
+    Interrupted,
+    /// The server does not have the requested part of a file.
+    RangeNotSatisfiable,
+    /// The answer took longer than it may in all.
+    TimedOut,
+    /// The answer is not the hub's, or what was received has another hash.
+    Protocol,
+    /// The cache cannot be written to.
+    CacheNotWritable,
+    /// The disk is full.
+    DiskFull,
+}
+
+impl HubErrorKind {
+    /// Whether the same request may succeed at another time.
+    pub fn is_temporary(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Busy { .. } | Self::Interrupted | Self::RangeNotSatisfiable)
+    }
+
+    fn is_bad_input(self) -> bool {
+        use HubErrorKind::{
+            AccessDenied, Environment, FileNotFound, Incomplete, Offline, RepositoryNotFound, RevisionNotFound, Unsafe,
+        };
+        let is_not_found = matches!(self, RepositoryNotFound | RevisionNotFound | FileNotFound);
+        is_not_found || matches!(self, AccessDenied | Offline | Unsafe | Incomplete | Environment)
+    }
 }
 
 /// An error of this library.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The hub, or the cache of its files.
+    #[error(transparent)]
+    Hub(Box<HubError>),
     /// An option has a value that this model or this machine cannot do.
     #[error("{reason}")]
     Option {
@@ -161,7 +288,7 @@ pub enum Error {
     #[error("internal error: {0}")]
     Internal(String),
     /// Until every part of the library has its own.
-    #[error("{0}")]
+    #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
 
@@ -184,6 +311,50 @@ impl fmt::Display for Component {
     }
 }
 
+impl fmt::Display for Hint {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let text = match self {
+            Self::FetchAgain => FETCH_AGAIN,
+            Self::UseFloat32 => "compute in float32",
+            Self::MergeWithPeft => "merge the adapter into the model with PEFT, and use the merged model",
+            Self::CheckName => "check the name or, if it is private, set HF_TOKEN",
+            Self::CheckEndpoint => "is HF_ENDPOINT right, and does no proxy answer in the hub's place?",
+            Self::CheckNetwork => "check the network and HTTPS_PROXY, or use a model that is on this machine",
+            Self::RaiseTimeout => "try again, or raise HF_HUB_DOWNLOAD_TIMEOUT",
+            Self::Resume => "run the same command again to resume",
+            Self::ChooseCache => "give --cache-dir, or set HF_HOME, to a folder of yours",
+            Self::TryAgain { after: None } => "try again later",
+            Self::TryAgain { after: Some(after) } => return write!(formatter, "try again in {} s", after.as_secs()),
+            Self::Login { url } => {
+                return write!(formatter, "set HF_TOKEN to a valid token (see {url}), or unset it");
+            }
+            Self::AcceptLicense { url, has_token } => {
+                let login =
+                    if *has_token { "with the account of your token" } else { "and set HF_TOKEN to a token of yours" };
+                return write!(formatter, "accept its licence at {url} {login}");
+            }
+            Self::Download(command) => return write!(formatter, "run `{command}`"),
+            Self::Other(text) => text,
+        };
+        formatter.write_str(text)
+    }
+}
+
+impl fmt::Display for DownloadCommand {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "prior-embed download {}", self.model)?;
+        for (is_set, option) in [(self.image_encoder, "--image-encoder"), (self.sixteen_bit, "--dtype bf16")] {
+            if is_set {
+                write!(formatter, " {option}")?;
+            }
+        }
+        if let Some(folder) = &self.cache_dir {
+            write!(formatter, " --cache-dir {folder:?}")?;
+        }
+        if self.force { formatter.write_str(" --force") } else { Ok(()) }
+    }
+}
+
 impl Error {
     /// What to do about it, if there is something.
     pub fn hint(&self) -> Option<&Hint> {
@@ -194,16 +365,38 @@ impl Error {
             | Self::Tensor { hint, .. }
             | Self::Lora { hint, .. }
             | Self::NotFinite { hint, .. } => hint.as_ref(),
+            Self::Hub(error) => error.hint.as_ref(),
             _ => None,
+        }
+    }
+
+    /// Replaces [`Hint::FetchAgain`] where the broken file is below `folder`.
+    pub(crate) fn replace_fetch_again(&mut self, folder: &str, replacement: Hint) {
+        if let Self::File { path, hint, .. }
+        | Self::Config { path, hint, .. }
+        | Self::Tensor { path, hint, .. }
+        | Self::Lora { path, hint, .. } = self
+            && *hint == Some(Hint::FetchAgain)
+            && path.starts_with(folder)
+        {
+            *hint = Some(replacement);
         }
     }
 
     /// Whether the input is at fault (an option, a model, a prompt) and not the machine or the program.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(
-            self,
-            Self::NotFinite { .. } | Self::OutOfMemory { .. } | Self::Torch(_) | Self::Internal(_) | Self::Other(_)
-        )
+        match self {
+            Self::NotFinite { .. } | Self::OutOfMemory { .. } | Self::Torch(_) | Self::Internal(_) => false,
+            Self::Hub(error) => error.kind.is_bad_input(),
+            Self::Other(error) => exit_code(error) == 2,
+            _ => true,
+        }
+    }
+}
+
+impl From<HubError> for Error {
+    fn from(error: HubError) -> Self {
+        Self::Hub(Box::new(error))
     }
 }
 
@@ -264,13 +457,15 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// Line breaks inside a message (libtorch's are long) become `; `, and what is no text does not reach the terminal.
 pub fn one_line(error: &anyhow::Error, causes: bool) -> String {
     let messages: Vec<String> = error.chain().map(one_message).collect();
+    let hint = error.downcast_ref::<Error>().and_then(Error::hint);
+    let hint = hint.map_or_else(String::new, |hint| format!("; {}", printable(&hint.to_string())));
     if causes {
-        return messages.join(": ");
+        return messages.join(": ") + &hint;
     }
     let line = messages.into_iter().next().unwrap_or_default();
     match error.chain().find_map(system_message).filter(|reason| !line.contains(reason)) {
-        Some(reason) => format!("{line} ({reason})"),
-        None => line,
+        Some(reason) => format!("{line} ({reason}){hint}"),
+        None => line + &hint,
     }
 }
 

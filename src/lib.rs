@@ -38,7 +38,7 @@ pub mod rows;
 pub mod tokenizer;
 mod weights;
 
-pub use error::{Component, Error, Hint, Result};
+pub use error::{Component, DownloadCommand, Error, Hint, HubError, HubErrorKind, Result};
 
 // These compare each part with the reference, and need its insides.
 #[cfg(test)]

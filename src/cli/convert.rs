@@ -67,5 +67,5 @@ fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Source, Model)> {
 fn model(name: &str, args: &ConvertArgs, screen: &Screen) -> Result<Model> {
     let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::Needed };
     let hub = Hub::new(args.hub.cache.options());
-    hub.open(&args.hub.model(name)?, needs, &mut FetchProgress::new(screen))
+    Ok(hub.open(&args.hub.model(name)?, needs, &mut FetchProgress::new(screen))?)
 }

@@ -2,7 +2,7 @@
 
 use super::notices::Notices;
 use crate::error::printable;
-use crate::hub::Watcher as FetchWatcher;
+use crate::hub;
 use crate::job::Watcher;
 use crate::rows::Notice;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -118,7 +118,7 @@ impl<'a> FetchProgress<'a> {
     }
 }
 
-impl FetchWatcher for FetchProgress<'_> {
+impl hub::Progress for FetchProgress<'_> {
     fn begin(&mut self, model: &str, files: usize, bytes: u64) {
         let files = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
         self.screen.note(&format!("downloading {model}: {files}, {}", size(bytes)));

@@ -1,12 +1,12 @@
-//! The model inside the program, for those who have none yet: `emoji`, small, and trained on pictures of emoji.
+//! The built-in model: `emoji`, small, and trained on pictures of emoji.
 //!
-//! Its folder is `assets/emoji`, in diffusers' layout. The image encoder stays out of the program: the one embedding
-//! that is asked of it lies beside the components, in [`crate::pipeline::layout::ZERO_IMAGE_EMBED`].
+//! Its folder is `assets/emoji`, in diffusers' layout. The image encoder is left out: the one embedding a run needs of it, that of
+//! a black image, is in [`crate::pipeline::layout::ZERO_IMAGE_EMBED`].
 
 use crate::files::{BuiltinFile, BuiltinModel};
 
-/// Bytes where weights can be read in place, which `include_bytes!` alone does not promise. Tensors in a safetensors file
-/// start at multiples of their own size from its beginning.
+/// Aligns bytes so that weights can be read in place, which `include_bytes!` alone does not. The tensors of a safetensors file
+/// are aligned to its start.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
@@ -26,7 +26,7 @@ macro_rules! file {
 /// The model's name on the command line.
 pub const EMOJI: &str = "emoji";
 
-/// What [`EMOJI`] names.
+/// The model itself.
 pub static EMOJI_MODEL: BuiltinModel = BuiltinModel {
     name: EMOJI,
     files: &[
