@@ -86,6 +86,10 @@ impl Answer {
         self.response.headers().get(name)?.to_str().ok()
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.response.headers().contains_key(name)
+    }
+
     /// Whether the body is not the requested bytes. Some servers and proxies compress whatever the request says.
     fn is_encoded(&self) -> bool {
         self.header("content-encoding").is_some_and(|encoding| !encoding.trim().eq_ignore_ascii_case("identity"))
@@ -249,7 +253,8 @@ impl Client {
 
     /// The response of [`Client::content`] is too slow.
     pub fn too_slow(&self, file: &Resource) -> Error {
-        let reason = format!("{} sends less than 1 kB of {file} a second", host(&self.connection.endpoint));
+        let (host, path) = (host(&self.connection.endpoint), file.path.unwrap_or_default());
+        let reason = format!("{host} sends less than 1 kB of {path} a second");
         file.error(HubErrorKind::Interrupted, reason, Some(Hint::Resume)).into()
     }
 
@@ -269,8 +274,8 @@ impl Client {
             let answer = Answer { response, url, is_redirect: false };
             let Some(next) = redirection(&answer, resource)? else { return Ok(answer) };
             let is_elsewhere = next.origin() != answer.url.origin();
-            let has_hash = answer.header("x-linked-etag").is_some() || is_elsewhere && answer.header("etag").is_some();
-            if method == Method::HEAD && has_hash && answer.header("x-repo-commit").is_some() {
+            let has_hash = answer.has("x-linked-etag") || is_elsewhere && answer.has("etag");
+            if method == Method::HEAD && has_hash && answer.has("x-repo-commit") {
                 return Ok(Answer { is_redirect: true, ..answer });
             }
             url = next;

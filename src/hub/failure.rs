@@ -76,9 +76,9 @@ impl Resource<'_> {
             }
             HttpError::Rustls(_) | HttpError::Tls(_) | HttpError::Pem(_) => untrusted(),
             HttpError::HostNotFound | HttpError::ConnectionFailed | HttpError::Io(_) => unreachable(),
-            HttpError::ConnectProxyFailed(_) => {
-                let hint = other("check HTTPS_PROXY (http://name:password@host:port for a login) and NO_PROXY");
-                (Unreachable, format!("the proxy does not connect to {host}"), hint)
+            HttpError::ConnectProxyFailed(answer) => {
+                let hint = other("check HTTPS_PROXY (for a login http://name:password@host:port) and NO_PROXY");
+                (Unreachable, format!("the proxy does not connect to {host} ({answer})"), hint)
             }
             HttpError::BodyExceedsLimit(_) | HttpError::LargeResponseHeader(..) => {
                 return self.too_large(host).because(error);
