@@ -71,7 +71,7 @@ impl Hub {
     /// If it is broken or not supported.
     pub fn cached_model(&self, name: &HubName, needs: Needs) -> Result<Option<(Model, bool)>> {
         let cached = self.cached(name, needs)?.filter(|cached| !cached.plan.files.is_empty());
-        Ok(cached.map(|cached| (self.cached_folder(&cached, name, needs), cached.plan.is_usable())))
+        Ok(cached.map(|cached| (self.from_cache(&cached, name, needs), cached.plan.is_usable())))
     }
 
     /// The repositories in the cache.
@@ -87,7 +87,7 @@ impl Hub {
         let ModelName::Hub(name) = name else { return Ok(local(name, needs)) };
         let mut cached = self.cached(name, needs)?;
         if let Some(cached) = cached.as_ref().filter(|cached| cached.plan.is_whole()) {
-            return Ok(self.cached_folder(cached, name, needs));
+            return Ok(self.from_cache(cached, name, needs));
         }
         if download != needs && !(self.is_offline && cached.as_ref().is_some_and(|cached| cached.plan.is_usable())) {
             cached = self.cached(name, download)?;
@@ -95,7 +95,7 @@ impl Hub {
         let usable = cached.as_ref().filter(|cached| cached.plan.is_usable());
         if self.is_offline {
             return match usable {
-                Some(usable) => Ok(self.make_do(usable, name, needs)),
+                Some(usable) => Ok(self.use_cached(usable, name, needs)),
                 None => Err(self.not_in_cache(name, download, cached)?),
             };
         }
@@ -113,7 +113,7 @@ impl Hub {
             (_, Some(usable)) if is_gone || leaves_cache(kind) => {
                 let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
                 log::warn!("{error}{hint}; using what is in the cache (commit {})", usable.commit);
-                Ok(self.make_do(usable, name, needs))
+                Ok(self.use_cached(usable, name, needs))
             }
             (Some(_), None) if is_gone => {
                 let request = Request { revision: &name.revision, needs, download, force: false };
@@ -155,14 +155,14 @@ impl Hub {
         Ok(Some(Cached { snapshot, plan, commit }))
     }
 
-    fn cached_folder(&self, Cached { snapshot, plan, commit }: &Cached, name: &HubName, needs: Needs) -> Model {
+    fn from_cache(&self, Cached { snapshot, plan, commit }: &Cached, name: &HubName, needs: Needs) -> Model {
         let folder = Folder::from(snapshot.path());
         let files = files_in(&folder, plan);
         Model { files, folder, commit: Some(commit.clone()), repair: Some(self.repair(name, needs)) }
     }
 
     /// A usable model in the cache, with a warning if it lacks an image encoder that is welcome.
-    fn make_do(&self, cached: &Cached, name: &HubName, needs: Needs) -> Model {
+    fn use_cached(&self, cached: &Cached, name: &HubName, needs: Needs) -> Model {
         let is_of_encoder = |path: &String| {
             IMAGE_ENCODER.names.iter().any(|name| path.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
         };
@@ -173,7 +173,7 @@ impl Hub {
                 "the image encoder of {name} is not in the cache: no negative embeddings without a negative prompt; run `{command}` for it"
             );
         }
-        self.cached_folder(cached, name, needs)
+        self.from_cache(cached, name, needs)
     }
 
     fn not_in_cache(&self, name: &HubName, needs: Needs, cached: Option<Cached>) -> Result<Error> {

@@ -64,3 +64,36 @@ pub(super) fn advise(error: &mut Error, folder: &Folder, command: &DownloadComma
 fn advise_untyped(error: anyhow::Error, folder: &Folder, command: &DownloadCommand) -> anyhow::Error {
     with_advice(error, &folder.to_string(), &Hint::Download(Box::new(command.clone())).to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::one_line;
+
+    #[test]
+    fn broken_files_of_the_cache_are_repaired_by_a_download() {
+        let model = |repair| Model { folder: Folder::from("/cache/x"), commit: None, files: Vec::new(), repair };
+        let command = DownloadCommand {
+            model: "owner/name".into(),
+            image_encoder: true,
+            sixteen_bit: true,
+            cache_dir: Some("/cache".into()),
+            force: true,
+        };
+        let broken = |path: &str, hint| {
+            let reason = "is not a safetensors file".into();
+            anyhow::Error::from(Error::File { path: path.into(), reason, hint, source: None })
+        };
+        let line = |repair: Option<&DownloadCommand>, error| one_line(&model(repair.cloned()).advise(error), false);
+        let path = "/cache/x/prior/model.safetensors";
+        let expected = "/cache/x/prior/model.safetensors is not a safetensors file; run `prior-embed download owner/name \
+                        --image-encoder --dtype bf16 --cache-dir \"/cache\" --force`";
+        assert_eq!(line(Some(&command), broken(path, Some(Hint::FetchAgain))), expected);
+        // The user's own model, a file elsewhere, another hint, or none.
+        let fetch_again = |line: String| assert!(line.ends_with("is not a safetensors file; fetch it again"), "{line}");
+        fetch_again(line(None, broken(path, Some(Hint::FetchAgain))));
+        fetch_again(line(Some(&command), broken("/home/lora.safetensors", Some(Hint::FetchAgain))));
+        assert!(line(Some(&command), broken(path, Some(Hint::UseFloat32))).ends_with("; compute in float32"));
+        assert!(line(Some(&command), broken(path, None)).ends_with("is not a safetensors file"));
+    }
+}

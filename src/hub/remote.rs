@@ -98,9 +98,11 @@ impl Remote {
             let bytes = new.iter().map(|file| size(file)).fold(0, u64::saturating_add);
             progress.begin(&self.name.to_string(), new.len(), bytes);
         }
+        // A run may do without the response of the hub, but not without a download that has begun.
+        let retry = RetryPolicy::persistent();
         let mut offset = 0_u64;
         for file in new {
-            self.download(file, offset, progress)?;
+            self.download(file, offset, &retry, progress)?;
             offset = offset.saturating_add(size(file));
         }
         progress.end();
@@ -150,8 +152,8 @@ impl Remote {
         has_blob(&self.cache, metadata) && (!self.force || has_hash())
     }
 
-    fn download(&self, file: &RemoteFile, offset: u64, progress: &mut dyn Progress) -> Result<()> {
-        let Self { client, retry, cache, force: replaces, .. } = self;
+    fn download(&self, file: &RemoteFile, offset: u64, retry: &RetryPolicy, progress: &mut dyn Progress) -> Result<()> {
+        let Self { client, cache, force: replaces, .. } = self;
         let RemoteFile { path, metadata } = file;
         let file = self.resource(path);
         Download { client, retry, cache, file, metadata, offset, replaces: *replaces }.run(progress)
@@ -168,7 +170,7 @@ impl Remote {
         }
         let file = self.remote_file(path, progress)?;
         if !self.has_content(&file) {
-            self.download(&file, 0, &mut Notes(progress))?;
+            self.download(&file, 0, &self.retry, &mut Notes(progress))?;
         }
         self.link(&file)
     }
