@@ -1,4 +1,4 @@
-"""Where the scripts keep what they fetch and make, and how one run waits for another that is at it."""
+"""The scripts' cache folder, and a lock for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Callable, Iterator
 
 
 def cache_folder() -> Path:
-    """PRIOR_EMBED_CACHE, or prior-embed in XDG_CACHE_HOME or ~/.cache; it need not be there yet."""
+    """Return PRIOR_EMBED_CACHE, or prior-embed in XDG_CACHE_HOME or ~/.cache; it need not exist."""
     own = os.environ.get("PRIOR_EMBED_CACHE")
     root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prior-embed"
     return root.expanduser().absolute()
@@ -17,8 +17,8 @@ def cache_folder() -> Path:
 
 @contextmanager
 def exclusive(path: Path, before_waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock file; the system drops the lock when a process dies, however that happens."""
-    import fcntl  # not on Windows, where the scripts do not run anyway
+    """Hold a lock file. The system releases the lock when the process ends."""
+    import fcntl  # not on Windows, where the scripts do not run
 
     with open(path, "w", encoding="utf-8") as lock:
         try:

@@ -1,7 +1,7 @@
-"""Checks that prior-embed and Python's huggingface_hub share a cache: what one downloads the other finds, offline.
+"""Checks that prior-embed and Python's huggingface_hub share a cache: each finds the other's downloads, offline.
 
 Run it with `scripts/reference-python scripts/check_hub_cache.py` after `cargo build --release --bins --examples`. Both
-talk to the small server of the tests; nothing comes from the hub. Exits with 1 if anything differs.
+download from the tests' server, not from the hub. Exits with 1 if anything differs.
 """
 
 import json
@@ -37,18 +37,18 @@ print(json.dumps({
 
 
 class Failed(Exception):
-    """A check that does not hold."""
+    """A failed check."""
 
 
 def check(condition, what):
-    """Ends the script if a condition does not hold."""
+    """Raises Failed unless a condition holds."""
     if not condition:
         raise Failed(what)
 
 
 @contextmanager
 def server():
-    """The test's server with the small models; gives its address."""
+    """Runs the tests' server with the small models; yields its address."""
     repositories = [f"owner/{name}={MODELS / name}" for name in NAMES]
     command = [RELEASE / "examples/hub_server", *repositories]
     pipe = subprocess.PIPE
@@ -69,18 +69,18 @@ class Side:
         self.home = home
 
     def run(self, command, offline):
-        """What a command prints."""
+        """Returns the output of a command."""
         environment = self.environment | {"HF_HUB_OFFLINE": "1" if offline else "0"}
         done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
         check(done.returncode == 0, f"{command[0]}: {done.stderr}")
         return done.stdout
 
     def python(self, body, *arguments, offline):
-        """What a Python program prints, from JSON."""
+        """Returns the JSON that a Python program prints."""
         return json.loads(self.run([sys.executable, "-c", PYTHON.format(body=body), *arguments], offline))
 
     def embed(self, model, offline=False):
-        """The bytes of an embedding."""
+        """Returns the bytes of an embedding."""
         out = self.home / "e.npy"
         options = ["-p", "a red apple", "--steps", "3", "--seed", "5", "--overwrite", "--out", out]
         self.run([BINARY, "--model", model, *options], offline)
@@ -88,7 +88,7 @@ class Side:
 
 
 def check_ours_is_theirs(endpoint, name):
-    """What prior-embed downloads huggingface_hub finds, with no network."""
+    """huggingface_hub finds prior-embed's download, offline."""
     with tempfile.TemporaryDirectory() as folder:
         side, repo = Side(endpoint, Path(folder)), f"owner/{name}"
         side.run([BINARY, "download", repo], offline=False)
@@ -102,8 +102,8 @@ def check_ours_is_theirs(endpoint, name):
         check(found["files"] == len(files), f"{name}: {found['files']} files, not {len(files)}")
         has_tokens = (MODELS / name / "tokenizer/added_tokens.json").exists()
         if name != "stable_unclip_layout":
-            check(found["absent"] == (not has_tokens), f"{name}: what is known to be absent")
-        # It goes on with what is here, and brings the rest.
+            check(found["absent"] == (not has_tokens), f"{name}: absent files")
+        # It keeps the cached files and downloads the rest.
         whole = Path(side.python(DOWNLOAD, repo, offline=False))
         for path in (MODELS / name).rglob("*"):
             if path.is_file():
@@ -112,16 +112,16 @@ def check_ours_is_theirs(endpoint, name):
 
 
 def check_theirs_is_ours(endpoint, name):
-    """What huggingface_hub downloads prior-embed uses, with no network and as it is."""
+    """prior-embed uses huggingface_hub's download, offline and unchanged."""
     with tempfile.TemporaryDirectory() as folder:
         side, repo = Side(endpoint, Path(folder)), f"owner/{name}"
         side.python(DOWNLOAD, repo, offline=False)
         blobs = lambda: sorted(path.name for path in (side.home / "hub").rglob("blobs/*"))
         before = blobs()
         expected = side.embed(MODELS / name)
-        check(side.embed(repo, offline=True) == expected, f"{name}: theirs gives something else")
-        check(side.embed(repo) == expected, f"{name}: theirs gives something else with a network")
-        check(blobs() == before, f"{name}: something was downloaded again")
+        check(side.embed(repo, offline=True) == expected, f"{name}: theirs gives another embedding")
+        check(side.embed(repo) == expected, f"{name}: theirs gives another embedding online")
+        check(blobs() == before, f"{name}: files were downloaded again")
 
 
 def main():

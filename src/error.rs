@@ -3,8 +3,13 @@
 //! An [`Error`] says what is wrong and where, as typed fields and as a sentence; [`Error::hint`] says what to do about it.
 //! Only `cli` turns them into lines on the terminal and exit codes.
 
+mod hub;
+
+pub use hub::{DownloadCommand, HubError, HubErrorKind};
+
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 /// The result of a fallible function of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -44,6 +49,37 @@ pub enum Hint {
     UseFewerBits,
     /// Get the weights as safetensors, or save the state dictionary alone.
     SaveWeightsAlone,
+    /// Set `HF_TOKEN` to a valid access token.
+    Login {
+        /// The page where tokens are made.
+        url: String,
+    },
+    /// Accept the licence of a gated repository.
+    AcceptLicense {
+        /// The repository's page.
+        url: String,
+        /// Whether a token was sent; without one, `HF_TOKEN` must be set too.
+        has_token: bool,
+    },
+    /// Check the name of the repository; a private one needs `HF_TOKEN`.
+    CheckName,
+    /// Check `HF_ENDPOINT`, and whether a proxy answers in the hub's place.
+    CheckEndpoint,
+    /// Check the network and `HTTPS_PROXY`.
+    CheckNetwork,
+    /// Try again, now or after as long as the server asks.
+    TryAgain {
+        /// What the server asked for.
+        after: Option<Duration>,
+    },
+    /// Try again, or raise `HF_HUB_DOWNLOAD_TIMEOUT`.
+    RaiseTimeout,
+    /// Run the same command again: the download resumes.
+    Resume,
+    /// Keep downloads in a folder that can be written to: `--cache-dir`, or `HF_HOME`.
+    ChooseCache,
+    /// Download the model, or the broken file of it.
+    Download(Box<DownloadCommand>),
     /// Anything else, as an imperative clause: `save it with a later version of torch`.
     Other(Cow<'static, str>),
 }
@@ -52,6 +88,9 @@ pub enum Hint {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The hub failed, or the cache of its files.
+    #[error(transparent)]
+    Hub(Box<HubError>),
     /// An option has a value that this model or this machine does not support.
     #[error("{reason}")]
     Option {
@@ -221,6 +260,7 @@ impl Error {
             | Self::Lora { hint, .. }
             | Self::NotFinite { hint, .. }
             | Self::OutOfMemory { hint, .. } => hint.as_ref(),
+            Self::Hub(error) => error.hint.as_ref(),
             _ => None,
         }
     }
@@ -242,16 +282,31 @@ impl Error {
 
     /// Whether the input is at fault (an option, a model, a prompt), rather than the machine or this library.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(
-            self,
+        match self {
+            Self::Hub(error) => error.kind.is_bad_input(),
             Self::Io { .. }
-                | Self::NotFinite { .. }
-                | Self::OutOfMemory { .. }
-                | Self::Cancelled
-                | Self::Torch(_)
-                | Self::Internal(_)
-                | Self::Other(_)
-        )
+            | Self::NotFinite { .. }
+            | Self::OutOfMemory { .. }
+            | Self::Cancelled
+            | Self::Torch(_)
+            | Self::Internal(_)
+            | Self::Other(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Replaces [`Hint::FetchAgain`] on a damaged file below `folder`.
+    #[cfg(feature = "hub")]
+    pub(crate) fn replace_fetch_again(&mut self, folder: &str, replacement: Hint) {
+        if let Self::File { path, hint, .. }
+        | Self::Config { path, hint, .. }
+        | Self::Tensor { path, hint, .. }
+        | Self::Lora { path, hint, .. } = self
+            && *hint == Some(Hint::FetchAgain)
+            && path.starts_with(folder)
+        {
+            *hint = Some(replacement);
+        }
     }
 
     /// An [`Error::File`] without a hint; `reason` is a predicate.

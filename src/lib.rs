@@ -80,7 +80,7 @@ mod text;
 mod tokenizer;
 mod weights;
 
-pub use error::{Component, Error, Hint, Result};
+pub use error::{Component, DownloadCommand, Error, Hint, HubError, HubErrorKind, Result};
 pub use pipeline::{Progress, Truncation};
 pub use prior::{Device, EmbedOptions, Embeddings, LoadOptions, Prior};
 pub use weights::precision::Precision;

@@ -173,7 +173,7 @@ struct Download<'a> {
 }
 
 #[cfg(feature = "hub")]
-impl crate::hub::Watcher for Download<'_> {
+impl crate::hub::Progress for Download<'_> {
     fn begin(&mut self, _model: &str, _files: usize, bytes: u64) {
         self.total = bytes;
     }

@@ -121,5 +121,5 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
 fn model(name: &str, args: &Args, context: &Context) -> Result<Model> {
     let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::Needed };
     let hub = Hub::new(context.hub.clone());
-    hub.open(&args.revision.model(name, &context.hub)?, needs, &mut FetchProgress::new(&context.screen))
+    Ok(hub.open(&args.revision.model(name, &context.hub)?, needs, &mut FetchProgress::new(&context.screen))?)
 }

@@ -3,7 +3,7 @@
 use super::errors::printable;
 use super::screen::Screen;
 use super::warnings::RowWarnings;
-use crate::hub::Watcher as FetchWatcher;
+use crate::hub;
 use crate::job::JobProgress;
 use crate::rows::Notice;
 use indicatif::ProgressBar;
@@ -36,7 +36,7 @@ impl<'a> FetchProgress<'a> {
     }
 }
 
-impl FetchWatcher for FetchProgress<'_> {
+impl hub::Progress for FetchProgress<'_> {
     fn begin(&mut self, model: &str, files: usize, bytes: u64) {
         let files = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
         self.screen.note(&format!("downloading {model}: {files}, {}", size(bytes)));

@@ -1,69 +1,63 @@
-//! The cache that Python's huggingface_hub keeps, read and written as it does.
+//! The cache, in the layout of Python's huggingface_hub.
 //!
 //! ```text
 //! models--owner--name/
-//!     blobs/<etag>                        what files hold
-//!     snapshots/<commit>/<path>           links to it
+//!     blobs/<etag>                        contents of files
+//!     snapshots/<commit>/<path>           links to blobs
 //!     refs/<branch or tag>                a commit
 //!     .no_exist/<commit>/<path>           empty: this commit has no such file
-//! .locks/models--owner--name/<etag>.lock  held while a blob is written
+//! .locks/models--owner--name/<etag>.lock  locked while the blob is written
 //! ```
 //!
 //! Source: huggingface_hub 2.4 `file_download.py`.
 
-use super::download::Watcher;
+use super::failure::Resource;
 use super::name::{HubName, is_commit};
 use super::plan::{Presence, Tree, is_safe_path};
+use super::progress::Progress;
+use crate::error::{Cause, Error, Hint, HubErrorKind, Result};
 use crate::files::Folder;
 use crate::pipeline::layout::INDEX;
-use anyhow::{Context, Result, bail};
-use fs4::{FileExt, TryLockError};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
-use std::path::{Path, PathBuf, is_separator};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tempfile::Builder;
 
-/// The most bytes in a blob's name, so that what is added to it while it is written still fits a file's 255.
-const MAX_BLOB_NAME: usize = 255 - ".01234567.incomplete".len();
-
-/// The most bytes in a reference: a commit, and room for a line's end.
+/// The longest reference in bytes: a commit, and room for a line break.
 const MAX_REFERENCE: u64 = 64;
 
-/// How often a lock that another process holds is tried again.
+/// How often to try a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// One repository's part of the cache.
+/// The cache's folder of one repository.
 #[derive(Debug)]
 pub struct RepositoryCache {
     root: PathBuf,
     folder_name: String,
-    repository: CacheRepo,
-    revision: String,
+    name: HubName,
 }
 
 impl RepositoryCache {
-    /// The part of the cache at `root` that is `name`'s; it need not be there.
+    /// The folder in the cache at `root`; it need not exist.
     pub fn new(root: &Path, name: &HubName) -> Self {
-        let repo = Repo::with_revision(name.repository.clone(), RepoType::Model, name.revision.clone());
-        let folder_name = repo.folder_name();
-        let repository = Cache::new(root.to_path_buf()).repo(repo);
-        Self { root: root.to_path_buf(), folder_name, repository, revision: name.revision.clone() }
+        let folder_name = format!("{PREFIX}{}", name.repository.replace('/', SEPARATOR));
+        Self { root: root.to_path_buf(), folder_name, name: name.clone() }
     }
 
-    /// The folder of this repository.
+    /// Its path.
     pub fn folder(&self) -> PathBuf {
         self.root.join(&self.folder_name)
     }
 
-    /// The commit that the revision was the last time that anyone asked the hub.
+    /// The commit that the revision was at the last time the hub was asked.
     pub fn commit(&self) -> Option<String> {
-        if is_commit(&self.revision) {
-            return Some(self.revision.clone());
+        if is_commit(&self.name.revision) {
+            return Some(self.name.revision.clone());
         }
-        let path = self.folder().join("refs").join(&self.revision);
+        let path = self.folder().join("refs").join(&self.name.revision);
         let mut text = String::new();
-        // Whatever else may be there, such as a pipe, might never end.
+        // Reading a pipe might never end.
         if path.is_file() {
             File::open(path).and_then(|file| file.take(MAX_REFERENCE).read_to_string(&mut text)).ok()?;
         }
@@ -72,44 +66,43 @@ impl RepositoryCache {
         is_commit(commit).then(|| commit.to_string())
     }
 
-    /// Notes which commit the revision is.
+    /// Sets the commit that the revision is at.
     ///
     /// # Errors
-    /// If the cache cannot be written to.
+    /// [`HubErrorKind::CacheNotWritable`].
     pub fn set_commit(&self, commit: &str) -> Result<()> {
         if self.commit().as_deref() == Some(commit) {
             return Ok(());
         }
-        let path = self.folder().join("refs").join(&self.revision);
-        // Not among the references, where it would be taken for one.
-        let fresh = self.folder().join(format!(".{:016x}.ref", random()));
-        replace(&path, &fresh, |fresh| fs::write(fresh, commit)).with_context(|| self.cannot_write())
+        let path = self.folder().join("refs").join(&self.name.revision);
+        // A temporary file among the references would be taken for one.
+        replace(&path, &self.folder(), |fresh| fs::write(fresh, commit)).map_err(|error| self.write_error(error))
     }
 
-    /// The files of a commit that are here.
+    /// The files of a commit.
     pub fn snapshot(&self, commit: &str) -> Snapshot {
-        let path = self.repository.pointer_path(commit);
+        let path = self.folder().join("snapshots").join(commit);
         let absent = self.folder().join(".no_exist").join(commit);
         Snapshot { title: path.display().to_string(), path, absent }
     }
 
-    /// Where the content with this etag lies or is to lie.
+    /// The path of the blob with this name.
     pub fn blob(&self, etag: &str) -> PathBuf {
         self.folder().join("blobs").join(etag)
     }
 
-    /// Makes the folder of the blobs.
+    /// Creates the folder of the blobs.
     ///
     /// # Errors
-    /// If the cache cannot be written to.
+    /// [`HubErrorKind::CacheNotWritable`].
     pub fn create(&self) -> Result<()> {
-        fs::create_dir_all(self.folder().join("blobs")).with_context(|| self.cannot_write())
+        fs::create_dir_all(self.folder().join("blobs")).map_err(|error| self.write_error(error))
     }
 
-    /// Makes a blob a file of a commit, if it is not.
+    /// Makes a blob a file of a commit.
     ///
     /// # Errors
-    /// If the cache cannot be written to, or the file would lie outside.
+    /// [`HubErrorKind::CacheNotWritable`], also if a folder of the snapshot is a link to elsewhere.
     pub fn link(&self, commit: &str, path: &str, etag: &str) -> Result<()> {
         let snapshot = self.snapshot(commit).path;
         let pointer = snapshot.join(path);
@@ -117,19 +110,20 @@ impl RepositoryCache {
         if pointer.canonicalize().is_ok_and(is_the_blob) {
             return Ok(());
         }
-        // Files would be replaced there that are none of the cache's.
-        let mut folders = pointer.ancestors().skip(1).take_while(|folder| folder.starts_with(&snapshot));
+        let parent = pointer.parent().unwrap_or(&snapshot);
+        let mut folders = parent.ancestors().take_while(|folder| folder.starts_with(&snapshot));
         if let Some(folder) = folders.find(|folder| folder.is_symlink()) {
-            bail!("{folder:?} in the cache is a link to elsewhere; remove it");
+            let reason = format!("{folder:?} in the cache is a link to elsewhere");
+            return Err(self.error(HubErrorKind::CacheNotWritable, reason, Hint::Other("remove it".into()), None));
         }
         let depth = path.split('/').count();
         let target: PathBuf = std::iter::repeat_n("..", depth + 1).chain(["blobs", etag]).collect();
-        let fresh = pointer.with_file_name(format!(".{:016x}.link", random()));
-        let make = |fresh: &Path| symlink_or_copy(&target, &self.blob(etag), fresh);
-        replace(&pointer, &fresh, make).with_context(|| self.cannot_write())
+        let blob = self.blob(etag);
+        replace(&pointer, parent, |fresh| symlink_or_copy(&target, &blob, fresh))
+            .map_err(|error| self.write_error(error))
     }
 
-    /// Notes that a commit has no such file. What is not noted is looked up again: a failure is none.
+    /// Notes that a commit has no such file. It is best effort: without the note, the hub is asked again.
     pub fn mark_absent(&self, commit: &str, path: &str) {
         let marker = self.snapshot(commit).absent.join(path);
         if let Some(folder) = marker.parent()
@@ -139,80 +133,84 @@ impl RepositoryCache {
         }
     }
 
-    /// Waits until no other process writes the blob, as long as `goes_on` says that one does. The lock ends with the file that
-    /// is given back.
+    /// Waits until no other process writes the blob, as long as `goes_on` says that one does. The lock is released with the
+    /// file that is returned.
     ///
-    /// It saves work and no more: on file systems without locks, processes that write the same blob do not disturb each
-    /// other either.
-    pub fn lock(&self, etag: &str, watcher: &mut dyn Watcher, mut goes_on: impl FnMut() -> bool) -> Option<File> {
+    /// The lock only avoids double work: without one, as on file systems that have none, processes that download the same
+    /// blob do not disturb each other.
+    pub fn lock(&self, etag: &str, progress: &mut dyn Progress, mut goes_on: impl FnMut() -> bool) -> Option<File> {
         let folder = self.root.join(".locks").join(&self.folder_name);
         fs::create_dir_all(&folder).ok()?;
         let path = folder.join(format!("{etag}.lock"));
         if fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
-            // To open a pipe can take for ever.
+            // Opening a pipe might never end.
             return None;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).ok()?;
         let mut has_told = false;
         loop {
-            match FileExt::try_lock(&file) {
+            match file.try_lock() {
                 Ok(()) => return Some(file),
                 Err(TryLockError::Error(_)) => return None,
                 Err(TryLockError::WouldBlock) if !has_told => {
-                    watcher.note("another process is downloading the same file; waiting for it");
+                    progress.note("another process is downloading the same file; waiting for it");
                     has_told = true;
                 }
                 Err(TryLockError::WouldBlock) if goes_on() => std::thread::sleep(LOCK_INTERVAL),
                 Err(TryLockError::WouldBlock) => {
-                    watcher.note("the other process does not get on; downloading the file without it");
+                    progress.note("the other process makes no progress; downloading the file without it");
                     return None;
                 }
             }
         }
     }
 
-    /// The line for a cache that cannot be written to.
-    pub fn cannot_write(&self) -> String {
-        format!("cannot write to the cache in {:?}; give --cache-dir, or set HF_HOME, to a folder of yours", self.root)
+    /// A failed write.
+    pub fn write_error(&self, error: io::Error) -> Error {
+        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            return self.disk_full(None, Some(error.into()));
+        }
+        let reason = format!("cannot write to the cache in {:?}", self.root);
+        self.error(HubErrorKind::CacheNotWritable, reason, Hint::ChooseCache, Some(error.into()))
+    }
+
+    /// The disk has too little room; `lacking` is how many bytes more are needed.
+    pub fn disk_full(&self, lacking: Option<u64>, source: Option<Cause>) -> Error {
+        let lacking =
+            lacking.map_or_else(String::new, |bytes| format!(", {:.1} GB more are needed", bytes as f64 / 1e9));
+        let hint = Hint::Other("make room, or give --cache-dir; finished downloads are kept".into());
+        self.error(HubErrorKind::DiskFull, format!("the disk of {:?} is full{lacking}", self.folder()), hint, source)
+    }
+
+    fn error(&self, kind: HubErrorKind, reason: String, hint: Hint, source: Option<Cause>) -> Error {
+        let resource = Resource { repository: &self.name.repository, revision: &self.name.revision, path: None };
+        let mut error = resource.error(kind, reason, Some(hint));
+        error.source = source;
+        error.into()
     }
 }
 
-/// Makes a file under a name of its own, `fresh`, and then puts it in its place: whoever looks meanwhile finds the old one or
-/// the new one, and never a half.
-fn replace(path: &Path, fresh: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-    make(fresh).and_then(|()| fs::rename(fresh, path)).inspect_err(|_| drop(fs::remove_file(fresh)))
+/// What the folder of a model's repository is called: `models--owner--name`.
+const PREFIX: &str = "models--";
+const SEPARATOR: &str = "--";
+
+/// Makes a file under a temporary name in `folder`, then renames it: readers find the old or the new file, never a part.
+fn replace(path: &Path, folder: &Path, make: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(folder))?;
+    let fresh = Builder::new().prefix(".").rand_bytes(16).make_in(folder, make)?;
+    fresh.into_temp_path().persist(path).map_err(|error| error.error)
 }
 
 #[cfg(unix)]
 fn symlink_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     let linked = std::os::unix::fs::symlink(target, link);
-    // Not every file system has links.
+    // Not every file system has symbolic links.
     linked.or_else(|_| fs::hard_link(blob, link)).or_else(|_| fs::copy(blob, link).map(drop))
 }
 
 #[cfg(not(unix))]
 fn symlink_or_copy(_target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(drop))
-}
-
-/// A number that no other process has, for names of files.
-pub fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library seeds each of these from the system's randomness.
-    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    hasher.finish()
-}
-
-/// An etag as the cache names its blobs, if that can be the name of a file and of its lock.
-///
-/// Source: `_normalize_etag` in huggingface_hub; Python also lets a name lead elsewhere.
-pub fn blob_name(etag: &str) -> Option<String> {
-    let name = etag.trim_start_matches(['W', '/']).trim_matches('"');
-    let has_length = (1..=MAX_BLOB_NAME).contains(&name.len());
-    let is_name = ![".", ".."].contains(&name) && !name.contains(|char| char == '\0' || is_separator(char));
-    (has_length && is_name).then(|| name.to_string())
 }
 
 /// The files of a commit that are in the cache.
@@ -229,7 +227,7 @@ impl Snapshot {
         &self.path
     }
 
-    /// Whether the file is here, with all that it holds.
+    /// Whether the cache has the file.
     pub fn has(&self, path: &str) -> bool {
         is_safe_path(path) && self.path.join(path).is_file()
     }
@@ -246,7 +244,7 @@ impl Tree for Snapshot {
 
     fn may_have_folder(&self, name: &str) -> bool {
         let is_absent = || self.absent.join(name).join("config.json").is_file();
-        // Where there is an index, it says which folders there are.
+        // An index names the folders.
         self.path.join(name).is_dir() || self.has(INDEX) && !is_absent()
     }
 
@@ -263,23 +261,18 @@ impl Tree for Snapshot {
     }
 }
 
-/// The repositories that have a part in the cache, `owner/name`.
+/// The repositories that have a folder in the cache, `owner/name`.
 pub fn repositories(root: &Path) -> Vec<String> {
     let entries = root.read_dir().into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let mut repositories: Vec<String> = names
         .filter_map(|name| {
-            let (owner, name) = name.strip_prefix("models--")?.split_once("--")?;
+            let (owner, name) = name.strip_prefix(PREFIX)?.split_once(SEPARATOR)?;
             Some(format!("{owner}/{name}"))
         })
         .collect();
     repositories.sort();
     repositories
-}
-
-/// Whether an error says that nothing more fits on the disk.
-pub fn is_disk_full(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]
@@ -290,32 +283,6 @@ mod tests {
 
     fn cache(root: &Path, revision: &str) -> RepositoryCache {
         RepositoryCache::new(root, &HubName { repository: "owner/name".into(), revision: revision.into() })
-    }
-
-    #[test]
-    fn blobs_have_the_names_that_python_gives_them() {
-        // Each pair as `_normalize_etag` of huggingface_hub 2.4 has it.
-        for (etag, name) in [
-            ("\"abc-1\"", "abc-1"),
-            ("W/\"abc\"", "abc"),
-            ("abc", "abc"),
-            ("Wabc", "abc"),
-            ("/abc", "abc"),
-            ("\"Wabc\"", "Wabc"),
-            ("\"\"abc\"\"", "abc"),
-            ("\"abc\"x", "abc\"x"),
-            ("\"CJ+9/q@==\"", ""),
-            ("\"CJ+q@==\"", "CJ+q@=="),
-            ("\".x\"", ".x"),
-            ("\"...\"", "..."),
-            ("\"a b:*?<>|~$&;!#%2F\u{e9}\"", "a b:*?<>|~$&;!#%2F\u{e9}"),
-        ] {
-            assert_eq!(blob_name(etag).unwrap_or_default(), name, "{etag}");
-        }
-        for etag in ["", "\"\"", "W/\"\"", "\"../x\"", "\"a/b\"", "\"..\"", "\".\"", "\"/etc/passwd\"", "a\0"] {
-            assert_eq!(blob_name(etag), None, "{etag:?}");
-        }
-        assert!(blob_name(&"x".repeat(235)).is_some() && blob_name(&"x".repeat(236)).is_none());
     }
 
     #[test]
@@ -347,7 +314,7 @@ mod tests {
         assert_eq!(main.commit().unwrap(), COMMIT);
         let file = root.path().join("models--owner--name/refs/refs/pr/1");
         assert_eq!(fs::read_to_string(&file).unwrap(), COMMIT);
-        // A reader that has the old file open keeps what was in it, and nothing else is left behind.
+        // A reader of the old file is not disturbed, and no temporary file is left.
         let mut reader = File::open(&file).unwrap();
         main.set_commit(&COMMIT.replace('0', "f")).unwrap();
         let mut old = String::new();

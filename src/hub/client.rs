@@ -1,91 +1,114 @@
-//! The hub's routes over HTTP: what a repository holds, what a file is, and what it contains.
+//! The hub's routes over HTTP: the files of a commit, their metadata, their contents.
 //!
-//! Redirects are followed here and not by the HTTP library, because they are part of what the hub says: the answer that
-//! redirects to a large file has its size and hash, and another host must not see the user's token.
+//! Redirects are followed here and not by ureq: the response that redirects to a large file has its size and hash, another
+//! host must not see the user's token, and each host has a proxy of its own.
 
-use super::cache::blob_name;
-use super::failure::{self, Failure, Place};
+use super::etag::blob_name;
+use super::failure::{self, Limits, Resource, host};
 use super::name::is_commit;
 use super::plan::{is_safe_path, leads_elsewhere};
 use super::proxy::Proxies;
-use super::settings::Connection;
-use crate::bad_input;
-use crate::bad_input::OrBadInput;
-use anyhow::{Context, Result};
+use super::settings::{Connection, environment_error};
+use crate::error::{Cause, Error, Hint, HubErrorKind, Result};
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use ureq::http::{HeaderMap, Method, Request, Response, StatusCode};
-use ureq::tls::{PemItem, RootCerts, TlsConfig};
+use ureq::http::{Method, Request, Response, StatusCode};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 use url::Url;
 
-/// The most bytes of what is no weights: configurations, vocabularies, indices, and listings.
-pub const SMALL_FILE: u64 = 64 << 20;
+/// The largest size of configurations, vocabularies, indices and listings.
+pub const MAX_SMALL_FILE: u64 = 64 << 20;
 
-/// The most redirects on the way to an answer.
-const MOST_REDIRECTS: usize = 10;
+const MAX_REDIRECTS: usize = 10;
 
-/// Seconds in which a connection has to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long all of an answer that is not large may take, redirects included, as a multiple of how long a server may be silent.
-const WHOLE_ANSWER: u32 = 4;
+/// The total timeout of small responses, redirects included, as a multiple of the idle timeout.
+const TOTAL_TIMEOUT: u32 = 4;
 
-/// A commit and the files in it.
+/// The files of a commit.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// The commit that the revision is.
+    /// The commit that the revision is at.
     pub commit: String,
-    /// Paths, with sizes as far as the hub says.
+    /// Paths, with sizes where the hub has them.
     pub files: BTreeMap<String, Option<u64>>,
 }
 
-/// What the hub says of a file.
+/// The metadata of a file.
 #[derive(Debug, Clone)]
 pub struct FileMetadata {
-    /// The name of its content: SHA-256 for large files, Git's hash for small ones.
+    /// The name of its blob: SHA-256 for large files, Git's SHA-1 for small ones.
     pub etag: String,
     /// Its size in bytes.
     pub size: Option<u64>,
 }
 
-/// The beginning of an answer to a download.
+/// The response to a download.
 pub struct Content {
-    /// Where in the file it begins.
+    /// The offset of its first byte in the file.
     pub start: u64,
-    /// Where it ends, if the server says.
+    /// The offset of its end, if the server says.
     pub end: Option<u64>,
-    /// What the server that sends it calls this content, if that can be relied on.
+    /// The strong ETag of the server that sends it, if it has one. It may differ from the hub's.
     pub etag: Option<String>,
-    /// The bytes from there on.
+    /// The bytes.
     pub reader: Box<dyn Read>,
 }
 
-/// A connection to the hub.
+/// A client of the hub.
 pub struct Client {
     agent: Agent,
     connection: Connection,
     proxies: Proxies,
 }
 
-/// An answer, and where it came from in the end.
+/// A response, and the address that it came from.
 struct Answer {
     response: Response<Body>,
     url: Url,
-    /// Whether it is the hub's last word before a redirect to another host.
-    ends_at_redirect: bool,
+    /// Whether it redirects to another host and has the metadata already.
+    is_redirect: bool,
+}
+
+impl Answer {
+    fn host(&self) -> String {
+        host(&self.url)
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.response.headers().contains_key(name)
+    }
+
+    /// Whether the body is not the requested bytes. Some servers and proxies compress whatever the request says.
+    fn is_encoded(&self) -> bool {
+        self.header("content-encoding").is_some_and(|encoding| !encoding.trim().eq_ignore_ascii_case("identity"))
+    }
+
+    /// The decoded body. Encodings other than gzip stay, and fail the check of the content.
+    fn into_reader(self) -> Box<dyn Read> {
+        let encoding = self.header("content-encoding").unwrap_or_default().trim();
+        let is_gzip = ["gzip", "x-gzip"].iter().any(|name| encoding.eq_ignore_ascii_case(name));
+        let body = self.response.into_body().into_reader();
+        if is_gzip { Box::new(MultiGzDecoder::new(body)) } else { Box::new(body) }
+    }
 }
 
 impl Client {
-    /// Gets ready; nothing is sent yet.
+    /// Prepares a client; nothing is sent yet.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if the environment names certificates that cannot be used.
+    /// [`HubErrorKind::Environment`] if the certificates cannot be used.
     pub fn new(connection: Connection) -> Result<Self> {
         let roots = connection.certificates.as_deref().map_or(Ok(RootCerts::WebPki), certificates)?;
         let agent = Agent::config_builder()
@@ -103,21 +126,17 @@ impl Client {
         Ok(Self { agent, connection, proxies: Proxies::from_environment() })
     }
 
-    /// How long a server may be silent.
-    pub fn timeout(&self) -> Duration {
-        self.connection.timeout
+    /// The time limits of its requests.
+    pub fn limits(&self) -> Limits {
+        let idle = self.connection.timeout;
+        Limits { idle, total: idle.saturating_mul(TOTAL_TIMEOUT) }
     }
 
-    /// How long all of an answer that is not large may take.
-    fn limit(&self) -> Duration {
-        self.connection.timeout.saturating_mul(WHOLE_ANSWER)
-    }
-
-    /// The commit that a revision is, and its files.
+    /// The files of a revision.
     ///
     /// # Errors
-    /// A [`Failure`] if there is no such repository or revision, or the hub cannot be reached or makes no sense.
-    pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing, Failure> {
+    /// If there is no such repository or revision, or the hub cannot be reached or does not answer as it should.
+    pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
         #[derive(Deserialize)]
         struct Model {
             sha: String,
@@ -128,161 +147,140 @@ impl Client {
             rfilename: String,
             size: Option<u64>,
         }
-        let place = Place { repository, revision, path: None };
-        let mut url = self.url(&["api", "models"], repository, &["revision", revision]);
-        url.set_query(Some("blobs=true"));
-        let answer = self.request(Method::GET, url, &[("accept-encoding", "gzip")], &place, Some(self.limit()))?;
-        let (parts, body) = answer.response.into_parts();
-        self.check(parts.status, &parts.headers, &answer.url, &place)?;
-        let host = host(&answer.url);
+        let resource = Resource { repository, revision, path: None };
+        let limit = Some(self.limits().total);
+        let answer = self.request(Method::GET, &[("accept-encoding", "gzip")], &resource, limit)?;
+        self.check_status(&answer, &resource)?;
+        let host = answer.host();
         let mut text = Vec::new();
-        let reader = decoded(&parts.headers, body.into_reader()).take(SMALL_FILE + 1);
-        { reader }
-            .read_to_end(&mut text)
-            .map_err(|error| failure::of_transport(error.into(), &answer.url, self.connection.timeout, self.limit()))?;
-        if text.len() as u64 > SMALL_FILE {
-            return Err(Failure::lasting(anyhow::Error::msg(failure::too_much(&host))));
+        let read = answer.into_reader().take(MAX_SMALL_FILE + 1).read_to_end(&mut text);
+        read.map_err(|error| resource.transport_error(error.into(), &host, self.limits()))?;
+        if text.len() as u64 > MAX_SMALL_FILE {
+            return Err(resource.too_large(&host).into());
         }
         let model: Model = serde_json::from_slice(&text).map_err(|error| {
             if error.is_eof() {
-                return failure::broken(&host);
+                return resource.transport_error(
+                    io::Error::from(io::ErrorKind::UnexpectedEof).into(),
+                    &host,
+                    self.limits(),
+                );
             }
-            let line = format!("{host} answers with what is no listing of {place}; {}", failure::CHECK_ENDPOINT);
-            Failure::lasting(anyhow::Error::new(error).context(line))
+            resource.protocol_error(format!("{host} answers with what is no listing of {resource}")).because(error)
         })?;
         if !is_commit(&model.sha) || is_commit(revision) && model.sha != revision {
-            return Err(Failure::lasting(anyhow::anyhow!(
-                "{host} gives commit {:?} for {place}; {}",
-                model.sha,
-                failure::CHECK_ENDPOINT
-            )));
+            let reason = format!("{host} gives commit {:?} for {resource}", model.sha);
+            return Err(resource.protocol_error(reason).into());
         }
-        if let Some(file) = model.siblings.iter().find(|file| leads_elsewhere(&file.rfilename)) {
-            let name = &file.rfilename;
-            return Err(Failure::lasting(bad_input!(
-                "{place} has a file {name:?}, a path that leads elsewhere; it is not safe to use"
-            )));
+        if let Some(Sibling { rfilename, .. }) = model.siblings.iter().find(|file| leads_elsewhere(&file.rfilename)) {
+            let reason =
+                format!("{resource} has a file {rfilename:?}, a path that leads elsewhere; it is not safe to use");
+            return Err(resource.error(HubErrorKind::Unsafe, reason, None).into());
         }
-        // What is left is called what not every system knows, and is nothing that a run needs.
+        // The rest have names that not every system allows, and no run needs them.
         let files = model.siblings.into_iter().filter(|file| is_safe_path(&file.rfilename));
         let files = files.map(|file| (file.rfilename, file.size)).collect();
         Ok(Listing { commit: model.sha, files })
     }
 
-    /// What the hub says of a file in a commit.
+    /// The metadata of a file of a commit.
     ///
     /// # Errors
-    /// A [`Failure`], as for [`Client::listing`], or if the answer is for another commit.
-    pub fn metadata(&self, repository: &str, commit: &str, path: &str) -> Result<FileMetadata, Failure> {
-        let place = Place { repository, revision: commit, path: Some(path) };
-        let url = self.file_url(repository, commit, path);
-        // Without this a server may compress, and give the size of that.
+    /// As for [`Client::listing`], or if the response is for another commit.
+    pub fn metadata(&self, file: &Resource) -> Result<FileMetadata> {
+        // A server that compresses would send the size of the compressed file.
         let headers = [("accept-encoding", "identity")];
-        let answer = self.request(Method::HEAD, url, &headers, &place, Some(self.limit()))?;
-        if !answer.ends_at_redirect {
-            self.check(answer.response.status(), answer.response.headers(), &answer.url, &place)?;
+        let answer = self.request(Method::HEAD, &headers, file, Some(self.limits().total))?;
+        if !answer.is_redirect {
+            self.check_status(&answer, file)?;
+        }
+        let wrong = |what: &str| file.protocol_error(format!("{} gives {what} for {file}", answer.host()));
+        let commit = answer.header("x-repo-commit").ok_or_else(|| wrong("no commit"))?;
+        if commit != file.revision {
+            return Err(wrong(&format!("commit {commit:?}")).into());
         }
         let headers = answer.response.headers();
-        let no_hub = |what: &str| {
-            let host = host(&answer.url);
-            Failure::lasting(anyhow::anyhow!("{host} gives {what} for {place}; {}", failure::CHECK_ENDPOINT))
-        };
-        let found = header(headers, "x-repo-commit").ok_or_else(|| no_hub("no commit"))?;
-        if found != commit {
-            return Err(no_hub(&format!("commit {found:?}")));
-        }
         let given = |name: &str| headers.get(name).map(|value| text(value.as_bytes())).filter(|text| !text.is_empty());
         let etag = given("x-linked-etag").or_else(|| given("etag")).and_then(|etag| blob_name(&etag));
-        let etag = etag.ok_or_else(|| no_hub("no usable etag"))?;
-        let has_length = !answer.ends_at_redirect && !is_encoded(headers);
-        let length = header(headers, "content-length").filter(|_| has_length);
-        let size = header(headers, "x-linked-size").or(length).and_then(|text| text.parse().ok());
+        let etag = etag.ok_or_else(|| wrong("no usable etag"))?;
+        let length = answer.header("content-length").filter(|_| !answer.is_redirect && !answer.is_encoded());
+        let size = answer.header("x-linked-size").or(length).and_then(|text| text.parse().ok());
         Ok(FileMetadata { etag, size })
     }
 
-    /// Begins to download a file of a commit from byte `from` on. A server may begin earlier all the same.
-    ///
-    /// With `unless_changed` the server is to begin at the start if its etag for the content is another by now. What is not
-    /// large has to come within some time.
+    /// Downloads a file of a commit from byte `from` on. The server may start earlier all the same; with `if_range` it starts
+    /// at 0 if its ETag has changed. A file that is not large has a total timeout.
     ///
     /// # Errors
-    /// A [`Failure`], as for [`Client::listing`]; [`Failure::is_range_refused`] if the file has no such byte.
-    pub fn content(
-        &self,
-        repository: &str,
-        commit: &str,
-        path: &str,
-        from: u64,
-        unless_changed: Option<&str>,
-        is_large: bool,
-    ) -> Result<Content, Failure> {
-        let place = Place { repository, revision: commit, path: Some(path) };
+    /// As for [`Client::listing`], and [`HubErrorKind::RangeNotSatisfiable`].
+    pub fn content(&self, file: &Resource, from: u64, if_range: Option<&str>, is_large: bool) -> Result<Content> {
         let range = format!("bytes={from}-");
         let mut headers = vec![("accept-encoding", "identity")];
         if from > 0 {
             headers.push(("range", &range));
-            headers.extend(unless_changed.map(|etag| ("if-range", etag)));
+            headers.extend(if_range.map(|etag| ("if-range", etag)));
         }
-        let limit = (!is_large).then(|| self.limit());
-        let answer = self.request(Method::GET, self.file_url(repository, commit, path), &headers, &place, limit)?;
-        let (parts, body) = answer.response.into_parts();
-        if parts.status == StatusCode::RANGE_NOT_SATISFIABLE {
-            return Err(Failure::range_refused(anyhow::anyhow!("{} has no byte {from} of {place}", host(&answer.url))));
+        let limit = (!is_large).then_some(self.limits().total);
+        let answer = self.request(Method::GET, &headers, file, limit)?;
+        let unsatisfiable = |reason| Error::from(file.error(HubErrorKind::RangeNotSatisfiable, reason, None));
+        let status = answer.response.status();
+        if status == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Err(unsatisfiable(format!("{} has no byte {from} of {file}", answer.host())));
         }
-        self.check(parts.status, &parts.headers, &answer.url, &place)?;
-        let is_encoded = is_encoded(&parts.headers);
-        let start = match parts.status {
-            // A part of what is encoded is no part of the file.
+        self.check_status(&answer, file)?;
+        let is_encoded = answer.is_encoded();
+        let start = match status {
+            // A part of the compressed file is no part of the file.
             StatusCode::PARTIAL_CONTENT if is_encoded => None,
-            StatusCode::PARTIAL_CONTENT => content_start(&parts.headers).filter(|start| *start <= from),
+            StatusCode::PARTIAL_CONTENT => {
+                answer.header("content-range").and_then(range_start).filter(|start| *start <= from)
+            }
             _ => Some(0),
         };
-        let start = start.ok_or_else(|| {
-            Failure::range_refused(anyhow::anyhow!("{} answers with another part of {place}", host(&answer.url)))
-        })?;
-        // A weak one says that the bytes may differ.
-        let etag = header(&parts.headers, "etag").filter(|etag| etag.starts_with('"')).map(String::from);
-        let len: Option<u64> = header(&parts.headers, "content-length").and_then(|text| text.parse().ok());
+        let start =
+            start.ok_or_else(|| unsatisfiable(format!("{} answers with another part of {file}", answer.host())))?;
+        // A weak one allows for different bytes.
+        let etag = answer.header("etag").filter(|etag| etag.starts_with('"')).map(String::from);
+        let len: Option<u64> = answer.header("content-length").and_then(|text| text.parse().ok());
         let end = len.filter(|_| !is_encoded).map(|len| start.saturating_add(len));
-        Ok(Content { start, end, etag, reader: decoded(&parts.headers, body.into_reader()) })
+        Ok(Content { start, end, etag, reader: answer.into_reader() })
     }
 
-    /// The line for a download that breaks off while it is read.
-    pub fn broken_off(&self, error: std::io::Error, path: &str) -> Failure {
-        failure::of_body(error, &self.connection.endpoint, path, self.connection.timeout, self.limit())
+    /// Reading the response of [`Client::content`] failed.
+    pub fn read_error(&self, error: io::Error, file: &Resource) -> Error {
+        file.transport_error(error.into(), &host(&self.connection.endpoint), self.limits())
     }
 
-    /// The line for a download that hardly moves.
-    pub fn drips(&self, path: &str) -> Failure {
-        failure::of_drip(&self.connection.endpoint, path)
+    /// The response of [`Client::content`] is too slow.
+    pub fn too_slow(&self, file: &Resource) -> Error {
+        let (host, path) = (host(&self.connection.endpoint), file.path.unwrap_or_default());
+        let reason = format!("{host} sends less than 1 kB of {path} a second");
+        file.error(HubErrorKind::Interrupted, reason, Some(Hint::Resume)).into()
     }
 
-    /// Sends a request and follows redirects. For HEAD, an answer with the file's hash ends the way. `limit` is how long all
-    /// of it may take, to the last byte that is read of the answer.
+    /// Sends a request and follows redirects. `limit` is the total timeout, to the last byte of the body.
     fn request(
         &self,
         method: Method,
-        mut url: Url,
         headers: &[(&str, &str)],
-        place: &Place,
+        resource: &Resource,
         limit: Option<Duration>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer> {
         let start = Instant::now();
-        for _ in 0..=MOST_REDIRECTS {
+        let mut url = self.url(resource);
+        for _ in 0..=MAX_REDIRECTS {
             let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
-            let response = self.send(&method, &url, headers, left)?;
-            let next = redirection(&response, &url)?;
-            let Some(next) = next else { return Ok(Answer { response, url, ends_at_redirect: false }) };
-            let leaves = next.origin() != url.origin();
-            let has = |name: &str| response.headers().contains_key(name);
-            let says_hash = has("x-linked-etag") || leaves && has("etag");
-            if method == Method::HEAD && says_hash && has("x-repo-commit") {
-                return Ok(Answer { response, url, ends_at_redirect: true });
+            let response = self.send(&method, &url, headers, resource, left)?;
+            let answer = Answer { response, url, is_redirect: false };
+            let Some(next) = redirection(&answer, resource)? else { return Ok(answer) };
+            let is_elsewhere = next.origin() != answer.url.origin();
+            let has_hash = answer.has("x-linked-etag") || is_elsewhere && answer.has("etag");
+            if method == Method::HEAD && has_hash && answer.has("x-repo-commit") {
+                return Ok(Answer { is_redirect: true, ..answer });
             }
             url = next;
         }
-        let host = host(&url);
-        Err(Failure::lasting(anyhow::anyhow!("{host} redirects {place} in circles; {}", failure::CHECK_ENDPOINT)))
+        Err(resource.protocol_error(format!("{} redirects {resource} in circles", host(&url))).into())
     }
 
     fn send(
@@ -290,127 +288,110 @@ impl Client {
         method: &Method,
         url: &Url,
         headers: &[(&str, &str)],
+        resource: &Resource,
         limit: Option<Duration>,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> Result<Response<Body>> {
+        let failed = |error| resource.transport_error(error, &host(url), self.limits());
         let mut request = Request::builder().method(method.clone()).uri(url.as_str());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        // Nobody but the hub is to see it, wherever the hub sends us.
-        if let Some(token) =
-            self.connection.token.as_ref().filter(|_| url.origin() == self.connection.endpoint.origin())
-        {
+        let is_hub = url.origin() == self.connection.endpoint.origin();
+        if let Some(token) = self.connection.token.as_ref().filter(|_| is_hub) {
             request = request.header("authorization", token.authorization());
         }
-        let request = request.body(()).map_err(|error| Failure::lasting(error.into()))?;
-        let proxy = self.proxies.of(url).map_err(Failure::lasting)?;
+        let request = request.body(()).map_err(|error| failed(error.into()))?;
+        let proxy = self.proxies.of(url)?;
         let request = self.agent.configure_request(request).proxy(proxy).timeout_global(limit).build();
-        let response = self.agent.run(request);
-        response.map_err(|error| failure::of_transport(error, url, self.connection.timeout, self.limit()))
+        self.agent.run(request).map_err(failed)
     }
 
-    fn check(&self, status: StatusCode, headers: &HeaderMap, url: &Url, place: &Place) -> Result<(), Failure> {
+    fn check_status(&self, answer: &Answer, resource: &Resource) -> Result<()> {
+        let status = answer.response.status();
         if status.is_success() {
             return Ok(());
         }
-        let has_token = self.connection.token.is_some();
-        Err(failure::of_status(status, headers, &host(url), &self.connection.endpoint, has_token, place))
+        let (endpoint, has_token) = (&self.connection.endpoint, self.connection.token.is_some());
+        let headers = answer.response.headers();
+        Err(failure::of_status(status, headers, &answer.host(), endpoint, has_token, resource))
     }
 
-    fn file_url(&self, repository: &str, commit: &str, path: &str) -> Url {
-        let rest: Vec<&str> = ["resolve", commit].into_iter().chain(path.split('/')).collect();
-        self.url(&[], repository, &rest)
-    }
-
-    /// An address below the endpoint; every part is escaped, a `/` in a revision too.
-    fn url(&self, before: &[&str], repository: &str, after: &[&str]) -> Url {
+    /// The address of a listing or a file. Every segment is escaped, and a `/` in a revision too.
+    fn url(&self, resource: &Resource) -> Url {
+        let Resource { repository, revision, path } = *resource;
         let mut url = self.connection.endpoint.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(before).extend(repository.split('/')).extend(after);
+            segments.pop_if_empty();
+            match path {
+                Some(path) => {
+                    segments.extend(repository.split('/')).extend(["resolve", revision]).extend(path.split('/'))
+                }
+                None => segments.extend(["api", "models"]).extend(repository.split('/')).extend(["revision", revision]),
+            };
+        }
+        if path.is_none() {
+            url.set_query(Some("blobs=true"));
         }
         url
     }
 }
 
-/// Where a response redirects to, if it does.
-fn redirection(response: &Response<Body>, url: &Url) -> Result<Option<Url>, Failure> {
-    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+/// The address that a response redirects to, if it does.
+fn redirection(answer: &Answer, resource: &Resource) -> Result<Option<Url>> {
+    if !matches!(answer.response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
-    let location = header(response.headers(), "location").and_then(|location| url.join(location).ok());
-    let is_as_safe = |next: &Url| next.scheme() == "https" || next.scheme() == "http" && url.scheme() == "http";
-    match location {
+    let next = answer.header("location").and_then(|location| answer.url.join(location).ok());
+    let is_as_safe = |next: &Url| next.scheme() == "https" || next.scheme() == "http" && answer.url.scheme() == "http";
+    match next {
         Some(next) if is_as_safe(&next) => Ok(Some(next)),
         _ => {
-            let host = host(url);
-            let line = format!("{host} redirects to where this program does not go; {}", failure::CHECK_ENDPOINT);
-            Err(Failure::lasting(anyhow::Error::msg(line)))
+            let reason = format!("{} redirects {resource} to an address that is not safe", answer.host());
+            Err(resource.protocol_error(reason).into())
         }
     }
 }
 
-/// The host and port of an address. The rest of an address may hold a signature that is a secret.
-pub fn host(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"))
-}
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
-}
-
-/// A header's value as Python reads it: UTF-8, or else Latin-1.
+/// Decodes a header as Python does: UTF-8, or else Latin-1.
 fn text(value: &[u8]) -> Cow<'_, str> {
     str::from_utf8(value).map_or_else(|_| value.iter().copied().map(char::from).collect(), Cow::from)
 }
 
-/// Whether an answer is not the bytes of what was asked for. Some servers and proxies compress whatever a client says.
-fn is_encoded(headers: &HeaderMap) -> bool {
-    header(headers, "content-encoding").is_some_and(|encoding| !encoding.trim().eq_ignore_ascii_case("identity"))
-}
-
-/// What an answer holds. Encodings other than gzip stay as they are, and do not pass the checks of what they hold.
-fn decoded(headers: &HeaderMap, body: impl Read + 'static) -> Box<dyn Read> {
-    let encoding = header(headers, "content-encoding").unwrap_or_default().trim();
-    let is_gzip = ["gzip", "x-gzip"].iter().any(|name| encoding.eq_ignore_ascii_case(name));
-    if is_gzip { Box::new(MultiGzDecoder::new(body)) } else { Box::new(body) }
-}
-
-/// The first byte that a partial answer has.
-fn content_start(headers: &HeaderMap) -> Option<u64> {
-    let range = header(headers, "content-range")?.trim().strip_prefix("bytes")?.trim_start();
-    range.split_once('-')?.0.trim().parse().ok()
+/// The first byte of a `Content-Range`.
+fn range_start(range: &str) -> Option<u64> {
+    range.trim().strip_prefix("bytes")?.trim_start().split_once('-')?.0.trim().parse().ok()
 }
 
 /// The certificates in a PEM file.
 fn certificates(path: &Path) -> Result<RootCerts> {
-    let line = || format!("cannot use the certificates in {path:?}, which SSL_CERT_FILE or REQUESTS_CA_BUNDLE names");
-    let text = std::fs::read(path).or_bad_input(line)?;
-    let mut found = Vec::new();
-    for item in ureq::tls::parse_pem(&text) {
-        if let PemItem::Certificate(certificate) = item.context("broken PEM").or_bad_input(line)? {
-            found.push(certificate);
-        }
-    }
-    if found.is_empty() { Err(bad_input!("{}: there are none", line())) } else { Ok(RootCerts::from(found)) }
+    let failed = |cause: Cause| {
+        let variables = "which SSL_CERT_FILE or REQUESTS_CA_BUNDLE names";
+        environment_error(format!("cannot use the certificates in {path:?}, {variables}"), None).because(cause)
+    };
+    let text = std::fs::read(path).map_err(|error| failed(error.into()))?;
+    let certificates = ureq::tls::parse_pem(&text).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
+        Ok(_) => None,
+        Err(error) => Some(Err(error)),
+    });
+    let certificates: Vec<Certificate<'static>> =
+        certificates.collect::<Result<_, _>>().map_err(|error| failed(error.into()))?;
+    if certificates.is_empty() { Err(failed("there are none".into())) } else { Ok(RootCerts::from(certificates)) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn client(endpoint: &str) -> Client {
-        let endpoint = Url::parse(endpoint).unwrap();
-        let connection = Connection { endpoint, token: None, timeout: Duration::from_secs(1), certificates: None };
-        Client::new(connection).unwrap()
-    }
-
     #[test]
     fn addresses_are_escaped() {
-        let client = client("https://hub.example/mirror/");
-        let listing = client.url(&["api", "models"], "a/b", &["revision", "refs/pr/1"]);
-        assert_eq!(listing.as_str(), "https://hub.example/mirror/api/models/a/b/revision/refs%2Fpr%2F1");
-        let file = client.file_url("a/b", "c0", "prior/a b?.json");
+        let endpoint = Url::parse("https://hub.example/mirror/").unwrap();
+        let connection = Connection { endpoint, token: None, timeout: Duration::from_secs(1), certificates: None };
+        let client = Client::new(connection).unwrap();
+        let url = |revision, path| client.url(&Resource { repository: "a/b", revision, path });
+        let listing = "https://hub.example/mirror/api/models/a/b/revision/refs%2Fpr%2F1?blobs=true";
+        assert_eq!(url("refs/pr/1", None).as_str(), listing);
+        let file = url("c0", Some("prior/a b?.json"));
         assert_eq!(file.as_str(), "https://hub.example/mirror/a/b/resolve/c0/prior/a%20b%3F.json");
         assert!(ureq::http::Uri::try_from(file.as_str()).is_ok());
     }
@@ -423,15 +404,10 @@ mod tests {
 
     #[test]
     fn a_part_says_where_it_begins() {
-        let start = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("content-range", text.parse().unwrap());
-            content_start(&headers)
-        };
-        assert_eq!(start("bytes 10-19/20"), Some(10));
-        assert_eq!(start("bytes 0-/*"), Some(0));
+        assert_eq!(range_start("bytes 10-19/20"), Some(10));
+        assert_eq!(range_start("bytes 0-/*"), Some(0));
         for text in ["bytes */20", "items 1-2/3", "bytes -1", ""] {
-            assert_eq!(start(text), None, "{text:?}");
+            assert_eq!(range_start(text), None, "{text:?}");
         }
     }
 }

@@ -1,138 +1,27 @@
-//! What goes wrong between here and the hub, as one line each that says what to do, and whether it is worth another try.
+//! What failed responses and connections mean, as typed errors.
 
-use super::patience;
-use crate::bad_input;
-use anyhow::{Error, anyhow};
+use super::rate_limit;
+use crate::error::{Cause, Error, Hint, HubError, HubErrorKind};
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::time::Duration;
 use ureq::http::{HeaderMap, StatusCode};
+use ureq::{Error as HttpError, Timeout};
 use url::Url;
 
-/// The advice for a server that does not behave like the hub.
-pub const CHECK_ENDPOINT: &str = "is HF_ENDPOINT right, and does no proxy answer in the hub's place?";
-
-/// A failed request.
-#[derive(Debug)]
-pub struct Failure {
-    error: Error,
-    kind: Kind,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Kind {
-    /// Trying again will not help, but what is in the cache may: the hub does not give what it gave before.
-    Lasting,
-    /// Nothing can be written to the cache; what is in it can be read.
-    Unwritable,
-    /// The hub does not have the revision.
-    NoRevision,
-    /// It is not the hub's: the disk is full, or the model is not supported.
-    Own,
-    /// There is no way to the server.
-    Unreachable,
-    /// It may help, after as long as the server says. `what` is the line without the advice.
-    Passing { what: String, wait: Option<Duration> },
-    /// The server does not have the part of a file that was asked for.
-    RangeRefused,
-}
-
-impl Failure {
-    /// Trying again will not help.
-    pub fn lasting(error: Error) -> Self {
-        Self { error, kind: Kind::Lasting }
-    }
-
-    /// Something else than the hub is in the way.
-    pub fn own(error: Error) -> Self {
-        Self { error, kind: Kind::Own }
-    }
-
-    /// Nothing can be written to the cache.
-    pub fn unwritable(error: Error) -> Self {
-        Self { error, kind: Kind::Unwritable }
-    }
-
-    /// Trying again may help, after as long as the server asks to wait.
-    pub fn passing(what: String, advice: &str, wait: Option<Duration>) -> Self {
-        Self { error: anyhow!("{what}; {advice}"), kind: Kind::Passing { what, wait } }
-    }
-
-    /// The server does not have the part of a file that was asked for.
-    pub fn range_refused(error: Error) -> Self {
-        Self { error, kind: Kind::RangeRefused }
-    }
-
-    /// Whether it may be better at another time.
-    pub fn is_passing(&self) -> bool {
-        !matches!(self.kind, Kind::Lasting | Kind::NoRevision | Kind::Own | Kind::Unwritable)
-    }
-
-    /// Whether what is in the cache is as good as ever.
-    pub fn leaves_cache(&self) -> bool {
-        !matches!(self.kind, Kind::NoRevision | Kind::Own)
-    }
-
-    /// Whether the hub does not have the revision.
-    pub fn is_no_revision(&self) -> bool {
-        self.kind == Kind::NoRevision
-    }
-
-    /// Whether a second try may help at once.
-    pub fn is_worth_retrying(&self) -> bool {
-        matches!(self.kind, Kind::Passing { .. } | Kind::RangeRefused)
-    }
-
-    /// Whether the server does not have the part of a file that was asked for.
-    pub fn is_range_refused(&self) -> bool {
-        self.kind == Kind::RangeRefused
-    }
-
-    /// How long to wait before another try, if the server says.
-    pub fn asked_wait(&self) -> Option<Duration> {
-        if let Kind::Passing { wait, .. } = self.kind { wait } else { None }
-    }
-
-    /// The line to show while another try is still to come.
-    pub fn what(&self) -> String {
-        if let Kind::Passing { what, .. } = &self.kind { what.clone() } else { self.line() }
-    }
-
-    /// The same failure with what led to it.
-    fn because(self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
-        let line = self.line();
-        Self { error: Error::new(cause).context(line), ..self }
-    }
-
-    /// The error to show.
-    pub fn into_error(self) -> Error {
-        self.error
-    }
-
-    /// The line to show.
-    pub fn line(&self) -> String {
-        self.error.to_string()
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::own(error)
-    }
-}
-
-/// What was asked for.
+/// A revision of a repository, or a file in it.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
-    /// `owner/name`.
+pub struct Resource<'a> {
+    /// `owner/name`
     pub repository: &'a str,
-    /// The branch, tag or commit.
+    /// A branch, tag or commit.
     pub revision: &'a str,
-    /// A file in it.
+    /// The file.
     pub path: Option<&'a str>,
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for Resource<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.path {
             Some(path) => write!(formatter, "{path} of {}", self.repository),
@@ -141,175 +30,171 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// What an answer that is no success means.
+impl Resource<'_> {
+    /// An error about this resource.
+    pub fn error(&self, kind: HubErrorKind, reason: String, hint: Option<Hint>) -> HubError {
+        HubError {
+            kind,
+            repository: Some(self.repository.into()),
+            file: self.path.map(String::from),
+            status: None,
+            reason,
+            hint,
+            source: None,
+        }
+    }
+
+    /// The server does not behave like the hub.
+    pub fn protocol_error(&self, reason: String) -> HubError {
+        self.error(HubErrorKind::Protocol, reason, Some(Hint::CheckEndpoint))
+    }
+
+    /// A request for it got no response, or not all of it.
+    pub fn transport_error(&self, error: HttpError, host: &str, limits: Limits) -> Error {
+        use HubErrorKind::{Interrupted, Protocol, TimedOut, Unreachable};
+        let unreachable = || (Unreachable, format!("cannot reach {host}"), Hint::CheckNetwork);
+        let seconds = |limit: Duration| limit.as_secs();
+        let silent =
+            || (Interrupted, format!("{host} sent nothing for {} s", seconds(limits.idle)), Hint::RaiseTimeout);
+        let broken = |what: &str| (Interrupted, format!("{what} {host} broke off ({self})"), Hint::Resume);
+        let untrusted = || {
+            let hint = "behind a proxy that opens connections, set SSL_CERT_FILE to the proxy's certificate";
+            (Protocol, format!("no safe connection to {host}: its certificate is not trusted"), other(hint))
+        };
+        let (kind, reason, hint) = match &error {
+            HttpError::Timeout(Timeout::Connect | Timeout::Resolve) => unreachable(),
+            HttpError::Timeout(Timeout::Global) => {
+                let limit = seconds(limits.total);
+                (TimedOut, format!("{host} did not answer in full within {limit} s"), Hint::RaiseTimeout)
+            }
+            HttpError::Timeout(_) => silent(),
+            HttpError::Io(cause) if is_timeout(cause) => silent(),
+            HttpError::Io(cause) if is_broken_off(cause) => broken("the connection to"),
+            // ureq wraps rustls' errors.
+            HttpError::Io(cause) if cause.kind() == io::ErrorKind::InvalidData && cause.get_ref().is_some() => {
+                untrusted()
+            }
+            HttpError::Rustls(_) | HttpError::Tls(_) | HttpError::Pem(_) => untrusted(),
+            HttpError::HostNotFound | HttpError::ConnectionFailed | HttpError::Io(_) => unreachable(),
+            HttpError::ConnectProxyFailed(answer) => {
+                let hint = other("check HTTPS_PROXY (for a login http://name:password@host:port) and NO_PROXY");
+                (Unreachable, format!("the proxy does not connect to {host} ({answer})"), hint)
+            }
+            HttpError::BodyExceedsLimit(_) | HttpError::LargeResponseHeader(..) => {
+                return self.too_large(host).because(error);
+            }
+            HttpError::BodyStalled | HttpError::Protocol(_) => broken("the response of"),
+            _ => (Protocol, format!("cannot request {self} from {host}"), Hint::CheckEndpoint),
+        };
+        self.error(kind, reason, Some(hint)).because(error)
+    }
+
+    /// The response is larger than any of the hub's.
+    pub fn too_large(&self, host: &str) -> HubError {
+        self.protocol_error(format!("{host} answers with more than the hub ever says"))
+    }
+}
+
+/// The time limits of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How long a server may send nothing.
+    pub idle: Duration,
+    /// How long a response that is no large file may take.
+    pub total: Duration,
+}
+
+impl HubError {
+    /// The same error with its cause.
+    pub fn because(self, cause: impl Into<Cause>) -> Error {
+        Self { source: Some(cause.into()), ..self }.into()
+    }
+}
+
+/// What an error of the hub is about, if it is one.
+pub fn kind_of(error: &Error) -> Option<HubErrorKind> {
+    if let Error::Hub(error) = error { Some(error.kind) } else { None }
+}
+
+/// The host and port of an address. Its path may hold a secret signature.
+pub fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"))
+}
+
+/// What a response that is no success means.
 pub fn of_status(
     status: StatusCode,
     headers: &HeaderMap,
     host: &str,
     endpoint: &Url,
     has_token: bool,
-    place: &Place,
-) -> Failure {
-    let Place { repository, revision, path } = place;
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let code = header("x-error-code").unwrap_or_default();
-    match status.as_u16() {
+    resource: &Resource,
+) -> Error {
+    use HubErrorKind::{AccessDenied, Busy, FileNotFound, RepositoryNotFound, RevisionNotFound};
+    let Resource { repository, revision, path } = resource;
+    let code = headers.get("x-error-code").and_then(|code| code.to_str().ok()).unwrap_or_default();
+    let here = "and no such folder is here";
+    let (kind, reason, hint) = match status.as_u16() {
         401 | 403 if code == "GatedRepo" => {
-            let login =
-                if has_token { "with the account of your token" } else { "and set HF_TOKEN to a token of yours" };
-            Failure::lasting(bad_input!("{repository} is gated: accept its licence at {endpoint}{repository} {login}"))
+            let url = format!("{endpoint}{repository}");
+            (AccessDenied, format!("{repository} is gated"), Hint::AcceptLicense { url, has_token })
         }
-        401 if has_token && code != "RepoNotFound" => Failure::lasting(bad_input!(
-            "{host} does not accept the token: set HF_TOKEN to a valid one (see {endpoint}settings/tokens), or unset it"
-        )),
-        401 => Failure::lasting(bad_input!(
-            "{host} has no public repository {repository}, and no such folder is here; check the name or, if it is private, set HF_TOKEN"
-        )),
-        403 => Failure::lasting(bad_input!(
-            "{host} forbids access to {place}: the token in HF_TOKEN, or your address, has no right to it"
-        )),
+        401 if has_token && code != "RepoNotFound" => {
+            let url = format!("{endpoint}settings/tokens");
+            (AccessDenied, format!("{host} does not accept the token in HF_TOKEN"), Hint::Login { url })
+        }
+        401 => (RepositoryNotFound, format!("{host} has no public repository {repository}, {here}"), Hint::CheckName),
+        403 => {
+            let hint = other("check the rights of the token in HF_TOKEN, and whether your address is blocked");
+            (AccessDenied, format!("{host} forbids access to {resource}"), hint)
+        }
         404 if code == "RevisionNotFound" => {
-            let line = format!("{repository} has no revision {revision:?}; see {endpoint}{repository}/branches");
-            Failure { error: bad_input!("{line}"), kind: Kind::NoRevision }
+            let hint = Hint::Other(format!("see {endpoint}{repository}/branches").into());
+            (RevisionNotFound, format!("{repository} has no revision {revision:?}"), hint)
         }
-        404 | 410 if path.is_some() && code != "RepoNotFound" => Failure::lasting(bad_input!(
-            "{host} does not have {place} (commit {revision}); give another model or --revision"
-        )),
-        404 | 410 => Failure::lasting(bad_input!(
-            "{host} has no repository {repository} with a revision {revision:?}, and no such folder is here; check the name"
-        )),
-        407 => Failure::lasting(proxy_wants_login()),
-        408 | 429 | 500..=599 => of_busy_server(status, header, host, place),
-        _ => Failure::lasting(anyhow!("{host} answers {status} for {place}; {CHECK_ENDPOINT}")),
-    }
-}
-
-fn of_busy_server<'a>(
-    status: StatusCode,
-    header: impl Fn(&str) -> Option<&'a str> + Copy,
-    host: &str,
-    place: &Place,
-) -> Failure {
-    let what = if status == StatusCode::TOO_MANY_REQUESTS {
-        let quota = header("ratelimit-policy").and_then(patience::quota);
-        let quota =
-            quota.map_or_else(String::new, |(requests, seconds)| format!(" ({requests} in {seconds} s are allowed)"));
-        format!("{host} has had too many requests from here{quota}")
-    } else {
-        format!("{host} is in trouble ({status}, for {place})")
+        404 | 410 if path.is_some() && code != "RepoNotFound" => {
+            let reason = format!("{host} does not have {resource} (commit {revision})");
+            (FileNotFound, reason, other("give another model or --revision"))
+        }
+        404 | 410 => {
+            let reason = format!("{host} has no repository {repository} with a revision {revision:?}, {here}");
+            (RepositoryNotFound, reason, Hint::CheckName)
+        }
+        407 => return proxy_login(resource).into(),
+        429 => {
+            let quota = rate_limit::quota(headers);
+            let quota = quota
+                .map_or_else(String::new, |(requests, seconds)| format!(" ({requests} in {seconds} s are allowed)"));
+            let after = rate_limit::retry_after(429, headers);
+            let reason = format!("{host} has had too many requests from here{quota}");
+            (Busy { retry_after: after }, reason, Hint::TryAgain { after })
+        }
+        code @ (408 | 500..=599) => {
+            let after = rate_limit::retry_after(code, headers);
+            let reason = format!("{host} is in trouble ({status}, for {resource})");
+            (Busy { retry_after: after }, reason, Hint::TryAgain { after })
+        }
+        _ => return resource.protocol_error(format!("{host} answers {status} for {resource}")).into(),
     };
-    let wait = patience::asked_wait(status.as_u16(), header);
-    let advice = wait.map_or_else(|| "try again later".into(), |wait| format!("try again in {} s", wait.as_secs()));
-    Failure::passing(what, &advice, wait)
+    HubError { status: Some(status.as_u16()), ..resource.error(kind, reason, Some(hint)) }.into()
 }
 
-fn proxy_wants_login() -> Error {
-    anyhow!("the proxy wants a name and a password (407); put them into HTTPS_PROXY: http://name:password@host:port")
+fn proxy_login(resource: &Resource) -> HubError {
+    let hint = other("put them into HTTPS_PROXY: http://name:password@host:port");
+    let reason = "the proxy wants a name and a password (407)".into();
+    HubError { status: Some(407), ..resource.error(HubErrorKind::Protocol, reason, Some(hint)) }
 }
 
-/// What it means that a request got no answer, or not the whole of it. `limit` is how long all of it may take.
-pub fn of_transport(error: ureq::Error, url: &Url, timeout: Duration, limit: Duration) -> Failure {
-    use ureq::Error as Transport;
-    let host = super::client::host(url);
-    let failure = |kind, line: String| Failure { error: Error::msg(line), kind };
-    let failure = match &error {
-        Transport::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
-            failure(Kind::Unreachable, unreachable(&host))
-        }
-        Transport::Timeout(ureq::Timeout::Global) => too_slow(&host, limit),
-        Transport::Timeout(_) => silent(&host, timeout),
-        Transport::Io(cause) if is_certificate_error(cause) => failure(Kind::Lasting, untrusted(&host)),
-        Transport::Io(cause) if is_timeout(cause) => silent(&host, timeout),
-        Transport::Io(cause) if is_cut(cause) => {
-            Failure::passing(format!("the connection to {host} broke off"), "try again", None)
-        }
-        Transport::HostNotFound | Transport::ConnectionFailed | Transport::Io(_) => {
-            failure(Kind::Unreachable, unreachable(&host))
-        }
-        Transport::Rustls(_) | Transport::Tls(_) | Transport::Pem(_) => failure(Kind::Lasting, untrusted(&host)),
-        Transport::ConnectProxyFailed(reason) if reason.contains("407") => Failure::lasting(proxy_wants_login()),
-        Transport::ConnectProxyFailed(_) => {
-            let line = format!("the proxy does not connect to {host}; check HTTPS_PROXY and NO_PROXY");
-            failure(Kind::Unreachable, line)
-        }
-        Transport::BodyExceedsLimit(_) | Transport::LargeResponseHeader(..) => failure(Kind::Lasting, too_much(&host)),
-        Transport::BodyStalled | Transport::Protocol(_) => broken(&host),
-        _ => failure(Kind::Lasting, format!("{host} cannot be asked; {CHECK_ENDPOINT}")),
-    };
-    failure.because(error)
-}
-
-/// What it means that an answer breaks off while a file is read from it.
-pub fn of_body(error: io::Error, endpoint: &Url, path: &str, timeout: Duration, limit: Duration) -> Failure {
-    let host = super::client::host(endpoint);
-    let failure = match inner_timeout(&error) {
-        Some(ureq::Timeout::Global) => too_slow(&host, limit),
-        Some(_) => silent(&host, timeout),
-        None if is_timeout(&error) => silent(&host, timeout),
-        None => {
-            let what = format!("the download of {path} from {host} broke off");
-            Failure::passing(what, "run the same command again to go on from there", None)
-        }
-    };
-    failure.because(error)
-}
-
-/// What it means that an answer comes in drops.
-pub fn of_drip(endpoint: &Url, path: &str) -> Failure {
-    let what = format!("{} sends less than 1 kB of {path} a second", super::client::host(endpoint));
-    Failure::passing(what, "run the same command again to go on from there", None)
-}
-
-/// The line for an answer that is larger than anything the hub says.
-pub fn too_much(host: &str) -> String {
-    format!("{host} answers with more than the hub ever says; {CHECK_ENDPOINT}")
-}
-
-/// What it means that an answer ends before it is whole.
-pub fn broken(host: &str) -> Failure {
-    Failure::passing(format!("the answer of {host} breaks off or is no HTTP"), "try again", None)
-}
-
-/// What took as long as this will again.
-fn too_slow(host: &str, limit: Duration) -> Failure {
-    let seconds = limit.as_secs();
-    Failure::lasting(anyhow!(
-        "{host} did not answer in full within {seconds} s; try again, or raise HF_HUB_DOWNLOAD_TIMEOUT"
-    ))
-}
-
-fn unreachable(host: &str) -> String {
-    format!("cannot reach {host}; check the network (and HTTPS_PROXY), or use a model that is on this machine")
-}
-
-fn silent(host: &str, timeout: Duration) -> Failure {
-    let what = format!("{host} sent nothing for {} s", timeout.as_secs());
-    Failure::passing(what, "try again, or raise HF_HUB_DOWNLOAD_TIMEOUT", None)
-}
-
-fn untrusted(host: &str) -> String {
-    format!(
-        "no safe connection to {host}: it has no certificate that is trusted; behind a proxy that opens connections, set SSL_CERT_FILE to the proxy's"
-    )
-}
-
-/// The HTTP library wraps what TLS says into errors of input and output.
-fn is_certificate_error(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::InvalidData && error.get_ref().is_some()
+fn other(text: &'static str) -> Hint {
+    Hint::Other(Cow::Borrowed(text))
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    inner_timeout(error).is_some() || matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }
 
-fn inner_timeout(error: &io::Error) -> Option<ureq::Timeout> {
-    match error.get_ref()?.downcast_ref()? {
-        ureq::Error::Timeout(timeout) => Some(*timeout),
-        _ => None,
-    }
-}
-
-fn is_cut(error: &io::Error) -> bool {
+fn is_broken_off(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
 }
@@ -317,51 +202,51 @@ fn is_cut(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::errors::exit_code;
 
-    fn of(status: u16, headers: &[(&str, &str)], has_token: bool, path: Option<&str>) -> Failure {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.insert(ureq::http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
-        }
-        let place = Place { repository: "a/b", revision: "main", path };
+    fn of(status: u16, headers: &[(&str, &str)], has_token: bool, path: Option<&str>) -> Error {
+        let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let resource = Resource { repository: "a/b", revision: "main", path };
         let endpoint = Url::parse("https://hub.example/").unwrap();
-        of_status(StatusCode::from_u16(status).unwrap(), &map, "hub.example", &endpoint, has_token, &place)
+        of_status(StatusCode::from_u16(status).unwrap(), &headers, "hub.example", &endpoint, has_token, &resource)
+    }
+
+    fn line(error: &Error) -> String {
+        format!("{error}; {}", error.hint().unwrap())
     }
 
     #[test]
-    fn answers_say_what_to_do() {
+    fn responses_say_what_to_do() {
+        use HubErrorKind::{AccessDenied, FileNotFound, RepositoryNotFound, RevisionNotFound};
         let gated = [("x-error-code", "GatedRepo")];
         let no_revision = [("x-error-code", "RevisionNotFound")];
-        let cases: [(Failure, &str); 8] = [
-            (of(401, &gated, false, None), "https://hub.example/a/b and set HF_TOKEN"),
-            (of(403, &gated, true, None), "account of your token"),
-            (of(401, &[], false, None), "no public repository a/b"),
-            (of(401, &[], true, None), "does not accept the token"),
-            (of(403, &[], true, Some("x")), "no right to it"),
-            (of(404, &no_revision, false, None), "no revision \"main\""),
-            (of(404, &[], false, None), "no repository a/b"),
-            (of(404, &[], false, Some("x.json")), "does not have x.json of a/b"),
+        let cases: [(Error, HubErrorKind, &str); 8] = [
+            (of(401, &gated, false, None), AccessDenied, "https://hub.example/a/b and set HF_TOKEN"),
+            (of(403, &gated, true, None), AccessDenied, "account of your token"),
+            (of(401, &[], false, None), RepositoryNotFound, "no public repository a/b"),
+            (of(401, &[], true, None), AccessDenied, "does not accept the token"),
+            (of(403, &[], true, Some("x")), AccessDenied, "forbids access to x of a/b"),
+            (of(404, &no_revision, false, None), RevisionNotFound, "no revision \"main\""),
+            (of(404, &[], false, None), RepositoryNotFound, "no repository a/b"),
+            (of(404, &[], false, Some("x.json")), FileNotFound, "does not have x.json of a/b"),
         ];
-        for (failure, words) in cases {
-            assert!(failure.line().contains(words), "{}", failure.line());
-            assert!(!failure.is_passing());
-            assert_eq!(failure.leaves_cache(), !failure.is_no_revision());
-            assert_eq!(exit_code(&failure.into_error()), 2);
+        for (error, kind, words) in cases {
+            assert!(line(&error).contains(words), "{}", line(&error));
+            assert!(kind_of(&error) == Some(kind) && !kind.is_temporary(), "{error}");
+            assert!(error.is_bad_input(), "{error}");
         }
     }
 
     #[test]
-    fn busy_servers_are_asked_again_when_they_say() {
+    fn busy_servers_say_when_to_try_again() {
         let busy = of(429, &[("retry-after", "7")], false, None);
-        assert_eq!(busy.asked_wait(), Some(Duration::from_secs(7)));
-        assert!(busy.is_worth_retrying() && busy.line().contains("too many requests"));
-        assert!(busy.line().ends_with("try again in 7 s") && !busy.what().contains("again"), "{}", busy.line());
+        assert_eq!(kind_of(&busy), Some(HubErrorKind::Busy { retry_after: Some(Duration::from_secs(7)) }));
+        assert!(busy.to_string().ends_with("too many requests from here"), "{busy}");
+        assert!(line(&busy).ends_with("try again in 7 s"), "{busy}");
         let limit = [("ratelimit", "\"api\";r=0;t=55"), ("ratelimit-policy", "\"fixed window\";\"api\";q=500;w=300")];
         let limited = of(429, &limit, false, None);
-        assert_eq!(limited.asked_wait(), Some(Duration::from_secs(55)));
-        assert!(limited.what().ends_with("(500 in 300 s are allowed)"), "{}", limited.what());
-        assert!(of(503, &[], false, None).is_worth_retrying());
-        assert!(of(407, &[], false, None).line().contains("407"));
+        assert_eq!(kind_of(&limited), Some(HubErrorKind::Busy { retry_after: Some(Duration::from_secs(55)) }));
+        assert!(limited.to_string().ends_with("(500 in 300 s are allowed)"), "{limited}");
+        assert_eq!(kind_of(&of(503, &[], false, None)), Some(HubErrorKind::Busy { retry_after: None }));
+        assert!(of(407, &[], false, None).to_string().contains("407"));
     }
 }

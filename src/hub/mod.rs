@@ -1,38 +1,39 @@
-//! Model name to a folder, on disk or inside the program, and where in that folder the components of a prior pipeline lie.
+//! Finds a model: from its name to a folder.
 //!
 //! ```text
-//! name ──► plan over the cache ──► all there? ──► folder
-//!                                     │ no            ▲
-//!                                     ▼               │
-//!             listing of the hub ──► plan ──► download, check, link
+//! name ──► plan over the cache ──► complete? ──► folder
+//!                                      │ no         ▲
+//!                                      ▼            │
+//!              listing of the hub ──► plan ──► download, check, link
 //! ```
 //!
-//! [`name`] is what a person types, [`plan`] which files a run needs, [`cache`] where they are kept, [`client`] the hub's
-//! routes, [`patience`] how long to wait for it, [`download`] the way of one file, [`remote`] that of a commit, [`fetch`] that
-//! of a model. Nothing here touches the network, or what TLS needs, unless a file is to be downloaded.
+//! [`name`] parses names, [`plan`] lists the files that a run needs, [`cache`] keeps them, [`client`] has the hub's routes,
+//! [`retry`] repeats requests, [`download`] downloads a file, [`remote`] a commit, and [`fetch`] finds a model. The network is
+//! used only to download files.
 //!
-//! hf-hub says where in the cache things lie; the transfer is ours, because its own neither checks hashes, nor goes on after
-//! another process, nor lets two of them want the same file, and it writes a branch's commit in place.
+//! The cache is shared with Python's huggingface_hub.
 
 mod cache;
 mod client;
-mod digest;
 mod download;
+mod etag;
 mod failure;
 mod fetch;
+mod model;
 mod name;
 mod pace;
-mod patience;
 mod plan;
 pub mod presets;
+mod progress;
 mod proxy;
+mod rate_limit;
 mod remote;
+mod retry;
 mod settings;
 
-pub use crate::pipeline::builtin;
-pub use crate::pipeline::layout::ModelFile;
-pub use download::Watcher;
-pub use fetch::{Hub, Model};
+pub use fetch::Hub;
+pub use model::Model;
 pub use name::{HubName, ModelName};
 pub use plan::{Needs, Wish};
+pub use progress::Progress;
 pub use settings::HubOptions;

@@ -1,25 +1,24 @@
-//! What a person calls a model: the built-in one, a short name, a repository on the hub, or a folder.
+//! Names of models: the built-in one, a short name, a repository on the hub, or a folder.
 
 use super::presets::{self, PRESETS};
-use crate::bad_input;
+use crate::error::{Error, Result};
 use crate::pipeline::builtin::EMOJI;
-use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// The revision that the hub gives to those who name none.
+/// The default branch.
 const DEFAULT_REVISION: &str = "main";
 
-/// The most characters in an owner or a repository's name, and in a revision.
+/// The most characters in an owner's, a repository's and a revision's name.
 const MAX_LENGTH: usize = 96;
 
-/// A model as it was named.
+/// The name of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelName {
-    /// The one inside the program.
+    /// The built-in model.
     Builtin,
     /// A folder in diffusers' layout.
     Folder(PathBuf),
-    /// A repository on the hub.
+    /// A repository on the hub, at a revision.
     Hub(HubName),
 }
 
@@ -33,12 +32,12 @@ pub struct HubName {
 }
 
 impl ModelName {
-    /// Understands a name; `revision` is what `--revision` says.
+    /// Parses a name; `revision` is the value of `--revision`.
     ///
-    /// [`EMOJI`] is the built-in model always (`./emoji` is the folder). Otherwise a folder that is there comes first.
+    /// [`EMOJI`] is always the built-in model (`./emoji` is a folder). Otherwise an existing folder comes before a repository.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if this can be the name of nothing, or a revision is given to what has none.
+    /// [`Error::Option`] if it is no valid name, or a folder or the built-in model is given a revision.
     pub fn parse(name: &str, revision: Option<&str>) -> Result<Self> {
         let local = if name == EMOJI {
             Some(Self::Builtin)
@@ -46,9 +45,10 @@ impl ModelName {
             Path::new(name).is_dir().then(|| Self::Folder(PathBuf::from(name)))
         };
         match (local, revision) {
-            (Some(_), Some(_)) => {
-                Err(bad_input!("--revision is for models on the hub, and {name:?} is none; leave it out"))
-            }
+            (Some(_), Some(_)) => Err(invalid(
+                "revision",
+                format!("--revision is for models on the hub, and {name:?} is none; leave it out"),
+            )),
             (Some(local), None) => Ok(local),
             (None, revision) => HubName::parse(name, revision).map(Self::Hub),
         }
@@ -56,39 +56,43 @@ impl ModelName {
 }
 
 impl HubName {
-    /// A repository as it is now.
+    /// A repository at its default branch.
     pub fn newest(repository: &str) -> Self {
         Self { repository: repository.into(), revision: DEFAULT_REVISION.into() }
     }
 
     fn parse(name: &str, revision: Option<&str>) -> Result<Self> {
         if Path::new(name).exists() {
-            return Err(bad_input!(
-                "model {name:?} is a file; give the folder that holds prior/, text_encoder/ and the rest"
-            ));
+            let reason =
+                format!("model {name:?} is a file; give the folder that holds prior/, text_encoder/ and the rest");
+            return Err(invalid("model", reason));
         }
         let (base, own_revision) = match name.split_once('@') {
             Some((base, revision)) => (base, Some(revision)),
             None => (name, None),
         };
         if own_revision.is_some() && revision.is_some() {
-            return Err(bad_input!("model {name:?} names a revision, and so does --revision; give one of them"));
+            let reason = format!("model {name:?} names a revision, and so does --revision; give one of them");
+            return Err(invalid("revision", reason));
         }
         let repository = match PRESETS.iter().find(|preset| preset.name == base) {
             Some(preset) => preset.repository,
             None if is_repository(base) => base,
             None => {
                 let known = presets::names();
-                return Err(bad_input!(
-                    "model {name:?} is neither a folder on this machine nor the name of a model; give {known}, owner/name[@revision] of a repository on the hub, or the path of a folder in diffusers' layout"
-                ));
+                let reason = format!(
+                    "model {name:?} is neither a folder on this machine nor the name of a model; give {known}, \
+                     owner/name[@revision] of a repository on the hub, or the path of a folder in diffusers' layout"
+                );
+                return Err(invalid("model", reason));
             }
         };
         let revision = revision.or(own_revision).unwrap_or(DEFAULT_REVISION);
         if !is_revision(revision) {
-            return Err(bad_input!("{revision:?} cannot be a revision; give a branch, a tag or a commit"));
+            let reason = format!("{revision:?} cannot be a revision; give a branch, a tag or a commit");
+            return Err(invalid("revision", reason));
         }
-        // In whatever case a commit is typed, the cache and the hub write it in lower case.
+        // The cache and the hub write commits in lower case.
         let revision = if is_commit(revision) { revision.to_lowercase() } else { revision.to_string() };
         Ok(Self { repository: repository.into(), revision })
     }
@@ -101,12 +105,16 @@ impl std::fmt::Display for HubName {
     }
 }
 
-/// Whether a text is a whole commit hash.
+fn invalid(option: &'static str, reason: String) -> Error {
+    Error::Option { option, reason }
+}
+
+/// Whether a text is a full commit hash.
 pub fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// `owner/name` as the hub allows it: letters, digits, `.`, `_`, `-`, no `--` or `..`, and no `.` or `-` at the ends.
+/// Whether a text is an `owner/name` that the hub allows: letters, digits, `.`, `_`, `-`, no `--` or `..`, and no `.` or `-` at the ends.
 fn is_repository(text: &str) -> bool {
     let is_part = |part: &str| {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -121,7 +129,7 @@ fn is_repository(text: &str) -> bool {
     text.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))
 }
 
-/// What may stand for a revision: it becomes a path below `refs/` in the cache.
+/// Whether a text can be a revision, which becomes a path below `refs/` in the cache.
 fn is_revision(text: &str) -> bool {
     let is_part = |part: &str| {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+".contains(&byte);
@@ -139,12 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn names_are_understood() {
+    fn names_are_parsed() {
         let commit = "0123456789ABCDEF0123456789abcdef01234567";
         let cases = [
             ("emoji", None, ModelName::Builtin),
             ("src", None, ModelName::Folder("src".into())),
-            // A folder that is there comes before a repository that may be.
+            // An existing folder comes before a repository.
             ("src/hub", None, ModelName::Folder("src/hub".into())),
             ("karlo", None, hub("kakaobrain/karlo-v1-alpha", "main")),
             ("kandinsky-2.2@fp16", None, hub("kandinsky-community/kandinsky-2-2-prior", "fp16")),
@@ -159,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_name_is_refused() {
+    fn invalid_names_are_refused() {
         let names = ["", "Emoji", "./emoji", "/a/b", "../a", "a/b/c", "a//b", "~/x", "a/..", "a/b--c", "a/-b", "a/b c"];
         let revisions = ["a/b@", "a/b@..", "a/b@x/../y", "a/b@/x", "a/b@x/", "a/b@x y", "a/b@x@y", "a/b@.x"];
         for name in names.iter().chain(&revisions) {

@@ -1,97 +1,94 @@
-//! Which files of a model a run needs: those of the prior and what goes before it, and never a decoder's.
+//! The files of a model that a run needs: the prior's and the components' before it, never a decoder's.
 //!
-//! The same search runs over the listing of a repository, where all is known, over a snapshot in the cache, where a file
-//! that is not there may still be on the hub, and over a folder.
+//! The same search runs over a listing of the hub, over a snapshot in the cache, which may lack files that the hub has, and over
+//! a folder.
 
-use crate::bad_input::OrBadInput;
+use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::pipeline::layout::{
     self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
 };
 use crate::weights::checkpoint::candidates::{Library, SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
 use crate::weights::checkpoint::index::ShardIndex;
-use anyhow::Result;
 
 /// What a run needs of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
-    /// The weights, and not just configurations and vocabulary.
+    /// Weights, not only configurations and vocabulary.
     pub weights: bool,
-    /// Whether weights of 16 bits are as good as those of 32, because the run computes in no more.
+    /// Whether weights in 16 bits are enough, because the run computes in no more.
     pub sixteen_bit: bool,
-    /// Whether the embedding of a black image is asked for.
+    /// The image encoder, for the embedding of a black image.
     pub image_encoder: Wish,
 }
 
-/// How much something is wanted.
+/// How much a component is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
     /// Not at all.
     No,
-    /// A run does without where it cannot be had.
+    /// The run can do without.
     Welcome,
-    /// Not having it is an error.
+    /// Without it the run fails.
     Needed,
 }
 
 /// Whether a model has a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// It does, and the file is here or can be had.
     Yes,
-    /// It does not.
     No,
-    /// The file is not here, and whether the model has it the hub would have to say.
+    /// It is not in the cache, and only the hub knows.
     Unknown,
 }
 
-/// The files of a model, as far as they are known.
+/// The files of a model, as far as known.
 pub trait Tree {
     /// Whether the model has the file.
     fn presence(&self, path: &str) -> Presence;
     /// Whether the model has, or may have, files in the folder.
     fn may_have_folder(&self, name: &str) -> bool;
-    /// What a small file says that is there.
+    /// Reads a small file.
     ///
     /// # Errors
-    /// If it cannot be read or fetched.
+    /// If it cannot be read or downloaded.
     fn read_text(&mut self, path: &str) -> Result<String>;
-    /// Whether the files are still to be downloaded, so that a smaller one is better.
+    /// Whether the files are still to be downloaded, so that smaller ones are better.
     fn is_remote(&self) -> bool;
-    /// What messages call the model.
+    /// The model's name in messages.
     fn title(&self) -> String;
 }
 
-/// The outcome of the search.
+/// The result of the search.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The files that a run reads; small ones first, component by component.
+    /// The files a run reads, component by component.
     pub files: Vec<String>,
-    /// Files that would have been taken but that the model is known not to have.
+    /// Files a run would read that the model does not have.
     pub absent: Vec<String>,
-    /// Files that would be taken if the hub has them, and that matter.
+    /// Files a run would read, if the hub has them.
     pub unknown: Vec<String>,
-    /// What a run cannot do without and that was not found.
+    /// Required files and components that were not found.
     pub missing: Vec<String>,
 }
 
 impl Plan {
-    /// Searches for what is needed.
+    /// Searches a model for the files that a run needs.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if the model holds what is not supported, or an index is broken.
+    /// If a component is not supported, an index is broken, or a file cannot be read or downloaded.
     pub fn new(tree: &mut dyn Tree, needs: Needs) -> Result<Self> {
         let mut search = Search { tree, needs, plan: Self::default() };
         search.run()?;
         Ok(search.plan)
     }
 
-    /// Whether the files that were found are what a run would take if everything were here.
+    /// Whether the hub would change nothing about [`Plan::files`].
     pub fn is_whole(&self) -> bool {
         self.unknown.is_empty() && self.missing.is_empty()
     }
 
-    /// Whether a run can do with the files that were found.
+    /// Whether a run can do with [`Plan::files`].
     pub fn is_usable(&self) -> bool {
         self.missing.is_empty()
     }
@@ -116,7 +113,7 @@ impl Search<'_> {
         for part in [&PRIOR, &TEXT_ENCODER, &TOKENIZER, &SCHEDULER, &IMAGE_ENCODER] {
             let is_there = |name: &str| self.tree.may_have_folder(name);
             let name = layout::choose(index.as_ref(), &index_path, part, &is_there)?;
-            if name.is_none() && part.component != IMAGE_ENCODER.component {
+            if name.is_none() && part.what != IMAGE_ENCODER.what {
                 self.plan.missing.push(missing_part(part));
             }
             found.push(name);
@@ -129,7 +126,7 @@ impl Search<'_> {
             self.need_tokenizer(name);
         }
         if self.needs.image_encoder != Wish::No && image_encoder.is_none() {
-            // Asked for, so that it becomes known that the model has none.
+            // So that its absence is noted in the cache.
             for name in IMAGE_ENCODER.names {
                 self.want(&format!("{name}/config.json"));
             }
@@ -155,7 +152,7 @@ impl Search<'_> {
         if self.needs.weights { self.need_weights(name, library) } else { Ok(()) }
     }
 
-    /// Takes a file if it is known that the model has it; a run that has all the rest does not ask for it.
+    /// Takes a file if the model has it; alone it is not worth asking the hub.
     fn take(&mut self, path: &str) {
         let unknown_before = self.plan.unknown.len();
         self.want(path);
@@ -174,14 +171,14 @@ impl Search<'_> {
         presence == Presence::Yes
     }
 
-    /// Takes a file that there has to be.
+    /// Takes a required file.
     fn need(&mut self, path: &str) {
         if !self.want(path) {
             self.plan.missing.push(path.to_string());
         }
     }
 
-    /// The forms in which a tokenizer is saved, as [`crate::tokenizer`] reads them: the vocabulary is in one file or two.
+    /// Takes the tokenizer's files, in the order of [`crate::tokenizer`]: the vocabulary is in one file or two.
     fn need_tokenizer(&mut self, folder: &str) {
         self.want(&format!("{folder}/tokenizer_config.json"));
         for name in ["special_tokens_map.json", "added_tokens.json"] {
@@ -193,22 +190,21 @@ impl Search<'_> {
             self.need(&format!("{folder}/vocab.json"));
             self.need(&format!("{folder}/merges.txt"));
             if self.plan.missing.len() == missing_before {
-                // The two say as much as the one.
+                // The two files are as good as the one.
                 self.plan.unknown.truncate(unknown_before);
             }
         }
     }
 
-    /// Takes the first weights that are there, in the order in which they are loaded. An index whose shards the model does
-    /// not have counts only where there is nothing else.
+    /// Takes the first weights in the order of loading. An index without its shards is the last resort.
     ///
-    /// Where not all is known, a run does with whatever is here: the same weights in another format, or a smaller file where
-    /// 16 bits are enough, are not worth a look. More exact ones are, and so are the shards of an index that is here.
+    /// In the cache, the same weights in another format, or in 16 bits where those are enough, are not worth asking the hub.
+    /// More exact weights are, and so are the shards of a cached index.
     fn need_weights(&mut self, folder: &str, library: Library) -> Result<()> {
         let prefers_small = self.needs.sixteen_bit && self.tree.is_remote();
         let variants = if prefers_small { SIXTEEN_BIT_VARIANTS } else { VARIANTS };
         let unknown_before = self.plan.unknown.len();
-        let mut cut_off = None;
+        let mut incomplete = None;
         for candidate in candidates(library, variants) {
             let path = format!("{folder}/{}", candidate.name);
             if !self.want(&path) {
@@ -216,20 +212,20 @@ impl Search<'_> {
             }
             let shards = if candidate.is_index { self.shards(folder, &path)? } else { Vec::new() };
             if !shards.iter().all(|shard| self.is_there(shard)) {
-                cut_off = cut_off.or(Some(shards));
+                incomplete = incomplete.or(Some(shards));
                 continue;
             }
             if self.needs.sixteen_bit || candidate.is_plain {
                 self.plan.unknown.truncate(unknown_before);
             }
             let others: Vec<String> =
-                cut_off.into_iter().flatten().filter(|shard: &String| !self.is_there(shard)).collect();
+                incomplete.into_iter().flatten().filter(|shard: &String| !self.is_there(shard)).collect();
             for shard in shards.iter().chain(&others) {
                 self.want(shard);
             }
             return Ok(());
         }
-        match cut_off {
+        match incomplete {
             Some(shards) => shards.iter().for_each(|shard| self.need(shard)),
             None => self.plan.missing.push(format!("{folder}/*.safetensors")),
         }
@@ -240,7 +236,7 @@ impl Search<'_> {
         self.tree.presence(path) == Presence::Yes
     }
 
-    /// The paths of the shards that an index names.
+    /// The paths of an index' shards.
     fn shards(&mut self, folder: &str, index: &str) -> Result<Vec<String>> {
         let title = self.tree.title();
         let index = ShardIndex::parse(&self.tree.read_text(index)?, &format!("{title}: {index}"))?;
@@ -250,20 +246,19 @@ impl Search<'_> {
 
 fn missing_part(part: &Part) -> String {
     let [prefixed, plain] = part.names;
-    format!("the {} in {plain}/ or {prefixed}/", part.component)
+    format!("the {} in {plain}/ or {prefixed}/", part.what)
 }
 
-/// Whether a path in a model stays in the model's folder, on every system.
+/// Whether a path is valid on every system and stays in the model's folder.
 pub fn is_safe_path(path: &str) -> bool {
     !leads_elsewhere(path) && !path.contains(|character: char| character.is_control() || character == ':')
 }
 
-/// Whether a path in a model is meant to leave the model's folder.
+/// Whether a path could leave the model's folder.
 pub fn leads_elsewhere(path: &str) -> bool {
     path.split('/').any(|part| ["", ".", ".."].contains(&part) || part.contains('\\'))
 }
 
-/// A folder, where all is known.
 impl Tree for Folder {
     fn presence(&self, path: &str) -> Presence {
         if self.has_path(path) { Presence::Yes } else { Presence::No }
@@ -274,7 +269,12 @@ impl Tree for Folder {
     }
 
     fn read_text(&mut self, path: &str) -> Result<String> {
-        Folder::read_text(self, path).or_bad_input(|| format!("cannot read {}", self.path_of(path)))
+        Folder::read_text(self, path).map_err(|error| Error::File {
+            path: self.path_of(path),
+            reason: "cannot be read".into(),
+            hint: None,
+            source: Some(error.into()),
+        })
     }
 
     fn is_remote(&self) -> bool {

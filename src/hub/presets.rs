@@ -1,25 +1,25 @@
-//! The models that have a short name.
+//! The models with a short name.
 
 use crate::pipeline::builtin::EMOJI;
 
-/// A model on the hub with a short name.
+/// A repository on the hub with a short name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preset {
     /// The short name.
     pub name: &'static str,
     /// The repository on the hub.
     pub repository: &'static str,
-    /// Numbers in an embedding.
+    /// The embedding dimension.
     pub dimension: u32,
     /// The licence of the weights.
     pub licence: &'static str,
-    /// About how many bytes a float32 run downloads, without the image encoder.
+    /// The approximate size of a float32 download in bytes, without the image encoder.
     pub bytes: u64,
 }
 
 /// The short names, the smallest download first.
 ///
-/// Sizes are those of 1.02 G parameters in each prior and 0.12 G (ViT-L/14) or 0.69 G (ViT-bigG/14) in the text encoder.
+/// Each prior has 1.02 G parameters, the text encoder 0.12 G (ViT-L/14) or 0.69 G (ViT-bigG/14).
 pub const PRESETS: [Preset; 4] = [
     Preset {
         name: "karlo",
@@ -57,7 +57,7 @@ pub const PRESETS: [Preset; 4] = [
 /// The licence of the built-in model.
 pub const EMOJI_LICENCE: &str = "CC BY 4.0";
 
-/// All names but those of repositories and folders, for messages.
+/// The short names, for messages.
 pub fn names() -> String {
     let presets = PRESETS.map(|preset| preset.name).join(", ");
     format!("the built-in {EMOJI}, {presets}")

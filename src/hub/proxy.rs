@@ -1,13 +1,12 @@
-//! The proxy on the way to an address, as the environment names it and as `curl` and Python read that.
+//! The proxy for an address, from the environment variables of `curl` and Python.
 
-use super::settings::variable;
-use crate::bad_input;
-use anyhow::Result;
+use super::settings::{environment_error, variable};
+use crate::error::Result;
 use std::net::IpAddr;
 use ureq::Proxy;
 use url::{Host, Url};
 
-/// The proxies that the environment names, and the addresses that are reached without.
+/// The environment's proxies, and the addresses that need none.
 #[derive(Debug)]
 pub struct Proxies {
     /// For `http`, `https`, and all: the variable and its value.
@@ -24,32 +23,32 @@ impl Proxies {
         Self { named, exceptions }
     }
 
-    /// The proxy on the way to an address: the one for its scheme or, if there is none, the one for all.
+    /// The proxy for an address: its scheme's or, if there is none, `ALL_PROXY`.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if what is named there is no proxy.
+    /// [`crate::error::HubErrorKind::Environment`] if its value is no address.
     pub fn of(&self, url: &Url) -> Result<Option<Proxy>> {
         let [http, https, all] = &self.named;
         let own = if url.scheme() == "http" { http } else { https };
         match own.as_ref().or(all.as_ref()) {
             Some((name, value)) if !self.exceptions.contain(url) => {
                 // The value may hold a password.
-                let wrong = |_| bad_input!("{name} is not the address of a proxy, such as http://proxy.example:8080");
-                Proxy::new(value).map(Some).map_err(wrong)
+                let reason = || format!("{name} is not the address of a proxy, such as http://proxy.example:8080");
+                Proxy::new(value).map(Some).map_err(|_| environment_error(reason(), None).into())
             }
             _ => Ok(None),
         }
     }
 }
 
-/// A variable in lower case or, if there is none, in upper case. An empty one in lower case hides the other.
+/// A variable in lower case or, if it is not set, in upper case. An empty one in lower case hides the other.
 fn in_either_case(name: &str) -> Option<(String, String)> {
     let upper = name.to_uppercase();
     let name = if std::env::var_os(name).is_some() { name } else { &upper };
     Some((name.to_string(), variable(name)?))
 }
 
-/// What `NO_PROXY` lists: names that also stand for what is below them, addresses, networks; each with a port if need be.
+/// The entries of `NO_PROXY`: domains, which include their subdomains, addresses and networks, each with an optional port.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Exceptions(Vec<Exception>);
 
@@ -68,13 +67,13 @@ enum Target {
 }
 
 impl Exceptions {
-    /// Reads a list with commas or spaces. What makes no sense in it is left out, as elsewhere.
+    /// Parses a list with commas or spaces. Invalid entries are ignored, as elsewhere.
     pub fn new(list: &str) -> Self {
         let entries = list.split(|character: char| character == ',' || character.is_whitespace());
         Self(entries.filter_map(|entry| Exception::parse(&entry.to_lowercase())).collect())
     }
 
-    /// Whether an address is reached without a proxy.
+    /// Whether an address needs no proxy.
     pub fn contain(&self, url: &Url) -> bool {
         self.0.iter().any(|exception| exception.is_for(url))
     }
@@ -137,7 +136,7 @@ impl Target {
             }
             (Self::Network(network, len), _) => address.is_some_and(|address| {
                 let ((network, all), (address, address_bits)) = (bits(*network), bits(address));
-                // What is left of the two where they differ begins after the network's part.
+                // They differ in no bit of the network's prefix.
                 all == address_bits && (network ^ address).checked_shr(all - len).unwrap_or(0) == 0
             }),
             (Self::Name(_), _) => false,
@@ -145,7 +144,7 @@ impl Target {
     }
 }
 
-/// An address as a number, and how many bits it has.
+/// An address as a number, and its width in bits.
 fn bits(address: IpAddr) -> (u128, u32) {
     match address {
         IpAddr::V4(address) => (u128::from(u32::from(address)), 32),
@@ -159,7 +158,7 @@ mod tests {
 
     #[test]
     fn exceptions_are_names_addresses_and_networks() {
-        // (list, what is reached without a proxy, what is not)
+        // (list, addresses without a proxy, addresses with one)
         let cases: [(&str, &[&str], &[&str]); 16] = [
             ("localhost", &["http://localhost", "https://LOCALHOST:8080"], &["http://localhost.example"]),
             ("hub.example", &["https://hub.example", "https://a.hub.example./x"], &["https://myhub.example"]),
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_that_make_no_sense_are_left_out() {
+    fn invalid_exceptions_are_ignored() {
         for list in ["", " , ,", ".", "10.0.0.0/33", "::1/129", "10.0.0.0/x", "hub.example/8", "hub.example:x", "[::1"]
         {
             assert_eq!(Exceptions::new(list), Exceptions::default(), "{list:?}");

@@ -2,108 +2,202 @@
 
 use super::cache::{RepositoryCache, Snapshot};
 use super::client::{Client, FileMetadata, Listing};
-use super::digest::Digest;
-use super::download::{Download, RemoteFile, Watcher, disk_full, left_over};
-use super::failure::Failure;
-use super::fetch::Model;
+use super::download::{Download, has_blob, remaining};
+use super::etag;
+use super::failure::Resource;
 use super::name::HubName;
-use super::patience::Patience;
-use super::plan::{Plan, Presence, Tree};
-use super::settings::free_bytes;
-use crate::pipeline::layout::ModelFile;
-use anyhow::Result;
+use super::plan::{Needs, Plan, Presence, Tree};
+use super::presets;
+use super::progress::Progress;
+use super::retry::RetryPolicy;
+use super::settings::{Connection, free_bytes};
+use crate::error::{Hint, HubErrorKind, Result};
 use std::fs::{self, File};
+use std::path::Path;
 
 /// A commit on the hub.
-pub(super) struct Remote {
-    pub(super) client: Client,
-    /// How long to ask what there is.
-    pub(super) patience: Patience,
-    pub(super) cache: RepositoryCache,
-    pub(super) snapshot: Snapshot,
-    pub(super) listing: Listing,
-    pub(super) name: HubName,
-    /// Whether what is here already is not trusted.
-    pub(super) force: bool,
+pub struct Remote {
+    client: Client,
+    retry: RetryPolicy,
+    cache: RepositoryCache,
+    snapshot: Snapshot,
+    listing: Listing,
+    name: HubName,
+    /// Whether files in the cache are compared by their hashes.
+    force: bool,
+}
+
+/// A file of the commit.
+struct RemoteFile<'a> {
+    path: &'a str,
+    metadata: FileMetadata,
 }
 
 impl Remote {
-    fn remote_file(&self, path: &str, watcher: &mut dyn Watcher) -> Result<RemoteFile, Failure> {
-        let (repository, commit) = (&self.name.repository, &self.listing.commit);
-        let mut metadata = self.patience.retry(watcher, || self.client.metadata(repository, commit, path))?;
-        // Not every server says how long an answer is.
-        metadata.size = metadata.size.or(self.listed_size(path));
-        Ok(RemoteFile { path: path.into(), metadata })
+    /// Asks the hub for the files of a revision.
+    ///
+    /// # Errors
+    /// As [`Client::listing`]'s.
+    pub fn open(
+        name: &HubName,
+        revision: &str,
+        cache: RepositoryCache,
+        retry: RetryPolicy,
+        force: bool,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
+        let client = Client::new(Connection::from_environment()?)?;
+        let listing = retry.run(progress, || client.listing(&name.repository, revision))?;
+        let snapshot = cache.snapshot(&listing.commit);
+        Ok(Self { client, retry, cache, snapshot, listing, name: name.clone(), force })
     }
 
-    /// What the listing says of a file that may or may not be here.
-    pub(super) fn model_file(&self, path: &str) -> ModelFile {
-        ModelFile { path: path.into(), bytes: self.listed_size(path), is_here: false }
+    /// The commit.
+    pub fn commit(&self) -> &str {
+        &self.listing.commit
     }
 
-    fn listed_size(&self, path: &str) -> Option<u64> {
+    /// Its folder in the cache.
+    pub fn folder(&self) -> &Path {
+        self.snapshot.path()
+    }
+
+    /// The size of a file, if the hub lists it.
+    pub fn listed_size(&self, path: &str) -> Option<u64> {
         self.listing.files.get(path).copied().flatten()
     }
 
-    /// Whether the snapshot has the file in the size that the hub gives it, and that is enough.
+    /// Plans what a run needs of it.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]'s, and [`HubErrorKind::Incomplete`] if there is no usable prior.
+    pub fn plan(&self, needs: Needs, progress: &mut dyn Progress) -> Result<Plan> {
+        let plan = Plan::new(&mut RemoteTree { remote: self, progress }, needs)?;
+        if !plan.is_usable() {
+            let reason = format!("{} has no prior that can be used: it lacks {}", self.name, plan.missing.join(", "));
+            let hint = Hint::Other(format!("{} are models that have one", presets::names()).into());
+            let repository = Resource { repository: &self.name.repository, revision: self.commit(), path: None };
+            return Err(repository.error(HubErrorKind::Incomplete, reason, Some(hint)).into());
+        }
+        Ok(plan)
+    }
+
+    /// Downloads what the cache lacks of a plan, and makes it a snapshot.
+    ///
+    /// # Errors
+    /// As [`Download::run`]'s, and if there is too little room on the disk.
+    pub fn fetch(&self, plan: &Plan, progress: &mut dyn Progress) -> Result<()> {
+        let mut wanted = Vec::new();
+        for path in plan.files.iter().filter(|path| !self.is_here(path)) {
+            wanted.push(self.remote_file(path, progress)?);
+        }
+        let new: Vec<&RemoteFile> = wanted.iter().filter(|file| !self.has_content(file)).collect();
+        let size = |file: &RemoteFile| file.metadata.size.unwrap_or(0);
+        if !new.is_empty() {
+            self.check_space(&new)?;
+            let bytes = new.iter().map(|file| size(file)).fold(0, u64::saturating_add);
+            progress.begin(&self.name.to_string(), new.len(), bytes);
+        }
+        // A run may do without the response of the hub, but not without a download that has begun.
+        let retry = RetryPolicy::persistent();
+        let mut offset = 0_u64;
+        for file in new {
+            self.download(file, offset, &retry, progress)?;
+            offset = offset.saturating_add(size(file));
+        }
+        progress.end();
+        // A snapshot gets whole files only, and a branch moves when all of its new commit's are there.
+        for file in &wanted {
+            self.link(file)?;
+        }
+        for path in &plan.absent {
+            self.cache.mark_absent(self.commit(), path);
+        }
+        if self.name.revision == self.commit() {
+            return Ok(());
+        }
+        match self.cache.set_commit(self.commit()) {
+            // All files are in a cache that is read-only.
+            Err(error) if wanted.is_empty() => {
+                log::warn!("{error}; {} stays at another commit there", self.name);
+                Ok(())
+            }
+            set => set,
+        }
+    }
+
+    fn resource<'a>(&'a self, path: &'a str) -> Resource<'a> {
+        Resource { repository: &self.name.repository, revision: self.commit(), path: Some(path) }
+    }
+
+    fn remote_file<'a>(&self, path: &'a str, progress: &mut dyn Progress) -> Result<RemoteFile<'a>> {
+        let mut metadata = self.retry.run(progress, || self.client.metadata(&self.resource(path)))?;
+        // Not every server sends a length.
+        metadata.size = metadata.size.or(self.listed_size(path));
+        Ok(RemoteFile { path, metadata })
+    }
+
+    /// Whether the snapshot has the file, in the size that is listed.
     fn is_here(&self, path: &str) -> bool {
-        let len = || fs::metadata(self.snapshot.path().join(path)).map(|metadata| metadata.len()).ok();
+        let len = || fs::metadata(self.folder().join(path)).map(|metadata| metadata.len()).ok();
         !self.force && self.snapshot.has(path) && self.listed_size(path).is_none_or(|size| Some(size) == len())
     }
 
-    /// Whether the cache has the file's content; where that is not trusted, its hash decides.
-    fn has_content(&self, file: &RemoteFile) -> bool {
-        let FileMetadata { etag, size } = &file.metadata;
-        let blob = self.cache.blob(etag);
-        let Ok(metadata) = fs::metadata(&blob) else { return false };
-        let has_size = metadata.is_file() && size.is_none_or(|size| size == metadata.len());
-        has_size && (!self.force || is_content(&blob, etag, metadata.len()))
+    /// Whether the cache has the file's content, for a forced download with the right hash.
+    fn has_content(&self, RemoteFile { metadata, .. }: &RemoteFile) -> bool {
+        let has_hash = || {
+            let file = File::open(self.cache.blob(&metadata.etag));
+            etag::is_hash(&metadata.etag) && file.and_then(|file| etag::matches(&metadata.etag, &file)).unwrap_or(false)
+        };
+        has_blob(&self.cache, metadata) && (!self.force || has_hash())
     }
 
-    fn download<'a>(&'a self, file: &'a RemoteFile, before: u64, patience: &'a Patience) -> Download<'a> {
-        let Self { client, cache, listing: Listing { commit, .. }, name, .. } = self;
-        Download { client, patience, cache, repository: &name.repository, commit, file, before, replaces: self.force }
+    fn download(&self, file: &RemoteFile, offset: u64, retry: &RetryPolicy, progress: &mut dyn Progress) -> Result<()> {
+        let Self { client, cache, force: replaces, .. } = self;
+        let RemoteFile { path, metadata } = file;
+        let file = self.resource(path);
+        Download { client, retry, cache, file, metadata, offset, replaces: *replaces }.run(progress)
     }
 
-    fn bring_small_file(&self, path: &str, watcher: &mut dyn Watcher) -> Result<(), Failure> {
+    fn link(&self, file: &RemoteFile) -> Result<()> {
+        self.cache.link(self.commit(), file.path, &file.metadata.etag)
+    }
+
+    /// Downloads a file that the plan depends on.
+    fn fetch_small(&self, path: &str, progress: &mut dyn Progress) -> Result<()> {
         if self.is_here(path) {
             return Ok(());
         }
-        let file = self.remote_file(path, watcher)?;
+        let file = self.remote_file(path, progress)?;
         if !self.has_content(&file) {
-            self.download(&file, 0, &self.patience).run(watcher)?;
+            self.download(&file, 0, &self.retry, &mut Notes(progress))?;
         }
         self.link(&file)
     }
 
-    fn link(&self, file: &RemoteFile) -> Result<(), Failure> {
-        let linked = self.cache.link(&self.listing.commit, &file.path, &file.metadata.etag);
-        linked.map_err(Failure::unwritable)
+    /// Refuses a download that does not fit on the disk.
+    fn check_space(&self, new: &[&RemoteFile]) -> Result<()> {
+        let needed = new.iter().map(|file| remaining(&self.cache, &file.metadata)).fold(0, u64::saturating_add);
+        match free_bytes(&self.cache.folder()) {
+            Some(free) if free < needed => Err(self.cache.disk_full(Some(needed - free), None)),
+            _ => Ok(()),
+        }
     }
 }
 
-/// Of what is downloaded before it is known how much there is to come, only what the user may wonder about.
-struct Notes<'a>(&'a mut dyn Watcher);
+/// Passes on notes alone: positions mean nothing before the size of the download is known.
+struct Notes<'a>(&'a mut dyn Progress);
 
-impl Watcher for Notes<'_> {
-    fn note(&mut self, line: &str) {
-        self.0.note(line);
+impl Progress for Notes<'_> {
+    fn note(&mut self, message: &str) {
+        self.0.note(message);
     }
 }
 
-/// A commit on the hub, whose indices are downloaded when they are read.
-pub(super) struct RemoteTree<'a> {
-    pub(super) remote: Remote,
-    pub(super) watcher: &'a mut dyn Watcher,
-    /// Why something could not be read, with what a plain error does not tell.
-    pub(super) failure: Option<Failure>,
-}
-
-/// Whether a file in the cache holds what its name says. What no hash is the name of nobody can tell.
-fn is_content(blob: &std::path::Path, etag: &str, len: u64) -> bool {
-    let mut digest = Digest::new(etag, Some(len));
-    let is_read = File::open(blob).is_ok_and(|file| digest.update_from(file).is_ok());
-    digest.is_hash() && is_read && digest.matches(etag)
+/// A commit whose indices are downloaded when they are read.
+struct RemoteTree<'a> {
+    remote: &'a Remote,
+    progress: &'a mut dyn Progress,
 }
 
 impl Tree for RemoteTree<'_> {
@@ -118,12 +212,8 @@ impl Tree for RemoteTree<'_> {
     }
 
     fn read_text(&mut self, path: &str) -> Result<String> {
-        if let Err(failure) = self.remote.bring_small_file(path, &mut Notes(self.watcher)) {
-            let error = anyhow::anyhow!("{}", failure.line());
-            self.failure = Some(failure);
-            return Err(error);
-        }
-        self.remote.snapshot.read_text(path)
+        self.remote.fetch_small(path, self.progress)?;
+        self.remote.snapshot.clone().read_text(path)
     }
 
     fn is_remote(&self) -> bool {
@@ -132,70 +222,5 @@ impl Tree for RemoteTree<'_> {
 
     fn title(&self) -> String {
         self.remote.name.to_string()
-    }
-}
-
-/// A model on the hub, and what to bring of it.
-pub(super) struct Found {
-    pub(super) remote: Remote,
-    pub(super) plan: Plan,
-}
-
-impl Found {
-    /// Downloads what is not here and makes it a snapshot.
-    pub(super) fn bring(self, watcher: &mut dyn Watcher) -> Result<Model, Failure> {
-        let Self { remote, plan } = self;
-        let Remote { cache, listing, name, .. } = &remote;
-        let commit = &listing.commit;
-        let mut wanted = Vec::new();
-        for path in plan.files.iter().filter(|path| !remote.is_here(path)) {
-            wanted.push(remote.remote_file(path, watcher)?);
-        }
-        let new: Vec<&RemoteFile> = wanted.iter().filter(|file| !remote.has_content(file)).collect();
-        let size = |file: &RemoteFile| file.metadata.size.unwrap_or(0);
-        if !new.is_empty() {
-            check_space(cache, &new)?;
-            let bytes = new.iter().map(|file| size(file)).fold(0, u64::saturating_add);
-            watcher.begin(&name.to_string(), new.len(), bytes);
-        }
-        // What is begun is worth it.
-        let long = Patience::long();
-        let patience = if remote.patience.is_long() { &remote.patience } else { &long };
-        let mut before = 0_u64;
-        for file in new {
-            remote.download(file, before, patience).run(watcher)?;
-            before = before.saturating_add(size(file));
-        }
-        watcher.end();
-        // A snapshot grows only by what is whole, and a branch moves only when its new commit is.
-        for file in &wanted {
-            remote.link(file)?;
-        }
-        for path in &plan.absent {
-            cache.mark_absent(commit, path);
-        }
-        if name.revision != *commit {
-            match cache.set_commit(commit) {
-                // All of it was here, in a cache that is not ours to write to.
-                Err(error) if wanted.is_empty() => log::warn!("{error}; {name} stays at another commit there"),
-                set => set.map_err(Failure::unwritable)?,
-            }
-        }
-        Ok(Model::of_snapshot(&remote.snapshot, plan, commit))
-    }
-}
-
-/// Refuses a download that does not fit, before it begins.
-fn check_space(cache: &RepositoryCache, new: &[&RemoteFile]) -> Result<(), Failure> {
-    let to_come = |file: &&RemoteFile| {
-        let size = file.metadata.size.unwrap_or(0);
-        size.saturating_sub(left_over(cache, &file.metadata))
-    };
-    let needed = new.iter().map(to_come).fold(0, u64::saturating_add);
-    match free_bytes(&cache.folder()) {
-        Some(free) if free < needed => {
-            Err(Failure::unwritable(anyhow::Error::msg(disk_full(cache, Some(needed - free)))))
-        }
-        _ => Ok(()),
     }
 }

@@ -1,8 +1,6 @@
-//! What the environment says about the hub; each variable means what it means to Python's huggingface_hub.
+//! The hub's settings: options, and the environment variables of Python's huggingface_hub.
 
-use crate::bad_input;
-use crate::bad_input::OrBadInput;
-use anyhow::Result;
+use crate::error::{Error, Hint, HubError, HubErrorKind, Result};
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,26 +9,26 @@ use url::Url;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// Seconds without a byte after which a server counts as gone.
+/// How long a server may send nothing, in seconds.
 const DEFAULT_TIMEOUT: u64 = 30;
 
-/// The most of them: a week, which is for ever, and no clock ends before.
-const LONGEST_TIMEOUT: u64 = 7 * 24 * 3600;
+/// The longest timeout: a week, which no clock overflows.
+const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 
-/// What the user says on the command line about the hub.
+/// The options of the hub.
 #[derive(Debug, Clone, Default)]
 pub struct HubOptions {
-    /// Where downloads are kept, in place of what the environment says.
+    /// The cache, in place of the environment's.
     pub cache_dir: Option<PathBuf>,
-    /// Whether the network is out of bounds, whatever the environment says.
+    /// Whether the network must not be used, whatever the environment says.
     pub offline: bool,
 }
 
 impl HubOptions {
-    /// Where downloads are kept: here, or in `HF_HUB_CACHE`, `HF_HOME/hub`, or `huggingface/hub` in the user's cache.
+    /// The cache: the option's, `HF_HUB_CACHE`, `HF_HOME/hub`, or `huggingface/hub` in the user's cache.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if there is no home folder to have a cache in.
+    /// [`HubErrorKind::Environment`] if there is no home folder.
     pub fn cache_dir(&self) -> Result<PathBuf> {
         let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].iter().find_map(|name| path_variable(name));
         match self.cache_dir.clone().or(named) {
@@ -39,24 +37,24 @@ impl HubOptions {
         }
     }
 
-    /// Whether the network must not be touched.
+    /// Whether the network must not be used.
     pub fn is_offline(&self) -> bool {
-        // The hub's own variable counts, if it says anything.
+        // A value of the hub's own variable, even `0`, hides the other.
         let said = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().find_map(|name| variable(name));
         self.offline || said.is_some_and(|text| is_true(&text))
     }
 }
 
-/// How to reach the hub. Read only when it has to be reached.
+/// How to reach the hub.
 #[derive(Debug)]
 pub struct Connection {
-    /// Where the hub is; its path ends in `/`.
+    /// The hub's address; its path ends in `/`.
     pub endpoint: Url,
-    /// Who the user is.
+    /// The user's access token.
     pub token: Option<Token>,
-    /// How long a server may be silent.
+    /// How long a server may send nothing.
     pub timeout: Duration,
-    /// A file of certificates to trust in place of those inside the program.
+    /// A PEM file of root certificates, in place of the built-in ones.
     pub certificates: Option<PathBuf>,
 }
 
@@ -64,7 +62,7 @@ impl Connection {
     /// Reads the environment.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if a variable or the token's file makes no sense.
+    /// [`HubErrorKind::Environment`] if a variable or the token's file has an unusable value.
     pub fn from_environment() -> Result<Self> {
         let timeout = variable("HF_HUB_DOWNLOAD_TIMEOUT").map_or(Ok(DEFAULT_TIMEOUT), |text| timeout(&text))?;
         Ok(Self {
@@ -76,12 +74,12 @@ impl Connection {
     }
 }
 
-/// A secret: printed, it does not show.
+/// An access token. `Debug` does not show it.
 #[derive(Clone)]
 pub struct Token(String);
 
 impl Token {
-    /// The header that proves who the user is.
+    /// The value of the `Authorization` header.
     pub fn authorization(&self) -> String {
         format!("Bearer {}", self.0)
     }
@@ -93,21 +91,31 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Seconds; none at all are the default, as in Python.
+/// An unusable value of a variable or of the token's file.
+pub(super) fn environment_error(reason: String, hint: Option<Hint>) -> HubError {
+    let (repository, file, status, source) = (None, None, None, None);
+    HubError { kind: HubErrorKind::Environment, repository, file, status, reason, hint, source }
+}
+
+/// Parses seconds; 0 is the default, as in Python.
 fn timeout(text: &str) -> Result<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(bad_input!("HF_HUB_DOWNLOAD_TIMEOUT is {text:?}, it must be a number of seconds"));
+        let reason = format!("HF_HUB_DOWNLOAD_TIMEOUT is {text:?}, it must be a number of seconds");
+        return Err(environment_error(reason, None).into());
     }
     match text.parse() {
         Ok(0) => Ok(DEFAULT_TIMEOUT),
-        Ok(seconds) => Ok(LONGEST_TIMEOUT.min(seconds)),
-        // More digits than fit.
-        Err(_) => Ok(LONGEST_TIMEOUT),
+        Ok(seconds) => Ok(MAX_TIMEOUT.min(seconds)),
+        // Too many digits for a `u64`.
+        Err(_) => Ok(MAX_TIMEOUT),
     }
 }
 
 fn endpoint(text: &str) -> Result<Url> {
-    let wrong = || bad_input!("HF_ENDPOINT is {text:?}, it must be an address such as {DEFAULT_ENDPOINT}");
+    let wrong = || -> Error {
+        let reason = format!("HF_ENDPOINT is {text:?}, it must be an address such as {DEFAULT_ENDPOINT}");
+        environment_error(reason, None).into()
+    };
     let url = Url::parse(&format!("{}/", text.trim_end_matches('/'))).map_err(|_| wrong())?;
     let is_plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
     // A password in there would end up in messages.
@@ -115,7 +123,7 @@ fn endpoint(text: &str) -> Result<Url> {
     if url.has_host() && is_plain { Ok(url) } else { Err(wrong()) }
 }
 
-/// The token in the environment or in the file where a login left it, unless it is forbidden to send one unasked.
+/// The token in the environment or in the file of `hf auth login`, unless `HF_HUB_DISABLE_IMPLICIT_TOKEN` forbids it.
 fn token() -> Result<Option<Token>> {
     if variable("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|text| is_true(&text)) {
         return Ok(None);
@@ -135,7 +143,9 @@ fn token() -> Result<Option<Token>> {
         Ok(text) => clean_token(&text, &format!("{path:?}")),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => {
-            Err(error).or_bad_input(|| format!("cannot read the token in {path:?}; set HF_TOKEN, or log in again"))
+            let hint = Hint::Other("set HF_TOKEN, or log in again".into());
+            let error_here = environment_error(format!("cannot read the token in {path:?}"), Some(hint));
+            Err(HubError { source: Some(error.into()), ..error_here }.into())
         }
     }
 }
@@ -143,14 +153,13 @@ fn token() -> Result<Option<Token>> {
 fn clean_token(text: &str, origin: &str) -> Result<Option<Token>> {
     let text = text.trim();
     if text.bytes().any(|byte| !byte.is_ascii_graphic()) {
-        return Err(bad_input!(
-            "{origin} holds no token: it must be one word; make one at {DEFAULT_ENDPOINT}/settings/tokens"
-        ));
+        let hint = Hint::Other(format!("make one at {DEFAULT_ENDPOINT}/settings/tokens").into());
+        return Err(environment_error(format!("{origin} holds no token: it must be one word"), Some(hint)).into());
     }
     Ok((!text.is_empty()).then(|| Token(text.into())))
 }
 
-/// `HF_HOME`, or where it is by default.
+/// `HF_HOME`, or its default.
 fn hub_home() -> Result<PathBuf> {
     if let Some(home) = path_variable("HF_HOME") {
         return Ok(home);
@@ -159,16 +168,18 @@ fn hub_home() -> Result<PathBuf> {
         return Ok(cache.join("huggingface"));
     }
     let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
-    let home = home.ok_or_else(|| bad_input!("there is no home folder to keep models in; give --cache-dir FOLDER"))?;
+    let home = home.ok_or_else(|| {
+        environment_error("there is no home folder to keep models in".into(), Some(Hint::ChooseCache))
+    })?;
     Ok(home.join(".cache/huggingface"))
 }
 
-/// An environment variable; an empty one is none.
+/// The value of an environment variable, unless it is empty.
 pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|text| text.trim().to_string()).filter(|text| !text.is_empty())
 }
 
-/// A path in an environment variable, with the home folder for `~` and other variables for their names.
+/// A path in an environment variable, with `~` and variables expanded.
 fn path_variable(name: &str) -> Option<PathBuf> {
     let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
     let path = PathBuf::from(value.to_str().map_or_else(|| value.clone(), |text| expanded(text).into()));
@@ -178,7 +189,7 @@ fn path_variable(name: &str) -> Option<PathBuf> {
     }
 }
 
-/// A text with the values of the variables that it names as `$NAME` or `${NAME}`; of those that are not set, the names.
+/// Expands `$NAME` and `${NAME}`. Variables that are not set stay as they are.
 fn expanded(text: &str) -> String {
     let mut parts = text.split('$');
     let mut expanded = parts.next().unwrap_or_default().to_string();
@@ -200,14 +211,20 @@ fn is_true(text: &str) -> bool {
     ["1", "ON", "YES", "TRUE"].contains(&text.to_uppercase().as_str())
 }
 
-/// Whether a folder or the nearest one above it that is there has a device with a known amount of free bytes.
+/// The free bytes of the disk that a folder is on or would be on, if the file system says.
+#[cfg(unix)]
 pub fn free_bytes(folder: &Path) -> Option<u64> {
-    // What a relative path begins in has no name.
+    // The last ancestor of a relative path is empty.
     let named = |folder| if folder == Path::new("") { Path::new(".") } else { folder };
     let there = folder.ancestors().map(named).find(|folder| folder.is_dir())?;
-    let stats = fs4::statvfs(there).ok()?;
-    // Some network and FUSE file systems report no blocks at all, which does not mean that nothing fits.
-    (stats.total_space() > 0).then(|| stats.available_space())
+    let stats = rustix::fs::statvfs(there).ok()?;
+    // Some network and FUSE file systems report no blocks at all.
+    (stats.f_blocks > 0).then(|| stats.f_bavail.saturating_mul(stats.f_frsize))
+}
+
+#[cfg(not(unix))]
+pub fn free_bytes(_folder: &Path) -> Option<u64> {
+    None
 }
 
 #[cfg(test)]
@@ -226,8 +243,8 @@ mod tests {
     #[test]
     fn timeouts_are_seconds_that_a_clock_can_hold() {
         assert_eq!((timeout("0").unwrap(), timeout("7").unwrap()), (DEFAULT_TIMEOUT, 7));
-        assert_eq!(timeout(&u64::MAX.to_string()).unwrap(), LONGEST_TIMEOUT);
-        assert_eq!(timeout(&"9".repeat(40)).unwrap(), LONGEST_TIMEOUT);
+        assert_eq!(timeout(&u64::MAX.to_string()).unwrap(), MAX_TIMEOUT);
+        assert_eq!(timeout(&"9".repeat(40)).unwrap(), MAX_TIMEOUT);
         for text in ["soon", "-1", "1.5", "+3"] {
             assert!(timeout(text).unwrap_err().to_string().contains("HF_HUB_DOWNLOAD_TIMEOUT"), "{text}");
         }

@@ -62,6 +62,14 @@ pub struct ModelFile {
     pub is_here: bool,
 }
 
+impl ModelFile {
+    /// A file of a model in `folder`. `listed_bytes` is its size on the hub, for a file that is not on this machine.
+    pub(crate) fn new(folder: &Folder, path: &str, listed_bytes: Option<u64>) -> Self {
+        let bytes = folder.file_len(path).or(listed_bytes);
+        Self { path: path.into(), bytes, is_here: folder.has_path(path) }
+    }
+}
+
 /// Where the components are.
 #[derive(Debug, Clone)]
 pub struct Layout {

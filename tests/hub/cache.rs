@@ -1,4 +1,4 @@
-//! The cache as others may have left it, and what servers say of what goes there.
+//! The cache as other programs may have left it, and odd responses.
 
 use crate::common::{assert_done, assert_refused};
 use crate::place::{Place, REPOSITORY, small_model};
@@ -11,7 +11,7 @@ use std::process::Command;
 const ALWAYS: usize = usize::MAX;
 const PRIOR: &str = "prior/diffusion_pytorch_model.safetensors";
 
-/// Takes the right to write to all that is in a folder, and gives it back when it goes.
+/// Makes a folder read-only until it is dropped.
 struct ReadOnly<'a>(&'a Path);
 
 impl<'a> ReadOnly<'a> {
@@ -49,27 +49,27 @@ fn a_cache_that_can_only_be_read_is_used() {
         let options = ["-p", "a red apple", "--steps", "3", "--overwrite", "--revision", COMMIT, "--model", REPOSITORY];
         [&options[..], &["--out", out]].concat()
     };
-    // All that the run needs is there.
+    // The cache has all that the run needs.
     place.server.reset();
     for endpoint in [&up, down] {
         assert_eq!(assert_done(&mut run(&embed("e.npy"), endpoint)), "", "{endpoint}");
         assert_eq!(crate::common::read_npy(&fs::read(place.work.path("e.npy")).unwrap()), expected);
     }
     assert!(place.server.requests("").is_empty());
-    // The image encoder would be welcome.
+    // It lacks the image encoder, which is welcome.
     for (endpoint, words) in [(up.as_str(), "cannot write to the cache"), (down, "cannot reach")] {
         let lines = assert_done(&mut run(&embed("e.npz"), endpoint));
         assert!(lines.contains(words) && lines.contains("using what is in the cache"), "{lines}");
         assert!(lines.contains("no negative embeddings"), "{lines}");
     }
-    // What cannot be done without it says so.
+    // It lacks the image encoder, which is needed.
     let needed = [&embed("e.npy")[..], &["--negative-out", "n.npy"]].concat();
     let mut command = run(&needed, &up);
     let output = command.arg("--quiet").output().unwrap();
     let line = crate::common::stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{line}");
     assert!(line.contains("cannot write to the cache") && line.contains("--cache-dir"), "{line}");
-    // A download finds all of it there, and its hashes right; that the branch is another commit by now it cannot note.
+    // A download finds every file with the right hash, but cannot move the branch.
     for options in [&["download", REPOSITORY][..], &["download", REPOSITORY, "--force"]] {
         place.server.reset();
         let output = run(options, &up).output().unwrap();
@@ -90,7 +90,7 @@ fn a_cache_that_can_only_be_read_is_used() {
 
 #[test]
 fn blobs_are_called_what_python_calls_them() {
-    // As huggingface_hub 2.4 names them; `N` is another number for each file.
+    // As huggingface_hub 2.4 names them; `N` is a number for each file.
     for (etag, name) in [
         ("\"CJ+@N==\"", "CJ+@N=="),
         ("W/\"N\"", "N"),
@@ -121,7 +121,7 @@ fn blobs_are_called_what_python_calls_them() {
         place.embeds(&mut place.embed(REPOSITORY));
         assert!(place.server.requests("").is_empty(), "{etag}");
     }
-    // What no hash is the name of cannot be gone on with, so that nothing of it stays.
+    // Without a hash a download cannot be resumed, and the received part is removed.
     let place = Place::new();
     place.server.fail(
         &format!("HEAD /{REPOSITORY}/resolve/{COMMIT}/{PRIOR}"),
@@ -146,28 +146,28 @@ fn answers_may_be_compressed() {
     place.server.fail("api/models", 1, Fault::Gzip);
     assert_done(&mut place.download(REPOSITORY));
     assert_eq!(place.server.requests("api/models")[0].headers["accept-encoding"], "gzip");
-    // Files too, by servers that do not listen; then the length that a HEAD has is another.
+    // So may files, by servers that ignore the request; then HEAD has another length.
     let place = Place::new();
     place.server.fail("", ALWAYS, Fault::Gzip);
     assert_done(&mut place.download(REPOSITORY));
     for path in ["prior/config.json", PRIOR] {
         assert!(fs::read(place.snapshot(path)).unwrap() == small_model().files[path], "{path}");
     }
-    // Of a part of what is compressed nothing can be used.
+    // A part of a compressed file cannot be used.
     let place = Place::new();
     place.server.fail("cdn GET", 1, Fault::Cut(1000));
     place.server.fail("cdn GET", 1, Fault::Gzip);
     assert_done(&mut place.download(REPOSITORY));
     assert_eq!(place.server.requests("cdn GET")[1].headers["range"], "bytes=1000-");
     place.embeds(&mut place.embed(REPOSITORY));
-    // And a bomb does no harm.
+    // A bomb does no harm.
     let place = Place::new();
     place.server.fail("api/models", ALWAYS, Fault::Body(" ".repeat(65 << 20)));
     assert_refused(&place.work, &mut place.download(REPOSITORY), 1, &["more than the hub ever says"]);
 }
 
 #[test]
-fn names_that_other_systems_do_not_know_are_no_danger() {
+fn names_that_other_systems_forbid_are_skipped() {
     let place = Place::new();
     let mut repository = small_model();
     repository.files.insert("logs/2023-01-01_12:30:11/events".into(), b"x".to_vec());
@@ -184,19 +184,19 @@ fn links_in_the_cache_lead_no_download_elsewhere() {
     for name in ["weights", "prior/config.json"] {
         fs::write(precious.join(name), "mine").unwrap();
     }
-    // As what is left of a download.
+    // A link in place of an unfinished download.
     let blobs = place.cache().join("blobs");
     fs::create_dir_all(&blobs).unwrap();
     let etag = sha256(&small_model().files[PRIOR]);
     symlink(precious.join("weights"), blobs.join(format!("{etag}.01234567.incomplete"))).unwrap();
     assert_done(&mut place.download(REPOSITORY));
     assert!(fs::read(place.snapshot(PRIOR)).unwrap() == small_model().files[PRIOR]);
-    // As a blob: the new one takes the link's place.
+    // In place of a blob, which replaces the link.
     fs::remove_file(blobs.join(&etag)).unwrap();
     symlink(precious.join("weights"), blobs.join(&etag)).unwrap();
     assert_done(&mut place.download(REPOSITORY));
     assert!(!blobs.join(&etag).is_symlink());
-    // As a folder of a commit.
+    // In place of a folder of a snapshot.
     fs::remove_dir_all(place.snapshot("prior")).unwrap();
     symlink(precious.join("prior"), place.snapshot("prior")).unwrap();
     let mut command = place.download(REPOSITORY);
@@ -205,7 +205,7 @@ fn links_in_the_cache_lead_no_download_elsewhere() {
         assert_eq!(fs::read_to_string(precious.join(name)).unwrap(), "mine", "{name}");
     }
     assert_eq!(precious.join("prior").read_dir().unwrap().count(), 1);
-    // A pipe in place of a reference is no reference, and nothing that a run would wait for.
+    // A pipe in place of a reference is ignored.
     fs::remove_file(place.snapshot("prior")).unwrap();
     fs::remove_file(place.cache().join("refs/main")).unwrap();
     assert!(Command::new("mkfifo").arg(place.cache().join("refs/main")).status().unwrap().success());

@@ -6,7 +6,7 @@ use crate::server::{COMMIT, is_large};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 
-/// What a command prints as JSON.
+/// The JSON that a command prints.
 fn json(command: &mut assert_cmd::Command) -> Value {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -14,7 +14,7 @@ fn json(command: &mut assert_cmd::Command) -> Value {
 }
 
 #[test]
-fn models_are_listed_with_what_is_here() {
+fn models_are_listed_with_what_is_cached() {
     let place = Place::new();
     let list = || json(place.command().args(["models", "--json"]));
     let find = |list: &Value, name: &str| {

@@ -1,4 +1,4 @@
-//! What is downloaded, what is kept, and what is not downloaded again.
+//! What is downloaded, kept, and not downloaded again.
 
 use crate::common::{assert_done, assert_refused, model, stderr};
 use crate::place::{Place, REPOSITORY, fixture, small_model};
@@ -38,7 +38,7 @@ fn the_image_encoder_comes_when_it_is_needed() {
     assert!(!place.snapshot("image_encoder").exists());
     assert_done(place.embed(REPOSITORY).args(["--negative-out", "n.npy"]));
     assert!(place.snapshot("image_encoder/model.safetensors").exists());
-    // That a model has none is asked once.
+    // That a model has none is requested once.
     place.server.put("owner/without", Repository::of_folder(&fixture("no_image_encoder")));
     let mut command = place.embed("owner/without");
     command.args(["--negative-out", "n2.npy"]);
@@ -63,7 +63,7 @@ fn every_layout_is_understood() {
     }
 }
 
-/// Whether a file has weights that every run needs.
+/// Whether a file has weights that every run reads.
 fn is_wanted(path: &str) -> bool {
     is_large(path) && ["prior/", "text_encoder/"].iter().any(|part| path.starts_with(part))
 }
@@ -100,7 +100,7 @@ fn sixteen_bits_are_taken_where_they_are_enough() {
     place.server.reset();
     place.embeds(place.embed(REPOSITORY).args(["--dtype", "int8"]));
     assert!(place.server.requests("").is_empty());
-    // A run in float32 has the better ones.
+    // A run in float32 downloads the exact weights.
     place.embeds(&mut place.embed(REPOSITORY));
     assert_eq!((weights("diffusion_pytorch_model.fp16"), weights("diffusion_pytorch_model.safetensors")), (0, 1));
 }
@@ -141,7 +141,7 @@ fn revisions_are_branches_tags_and_commits() {
 }
 
 #[test]
-fn a_broken_download_goes_on_where_it_stopped() {
+fn broken_downloads_resume() {
     let place = Place::new();
     place.server.fail("cdn GET", 1, Fault::Cut(1000));
     assert_done(&mut place.download(REPOSITORY));
@@ -153,7 +153,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
         .collect();
     assert_eq!(ranges, ["bytes=1000-"]);
 
-    // The same after the process ended: the first try is cut off, the second one is refused for good.
+    // The same in another process: the first attempt is cut off, the second one is refused for good.
     let place = Place::new();
     place.server.fail("cdn GET", 1, Fault::Cut(2000));
     place.server.fail("cdn GET", 1, Fault::Answer(403, Vec::new()));
@@ -168,7 +168,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn servers_that_know_no_ranges_do_too() {
+fn servers_without_ranges_start_anew() {
     for fault in [Fault::IgnoreRange, Fault::Answer(416, Vec::new())] {
         let place = Place::new();
         let blobs = place.cache().join("blobs");
@@ -195,7 +195,7 @@ fn hubs_may_keep_large_files_themselves() {
 }
 
 #[test]
-fn what_is_left_of_another_content_is_not_trusted() {
+fn the_rest_of_another_content_is_not_trusted() {
     let place = Place::new();
     let blobs = place.cache().join("blobs");
     fs::create_dir_all(&blobs).unwrap();
@@ -240,22 +240,22 @@ fn busy_and_stalling_servers_are_waited_for() {
 }
 
 #[test]
-fn where_the_hub_is_out_of_reach_the_cache_does() {
+fn an_unreachable_hub_leaves_the_cache() {
     let place = Place::new();
     let expected = place.embeds(&mut place.embed(REPOSITORY));
-    // As a cache of Python's, which does not note what a model lacks: that matters little.
+    // As in a cache of Python's, which does not note absent files: that matters little.
     fs::remove_dir_all(place.cache().join(".no_exist")).unwrap();
     place.server.reset();
     place.embeds(&mut place.embed(REPOSITORY));
     assert!(place.server.requests("").is_empty(), "all that matters is here");
-    // That there may be more exact weights matters; without the hub, what is here does.
+    // More exact weights matter; without the hub, the cached ones do.
     let exact = place.snapshot(PRIOR);
     fs::rename(&exact, place.snapshot("prior/diffusion_pytorch_model.fp16.safetensors")).unwrap();
     let line = assert_done(place.embed(REPOSITORY).env("HF_ENDPOINT", "http://127.0.0.1:1"));
     assert!(line.contains("cannot reach 127.0.0.1:1") && line.contains("in the cache"), "{line}");
     assert_eq!(line.lines().count(), 1, "{line}");
     assert_eq!(place.embeds(place.embed(REPOSITORY).arg("--offline")), expected);
-    // The same where the hub answers, but not as before, or cannot be asked at all.
+    // The same if the hub refuses, or cannot be asked at all.
     let api = "api/models";
     for (fault, words) in [
         (Fault::Answer(401, Vec::new()), "no public repository"),
@@ -289,7 +289,7 @@ fn a_plain_run_never_moves_a_branch() {
     let mut newer = small_model();
     newer.commit = "2".repeat(40);
     place.server.put(REPOSITORY, newer);
-    // The hub knows the older commit no more, and it cannot be used as it is: only then the newer one is taken.
+    // The newer commit is used only if the hub has dropped the older one and the cache has too little of it.
     let mut older = place.embed(REPOSITORY);
     place.server.fail("api/models", 1, Fault::Answer(500, vec![("retry-after", "900".into())]));
     assert_refused(&place.work, older.arg("--quiet"), 1, &["900 s"]);
@@ -307,7 +307,7 @@ fn a_plain_run_never_moves_a_branch() {
 }
 
 #[test]
-fn what_a_format_would_like_to_have_is_not_missed_offline() {
+fn a_welcome_image_encoder_is_not_required_offline() {
     let place = Place::new();
     assert_done(&mut place.download(REPOSITORY));
     let run = |options: &[&str]| {
@@ -322,7 +322,7 @@ fn what_a_format_would_like_to_have_is_not_missed_offline() {
     assert_refused(&place.work, &mut command, 2, &["image_encoder/config.json", advice]);
     assert_done(place.download(REPOSITORY).arg("--image-encoder"));
     assert_eq!(assert_done(&mut run(&["--out", "e.npz"])), "");
-    // The advice is for the same revision, cache and type.
+    // The advice has the same revision, cache and type.
     let folder = place.work.path("other");
     let mut command = place.embed(&format!("{REPOSITORY}@v1"));
     command.args(["--offline", "--dtype", "int8", "--cache-dir"]).arg(&folder);
@@ -350,7 +350,7 @@ fn variables_mean_what_they_mean_in_python() {
     command.env("HF_HUB_CACHE", "$SOMEWHERE/${SOMEWHERE}x").env("SOMEWHERE", "cache").current_dir(place.work.path(""));
     assert_done(&mut command);
     assert!(place.work.path("cache/cachex/models--owner--kandinsky/refs/main").is_file());
-    // The proxy of another scheme is none of ours, and that of ours comes before that for all.
+    // Another scheme's proxy is not used, and our scheme's comes before `ALL_PROXY`.
     assert_done(place.download(REPOSITORY).env("https_proxy", "http://127.0.0.1:1").env("no_proxy", "other.example"));
     let mut command = place.download(REPOSITORY);
     assert_done(command.env("ALL_PROXY", "http://127.0.0.1:1").env("NO_PROXY", "other.example, 127.0.0.1"));
@@ -370,7 +370,7 @@ fn proxies_are_chosen_for_each_address() {
     assert_done(&mut place.download(REPOSITORY));
     let cdn = place.server.cdn();
     let port = hub.rsplit(':').next().unwrap();
-    // Nothing answers there.
+    // A proxy that does not answer.
     let download = |no_proxy: &str| {
         let mut command = place.download(REPOSITORY);
         command
@@ -383,13 +383,13 @@ fn proxies_are_chosen_for_each_address() {
     for no_proxy in ["", "other.example", "10.0.0.0/8", "127.0.0.1:1", "128.0.0.0/1", "https://127.0.0.1"] {
         assert_refused(&place.work, &mut download(no_proxy), 1, &["cannot reach"]);
     }
-    // The hub is reached without the proxy, the host that it redirects to is not.
+    // The hub needs no proxy, the host of large files does.
     assert_refused(&place.work, &mut download(&hub), 1, &["cannot reach", &cdn]);
     for no_proxy in ["127.0.0.1", "127.0.0.0/8", "*", "10.0.0.0/8 127.0.0.1/32", &format!("{hub},{cdn}")] {
         let _ = fs::remove_dir_all(place.work.path("hf/other"));
         assert_done(&mut download(no_proxy));
     }
-    // In lower case an empty one counts too, as in Python.
+    // An empty variable in lower case hides the other, as in Python.
     let _ = fs::remove_dir_all(place.work.path("hf/other"));
     let mut command = download("");
     assert_done(command.env("http_proxy", "").env("HTTP_PROXY", "http://127.0.0.1:1"));

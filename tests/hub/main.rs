@@ -1,6 +1,6 @@
-//! Runs the real binary against a server that speaks the hub's routes.
+//! Runs the binary against a server with the hub's routes.
 
-// In a test, a panic is how a failure is told.
+// Tests fail by panics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cache;

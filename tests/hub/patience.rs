@@ -1,4 +1,4 @@
-//! Servers that let a client wait, and servers that never come to an end.
+//! Servers that make a client wait, and responses that never end.
 
 use crate::common::{assert_done, assert_refused, send_signal, stderr, wait};
 use crate::place::{Place, REPOSITORY, small_model};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const ALWAYS: usize = usize::MAX;
 const PRIOR: &str = "prior/diffusion_pytorch_model.safetensors";
 
-/// An answer of a server that counts requests, as the hub gives it.
+/// The hub's response to too many requests.
 fn rate_limited(seconds: u64) -> Fault {
     let policy = "\"fixed window\";\"api\";q=500;w=300";
     let limit = format!("\"api\";r=0;t={seconds}");
@@ -20,20 +20,20 @@ fn rate_limited(seconds: u64) -> Fault {
 }
 
 #[test]
-fn rate_limits_are_waited_for_and_said() {
+fn rate_limits_are_waited_for_and_reported() {
     let place = Place::new();
     for pattern in ["api/models", "HEAD", "GET /owner/kandinsky/resolve", "cdn GET"] {
         place.server.fail(pattern, 1, rate_limited(1));
     }
     let start = Instant::now();
     let lines = assert_done(&mut place.download(REPOSITORY));
-    assert!(start.elapsed() >= Duration::from_secs(8), "four times a second, and one more");
+    assert!(start.elapsed() >= Duration::from_secs(8), "four times 1 s, each with 1 s more");
     let told = lines.lines().filter(|line| {
-        line.ends_with("has had too many requests from here (500 in 300 s are allowed); going on in 2 s")
+        line.ends_with("has had too many requests from here (500 in 300 s are allowed); retrying in 2 s")
     });
     assert_eq!(told.count(), 4, "{lines}");
     place.embeds(&mut place.embed(REPOSITORY));
-    // It is not the limit that this answer is about.
+    // The limit in the headers is not the reason of the response.
     let place = Place::new();
     let other = Fault::Answer(503, vec![("ratelimit", "\"api\";r=0;t=3000".into()), ("retry-after", "0".into())]);
     place.server.fail("api/models", 1, other);
@@ -49,7 +49,7 @@ fn limits_that_last_longer_end_the_run_at_once() {
     let start = Instant::now();
     assert_refused(&place.work, &mut place.download(REPOSITORY), 1, &["too many requests", "try again in 3000 s"]);
     assert!(start.elapsed() < Duration::from_secs(10));
-    // What is in the cache does meanwhile; nobody waits for what would only be welcome.
+    // Meanwhile the cache does: a run does not wait for what it can do without.
     place.embeds(&mut place.embed(REPOSITORY));
     fs::rename(place.snapshot(PRIOR), place.snapshot(&PRIOR.replace("model.", "model.fp16."))).unwrap();
     place.server.fail("api/models", 1, rate_limited(3000));
@@ -72,7 +72,7 @@ fn ctrl_c_ends_a_wait_at_once() {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     let mut screen = child.stderr.take().unwrap();
-    while !said.contains("going on in 201 s") {
+    while !said.contains("retrying in 201 s") {
         let mut byte = [0];
         assert_eq!(screen.read(&mut byte).unwrap(), 1, "{said}");
         said.push(char::from(byte[0]));
@@ -86,7 +86,7 @@ fn ctrl_c_ends_a_wait_at_once() {
 }
 
 #[test]
-fn lines_that_break_are_tried_as_long_as_in_python() {
+fn broken_connections_are_retried_as_long_as_in_python() {
     let place = Place::new();
     place.server.fail("api/models", ALWAYS, Fault::Cut(10));
     let start = Instant::now();
@@ -97,7 +97,7 @@ fn lines_that_break_are_tried_as_long_as_in_python() {
 }
 
 #[test]
-fn answers_that_drip_come_to_an_end() {
+fn dripping_responses_time_out() {
     let drip = || Fault::Drip(Duration::from_millis(50));
     for pattern in ["api/models", "GET /owner/kandinsky/resolve"] {
         let place = Place::new();
@@ -107,18 +107,18 @@ fn answers_that_drip_come_to_an_end() {
         command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1");
         assert_refused(&place.work, &mut command, 1, &["did not answer in full within 4 s", "HF_HUB_DOWNLOAD_TIMEOUT"]);
         assert!(start.elapsed() < Duration::from_secs(20), "{pattern}: {:?}", start.elapsed());
-        assert_eq!(place.server.requests(pattern).len(), 1, "another try would take as long");
+        assert_eq!(place.server.requests(pattern).len(), 1, "another attempt would take as long");
     }
 }
 
 #[test]
-fn downloads_that_drip_are_begun_again_and_come_to_an_end() {
+fn dripping_downloads_are_resumed_and_time_out() {
     let place = Place::new();
     place.server.fail("cdn GET", 1, Fault::Drip(Duration::from_millis(50)));
     assert_done(place.download(REPOSITORY).env("HF_HUB_DOWNLOAD_TIMEOUT", "1"));
     let ranges: Vec<_> =
         place.server.requests("cdn GET").iter().filter_map(|request| request.headers.get("range").cloned()).collect();
-    assert_eq!(ranges.len(), 1, "it goes on with what came: {ranges:?}");
+    assert_eq!(ranges.len(), 1, "it resumes: {ranges:?}");
 
     let place = Place::new();
     place.server.fail("cdn GET", ALWAYS, Fault::Drip(Duration::from_millis(50)));
@@ -126,25 +126,25 @@ fn downloads_that_drip_are_begun_again_and_come_to_an_end() {
     command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1").arg("--quiet");
     assert_refused(&place.work, &mut command, 1, &["less than 1 kB of text_encoder/model.safetensors a second"]);
     assert_eq!(place.server.requests("cdn GET").len(), 7);
-    // What came stays.
+    // The received part stays.
     assert_eq!(place.unfinished().len(), 1);
 }
 
 #[test]
-fn a_lock_that_is_held_for_ever_is_not_waited_for_for_ever() {
+fn a_lock_without_progress_is_given_up() {
     let place = Place::new();
     let locks = place.work.path("hf/hub/.locks/models--owner--kandinsky");
     fs::create_dir_all(&locks).unwrap();
     let etag = |path: &str| sha256(&small_model().files[path]);
     let held = fs::File::create(locks.join(format!("{}.lock", etag(PRIOR)))).unwrap();
     held.lock().unwrap();
-    // Nor is what is no file waited for.
+    // A pipe in place of a lock is ignored.
     let pipe = locks.join(format!("{}.lock", etag("text_encoder/model.safetensors")));
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let start = Instant::now();
     let output = place.download(REPOSITORY).env("HF_HUB_DOWNLOAD_TIMEOUT", "1").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(stderr(&output).contains("waiting for it") && stderr(&output).contains("does not get on"));
+    assert!(stderr(&output).contains("waiting for it") && stderr(&output).contains("makes no progress"));
     assert!((10..60).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     place.embeds(&mut place.embed(REPOSITORY));
 }

@@ -1,4 +1,4 @@
-//! A workplace with a server, a cache of its own, and repositories made of the small models.
+//! A working folder with a server, a cache, and repositories made of the small models.
 
 use crate::common::{Workplace, assert_done, model, read_npy};
 use crate::server::{COMMIT, Repository, Server};
@@ -7,7 +7,7 @@ use ndarray::Array2;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The repository that most tests use.
+/// The repository of most tests.
 pub const REPOSITORY: &str = "owner/kandinsky";
 
 pub struct Place {
@@ -16,7 +16,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// With [`REPOSITORY`] on the server: the small model, and a decoder that nobody needs.
+    /// With [`REPOSITORY`] on the server: the small model, and a decoder that no run needs.
     pub fn new() -> Self {
         let place = Self { work: Workplace::new(), server: Server::start() };
         place.server.put(REPOSITORY, small_model());
@@ -24,12 +24,12 @@ impl Place {
         place
     }
 
-    /// The binary, with no options, the test's cache and server, and nothing of the user's environment.
+    /// The binary without options, with the test's cache and server and without the user's environment.
     pub fn command(&self) -> Command {
         self.prepared(self.work.bare())
     }
 
-    /// The same, where permissions count: to root they mean nothing.
+    /// The same, subject to file permissions even as root.
     pub fn command_without_rights(&self) -> Command {
         use std::os::unix::fs::MetadataExt;
         if fs::metadata(self.work.path("hf")).unwrap().uid() != 0 {
@@ -51,27 +51,27 @@ impl Place {
         command
     }
 
-    /// A run that embeds into `e.npy` with a model.
+    /// A run that writes `e.npy`.
     pub fn embed(&self, model: &str) -> Command {
         let mut command = self.command();
         command.args(["-p", "a red apple", "--steps", "3", "--out", "e.npy", "--overwrite", "--model", model]);
         command
     }
 
-    /// What such a run writes.
+    /// The embeddings of such a run.
     pub fn embeds(&self, command: &mut Command) -> Array2<f32> {
         assert_done(command);
         read_npy(&fs::read(self.work.path("e.npy")).unwrap())
     }
 
-    /// The download of a model.
+    /// `prior-embed download`.
     pub fn download(&self, model: &str) -> Command {
         let mut command = self.command();
         command.args(["download", model]);
         command
     }
 
-    /// The part of the cache that is [`REPOSITORY`]'s.
+    /// [`REPOSITORY`]'s folder in the cache.
     pub fn cache(&self) -> PathBuf {
         self.work.path("hf/hub/models--owner--kandinsky")
     }
@@ -81,7 +81,7 @@ impl Place {
         self.cache().join("snapshots").join(COMMIT).join(path)
     }
 
-    /// The names of unfinished downloads in the cache.
+    /// The unfinished downloads in the cache.
     pub fn unfinished(&self) -> Vec<PathBuf> {
         let entries = self.cache().join("blobs").read_dir().into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).filter(|path| path.to_str().unwrap().ends_with("incomplete")).collect()

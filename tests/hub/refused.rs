@@ -1,4 +1,4 @@
-//! What goes wrong: one line that says what to do, the right exit code, and nothing that is wrong in the cache.
+//! Failures: one line that says what to do, the right exit code, and a cache without wrong files.
 
 use crate::common::{assert_done, assert_refused, stderr};
 use crate::place::{Place, REPOSITORY, small_model};
@@ -8,7 +8,7 @@ use std::fs;
 const ALWAYS: usize = usize::MAX;
 const SECRET: &str = "hf_aVerySecretToken";
 
-/// A repository that only the token may use.
+/// A repository that only the token may access.
 fn private(is_gated: bool) -> Repository {
     Repository { token: Some(SECRET.into()), is_gated, ..small_model() }
 }
@@ -53,7 +53,7 @@ fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
     let (with, all) = authorized("cdn ");
     assert!(with == 0 && all > 0, "{with} of {all}");
 
-    // From the file of a login, and to no mirror that the hub may send us to.
+    // A token from the file of a login, and a redirect to a mirror.
     let other = Place::new();
     fs::create_dir(place.work.path("login")).unwrap();
     fs::write(place.work.path("login/token"), format!("{SECRET}\n")).unwrap();
@@ -70,7 +70,7 @@ fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
 }
 
 #[test]
-fn no_way_to_the_hub() {
+fn the_hub_is_unreachable() {
     let place = Place::new();
     let refused = |name: &str, value: &str, code: i32, words: &[&str]| {
         assert_refused(&place.work, place.embed(REPOSITORY).env(name, value), code, words);
@@ -112,7 +112,7 @@ fn servers_that_fail() {
         let mut command = place.download(REPOSITORY);
         command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1").arg("--quiet");
         assert_refused(&place.work, &mut command, code, words);
-        assert!(place.server.requests("").len() < 60, "it asks for ever");
+        assert!(place.server.requests("").len() < 60, "endless requests");
     };
     refused("api/models", Fault::Answer(429, now.clone()), 1, &["too many requests"]);
     refused("api/models", Fault::Answer(429, vec![("retry-after", "900".into())]), 1, &["900 s"]);
@@ -120,7 +120,7 @@ fn servers_that_fail() {
     refused("api/models", Fault::Body("<html>log in</html>".into()), 1, &["no listing", "HF_ENDPOINT"]);
     let many = Fault::Header("x-many", "y".repeat(200_000));
     refused("api/models", many, 1, &["more than the hub ever says"]);
-    // What a length says that cannot be is not made room for.
+    // A length that is too large is not allocated.
     place.server.reset();
     place.server.fail("cdn GET", 2, Fault::Header("content-length", u64::MAX.to_string()));
     assert_done(place.download(REPOSITORY).args(["--cache-dir"]).arg(place.work.path("hf/huge")));
@@ -140,7 +140,7 @@ fn servers_that_fail() {
         assert!(!content.is_empty(), "nothing goes on from {name}");
         assert!(name.ends_with("incomplete") || [sha256(&content), git_hash(&content)].contains(&name), "{name}");
     }
-    // Nothing that was wrong is in the way now.
+    // The cache has nothing wrong in it.
     place.server.reset();
     place.embeds(&mut place.embed(REPOSITORY));
 }

@@ -1,4 +1,4 @@
-//! Files in the cache that are not what they should be, and servers that let them become so.
+//! Damaged files in the cache, and servers that cause them.
 
 use crate::common::{assert_done, assert_refused, stderr};
 use crate::place::{Place, REPOSITORY, small_model};
@@ -8,7 +8,7 @@ use std::fs;
 const PRIOR: &str = "prior/diffusion_pytorch_model.safetensors";
 const ADVICE: &str = "; run `prior-embed download owner/kandinsky --force`";
 
-/// Writes over what a file of the snapshot leads to.
+/// Overwrites the blob of a file.
 fn damage(place: &Place, path: &str, content: &[u8]) {
     fs::write(place.snapshot(path).canonicalize().unwrap(), content).unwrap();
 }
@@ -60,7 +60,7 @@ fn force_compares_hashes_and_errors_say_so() {
         assert_eq!(place.embeds(&mut place.embed(REPOSITORY)), expected);
     }
     assert!(place.unfinished().is_empty());
-    // A damage that is no longer or shorter only a hash shows.
+    // Damage that keeps the length shows in the hash alone.
     let mut weights = small_model().files[PRIOR].clone();
     *weights.last_mut().unwrap() ^= 1;
     damage(&place, PRIOR, &weights);
@@ -73,7 +73,7 @@ fn force_compares_hashes_and_errors_say_so() {
 }
 
 #[test]
-fn half_a_file_is_no_file_where_no_length_is_told() {
+fn files_without_a_length_are_checked_too() {
     let config = format!("GET /owner/kandinsky/resolve/{COMMIT}/prior/config.json");
     let place = Place::new();
     place.server.fail("HEAD", usize::MAX, Fault::NoLength(0));
@@ -81,7 +81,7 @@ fn half_a_file_is_no_file_where_no_length_is_told() {
     assert_done(&mut place.download(REPOSITORY));
     assert!(content(&place, "prior/config.json") == small_model().files["prior/config.json"]);
     assert_eq!(place.server.requests(&config).len(), 2);
-    // Nor where the listing has no sizes either: the hash tells.
+    // The same if the listing has no sizes either: the hash decides.
     let place = Place::new();
     let siblings: Vec<_> =
         small_model().files.keys().map(|path| serde_json::json!({"rfilename": path, "size": null})).collect();

@@ -1,5 +1,5 @@
-//! A small server that speaks the hub's routes: listings, files with their etags and commits, redirects of large files to
-//! another host, ranges, and everything that can go wrong.
+//! A server with the hub's routes: listings, files with their ETags and commits, redirects of large files to another host,
+//! ranges, and injected faults.
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// The commit of a repository that nobody gave another.
+/// The default commit of a repository.
 pub const COMMIT: &str = "1111111111111111111111111111111111111111";
 
 /// A repository.
@@ -22,14 +22,14 @@ pub const COMMIT: &str = "1111111111111111111111111111111111111111";
 pub struct Repository {
     pub files: BTreeMap<String, Vec<u8>>,
     pub commit: String,
-    /// Only this token may see it.
+    /// The only token that has access.
     pub token: Option<String>,
-    /// Everybody may list it, but only the token may download.
+    /// Anyone may list it, only the token may download.
     pub is_gated: bool,
 }
 
 impl Repository {
-    /// One that holds what a folder holds.
+    /// The files of a folder.
     pub fn of_folder(folder: &Path) -> Self {
         let mut files = BTreeMap::new();
         collect(folder, "", &mut files);
@@ -49,28 +49,28 @@ fn collect(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
     }
 }
 
-/// What is to go wrong.
+/// A fault.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// Another answer, with these headers.
+    /// Another status, with these headers and no body.
     Answer(u16, Vec<(&'static str, String)>),
-    /// Another value of a header.
+    /// A header is set to this value.
     Header(&'static str, String),
-    /// The connection ends after so many bytes of the body.
+    /// The connection closes after this many bytes of the body.
     Cut(usize),
-    /// The connection falls silent after so many bytes of the body.
+    /// The connection falls silent after this many bytes of the body.
     Stall(usize),
-    /// The first byte of the body is another.
+    /// The first byte of the body is flipped.
     Corrupt,
-    /// The body is this.
+    /// Another body.
     Body(String),
-    /// Ranges are not understood.
+    /// `Range` is ignored.
     IgnoreRange,
-    /// How long the body is the end of the connection tells, which comes after so many bytes.
+    /// No `Content-Length`; the connection closes after this many bytes of the body.
     NoLength(usize),
-    /// The body comes byte by byte, with such pauses.
+    /// The body is sent byte by byte, with this pause.
     Drip(Duration),
-    /// The body is compressed, whatever the request says.
+    /// The body is compressed, whatever the request accepts.
     Gzip,
     /// Large files are redirected to the hub itself.
     OwnStore,
@@ -83,10 +83,10 @@ struct Rule {
     fault: Fault,
 }
 
-/// A request that was made.
+/// A logged request.
 #[derive(Debug, Clone)]
 pub struct Logged {
-    /// `GET /path`, with `cdn` in front if it went to the other host.
+    /// `GET /path`, after `cdn ` if it went to the other host.
     pub line: String,
     pub headers: BTreeMap<String, String>,
 }
@@ -98,7 +98,7 @@ struct State {
     log: Vec<Logged>,
 }
 
-/// The server. It runs until the process ends.
+/// The server, which runs until the process ends.
 pub struct Server {
     address: SocketAddr,
     cdn: SocketAddr,
@@ -128,7 +128,7 @@ impl Reply {
 }
 
 impl Server {
-    /// Starts the hub and the host that it redirects large files to.
+    /// Starts the hub and the host of large files.
     pub fn start() -> Self {
         let hub = TcpListener::bind("127.0.0.1:0").unwrap();
         let cdn = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -147,34 +147,34 @@ impl Server {
         Self { address, cdn: cdn_address, state }
     }
 
-    /// The address of the host that it redirects large files to.
+    /// The address of the host of large files.
     pub fn cdn(&self) -> String {
         self.cdn.to_string()
     }
 
-    /// What `HF_ENDPOINT` is to be.
+    /// The value for `HF_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Adds a repository, or replaces it.
+    /// Adds or replaces a repository.
     pub fn put(&self, name: &str, repository: Repository) {
         self.state.lock().unwrap().repositories.insert(name.into(), repository);
     }
 
-    /// Lets the next `times` requests that contain `pattern` go wrong; each in one way, the one that was asked for first.
+    /// Injects a fault into the next `times` requests that contain `pattern`. A request gets the first fault that fits.
     pub fn fail(&self, pattern: &str, times: usize, fault: Fault) {
         self.state.lock().unwrap().rules.push(Rule { pattern: pattern.into(), times, fault });
     }
 
-    /// Lets nothing go wrong any more, and forgets what was asked.
+    /// Removes all faults and clears the log.
     pub fn reset(&self) {
         let mut state = self.state.lock().unwrap();
         state.rules.clear();
         state.log.clear();
     }
 
-    /// The requests so far whose line contains `pattern`.
+    /// The logged requests whose line contains `pattern`.
     pub fn requests(&self, pattern: &str) -> Vec<Logged> {
         let log = &self.state.lock().unwrap().log;
         log.iter().filter(|logged| logged.line.contains(pattern)).cloned().collect()
@@ -182,7 +182,7 @@ impl Server {
 }
 
 fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: bool) {
-    // The first byte of a TLS handshake, which this server does not speak.
+    // A TLS handshake, which this server does not speak.
     let mut first = [0];
     if stream.peek(&mut first).is_ok() && first == [0x16] {
         let _ = stream.write_all(b"HTTP/1.1 400 x\r\n\r\n");
@@ -244,7 +244,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, cdn: SocketAddr, is_cdn: b
     }
     let sent = end.map_or(length, |(len, _)| len.min(length));
     let body = if method == "HEAD" { &[] } else { &reply.body[..sent] };
-    // Whoever hangs up is not missed.
+    // The client may hang up.
     let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| match pause_after_byte {
         Some(pause) => body.iter().try_for_each(|byte| {
             std::thread::sleep(pause);
@@ -324,14 +324,14 @@ fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: Soc
     }
 }
 
-/// What the hub says of a repository.
+/// The response of `/api/models/…/revision/…`.
 fn info(repository: &Repository, owner: &str, name: &str) -> serde_json::Value {
     let sibling = |(name, content): (&String, &Vec<u8>)| serde_json::json!({"rfilename": name, "size": content.len()});
     let siblings: Vec<_> = repository.files.iter().map(sibling).collect();
     serde_json::json!({"id": format!("{owner}/{name}"), "sha": repository.commit, "siblings": siblings})
 }
 
-/// The hub's list of all files, which Python's library asks for.
+/// The response of `/api/models/…/tree/…`, which Python's library requests.
 fn tree(repository: &Repository) -> serde_json::Value {
     let entry = |(path, content): (&String, &Vec<u8>)| {
         let mut entry =
@@ -365,7 +365,7 @@ fn refuse(repository: &Repository, headers: &BTreeMap<String, String>) -> Reply 
     }
 }
 
-/// A content, or the part of it that is asked for.
+/// A content, or the requested range of it.
 fn ranged(content: &[u8], etag: &str, headers: &BTreeMap<String, String>) -> Reply {
     let start = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
     let is_same = headers.get("if-range").is_none_or(|wanted| wanted == etag);
@@ -380,17 +380,17 @@ fn ranged(content: &[u8], etag: &str, headers: &BTreeMap<String, String>) -> Rep
     reply.header("etag", etag)
 }
 
-/// Whether the hub keeps such a file elsewhere.
+/// Whether the hub redirects such a file to the other host.
 pub fn is_large(path: &str) -> bool {
     path.ends_with(".safetensors") || path.ends_with(".bin")
 }
 
-/// What the hub calls a large file's content.
+/// The ETag of a large file.
 pub fn sha256(content: &[u8]) -> String {
     format!("{:x}", Sha256::digest(content))
 }
 
-/// What the hub calls a small file's content.
+/// The ETag of a small file: Git's hash of a blob.
 pub fn git_hash(content: &[u8]) -> String {
     let mut hash = Sha1::new();
     hash.update(format!("blob {}\0", content.len()));

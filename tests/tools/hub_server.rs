@@ -2,9 +2,9 @@
 //!
 //!     cargo run --release --example hub_server -- owner/name=FOLDER …
 //!
-//! Prints the address, which `HF_ENDPOINT` is to be. Every request goes to standard error.
+//! Prints the value for `HF_ENDPOINT`, and at the end all requests on standard error.
 
-// A tool for checks, made of a test's parts, where a panic is how a failure is told.
+// A tool for checks: a failure may panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../hub/server.rs"]
