@@ -39,7 +39,7 @@ def random_pipeline(draw):
     """A layout and the parts of a pipeline, half of them larger than those of compare_diffusers.py."""
     layout = draw.choice(list(LAYOUTS))
     spec = random_spec(draw, draw.getrandbits(32))
-    spec.dtype, spec.max_shard_size = torch.float32, None
+    spec.dtype, spec.max_shard_size, spec.variant = torch.float32, None, None
     spec.image_encoder = layout == "kandinsky22"
     spec.ddpm = layout == "stable_unclip_layout"
     if draw.random() < 0.5:

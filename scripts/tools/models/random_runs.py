@@ -51,7 +51,7 @@ def random_spec(draw, seed):
     )
 
 
-def describe(spec, settings, saved, loras):
+def describe(spec, settings, saved="", loras=()):
     """One pipeline and its run, in a few words."""
     parts = [
         str(spec.dtype).removeprefix("torch."),
