@@ -12,7 +12,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from built import BINARY, RELEASE, ROOT
+from tools.built import BINARY, RELEASE, ROOT
 
 MODELS = ROOT / "tests/fixtures/pipelines"
 NAMES = ["kandinsky22", "kandinsky22_sharded_bf16", "stable_unclip_layout", "fp16_variant"]

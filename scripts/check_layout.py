@@ -9,34 +9,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
-from built import BINARY
-from cache_folder import cache_folder
-
-SCRIPTS = Path(__file__).resolve().parent
-PACKAGES = ["embedding-reader", "faiss-cpu"]
-
-
-def environment():
-    """The Python of an environment with the packages; exits with one line if they cannot be installed."""
-    folder = cache_folder() / "layout"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-    installed = subprocess.run([python, "-c", "import embedding_reader, faiss"], capture_output=True)
-    if installed.returncode:
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            lines = result.stderr.strip().splitlines() or ["pip failed"]
-            raise SystemExit(f"check_layout: {' and '.join(PACKAGES)} cannot be installed: {lines[-1]}")
-    return python
+from tools import environments
+from tools.built import BINARY, SCRIPTS
+from tools.problem import Problem
 
 
 def embed(binary, folder, rows):
-    """Makes a folder of embeddings in several files."""
+    """Makes a folder of so many embeddings in several files."""
     captions = folder / "captions.txt"
     captions.write_text("".join(f"caption number {row}\n" for row in range(rows)), encoding="utf-8")
     command = [binary, "--prompts", captions, "--out-dir", folder / "embs", "--rows-per-file", str(rows // 3 + 1)]
@@ -76,7 +57,10 @@ def main():
     arguments = parser.parse_args()
     if arguments.check:
         return check(arguments.check, arguments.rows)
-    python = environment()
+    try:
+        python = environments.layout().ensure(lambda message: print(f"check_layout: {message}", file=sys.stderr))
+    except Problem as problem:
+        sys.exit(f"check_layout: {problem}")
     with tempfile.TemporaryDirectory() as folder:
         embeddings = embed(arguments.binary, Path(folder), arguments.rows)
         command = [python, __file__, "--check", embeddings, "--rows", str(arguments.rows)]

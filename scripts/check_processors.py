@@ -18,7 +18,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from built import ROOT
+from tools.built import ROOT
 
 VARIABLES = [
     "",

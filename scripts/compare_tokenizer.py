@@ -17,10 +17,11 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from built import RELEASE
-from fixtures.common import set_up
-from fixtures.texts import CONTROLS, EMOJI, PUNCTUATION, SPECIAL, WHITESPACE, hard_texts
-from fixtures.tokenizers import assemble, clip_merges, encode
+from tools.built import RELEASE
+from tools.fixtures.tokenizers import assemble
+from tools.models.texts import CONTROLS, EMOJI, PUNCTUATION, SPECIAL, WHITESPACE, hard_texts
+from tools.models.tokenizers import clip_merges, encode
+from tools.models.weights import set_up
 
 VARIANTS = ["clip", "bang"]
 CHUNK = 5000

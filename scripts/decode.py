@@ -40,8 +40,8 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(SCRIPTS))  # python -I leaves it out
 
-from decoding import decoders, environment  # noqa: E402
-from decoding.problem import Problem  # noqa: E402
+from tools.decoding import decoders, environment  # noqa: E402
+from tools.problem import Problem  # noqa: E402
 
 ASSETS = SCRIPTS.parent / "assets"
 BUILTIN_SCALE = 4
@@ -159,7 +159,7 @@ def check(options):
 
 def find_negative(choice, options, found):
     """The negative embeddings, if the decoder uses any."""
-    from decoding import embeddings
+    from tools.decoding import embeddings
 
     default = choice.family.guidance_scale
     guidance_scale = default if options.guidance_scale is None else options.guidance_scale
@@ -178,10 +178,10 @@ def find_negative(choice, options, found):
 def draw(choice, options, found, negative):
     """Yields a picture, an array, for each row."""
     if choice is not None:
-        from decoding.pipelines import DiffusersDecoder
+        from tools.decoding.pipelines import DiffusersDecoder
 
         return DiffusersDecoder(choice, options).draw(found, negative)
-    from decoding import builtin
+    from tools.decoding import builtin
 
     decoder = builtin.load(ASSETS / "decoder" / "decoder.safetensors")
     decoders.check_dim(decoder.dim, found.rows, found.name, "the built-in decoder")
@@ -190,7 +190,7 @@ def draw(choice, options, found, negative):
 
 def write_pictures(arrays, options, count):
     """Enlarges the pictures and writes each, or all in one."""
-    from decoding import pictures
+    from tools.decoding import pictures
 
     scale = options.scale or (BUILTIN_SCALE if options.decoder == decoders.BUILTIN else 1)
     grid = pictures.Grid(count, options.columns) if options.out is not None else None
@@ -210,7 +210,7 @@ def write_pictures(arrays, options, count):
 
 def run(choice, options):
     """Everything, in a Python that has the libraries."""
-    from decoding import embeddings, pictures
+    from tools.decoding import embeddings, pictures
 
     if options.out not in (None, "-"):
         pictures.check_file(Path(options.out), options.overwrite)
@@ -223,7 +223,7 @@ def run(choice, options):
         pictures.check_folder(options.out_dir, count, options.overwrite)
     text = ""
     if options.nearest:
-        from decoding import nearest
+        from tools.decoding import nearest
 
         index = nearest.load(ASSETS / "index")
         decoders.check_dim(index.dim, found.rows, found.name, "--nearest", "it is for those of the built-in model")

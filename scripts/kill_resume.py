@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from built import BINARY
+from tools.built import BINARY
 
 FILES = ("npy", "npz", "safetensors", "jsonl", "parquet")
 FORMS = {form: ("--out", f"embs.{form}") for form in FILES} | {"folder": ("--out-dir", "embs")}

@@ -37,7 +37,9 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from cache_folder import cache_folder, exclusive
+from tools.cache import cache_folder, exclusive
+from tools.environments import explain
+from tools.problem import FAILED, Problem
 
 VERSION = "2.13.0"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,14 +53,6 @@ GB = 1e9
 UNWANTED = re.compile(r"cuda|nvrtc|nvshmem|python|shm|global_deps|^libtorch\.so$")
 # libtorch_cpu.so was linked with the profiler's CUDA side and does not load without these.
 WANTED_OF_CUDA = ("libcudart.so.13", "libcupti.so.13")
-
-
-class Problem(Exception):
-    """Something the user can act on; shown as one line."""
-
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Wheel(NamedTuple):
@@ -103,12 +97,17 @@ def say(message: str) -> None:
     print(f"libtorch: {message}", file=sys.stderr, flush=True)
 
 
+def failure(message: str) -> Problem:
+    """A problem that is not the caller's mistake."""
+    return Problem(message, FAILED)
+
+
 def this_build() -> Build:
     """The build for this machine."""
     system, machine = platform.system(), platform.machine()
     build = BUILDS.get((system, machine))
     if build is None:
-        raise Problem(f"no libtorch {VERSION} to fetch for {system} on {machine}; "
+        raise failure(f"no libtorch {VERSION} to fetch for {system} on {machine}; "
                       "set LIBTORCH to a folder that holds one")
     return build
 
@@ -119,7 +118,7 @@ def from_environment(folder: str) -> str:
     libraries = [path / "lib" / name for name in ("libtorch_cpu.so", "libtorch_cpu.dylib")]
     if not (path / "include").is_dir() or not any(lib.is_file() for lib in libraries):
         raise Problem(f"LIBTORCH={folder} holds no include/ and lib/libtorch_cpu.so; "
-                      "correct or unset it", status=2)
+                      "correct or unset it")
     return folder if path.is_absolute() else str(path.absolute())
 
 
@@ -154,14 +153,9 @@ def run_pip(arguments: list[str], scratch: Path) -> None:
                                 stderr=subprocess.PIPE, encoding="utf-8", errors="replace", check=False)
         if result.returncode == 0:
             return
-        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-        # Its last error says most, but of a traceback ("ERROR: Exception:") it is the last line.
-        errors = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]
-        reason = (errors or lines or ["no message"])[-1]
-        if "from versions: none" in result.stderr:
-            reason += " (is the package index reachable?)"
+        reason = explain(result.stderr)
         if pause is None or "DO NOT MATCH THE HASHES" in result.stderr:
-            raise Problem(f"pip failed: {reason}")
+            raise failure(f"pip failed: {reason}")
         say(f"pip failed: {reason}; trying again in {pause} s")
         time.sleep(pause)
 
@@ -181,7 +175,7 @@ def download(wheel: Wheel, scratch: Path) -> Path:
     name, version = wheel.requirement.replace("-", "_").split("==")
     found = next(scratch.glob(f"{name}-{version}-*.whl"), None)
     if found is None or found.stat().st_size != wheel.size:
-        raise Problem(f"pip did not download {wheel.requirement} as a wheel of {wheel.size:,} bytes")
+        raise failure(f"pip did not download {wheel.requirement} as a wheel of {wheel.size:,} bytes")
     return found
 
 
@@ -218,7 +212,7 @@ def compiler() -> list[str]:
         command = shlex.split(candidate)
         if command and shutil.which(command[0]):
             return command
-    raise Problem("no C++ compiler (c++, g++ or clang++); install one (Debian: apt-get install g++), or set CXX")
+    raise failure("no C++ compiler (c++, g++ or clang++); install one (Debian: apt-get install g++), or set CXX")
 
 
 def add_link_targets(lib: Path) -> None:
@@ -233,7 +227,7 @@ def add_link_targets(lib: Path) -> None:
                                 encoding="utf-8", errors="replace", check=False)
         if result.returncode != 0:
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise Problem(f"{command[0]} could not build a shared library: {reason}")
+            raise failure(f"{command[0]} could not build a shared library: {reason}")
 
 
 def prepare_cpu(build: Build, folder: Path, scratch: Path) -> None:
@@ -258,14 +252,14 @@ def prepare_cuda(folder: Path, scratch: Path) -> None:
 def check_machine(root: Path, needed: float) -> None:
     """Find out before a long download, not after it, what would make it useless."""
     if importlib.util.find_spec("pip") is None:
-        raise Problem(f"{sys.executable} has no pip; install it (Debian: apt-get install python3-pip), or set LIBTORCH")
+        raise failure(f"{sys.executable} has no pip; install it (Debian: apt-get install python3-pip), or set LIBTORCH")
     compiler()
     libc, version = platform.libc_ver()
     if platform.system() == "Linux" and (libc != "glibc" or [int(part) for part in version.split(".")] < [2, 28]):
-        raise Problem("libtorch needs glibc 2.28 or newer, which this system has not; set LIBTORCH to another build")
+        raise failure("libtorch needs glibc 2.28 or newer, which this system has not; set LIBTORCH to another build")
     free = shutil.disk_usage(root).free
     if free < needed:
-        raise Problem(f"{root} has {free / GB:.1f} GB free, and {needed / GB:.1f} GB are needed; make room, "
+        raise failure(f"{root} has {free / GB:.1f} GB free, and {needed / GB:.1f} GB are needed; make room, "
                       "or set PRIOR_EMBED_CACHE to a folder on another disk")
 
 
@@ -304,7 +298,7 @@ def cached(cuda: bool) -> Path:
     """The folder of libtorch in the cache, which is filled or repaired first if need be."""
     build, root = this_build(), cache_folder()
     if cuda and platform.system() != "Linux":
-        raise Problem("--cuda is for Linux", status=2)
+        raise Problem("--cuda is for Linux")
     folder = root / f"libtorch-{VERSION}-{'cuda' if cuda else 'cpu'}"
     if not intact(folder):
         root.mkdir(parents=True, exist_ok=True)

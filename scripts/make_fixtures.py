@@ -5,11 +5,11 @@ Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the
 
 import sys
 
-from fixtures import builtin, checkpoints, ddpm, models, pipelines, scheduling, tokenizers
-from fixtures.common import set_up
+from tools.fixtures import builtin, checkpoints, ddpm, networks, pipelines, scheduling, tokenizers
+from tools.models.weights import set_up
 
 GROUPS = {
-    "models": models.write_all,
+    "models": networks.write_all,
     "schedulers": scheduling.write_all,
     "ddpm": ddpm.write_all,
     "pipelines": pipelines.write_all,

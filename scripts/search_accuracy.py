@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from built import BINARY
-from compare_diffusers import TEXTS, describe, parse, random_spec, run_binary
-from fixtures.common import set_up
-from fixtures.pipelines import KARLO, STABLE, lay_out
-from fixtures.precise import float64, jiggle
-from fixtures.stable import load_stable_pipeline
-from fixtures.tiny import case, load_pipeline, run_case, save_pipeline
+from tools.built import BINARY
+from tools.command_line import parse_with_extra
+from tools.fixtures.pipelines import KARLO, STABLE, lay_out
+from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
+from tools.models.precise import float64, jiggle
+from tools.models.random_runs import TEXTS, describe, random_spec, run_binary
+from tools.models.stable import load_stable_pipeline
+from tools.models.weights import set_up
 
 LAYOUTS = {"kandinsky22": {}, "unclip_layout": KARLO, "stable_unclip_layout": STABLE}
 BATCH_SIZES = [1, 2, 7, 64]
@@ -38,7 +39,7 @@ def random_pipeline(draw):
     """A layout and the parts of a pipeline, half of them larger than those of compare_diffusers.py."""
     layout = draw.choice(list(LAYOUTS))
     spec = random_spec(draw, draw.getrandbits(32))
-    spec.dtype, spec.max_shard_size = torch.float32, None
+    spec.dtype, spec.max_shard_size, spec.variant = torch.float32, None, None
     spec.image_encoder = layout == "kandinsky22"
     spec.ddpm = layout == "stable_unclip_layout"
     if draw.random() < 0.5:
@@ -152,7 +153,7 @@ def arguments():
     parser.add_argument("--keep", type=Path, help="a folder for pipelines and references")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--factor", type=float, default=4.0, help="how much further is lost accuracy (default 4)")
-    return parse(parser)
+    return parse_with_extra(parser)
 
 
 def main():

@@ -12,6 +12,8 @@ from diffusers import KandinskyV22PriorPipeline
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil
 
+from tools.built import ROOT
+
 from .batches import normalize
 from .decoder import Decoder
 from .drawing import CANVAS
@@ -19,7 +21,7 @@ from .sources import STYLES, cache
 from .train_prior import Denoiser, make_prior, make_scheduler, to_data_scale
 from .trained_clip import load_clip
 
-ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
+ASSETS = ROOT / "assets"
 # Of what transformers and diffusers write beside the model, the parts that only this machine knows.
 PRIVATE = {"_name_or_path"}
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from built import BINARY
-from decoding import builtin, nearest
+from tools.built import BINARY, ROOT
+from tools.decoding import builtin, nearest
 
-SCRIPTS = Path(__file__).resolve().parent.parent
-ASSETS = SCRIPTS.parent / "assets"
+ASSETS = ROOT / "assets"
 PLAIN = (
     "a red apple", "a cat", "a rocket", "a pizza", "an umbrella", "a snowman", "the flag of Japan", "a guitar", "a house",
     "a smiling face with sunglasses",

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from cache_folder import cache_folder
+from tools.cache import cache_folder
 
 from .wordnet import WordNet
 

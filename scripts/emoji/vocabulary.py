@@ -5,7 +5,7 @@ import json
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from fixtures.tokenizers import BOS, EOS, byte_symbols
+from tools.models.tokenizers import BOS, EOS, byte_symbols
 
 # How CLIP cuts text into words.
 WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""

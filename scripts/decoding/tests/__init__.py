@@ -1,6 +1,0 @@
-"""Tests of `scripts/decode.py`; `scripts/test_decode.py` runs them."""
-
-import os
-
-# Read when the library is imported: keeps its advice from the tests' output.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
