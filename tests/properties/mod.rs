@@ -18,8 +18,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Runs `test` on `cases` values, and asserts that the share of those for which it is true is in a range: a generator of
-/// files that are all refused at the first byte would test little, and so would one of files that are all fine.
+/// Runs `test` on `cases` values, and asserts that the share of those for which it is true is in a range: a generator
+/// of files that are all refused at the first byte would test little, and so would one of files that are all fine.
 fn check_share<S: Strategy>(
     cases: u32,
     share: std::ops::RangeInclusive<f64>,

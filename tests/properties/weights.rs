@@ -89,7 +89,9 @@ proptest! {
 
 proptest! {
     #[test]
-    fn a_checkpoint_with_a_flipped_header_loads_or_is_refused(flips in prop::collection::vec((0..4000_usize, any::<u8>()), 1..4)) {
+    fn a_checkpoint_with_a_flipped_header_loads_or_is_refused(
+        flips in prop::collection::vec((0..4000_usize, any::<u8>()), 1..4),
+    ) {
         let mut bytes = checkpoint().0.clone();
         for (at, byte) in flips {
             bytes[at] = byte;
@@ -172,7 +174,8 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
         1 => any::<u16>().prop_map(|value| [&b"M"[..], &value.to_le_bytes()].concat()),
         1 => any::<i32>().prop_map(|value| [&b"J"[..], &value.to_le_bytes()].concat()),
         1 => any::<i64>().prop_map(|value| [&b"\x8a\x08"[..], &value.to_le_bytes()].concat()),
-        1 => prop::collection::vec(any::<u8>(), 0..12).prop_map(|bytes| [&[0x8a, bytes.len() as u8][..], &bytes].concat()),
+        1 => prop::collection::vec(any::<u8>(), 0..12)
+            .prop_map(|bytes| [&[0x8a, bytes.len() as u8][..], &bytes].concat()),
     ];
     // Most tensors fit their storages, which are of 200 elements.
     let classes = vec!["FloatStorage", "HalfStorage", "LongStorage", "ByteStorage"];

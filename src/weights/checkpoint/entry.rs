@@ -6,8 +6,8 @@ use safetensors::tensor::Dtype;
 use std::ops::Range;
 use tch::Kind;
 
-/// A tensor in one of a checkpoint's files. Its maker has checked that the range lies in the file, and all elements in the
-/// range.
+/// A tensor in one of a checkpoint's files. Its maker has checked that the range lies in the file, and all elements in
+/// the range.
 #[derive(Debug, Clone)]
 pub(crate) struct TensorEntry {
     /// The index of its file.
@@ -69,8 +69,8 @@ pub(crate) fn safetensors_entries(bytes: &[u8], file: usize, path: &str) -> Resu
     entries.collect()
 }
 
-/// The sizes as libtorch has them; `None` if their product overflows, without those of 0: libtorch multiplies the sizes of an
-/// empty tensor too.
+/// The sizes as libtorch has them; `None` if their product overflows, without those of 0: libtorch multiplies the sizes
+/// of an empty tensor too.
 fn shape(sizes: &[usize]) -> Option<Vec<i64>> {
     let shape = sizes.iter().map(|&size| i64::try_from(size).ok()).collect::<Option<Vec<_>>>()?;
     shape.iter().try_fold(1_i64, |product, &size| product.checked_mul(size.max(1)))?;
