@@ -18,6 +18,7 @@ use super::progress::Progress;
 use crate::error::{Cause, Error, Hint, HubErrorKind, Result};
 use crate::files::Folder;
 use crate::pipeline::layout::INDEX;
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -35,14 +36,17 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 pub struct RepositoryCache {
     root: PathBuf,
     folder_name: String,
+    repository: CacheRepo,
     name: HubName,
 }
 
 impl RepositoryCache {
     /// The folder in the cache at `root`; it need not exist.
     pub fn new(root: &Path, name: &HubName) -> Self {
-        let folder_name = format!("{PREFIX}{}", name.repository.replace('/', SEPARATOR));
-        Self { root: root.to_path_buf(), folder_name, name: name.clone() }
+        let repo = Repo::with_revision(name.repository.clone(), RepoType::Model, name.revision.clone());
+        let folder_name = repo.folder_name();
+        let repository = Cache::new(root.to_path_buf()).repo(repo);
+        Self { root: root.to_path_buf(), folder_name, repository, name: name.clone() }
     }
 
     /// Its path.
@@ -81,7 +85,7 @@ impl RepositoryCache {
 
     /// The files of a commit.
     pub fn snapshot(&self, commit: &str) -> Snapshot {
-        let path = self.folder().join("snapshots").join(commit);
+        let path = self.repository.pointer_path(commit);
         let absent = self.folder().join(".no_exist").join(commit);
         Snapshot { title: path.display().to_string(), path, absent }
     }
