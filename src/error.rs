@@ -242,6 +242,40 @@ impl Component {
     }
 }
 
+impl fmt::Display for Hint {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let text = match self {
+            Self::FetchAgain => "fetch it again",
+            Self::UseFloat32 => "compute in float32",
+            Self::MergeWithPeft => "merge the LoRA with PEFT",
+            Self::UseLessMemory => "use smaller batches, or compute in fewer bits",
+            Self::UseFewerBits => "compute in fewer bits",
+            Self::SaveWeightsAlone => "get the weights as safetensors, or save the state dictionary alone",
+            Self::CheckName => "check the name or, if it is private, set HF_TOKEN",
+            Self::CheckEndpoint => "is HF_ENDPOINT right, and does no proxy answer in the hub's place?",
+            Self::CheckNetwork => "check the network and HTTPS_PROXY, or use a model that is on this machine",
+            Self::RaiseTimeout => "try again, or raise HF_HUB_DOWNLOAD_TIMEOUT",
+            Self::Resume => "run the same command again to resume",
+            Self::ChooseCache => "set HF_HOME to a folder of yours",
+            Self::TryAgain { after: None } => "try again later",
+            Self::TryAgain { after: Some(after) } => return write!(formatter, "try again in {} s", after.as_secs()),
+            Self::Login { url } => {
+                return write!(formatter, "set HF_TOKEN to a valid token (see {url}), or unset it");
+            }
+            Self::AcceptLicense { url, has_token } => {
+                let login = match has_token {
+                    true => "with the account of your token",
+                    false => "and set HF_TOKEN to a token of yours",
+                };
+                return write!(formatter, "accept its licence at {url} {login}");
+            }
+            Self::Download(command) => return write!(formatter, "run `{command}`"),
+            Self::Other(clause) => clause,
+        };
+        formatter.write_str(text)
+    }
+}
+
 impl fmt::Display for Component {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(self.name())
@@ -378,15 +412,6 @@ fn tensor_lists(missing: &[String], unexpected: &[String], wrong: &[String]) -> 
     let lists = lists.map(|(what, names)| format!("{} {what} ({})", names.len(), crate::text::list(names)));
     format!("tensors {}", lists.collect::<Vec<_>>().join("; "))
 }
-
-// For users that have not moved to the modules where these are.
-#[doc(hidden)]
-pub use crate::bad_input::{BadInput, OrBadInput, with_advice};
-#[cfg(feature = "cli")]
-#[doc(hidden)]
-pub use crate::cli::errors::one_line;
-#[doc(hidden)]
-pub use crate::text::{list as some_of, shorten};
 
 #[cfg(test)]
 mod tests {

@@ -35,31 +35,13 @@ pub fn one_line(error: &anyhow::Error, causes: bool) -> String {
 }
 
 /// What to do about an error, as an imperative clause with the command line's own options.
-fn advice(error: &Error) -> Option<Cow<'_, str>> {
+fn advice(error: &Error) -> Option<String> {
     Some(match error.hint()? {
-        Hint::FetchAgain => "fetch it again".into(),
         Hint::UseFloat32 => "try --dtype f32".into(),
         Hint::UseLessMemory => "try a smaller --batch-size, or --dtype bf16 or int8".into(),
         Hint::UseFewerBits => "try --dtype bf16 or int8".into(),
-        Hint::MergeWithPeft => "merge the LoRA with PEFT".into(),
-        Hint::SaveWeightsAlone => "get the weights as safetensors, or save the state dictionary alone".into(),
-        Hint::CheckName => "check the name or, if it is private, set HF_TOKEN".into(),
-        Hint::CheckEndpoint => "is HF_ENDPOINT right, and does no proxy answer in the hub's place?".into(),
-        Hint::CheckNetwork => "check the network and HTTPS_PROXY, or use a model that is on this machine".into(),
-        Hint::RaiseTimeout => "try again, or raise HF_HUB_DOWNLOAD_TIMEOUT".into(),
-        Hint::Resume => "run the same command again to resume".into(),
         Hint::ChooseCache => "give --cache-dir, or set HF_HOME, to a folder of yours".into(),
-        Hint::TryAgain { after: None } => "try again later".into(),
-        Hint::TryAgain { after: Some(after) } => format!("try again in {} s", after.as_secs()).into(),
-        Hint::Login { url } => format!("set HF_TOKEN to a valid token (see {url}), or unset it").into(),
-        Hint::AcceptLicense { url, has_token: true } => {
-            format!("accept its licence at {url} with the account of your token").into()
-        }
-        Hint::AcceptLicense { url, has_token: false } => {
-            format!("accept its licence at {url} and set HF_TOKEN to a token of yours").into()
-        }
-        Hint::Download(command) => format!("run `{command}`").into(),
-        Hint::Other(clause) => clause.as_ref().into(),
+        hint => hint.to_string(),
     })
 }
 

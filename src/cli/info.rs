@@ -4,9 +4,10 @@ use super::args::{RevisionArgs, text};
 use super::context::Context;
 use super::progress::{FetchProgress, size};
 use super::stdout::print;
-use crate::hub::{Hub, ModelFile, ModelName, Needs, Wish};
+use crate::hub::{Hub, ModelName, Needs, Wish};
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::describe::{Description, describe};
+use crate::pipeline::layout::ModelFile;
 use anyhow::Result;
 use serde::Serialize;
 

@@ -1,6 +1,5 @@
 //! A folder that appears whole or not at all.
 
-use super::cannot_write;
 use crate::atomic::{exchange, sync_path, sync_tree};
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
@@ -185,6 +184,11 @@ fn check_replaceable(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<(
         "{shown} also holds {}, which no conversion writes, and is not replaced; give another name",
         list(&others)
     ))
+}
+
+/// What is wrong, for a file or folder that cannot be written.
+pub(super) fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}: is the disk full?", path.display())
 }
 
 fn hidden(name: &OsStr) -> OsString {

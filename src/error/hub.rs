@@ -1,8 +1,9 @@
 //! Errors of the Hugging Face hub and of the cache of its files.
 
-use super::{Error, Hint};
+use super::{Cause, Error, Hint};
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// `prior-embed download`, with the options that a run needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +87,7 @@ impl HubErrorKind {
         matches!(self, Self::Unreachable | Self::Busy { .. } | Self::Interrupted | Self::RangeNotSatisfiable)
     }
 
-    fn is_bad_input(self) -> bool {
+    pub(super) fn is_bad_input(self) -> bool {
         use HubErrorKind::{
             AccessDenied, Environment, FileNotFound, Incomplete, Offline, RepositoryNotFound, RevisionNotFound, Unsafe,
         };

@@ -113,7 +113,7 @@ impl Search<'_> {
         for part in [&PRIOR, &TEXT_ENCODER, &TOKENIZER, &SCHEDULER, &IMAGE_ENCODER] {
             let is_there = |name: &str| self.tree.may_have_folder(name);
             let name = layout::choose(index.as_ref(), &index_path, part, &is_there)?;
-            if name.is_none() && part.what != IMAGE_ENCODER.what {
+            if name.is_none() && part.component != IMAGE_ENCODER.component {
                 self.plan.missing.push(missing_part(part));
             }
             found.push(name);
@@ -246,7 +246,7 @@ impl Search<'_> {
 
 fn missing_part(part: &Part) -> String {
     let [prefixed, plain] = part.names;
-    format!("the {} in {plain}/ or {prefixed}/", part.what)
+    format!("the {} in {plain}/ or {prefixed}/", part.component)
 }
 
 /// Whether a path is valid on every system and stays in the model's folder.

@@ -14,4 +14,4 @@ mod transformer;
 
 pub use cache::{ADDITIONAL_TOKENS, Branch, Prefix, TextCondition, TimestepCache};
 pub use config::PriorConfig;
-pub use transformer::{PriorTransformer, PriorTransformerOutput};
+pub use transformer::PriorTransformer;

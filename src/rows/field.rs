@@ -1,7 +1,6 @@
 //! The fields of a row and their values, the same in every format: which types and ranges are valid for which field.
 
 use super::record::PromptRecord;
-use crate::error;
 use std::fmt;
 
 /// A field of a [`PromptRecord`].
@@ -125,7 +124,7 @@ impl fmt::Display for Scalar {
 
 /// The start of a name or value, for a message.
 pub(super) fn shorten(text: &str) -> String {
-    error::shorten(text, 40)
+    crate::text::shorten(text, 40)
 }
 
 /// Builds a [`PromptRecord`] field by field.

@@ -10,11 +10,6 @@ use std::path::Path;
 /// All prompt formats.
 pub static FORMATS: [&PromptFormat; 5] = [&txt::TXT, &jsonl::JSONL, &csv::CSV, &csv::TSV, &parquet::PARQUET];
 
-/// The format named `name` on the command line.
-pub fn format_named(name: &str) -> Option<&'static PromptFormat> {
-    FORMATS.into_iter().find(|format| format.name == name)
-}
-
 /// The format that a file name's extension stands for, before `.gz` or `.zst` if it has that. Text for standard input,
 /// `-`, and for a name without an extension.
 ///

@@ -36,6 +36,6 @@ mod tests;
 mod txt;
 
 pub use format::{PromptFormat, ReadOptions};
-pub use formats::{FORMATS, format_named};
+pub use formats::FORMATS;
 pub use reader::PromptReader;
 pub use record::{BadRow, Notice, Place, PromptRecord, PromptRow};

@@ -40,7 +40,7 @@ impl FieldColumns {
     pub(super) fn find(file: &str, columns: &[Column], wanted: Option<&str>, advice: &str) -> Result<Self> {
         let Some(prompt_name) = prompt_name(columns, wanted) else {
             let missing = shorten(wanted.unwrap_or(Field::Prompt.name()));
-            let names = list(columns);
+            let names = listed(columns);
             return Err(bad_input!(
                 "{file} has no column {missing:?}, only {names}; name one with --prompt-column{advice}"
             ));
@@ -101,7 +101,7 @@ fn prompt_name<'a>(columns: &'a [Column], wanted: Option<&str>) -> Option<&'a st
 }
 
 /// The names of the columns, for a message.
-fn list(columns: &[Column]) -> String {
+fn listed(columns: &[Column]) -> String {
     if columns.is_empty() {
         return "none at all".into();
     }

@@ -60,7 +60,8 @@ impl Sink for Npz {
             if entry.compression() != CompressionMethod::Stored {
                 bail!("{name} is compressed");
             }
-            npy::open_at(File::open(path)?, entry.data_start(), entry.size(), record)
+            let start = entry.data_start().with_context(|| format!("{name} has no data"))?;
+            npy::open_at(File::open(path)?, start, entry.size(), record)
         });
         Ok(Box::new(arrays.collect::<Result<Vec<_>>>()?))
     }
