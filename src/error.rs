@@ -327,6 +327,8 @@ fn tensor_lists(missing: &[String], unexpected: &[String], wrong: &[String]) -> 
 // For users that have not moved to the modules where these are.
 #[doc(hidden)]
 pub use crate::bad_input::{BadInput, OrBadInput, with_advice};
+#[cfg(all(test, feature = "cli"))]
+pub use crate::cli::errors::exit_code;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub use crate::cli::errors::one_line;
