@@ -1,4 +1,5 @@
-//! The program's own errors on bad input: a marker on an [`anyhow::Error`], whose message is the line that the user reads.
+//! The program's own errors on bad input: a marker on an [`anyhow::Error`], whose message is the line that the user
+//! reads.
 //!
 //! The library has [`crate::Error`].
 

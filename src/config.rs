@@ -1,4 +1,5 @@
-//! Reads a component's JSON configuration: values of the wrong type are errors that name the key, unknown keys warnings.
+//! Reads a component's JSON configuration: values of the wrong type are errors that name the key, unknown keys
+//! warnings.
 
 use crate::error::{Error, Hint, Result};
 use crate::files::Folder;
@@ -36,7 +37,8 @@ pub trait Config: DeserializeOwned {
 /// Reads and checks the configuration in the file `name` of a component's folder.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot be read, [`Error::Config`] if it is not a JSON object or has a key of the wrong type or value.
+/// [`Error::File`] if it cannot be read, [`Error::Config`] if it is not a JSON object or has a key of the wrong type or
+/// value.
 pub fn read<C: Config>(folder: &Folder, name: &str) -> Result<C> {
     parse(&folder.read_text(name)?, &folder.path_of(name))
 }

@@ -1,7 +1,7 @@
 //! The library's error.
 //!
-//! An [`Error`] says what is wrong and where, as typed fields and as a sentence; [`Error::hint`] says what to do about it.
-//! Only `cli` turns them into lines on the terminal and exit codes.
+//! An [`Error`] says what is wrong and where, as typed fields and as a sentence; [`Error::hint`] says what to do about
+//! it. Only `cli` turns them into lines on the terminal and exit codes.
 
 use std::borrow::Cow;
 use std::fmt;

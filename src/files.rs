@@ -1,7 +1,7 @@
 //! A model's files: in a folder on disk, or built into the program.
 //!
-//! Whatever reads a model takes a [`Folder`], the model's or a component's, and does not know which of the two it is. The
-//! contents of a file are [`Bytes`]: mapped into memory rather than copied, where the file system supports that.
+//! Whatever reads a model takes a [`Folder`], the model's or a component's, and does not know which of the two it is.
+//! The contents of a file are [`Bytes`]: mapped into memory rather than copied, where the file system supports that.
 
 use crate::error::{Error, Result};
 use memmap2::Mmap;
@@ -247,8 +247,8 @@ impl Bytes {
     /// If there is no such file or it cannot be opened.
     pub fn of_file(path: &Path) -> io::Result<Self> {
         let mut file = File::open(path)?;
-        // SAFETY: the mapping is read-only. If another process truncates the file, reading it raises SIGBUS, which the program
-        // turns into a message. The alternative would be to copy gigabytes first.
+        // SAFETY: the mapping is read-only. If another process truncates the file, reading it raises SIGBUS, which the
+        // program turns into a message. The alternative would be to copy gigabytes first.
         #[allow(unsafe_code)]
         let mapped = unsafe { Mmap::map(&file) };
         match mapped {
@@ -270,8 +270,8 @@ impl Bytes {
             const PAGE: usize = 4096;
             let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
             if start < end {
-                // SAFETY: the mapping is read-only and of a file, from which these pages are read again. A failure costs
-                // memory and nothing else.
+                // SAFETY: the mapping is read-only and of a file, from which these pages are read again. A failure
+                // costs memory and nothing else.
                 #[allow(unsafe_code)]
                 let _ = unsafe { mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
             }

@@ -1,7 +1,7 @@
 //! JSON as Python's `json` module reads and writes it.
 //!
-//! Python takes the last of several equal keys, writes `NaN`, `Infinity` and `-Infinity`, and reads a number that is too
-//! large for a float as infinity. serde_json refuses all of these, as JSON does.
+//! Python takes the last of several equal keys, writes `NaN`, `Infinity` and `-Infinity`, and reads a number that is
+//! too large for a float as infinity. serde_json refuses all of these, as JSON does.
 
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor};
@@ -10,8 +10,8 @@ use serde_json::Error;
 use std::collections::HashMap;
 use std::fmt;
 
-/// The key of the object that a non-finite number is replaced by in the text, with the number as Rust writes it as its value.
-/// An object, since it cannot be mistaken for a key.
+/// The key of the object that a non-finite number is replaced by in the text, with the number as Rust writes it as its
+/// value. An object, since it cannot be mistaken for a key.
 const NUMBER: &str = "\0number";
 
 /// A JSON value whose numbers need not be finite.

@@ -60,8 +60,8 @@ fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
     printable(&shorten_inside(&lines.join("; ")))
 }
 
-/// A long message without its middle: it may quote a file of any length. What is wrong stands at its start, and what to do
-/// at its end.
+/// A long message without its middle: it may quote a file of any length. What is wrong stands at its start, and what to
+/// do at its end.
 fn shorten_inside(text: &str) -> Cow<'_, str> {
     const START: usize = 1500;
     const END: usize = 300;

@@ -12,7 +12,8 @@ use crate::weights::checkpoint::Weights;
 use serde::Deserialize;
 use tch::Tensor;
 
-/// The maximum element count of an image, 256 times that of the largest CLIP (560 pixels): a small file can ask for any size.
+/// The maximum element count of an image, 256 times that of the largest CLIP (560 pixels): a small file can ask for any
+/// size.
 const MAX_ELEMENTS: i64 = 1 << 28;
 
 /// `config.json` of a `CLIPVisionModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in
@@ -148,7 +149,8 @@ impl ImageEncoder {
         })
     }
 
-    /// Encodes `pixel_values` `(batch, num_channels, image_size, image_size)` to `image_embeds` `(batch, projection_dim)`.
+    /// Encodes `pixel_values` `(batch, num_channels, image_size, image_size)` to `image_embeds` `(batch,
+    /// projection_dim)`.
     ///
     /// # Errors
     /// If the shapes do not fit or memory runs out.
@@ -162,8 +164,8 @@ impl ImageEncoder {
         self.visual_projection.forward(&pooled)
     }
 
-    /// The embedding of a black image, `(1, projection_dim)`, which diffusers' Kandinsky prior pipelines return as the negative
-    /// embedding without a negative prompt (`get_zero_embed`).
+    /// The embedding of a black image, `(1, projection_dim)`, which diffusers' Kandinsky prior pipelines return as the
+    /// negative embedding without a negative prompt (`get_zero_embed`).
     ///
     /// # Errors
     /// If memory runs out.

@@ -35,7 +35,8 @@ pub struct TextEncoderConfig {
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
-    /// The id whose first occurrence is pooled. With 2, which old configurations have by mistake, the highest id is pooled.
+    /// The id whose first occurrence is pooled. With 2, which old configurations have by mistake, the highest id is
+    /// pooled.
     pub eos_token_id: i64,
 }
 
@@ -138,8 +139,8 @@ impl TextEncoder {
     /// Encodes prompts, each as the ids of its start, text and end, and perhaps padding: ids below
     /// [`TextEncoder::vocab_size`], at most `max_position_embeddings` per prompt.
     ///
-    /// There is no padding mask: the model is causal and the padding comes last, so nothing depends on it. Leaving it out saves
-    /// its work.
+    /// There is no padding mask: the model is causal and the padding comes last, so nothing depends on it. Leaving it
+    /// out saves its work.
     ///
     /// # Errors
     /// If an id or a length is out of range, or memory runs out.

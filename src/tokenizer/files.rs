@@ -46,7 +46,8 @@ impl Token {
         }
     }
 
-    /// Whether both are strings or both objects, and of the same content; transformers keeps a string beside an equal object.
+    /// Whether both are strings or both objects, and of the same content; transformers keeps a string beside an equal
+    /// object.
     fn is_same(&self, other: &Self) -> bool {
         let same_form = matches!((self, other), (Self::Plain(_), Self::Plain(_)) | (Self::Full(_), Self::Full(_)));
         same_form && self.content() == other.content()
@@ -144,8 +145,8 @@ impl TokenizerFiles {
         self.max_length
     }
 
-    /// The tokens to add to the vocabulary, in the order in which transformers adds them: those with an id, then those with a
-    /// role, then the rest.
+    /// The tokens to add to the vocabulary, in the order in which transformers adds them: those with an id, then those
+    /// with a role, then the rest.
     pub fn added_tokens(&self) -> Vec<AddedToken> {
         let named = |content: &str| self.roles.values().any(|token| token.content() == content);
         let with_id = self.added.values();
@@ -203,8 +204,8 @@ impl TokenizerFiles {
             self.added = parse_decoder(decoder, &folder.path_of("tokenizer_config.json"))?;
         } else {
             let mut map: Map<String, Value> = read_json(folder, "special_tokens_map.json")?.unwrap_or_default();
-            // transformers reads this key too late to make the tokens in added_tokens.json special, and ignores it if there are
-            // extra tokens by then.
+            // transformers reads this key too late to make the tokens in added_tokens.json special, and ignores it if
+            // there are extra tokens by then.
             let late: Map<String, Value> = map.remove_entry("additional_special_tokens").into_iter().collect();
             self.read_roles(&map, true, &folder.path_of("special_tokens_map.json"))?;
             let added: BTreeMap<String, u32> = read_json(folder, "added_tokens.json")?.unwrap_or_default();

@@ -1,8 +1,8 @@
 //! CLIP's byte-level BPE, as transformers' `CLIPTokenizer` applies it.
 //!
-//! Source: transformers 5.23 `models/clip/tokenization_clip.py` and `tokenization_utils_tokenizers.py`. transformers takes
-//! the vocabulary, the merges and the special tokens from any form of a saved tokenizer, and builds CLIP's own normalizer and
-//! pre-tokenizer around them; so does this.
+//! Source: transformers 5.23 `models/clip/tokenization_clip.py` and `tokenization_utils_tokenizers.py`. transformers
+//! takes the vocabulary, the merges and the special tokens from any form of a saved tokenizer, and builds CLIP's own
+//! normalizer and pre-tokenizer around them; so does this.
 
 mod files;
 
@@ -27,8 +27,8 @@ const WORD_PATTERN: &str =
 /// The bytes of a long prompt that are tokenized first: many times the length of any sensible prompt.
 const FIRST_BYTES: usize = 16 << 10;
 
-/// The maximum length of all added tokens together, in bytes. The automaton that finds them takes some 80 times as much memory;
-/// thousands of learned words take a tenth of this.
+/// The maximum length of all added tokens together, in bytes. The automaton that finds them takes some 80 times as much
+/// memory; thousands of learned words take a tenth of this.
 const MAX_ADDED_BYTES: usize = 1 << 20;
 
 /// Turns prompts into token ids.
@@ -48,7 +48,8 @@ pub struct Encoding {
     pub ids: Vec<i64>,
     /// The number of ids that are not padding; the attention mask is that many ones, then zeros.
     pub len: usize,
-    /// The part of the prompt that was truncated, if any, as decoded from its tokens; far behind the cut, as it is written.
+    /// The part of the prompt that was truncated, if any, as decoded from its tokens; far behind the cut, as it is
+    /// written.
     pub removed: Option<String>,
 }
 
@@ -100,8 +101,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Internal`] if the backend fails, which no known text makes it do.
     pub fn encode(&self, prompt: &str) -> Result<Encoding> {
-        // Only the start of a very long prompt is tokenized. Words, added tokens, and what normalization composes or reorders
-        // all end at a space, so the tokens before one do not depend on what follows it.
+        // Only the start of a very long prompt is tokenized. Words, added tokens, and what normalization composes or
+        // reorders all end at a space, so the tokens before one do not depend on what follows it.
         let mut min = FIRST_BYTES;
         while let Some(end) = self.space_after(prompt, min) {
             let mut encoding = self.encode_whole(&prompt[..end])?;
@@ -198,7 +199,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn tokens_before_a_space_do_not_depend_on_what_follows_it(
-            parts in proptest::collection::vec("[a-zA-Z0-9 \n\t.,'!ΣσςßİéÅ\u{300}\u{327}\u{1100}\u{1161}\u{2003}]{0,12}|<\\|endoftext\\|>|'s|<\\|", 1..30),
+            parts in proptest::collection::vec(
+                "[a-zA-Z0-9 \n\t.,'!ΣσςßİéÅ\u{300}\u{327}\u{1100}\u{1161}\u{2003}]{0,12}|<\\|endoftext\\|>|'s|<\\|",
+                1..30,
+            ),
             behind in "[ \n\t][a-z\u{300}\u{327}'sΣ|>]{0,12}",
         ) {
             let before = parts.concat();

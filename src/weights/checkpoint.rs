@@ -1,4 +1,5 @@
-//! Checkpoints: safetensors and torch files, whole or in shards, read in place and checked against what a network needs.
+//! Checkpoints: safetensors and torch files, whole or in shards, read in place and checked against what a network
+//! needs.
 
 mod archive;
 pub mod candidates;

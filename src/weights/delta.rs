@@ -23,8 +23,8 @@ pub(crate) struct Delta {
 impl Delta {
     /// Adds all of them to `weight`, a matrix `(outputs, inputs)` in float32 on the CPU.
     ///
-    /// As when PEFT loads them in turn, the base of each is taken from the matrix that those before it left, and in full,
-    /// whatever the scale.
+    /// As when PEFT loads them in turn, the base of each is taken from the matrix that those before it left, and in
+    /// full, whatever the scale.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if a base is to be taken from a matrix with a NaN or an infinity; if memory runs out.
@@ -52,8 +52,8 @@ impl Delta {
     }
 }
 
-/// The part of a matrix that a LoRA's training started from: its initialization subtracted the part from the matrix, so that
-/// nothing changes before training. To load the LoRA, the part has to be subtracted again.
+/// The part of a matrix that a LoRA's training started from: its initialization subtracted the part from the matrix, so
+/// that nothing changes before training. To load the LoRA, the part has to be subtracted again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Base {
     /// The largest singular values and their vectors (PiSSA, arXiv 2404.02948).

@@ -1,8 +1,8 @@
 //! LoRAs (arXiv 2106.09685): small files that change a model's matrices, merged into them when they are read.
 //!
-//! A matrix W becomes `W - base + scale · alpha / rank · B A`, in float32, before it is packed. The base is what the LoRA's
-//! initialization took from W, which is nothing for most. Source: PEFT 0.21 `tuners/lora/layer.py`, diffusers 0.42
-//! `loaders/`.
+//! A matrix W becomes `W - base + scale · alpha / rank · B A`, in float32, before it is packed. The base is what the
+//! LoRA's initialization took from W, which is nothing for most. Source: PEFT 0.21 `tuners/lora/layer.py`, diffusers
+//! 0.42 `loaders/`.
 
 mod adapter;
 mod initialization;
@@ -21,8 +21,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// The names of a LoRA's file in its folder: those of PEFT and diffusers, and of accelerate, whose checkpoints hold nothing
-/// but what was trained.
+/// The names of a LoRA's file in its folder: those of PEFT and diffusers, and of accelerate, whose checkpoints hold
+/// nothing but what was trained.
 const FILES: [&str; 6] = [
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
@@ -41,6 +41,7 @@ const SMALL_BYTES: u64 = 1 << 20;
 /// A LoRA.
 #[derive(Debug)]
 pub struct Lora {
+    /// Its name in messages.
     origin: String,
     layers: Vec<Layer>,
 }
@@ -127,11 +128,6 @@ impl Lora {
         Ok(Self { origin, layers })
     }
 
-    /// Its name in messages.
-    pub fn origin(&self) -> &str {
-        &self.origin
-    }
-
     /// A hash over all of its changes.
     ///
     /// # Errors
@@ -185,8 +181,8 @@ fn only_safetensors(folder: &Folder) -> Result<String> {
     }
 }
 
-/// Checks that the tensors of a file of `len` bytes do not take many times as much memory: in a torch file any number of them
-/// may share one storage.
+/// Checks that the tensors of a file of `len` bytes do not take many times as much memory: in a torch file any number
+/// of them may share one storage.
 fn check_size(checkpoint: &Checkpoint, len: u64) -> Result<()> {
     let bytes = checkpoint.parameters().saturating_mul(Kind::Float.elt_size_in_bytes() as u64);
     if bytes <= len.saturating_mul(MAX_RATIO).saturating_add(SMALL_BYTES) {

@@ -1,14 +1,14 @@
 //! Reads pickles as `torch.save` writes them, without running anything.
 //!
-//! A pickle is a program for a stack machine that may call any Python function. This machine knows the few functions that a
-//! file of tensors needs, and makes plain values instead of calling them. Anything else that a pickle names, such as the
-//! settings that training programs save with the weights, becomes a [`Foreign`] value; names that only an attack needs are
-//! refused.
+//! A pickle is a program for a stack machine that may call any Python function. This machine knows the few functions
+//! that a file of tensors needs, and makes plain values instead of calling them. Anything else that a pickle names,
+//! such as the settings that training programs save with the weights, becomes a [`Foreign`] value; names that only an
+//! attack needs are refused.
 //!
-//! Source: Python's `Lib/pickletools.py` for the opcodes, torch 2.13 `_utils.py` and `serialization.py` for the functions.
-//! The number of steps bounds what a pickle can allocate, to about 300 bytes a step: a value has a fixed size, strings stay in
-//! the pickle's bytes, and each part of a compound value costs a step. Values refer to each other by number, so nothing is
-//! copied, nested or freed recursively.
+//! Source: Python's `Lib/pickletools.py` for the opcodes, torch 2.13 `_utils.py` and `serialization.py` for the
+//! functions. The number of steps bounds what a pickle can allocate, to about 300 bytes a step: a value has a fixed
+//! size, strings stay in the pickle's bytes, and each part of a compound value costs a step. Values refer to each other
+//! by number, so nothing is copied, nested or freed recursively.
 
 mod error;
 mod global;
@@ -38,7 +38,8 @@ mod tests {
     #[test]
     fn plain_values_are_read() {
         // {"a": [1, -2, 300, 2.5], "b": (None, True)}
-        let bytes = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffM,\x01G@\x04\x00\x00\x00\x00\x00\x00eX\x01\x00\x00\x00bN\x88\x86u.rest";
+        let bytes = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffM,\x01\
+            G@\x04\x00\x00\x00\x00\x00\x00eX\x01\x00\x00\x00bN\x88\x86u.rest";
         let (pickle, len) = Pickle::read(bytes).unwrap();
         assert_eq!(len, bytes.len() - 4);
         let Value::Dict(dict) = pickle.root() else { panic!("{:?}", pickle.root()) };
@@ -165,7 +166,8 @@ mod tests {
     /// A tensor of 2 x 3 floats in a storage of 6; `arguments` stand for offset, size and stride.
     fn tensor(arguments: &[u8]) -> Result<(), PickleError> {
         let bytes = [
-            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQ",
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
+                X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQ",
             arguments,
             b"\x89ccollections\nOrderedDict\n)RtR.",
         ]

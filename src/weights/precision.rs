@@ -12,16 +12,16 @@ pub enum Precision {
     Bf16,
     /// Products in float16.
     F16,
-    /// Large weights in int8 with a scale per channel, their inputs in uint8 with a scale per token, all else in float32. On
-    /// the CPU alone.
+    /// Large weights in int8 with a scale per channel, their inputs in uint8 with a scale per token, all else in
+    /// float32. On the CPU alone.
     Int8,
 }
 
 impl Precision {
     /// The type of matrices, and of the inputs and outputs of their products, where these are not quantized.
     ///
-    /// The residual stream is float32 always: rounding it after every layer would cost more precision than all the rest, and it
-    /// is small.
+    /// The residual stream is float32 always: rounding it after every layer would cost more precision than all the
+    /// rest, and it is small.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 | Self::Int8 => Kind::Float,

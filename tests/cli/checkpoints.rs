@@ -93,7 +93,9 @@ pub fn archive(entries: &[(&str, &[u8], Option<u32>)]) -> Vec<u8> {
 
 /// `{"proj_in.bias": tensor}`, whose storage `0` has `numbers` floats.
 fn one_tensor(numbers: u8) -> Vec<u8> {
-    let mut pickle = b"\x80\x02}X\x0c\x00\x00\x00proj_in.biasctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK".to_vec();
+    let mut pickle = b"\x80\x02}X\x0c\x00\x00\x00proj_in.biasctorch._utils\n_rebuild_tensor_v2\n((\
+        X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK"
+        .to_vec();
     pickle.extend([numbers]);
     pickle.extend(b"tQK\x00K\x02\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRs.");
     pickle

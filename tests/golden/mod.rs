@@ -1,4 +1,5 @@
-//! Compares each part with what the reference libraries computed: `scripts/make_fixtures.py` writes the expected values.
+//! Compares each part with what the reference libraries computed: `scripts/make_fixtures.py` writes the expected
+//! values.
 
 mod checkpoints;
 mod clip;

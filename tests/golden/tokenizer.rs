@@ -81,7 +81,17 @@ fn tokenizer_json(merge: impl Fn(&str) -> Value) -> TempDir {
     let vocab: Value = serde_json::from_str(&std::fs::read_to_string(clip.join("vocab.json")).unwrap()).unwrap();
     let merges = std::fs::read_to_string(clip.join("merges.txt")).unwrap();
     let merges: Vec<Value> = merges.lines().skip(1).filter(|line| !line.is_empty()).map(merge).collect();
-    let token = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let token = |id: u32, content: &str| {
+        json!({
+            "id": id,
+            "content": content,
+            "single_word": false,
+            "lstrip": false,
+            "rstrip": false,
+            "normalized": false,
+            "special": true,
+        })
+    };
     let file = json!({
         "version": "1.0",
         "added_tokens": [token(49406, "<|startoftext|>"), token(49407, "<|endoftext|>")],

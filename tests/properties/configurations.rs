@@ -180,7 +180,9 @@ proptest! {
 
     #[test]
     fn json_with_a_changed_character_is_read_or_refused(
-        json in json(), at in any::<prop::sample::Index>(), char in prop::sample::select(b"{}[],:\"\\-.0eN \n".to_vec()),
+        json in json(),
+        at in any::<prop::sample::Index>(),
+        char in prop::sample::select(b"{}[],:\"\\-.0eN \n".to_vec()),
     ) {
         let mut text = write(&json).into_bytes();
         let at = at.index(text.len());

@@ -22,8 +22,8 @@ fn placements() -> impl Iterator<Item = Placement> {
     fast.map(|precision| Placement { device: Device::Cpu, precision })
 }
 
-/// Normals of a seed of their own. `Tensor::randn` would draw from libtorch's default generator, in between the draws that the
-/// noise of a row takes from it in another test.
+/// Normals of a seed of their own. `Tensor::randn` would draw from libtorch's default generator, in between the draws
+/// that the noise of a row takes from it in another test.
 fn random(size: &[i64]) -> Tensor {
     thread_local! { static SEED: Cell<u64> = const { Cell::new(0) } }
     let seed = SEED.replace(SEED.get() + 1);

@@ -89,7 +89,9 @@ proptest! {
 
 proptest! {
     #[test]
-    fn a_checkpoint_with_a_flipped_header_loads_or_is_refused(flips in prop::collection::vec((0..4000_usize, any::<u8>()), 1..4)) {
+    fn a_checkpoint_with_a_flipped_header_loads_or_is_refused(
+        flips in prop::collection::vec((0..4000_usize, any::<u8>()), 1..4),
+    ) {
         let mut bytes = checkpoint().0.clone();
         for (at, byte) in flips {
             bytes[at] = byte;
@@ -172,24 +174,29 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
         1 => any::<u16>().prop_map(|value| [&b"M"[..], &value.to_le_bytes()].concat()),
         1 => any::<i32>().prop_map(|value| [&b"J"[..], &value.to_le_bytes()].concat()),
         1 => any::<i64>().prop_map(|value| [&b"\x8a\x08"[..], &value.to_le_bytes()].concat()),
-        1 => prop::collection::vec(any::<u8>(), 0..12).prop_map(|bytes| [&[0x8a, bytes.len() as u8][..], &bytes].concat()),
+        1 => prop::collection::vec(any::<u8>(), 0..12)
+            .prop_map(|bytes| [&[0x8a, bytes.len() as u8][..], &bytes].concat()),
     ];
-    let classes =
-        vec!["FloatStorage", "HalfStorage", "LongStorage", "ByteStorage", "QInt8Storage", "UntypedStorage", "Size"];
-    let storage = (prop::sample::select(classes), 0..3_u8, integer.clone()).prop_map(|(class, key, len)| {
+    // Most tensors fit their storages, which are of 200 elements.
+    let classes = vec!["FloatStorage", "HalfStorage", "LongStorage", "ByteStorage"];
+    let odd_classes = vec!["QInt8Storage", "UntypedStorage", "Size", "ComplexFloatStorage"];
+    let class = prop_oneof![15 => prop::sample::select(classes), 1 => prop::sample::select(odd_classes)];
+    let len = prop_oneof![30 => Just(b"K\xc8".to_vec()), 1 => integer.clone()];
+    let storage = (class, 0..3_u8, len).prop_map(|(class, key, len)| {
         let start = format!("(X\u{7}\0\0\0storagectorch\n{class}\nX\u{1}\0\0\0{key}X\u{3}\0\0\0cpu");
         [start.as_bytes(), &len, b"tQ"].concat()
     });
-    let sizes =
-        prop::collection::vec(integer.clone(), 0..4).prop_map(|sizes| [b"(", &sizes.concat()[..], b"t"].concat());
-    let functions = vec!["_utils\n_rebuild_tensor_v2", "_utils\n_rebuild_tensor", "_tensor\n_rebuild_from_type_v2"];
-    let function = prop_oneof![9 => Just("_utils\n_rebuild_tensor_v2"), 1 => prop::sample::select(functions)];
-    let tensor = (function, storage.clone(), integer.clone(), sizes.clone(), sizes).prop_map(
-        |(function, storage, offset, sizes, strides)| {
-            let start = format!("ctorch.{function}\n(");
-            [start.as_bytes(), &storage, &offset, &sizes, &strides, b"\x89ccollections\nOrderedDict\n)RtR"].concat()
-        },
-    );
+    let small = prop_oneof![60 => (0..4_u8).prop_map(|value| vec![b'K', value]), 1 => integer.clone()];
+    let layout = prop::collection::vec((small.clone(), small.clone()), 0..4).prop_map(|dimensions| {
+        let (sizes, strides): (Vec<_>, Vec<_>) = dimensions.into_iter().unzip();
+        [b"(", &sizes.concat()[..], b"t(", &strides.concat(), b"t"].concat()
+    });
+    let functions = vec!["_utils\n_rebuild_tensor", "_utils\n_rebuild_tensor_v3", "_tensor\n_rebuild_from_type_v2"];
+    let function = prop_oneof![15 => Just("_utils\n_rebuild_tensor_v2"), 1 => prop::sample::select(functions)];
+    let tensor = (function, storage.clone(), small, layout).prop_map(|(function, storage, offset, layout)| {
+        let start = format!("ctorch.{function}\n(");
+        [start.as_bytes(), &storage, &offset, &layout, b"\x89ccollections\nOrderedDict\n)RtR"].concat()
+    });
     let literals: Vec<&[u8]> = vec![
         b"N",
         b"\x88",
@@ -224,7 +231,8 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
             inner.clone().prop_map(|value| [&value[..], b"\x85"].concat()),
             inner.clone().prop_map(|value| [&value[..], b"0N"].concat()),
             inner.clone().prop_map(|value| [b"ctorch._utils\n_rebuild_parameter\n", &value[..], b"\x85R"].concat()),
-            (inner.clone(), inner).prop_map(|(value, state)| [&value[..], &state, b"b"].concat()),
+            inner.clone().prop_map(|state| [b"}", &state[..], b"b"].concat()),
+            inner.prop_map(|state| [b"cmy.own\nThing\n)R", &state[..], b"b"].concat()),
         ]
     })
 }
@@ -254,11 +262,11 @@ fn pickle() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The archive of a pickle, with three storages of 64 bytes.
+/// The archive of a pickle, with three storages of 200 elements of 8 bytes.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    let data: Vec<u8> = (0..64).collect();
+    let data: Vec<u8> = (0..1600).map(|byte| byte as u8).collect();
     for (name, bytes) in [("a/data.pkl", pickle), ("a/data/0", &data), ("a/data/1", &data), ("a/data/2", &data)] {
         zip.start_file(name, options).unwrap();
         zip.write_all(bytes).unwrap();

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 /// Multi-head attention over whole sequences.
 ///
 /// `query`, `key` and `value` are `(batch, tokens, heads · head_dim)`; the result has the shape of `query`. Scores are
-/// scaled by `1 / √head_dim`, and `mask` is added to them, broadcast to `(batch, heads, tokens, tokens)`; a boolean mask is true
-/// where a token attends to another.
+/// scaled by `1 / √head_dim`, and `mask` is added to them, broadcast to `(batch, heads, tokens, tokens)`; a boolean
+/// mask is true where a token attends to another.
 ///
 /// # Errors
 /// If the shapes do not fit or memory runs out.
@@ -33,7 +33,8 @@ fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
 
 /// Multi-head attention of each token over ranges of rows of keys and values.
 ///
-/// `query` is `(tokens, heads · head_dim)` and so is the result. Sequences of different lengths are packed without padding.
+/// `query` is `(tokens, heads · head_dim)` and so is the result. Sequences of different lengths are packed without
+/// padding.
 ///
 /// # Errors
 /// If the shapes do not fit, a range is out of bounds, or memory runs out.

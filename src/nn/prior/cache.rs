@@ -4,7 +4,8 @@
 //!
 //! - no token that matters attends to padding, so it is left out; every token keeps its position;
 //! - the keys and values of the text states and the text embedding depend on the prompt alone
-//!   ([`PriorTransformer::prefill`], once per prompt, shared by its samples and by all rows of the unconditional branch);
+//!   ([`PriorTransformer::prefill`], once per prompt, shared by its samples and by all rows of the unconditional
+//!   branch);
 //! - the timestep comes before `x_t`, so its keys and values depend on prompt and timestep alone
 //!   ([`PriorTransformer::prefill_timesteps`], many timesteps in one pass);
 //! - that leaves `x_t` and the query for each step ([`PriorTransformer::step`]), and of these the query alone after the
@@ -250,7 +251,8 @@ impl PriorTransformer {
 
     /// Runs tokens through all blocks for their keys and values, which it passes to `keep` block by block.
     ///
-    /// A token attends to itself and to the range in `before`: rows of `prefix` or, without one, of the tokens themselves.
+    /// A token attends to itself and to the range in `before`: rows of `prefix` or, without one, of the tokens
+    /// themselves.
     fn run_for_cache(
         &self,
         mut hidden_states: Tensor,

@@ -82,8 +82,8 @@ impl PriorTransformer {
     /// - `timestep`: one for all rows, `(1)`, or one per row, `(batch)`;
     /// - `proj_embedding`: the text embeddings, `(batch, embedding_proj_dim)`;
     /// - `encoder_hidden_states`: the text states, `(batch, num_embeddings, embedding_dim)`;
-    /// - `attention_mask`: `(batch, num_embeddings)`, 1 for a text token and 0 for padding. With a mask the model is causal;
-    ///   without one every token attends to every token.
+    /// - `attention_mask`: `(batch, num_embeddings)`, 1 for a text token and 0 for padding. With a mask the model is
+    ///   causal; without one every token attends to every token.
     ///
     /// # Errors
     /// If the shapes do not fit each other or the configuration, or memory runs out.
@@ -153,8 +153,8 @@ impl PriorTransformer {
 
     /// Adds positions to the sequence `(batch, tokens, inner_dim)`.
     ///
-    /// If there are fewer positions than tokens, they are those of the latents alone: the `condition_len` tokens before them
-    /// and the query after them have zeros.
+    /// If there are fewer positions than tokens, they are those of the latents alone: the `condition_len` tokens before
+    /// them and the query after them have zeros.
     fn add_positions(&self, sequence: &Tensor, condition_len: i64) -> Result<Tensor> {
         let positions = &self.positional_embedding;
         if positions.size()[1] >= sequence.size()[1] {

@@ -3,8 +3,8 @@
 use crate::json;
 use serde_json::Value;
 
-/// The library that saves and loads a component. Each looks for weights in its own order, which matters where a folder holds
-/// the weights of several saves.
+/// The library that saves and loads a component. Each looks for weights in its own order, which matters where a folder
+/// holds the weights of several saves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Library {
     /// The prior's. It prefers shards to a whole file.

@@ -6,8 +6,8 @@ use safetensors::tensor::Dtype;
 use std::ops::Range;
 use tch::Kind;
 
-/// A tensor in one of a checkpoint's files. Its maker has checked that the range lies in the file, and all elements in the
-/// range.
+/// A tensor in one of a checkpoint's files. Its maker has checked that the range lies in the file, and all elements in
+/// the range.
 #[derive(Debug, Clone)]
 pub(crate) struct TensorEntry {
     /// The index of its file.
@@ -61,13 +61,20 @@ pub(crate) fn safetensors_entries(bytes: &[u8], file: usize, path: &str) -> Resu
         SafeTensors::read_metadata(bytes).map_err(|error| Error::damaged(path, "safetensors", error))?;
     let start = header_len + size_of::<u64>();
     let entries = metadata.tensors().into_iter().map(|(name, info)| {
-        let shape = info.shape.iter().map(|&size| i64::try_from(size)).collect::<Result<_, _>>();
-        let too_large = |_| Error::damaged(path, "safetensors", format!("tensor {name} is too large"));
-        let shape = shape.map_err(too_large)?;
+        let shape = shape(&info.shape);
+        let shape = shape.ok_or_else(|| Error::damaged(path, "safetensors", format!("tensor {name} is too large")))?;
         let (from, to) = info.data_offsets;
         Ok((name, TensorEntry { file, dtype: info.dtype, shape, strided: None, range: start + from..start + to }))
     });
     entries.collect()
+}
+
+/// The sizes as libtorch has them; `None` if their product overflows, without those of 0: libtorch multiplies the sizes
+/// of an empty tensor too.
+fn shape(sizes: &[usize]) -> Option<Vec<i64>> {
+    let shape = sizes.iter().map(|&size| i64::try_from(size).ok()).collect::<Option<Vec<_>>>()?;
+    shape.iter().try_fold(1_i64, |product, &size| product.checked_mul(size.max(1)))?;
+    Some(shape)
 }
 
 /// libtorch's name for an element type; `None` for those that are not supported.

@@ -26,12 +26,12 @@ struct Outgoing<'a, E> {
 }
 
 impl Checkpoint {
-    /// Writes all tensors: floats in `dtype`, or each in its own type without one. `keep_going` is called before each tensor,
-    /// and its error ends the writing.
+    /// Writes all tensors: floats in `dtype`, or each in its own type without one. `keep_going` is called before each
+    /// tensor, and its error ends the writing.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if a number is too large for the type or a tensor's type is not supported; the error of `keep_going`;
-    /// [`Error::Io`] if the file cannot be written. It may be there in part then.
+    /// [`Error::Tensor`] if a number is too large for the type or a tensor's type is not supported; the error of
+    /// `keep_going`; [`Error::Io`] if the file cannot be written. It may be there in part then.
     pub fn write_safetensors<E: From<Error>>(
         &self,
         path: &Path,

@@ -16,8 +16,8 @@ pub(crate) enum Found {
 
 /// Finds the weights of a component, in its library's order: plain files of any format before variants.
 ///
-/// An index without all of its shards is left over from an older save, which a later save of a whole file replaced. It counts
-/// only if there is nothing else.
+/// An index without all of its shards is left over from an older save, which a later save of a whole file replaced. It
+/// counts only if there is nothing else.
 ///
 /// # Errors
 /// [`Error::File`] if there are none, or the index is damaged.

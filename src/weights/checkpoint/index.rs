@@ -15,8 +15,8 @@ impl ShardIndex {
     /// Parses an index; `origin` is its name in messages.
     ///
     /// # Errors
-    /// [`Error::File`] if it is not an index, or names anything but files beside it: a downloaded model must not read or write
-    /// elsewhere.
+    /// [`Error::File`] if it is not an index, or names anything but files beside it: a downloaded model must not read
+    /// or write elsewhere.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         let index: Self = json::from_str(text).map_err(|error| {
             let reason = format!("is not an index of shards with a weight_map ({error})");

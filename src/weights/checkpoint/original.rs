@@ -1,7 +1,7 @@
 //! Priors under their authors' tensor names: Karlo's and Kandinsky 2.1's, which share their code.
 //!
-//! Source: diffusers' `scripts/convert_kakao_brain_unclip_to_diffusers.py` and `convert_kandinsky_to_diffusers.py`. Tensors
-//! are renamed in place, without a copy.
+//! Source: diffusers' `scripts/convert_kakao_brain_unclip_to_diffusers.py` and `convert_kandinsky_to_diffusers.py`.
+//! Tensors are renamed in place, without a copy.
 
 use super::entry::{Strided, TensorEntry};
 use super::store::Checkpoint;
@@ -61,11 +61,12 @@ impl Checkpoint {
         PREFIXES.into_iter().find(|prefix| self.tensors.contains_key(&format!("{prefix}{TELLTALE}")))
     }
 
-    /// The same prior under diffusers' tensor names. `statistics` holds the mean and the standard deviation of CLIP image
-    /// embeddings as the authors save them, as a pair.
+    /// The same prior under diffusers' tensor names. `statistics` holds the mean and the standard deviation of CLIP
+    /// image embeddings as the authors save them, as a pair.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if heads of width `head_dim` do not fit the attention, [`Error::File`] if the statistics are not a pair.
+    /// [`Error::Tensor`] if heads of width `head_dim` do not fit the attention, [`Error::File`] if the statistics are
+    /// not a pair.
     pub fn with_diffusers_names(mut self, statistics: Option<Self>, head_dim: i64) -> Result<Self> {
         let prefix = self.original_prefix().unwrap_or_default();
         let mut ignored = Vec::new();

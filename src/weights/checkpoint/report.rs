@@ -39,8 +39,9 @@ impl Report {
         self.seen.contains(name) || self.ignored.iter().any(|prefix| name.starts_with(prefix))
     }
 
-    /// Whether one of the unexpected tensors shows that the module is not the one that was saved, and would compute something
-    /// else: a tensor inside one of its layers, such as a bias, a scale or a LoRA, or one of a layer after its last.
+    /// Whether one of the unexpected tensors shows that the module is not the one that was saved, and would compute
+    /// something else: a tensor inside one of its layers, such as a bias, a scale or a LoRA, or one of a layer after
+    /// its last.
     fn would_matter(&self, unexpected: &[String]) -> bool {
         let layers: BTreeSet<&str> = self.seen.iter().flat_map(|name| numbered(name)).collect();
         let lists: BTreeSet<&str> = layers.iter().filter_map(|layer| list_of(layer)).collect();

@@ -39,8 +39,8 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens the weights in a component's folder, in the order of the library that its `config.json` is of:
-    /// `diffusion_pytorch_model.safetensors`, `model.safetensors`, the same as `.bin`, one of these in shards with an index,
-    /// or, without any plain file, a variant such as `model.fp16.safetensors`.
+    /// `diffusion_pytorch_model.safetensors`, `model.safetensors`, the same as `.bin`, one of these in shards with an
+    /// index, or, without any plain file, a variant such as `model.fp16.safetensors`.
     ///
     /// # Errors
     /// [`Error::File`] if there are none, or a file is truncated, damaged or at odds with its index.
@@ -119,7 +119,8 @@ impl Checkpoint {
         self.tensors.get(name).map(|entry| &entry.shape[..])
     }
 
-    /// The names of the tensors that hold a NaN or an infinity. Reads everything: meant to explain a result that is not finite.
+    /// The names of the tensors that hold a NaN or an infinity. Reads everything: meant to explain a result that is not
+    /// finite.
     ///
     /// # Errors
     /// If libtorch fails.

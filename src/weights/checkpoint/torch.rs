@@ -34,8 +34,8 @@ pub(crate) struct Contents {
 
 /// The contents of a file of `torch.save` with these `bytes`. `path` is its name in messages.
 ///
-/// It holds a dictionary of tensors, perhaps inside one of [`WRAPPERS`], or a list of tensors, which are then named by their
-/// index.
+/// It holds a dictionary of tensors, perhaps inside one of [`WRAPPERS`], or a list of tensors, which are then named by
+/// their index.
 ///
 /// # Errors
 /// [`Error::File`] if the file is damaged, holds no tensors, or names functions that only an attack needs.

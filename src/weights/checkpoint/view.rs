@@ -7,8 +7,8 @@ use crate::weights::delta::Delta;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// A tensor on the CPU, borrowed from its file, in the file's type. Its pages leave the process' memory when the view is
-/// dropped, so that a model is never in memory twice.
+/// A tensor on the CPU, borrowed from its file, in the file's type. Its pages leave the process' memory when the view
+/// is dropped, so that a model is never in memory twice.
 pub(crate) struct TensorView<'a> {
     /// Must not outlive the file's bytes: it is only lent, and copied by [`TensorView::to_owned`].
     view: Tensor,
@@ -32,8 +32,8 @@ impl<'a> TensorView<'a> {
             None => Strided::contiguous(&entry.shape),
         };
         let view = if bytes.as_ptr().addr().is_multiple_of(kind.elt_size_in_bytes()) {
-            // SAFETY: the maker of an entry has checked its bytes against its sizes, strides and type. They are aligned, nothing
-            // writes to them, and `file` outlives `self`.
+            // SAFETY: the maker of an entry has checked its bytes against its sizes, strides and type. They are
+            // aligned, nothing writes to them, and `file` outlives `self`.
             #[allow(unsafe_code)]
             unsafe {
                 Tensor::f_from_blob(bytes.as_ptr(), &sizes, &strides, kind, Device::Cpu)?

@@ -21,11 +21,11 @@ pub struct Placement {
 impl Checkpoint {
     /// Builds a module from the tensors whose names start with `prefix` (empty, or ending in a dot).
     ///
-    /// `build` runs twice: first against names, shapes and types alone, so that one error lists everything that is wrong, and
-    /// then to read.
+    /// `build` runs twice: first against names, shapes and types alone, so that one error lists everything that is
+    /// wrong, and then to read.
     ///
-    /// Tensors that the module does not ask for are ignored with a warning, as diffusers and transformers do, unless they show
-    /// that the module would compute something else: a bias of one of its layers, or a layer after its last.
+    /// Tensors that the module does not ask for are ignored with a warning, as diffusers and transformers do, unless
+    /// they show that the module would compute something else: a bias of one of its layers, or a layer after its last.
     ///
     /// # Errors
     /// [`Error::MissingTensors`] with every missing, unexpected and wrong tensor, and the errors of `build`.

@@ -166,7 +166,8 @@ pub(super) struct AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// Reads the configuration of the LoRA in the file `name`, if it has one: from its header, else from a file beside it.
+    /// Reads the configuration of the LoRA in the file `name`, if it has one: from its header, else from a file beside
+    /// it.
     ///
     /// # Errors
     /// [`Error::Config`] or [`Error::File`] if it is damaged, or something in it is not supported.
@@ -186,8 +187,8 @@ impl AdapterConfig {
         text.map(|text| Self::parse_entry(text, format!("{HEADER_KEY} in {path}"))).transpose()
     }
 
-    /// Parses the entry of a header, without the component before each key. Its targets are ignored: diffusers takes the modules
-    /// that the file holds.
+    /// Parses the entry of a header, without the component before each key. Its targets are ignored: diffusers takes
+    /// the modules that the file holds.
     fn parse_entry(text: &str, origin: String) -> Result<Self> {
         let Ok(Json::Object(entries)) = Json::parse(text) else {
             return Err(Error::file(origin, "is not a JSON object"));
@@ -385,8 +386,8 @@ fn is_word(char: char) -> bool {
     char.is_ascii_alphanumeric() || char == '_'
 }
 
-/// The number of the block that a module is in: the one after the first of these lists that a number follows, or without
-/// lists, the first after at least two parts. It is never the last part of the name.
+/// The number of the block that a module is in: the one after the first of these lists that a number follows, or
+/// without lists, the first after at least two parts. It is never the last part of the name.
 fn block_of(module: &str, lists: &[String]) -> Option<u64> {
     let parts: Vec<&str> = module.split('.').collect();
     let numbers: Vec<(usize, u64)> = (1..parts.len().saturating_sub(1))
@@ -530,8 +531,8 @@ mod tests {
     #[test]
     fn keys_without_effect_are_accepted() {
         let text = r#"{"peft_type": "LORA", "r": 4, "fan_in_fan_out": true, "lora_dropout": 0.1, "bias": "none",
-            "use_dora": false, "modules_to_save": null, "eva_config": {"rho": 2.0}, "loftq_config": {}, "task_type": null,
-            "use_something_new": null, "init_lora_weights": "eva", "alpha_pattern": {}, "rank_pattern": null}"#;
+            "use_dora": false, "modules_to_save": null, "eva_config": {"rho": 2.0}, "loftq_config": {},
+            "task_type": null, "use_something_new": null, "init_lora_weights": "eva", "alpha_pattern": {}, "rank_pattern": null}"#;
         let config = parse(text).unwrap();
         assert!(config.base.is_none() && config.rank("proj_in").unwrap() == Some(4));
         for init in ["true", "false", "null", r#""gaussian""#, r#""orthogonal""#, r#""mica""#, r#""eva""#] {

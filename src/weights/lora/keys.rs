@@ -21,7 +21,8 @@ pub(super) struct Key {
     pub(super) is_peft: bool,
 }
 
-/// The suffixes after the module in names of diffusers, including the oldest (attention processors); the longest come first.
+/// The suffixes after the module in names of diffusers, including the oldest (attention processors); the longest come
+/// first.
 const SUFFIXES: [(&str, Role); 13] = [
     (".lora_linear_layer.down.weight", Role::Down),
     (".lora_linear_layer.up.weight", Role::Up),

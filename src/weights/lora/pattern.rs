@@ -1,6 +1,7 @@
 //! Regular expressions of Python's `re`, for the patterns in PEFT's configurations.
 //!
-//! Only syntax that means the same in Python and in the engine used here is accepted; the rest is refused rather than guessed.
+//! Only syntax that means the same in Python and in the engine used here is accepted; the rest is refused rather than
+//! guessed.
 
 use crate::error::{Error, Result};
 use fancy_regex::Regex;

@@ -168,8 +168,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Sets attributes. Those of a dictionary, which torch gives to state dictionaries, do not matter for tensors. Those of a
-    /// tensor may replace its elements.
+    /// Sets attributes. Those of a dictionary, which torch gives to state dictionaries, do not matter for tensors.
+    /// Those of a tensor may replace its elements.
     fn build(&mut self) -> Result<()> {
         self.pop()?;
         match self.top_value()? {
@@ -327,7 +327,8 @@ impl<'a> Machine<'a> {
         if items.len() > MAX_DIMENSIONS { Err(wrong()) } else { items.iter().map(integer).collect() }
     }
 
-    /// A reference to a storage, `("storage", type, key, device, length)`, and in old files a view, which must be `None`.
+    /// A reference to a storage, `("storage", type, key, device, length)`, and in old files a view, which must be
+    /// `None`.
     fn persistent(&mut self) -> Result<()> {
         let wrong = || PickleError::corrupt("it refers to something that is not a storage");
         let id = self.pop()?;
