@@ -58,6 +58,7 @@ impl RevisionArgs {
 
 /// Where embeddings go.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
 pub(super) struct TargetArgs {
     /// Output file: .npy, .npz, .safetensors, .jsonl or .parquet; `-` for standard output
     #[arg(short, long, value_name = "FILE", required_unless_present = "out_dir")]

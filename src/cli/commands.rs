@@ -5,8 +5,8 @@ use super::{convert, download, help, info, merge, models};
 use anyhow::Result;
 use clap::Subcommand;
 
-/// Makes the list of commands. Each is a module with `Args`, whose doc comment is its help, and with `run`, which returns the
-/// exit code.
+/// Makes the list of commands. Each is a module with `Args`, whose doc comment is its help, and with `run`, which
+/// returns the exit code.
 macro_rules! commands {
     ($($name:ident => $module:ident,)+) => {
         /// A command.

@@ -6,7 +6,7 @@ use super::progress::FetchProgress;
 use crate::bad_input;
 use crate::convert::{ConvertOptions, Input, convert};
 use crate::hub::{Hub, Model, Needs, Wish};
-use crate::job::{Stop, exit_code};
+use crate::job::{Stop, signal_exit_code};
 use anyhow::Result;
 use clap::ValueEnum;
 use safetensors::tensor::Dtype as StoredDtype;
@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     match (done, stop.signal()) {
         (Err(error), Some(signal)) if error.is::<Interrupted>() => {
             screen.error(&error.to_string());
-            Ok(exit_code(signal))
+            Ok(signal_exit_code(signal))
         }
         (done, _) => done.map(|()| 0).map_err(|error| model.advise(error)),
     }
@@ -101,7 +101,8 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
             Ok((Input::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
         }
         (true, None) => Err(bad_input!(
-            "{:?} is a prior alone; give --config FOLDER, a model of the same kind to take the text encoder, the tokenizer and the rest from",
+            "{:?} is a prior alone; give --config FOLDER, a model of the same kind to take \
+             the text encoder, the tokenizer and the rest from",
             args.source
         )),
         (false, None) => {
@@ -109,7 +110,8 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
             Ok((Input::Model(model.folder.clone()), model))
         }
         (false, Some(_)) => Err(bad_input!(
-            "--config goes with a prior alone, a file or a folder, and {:?} is a whole model; leave it out, or give the prior",
+            "--config goes with a prior alone, a file or a folder, and {:?} is a whole model; \
+             leave it out, or give the prior",
             args.source
         )),
     }

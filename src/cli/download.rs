@@ -17,7 +17,8 @@ pub(super) struct Args {
     #[arg(value_name = "NAME", value_parser = text())]
     model: String,
 
-    /// Number type to compute in later: f32, bf16, f16 or int8; all but f32 take the smaller fp16 files, if there are any
+    /// Number type to compute in later: f32, bf16, f16 or int8; all but f32 take the smaller fp16 files, if there are
+    /// any
     #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     dtype: Dtype,
 

@@ -64,8 +64,8 @@ fn check_places(command: &mut clap::Command, matches: &ArgMatches) -> Result<(),
     Err(command.error(ErrorKind::ArgumentConflict, format!("--{long} does not go before the command {name}; {advice}")))
 }
 
-/// Refuses a second value where input would be lost. Of a setting the last value counts, which scripts that append options
-/// rely on.
+/// Refuses a second value where input would be lost. Of a setting the last value counts, which scripts that append
+/// options rely on.
 fn check_repeats(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), Error> {
     for (id, option, advice) in [
         ("prompts", "--prompts", "join the files"),
@@ -79,8 +79,8 @@ fn check_repeats(command: &mut clap::Command, matches: &ArgMatches) -> Result<()
     Ok(())
 }
 
-/// Ties a prompt that begins with a dash to its option: `-p "-5 degrees"` becomes `-p=-5 degrees`. clap would take it for an
-/// option or, with `allow_hyphen_values`, every option after `-p` for a prompt.
+/// Ties a prompt that begins with a dash to its option: `-p "-5 degrees"` becomes `-p=-5 degrees`. clap would take it
+/// for an option or, with `allow_hyphen_values`, every option after `-p` for a prompt.
 fn tie_prompts(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut tied = Vec::new();
     let mut rest = arguments.into_iter().peekable();
@@ -109,8 +109,8 @@ fn takes_prompt(argument: &OsStr) -> bool {
     argument.to_str().is_some_and(|text| matches!(text, "--prompt" | "--negative-prompt") || short(text))
 }
 
-/// Whether an argument looks like an option, known or mistyped, rather than a prompt: a dash and a letter, two dashes and a
-/// word, or two dashes alone.
+/// Whether an argument looks like an option, known or mistyped, rather than a prompt: a dash and a letter, two dashes
+/// and a word, or two dashes alone.
 fn is_option_like(argument: &OsStr) -> bool {
     let text = argument.to_string_lossy();
     match text.strip_prefix("--") {

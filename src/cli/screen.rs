@@ -46,8 +46,8 @@ impl Screen {
         }
     }
 
-    /// Whether bars are drawn: standard error is a terminal, and still there. Where it is gone, indicatif would panic, or
-    /// keep in memory what it cannot draw.
+    /// Whether bars are drawn: standard error is a terminal, and still there. Where it is gone, indicatif would panic,
+    /// or keep in memory what it cannot draw.
     pub(super) fn has_bars(&self) -> bool {
         if !io::stderr().is_terminal() {
             self.bars.set_draw_target(ProgressDrawTarget::hidden());

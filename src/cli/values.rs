@@ -197,7 +197,8 @@ impl DeviceName {
             )),
             Self::Named(Device::Cuda(index)) if index >= Cuda::device_count().max(0) as usize => {
                 Err(crate::bad_input!(
-                    "--device cuda:{index}: this machine has {} CUDA devices, counted from 0; use --device cpu, or a CUDA build of libtorch",
+                    "--device cuda:{index}: this machine has {} CUDA devices, counted from 0; use \
+                     --device cpu, or a CUDA build of libtorch",
                     Cuda::device_count()
                 ))
             }

@@ -53,8 +53,8 @@ impl FirstPass {
     }
 }
 
-/// A hash over entries. Every field is hashed with its type and length in front, so that different entries never give the
-/// same bytes.
+/// A hash over entries. Every field is hashed with its type and length in front, so that different entries never give
+/// the same bytes.
 #[derive(Debug, Default)]
 pub(super) struct Hash(Sha256);
 

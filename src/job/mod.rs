@@ -7,10 +7,11 @@
 //!
 //! - A file is read twice: [`first_pass`] counts its rows, checks and hashes them before anything is loaded, and the
 //!   [`batcher`] reads it again block by block. A pipe is read once.
-//! - Workers take blocks from the batcher when they are free: it is an iterator behind a lock. Only a live stream (a pipe in,
-//!   a pipe out) has a thread that reads ahead ([`read_ahead`]), so that the rows that are there need not wait for the next.
-//! - A row's block, and its place in the block, depend on its number alone. So a run that resumes or computes a shard has the
-//!   same batches as one that computes everything at once, and its rows are the same to the last bit.
+//! - Workers take blocks from the batcher when they are free: it is an iterator behind a lock. Only a live stream (a pipe
+//!   in, a pipe out) has a thread that reads ahead ([`read_ahead`]), so that the rows that are there need not wait for the
+//!   next.
+//! - A row's block, and its place in the block, depend on its number alone. So a run that resumes or computes a shard has
+//!   the same batches as one that computes everything at once, and its rows are the same to the last bit.
 //! - A [`gate`] bounds the blocks, and the bytes of text, that are read and not written yet.
 //! - Whatever ends a run, done, an error, a closed pipe or a signal, all its threads have ended when [`Job::run`] returns.
 //!   Workers stop after the denoising step that they are at, and reads from a pipe within 50 ms.
@@ -32,8 +33,8 @@ mod worker;
 pub use options::{OnError, RowOptions};
 pub use plan::ComputeOptions;
 pub use prompts::{Entries, Prompts};
-pub use report::{Old, Report};
-pub use stop::{Stop, exit_code};
+pub use report::{IfExists, Report};
+pub use stop::{Stop, signal_exit_code};
 pub use worker::Opener;
 
 use crate::bad_input;
@@ -42,20 +43,29 @@ use crate::output::{EmbeddingWriter, Interrupted, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use crate::rows::Notice;
 use anyhow::Result;
+use batcher::{Batcher, Feed, Position};
 use first_pass::FirstPass;
+use gate::Gate;
 use plan::{BATCH_SIZE, Plan};
 use run::Run;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use worker::{Computation, Negatives};
+use worker::{Computation, Negatives, Shared};
 
 /// Added to a row's seed for its negative embedding where the number of rows is not known.
 const STREAM_SEED_OFFSET: u64 = 1 << 63;
 
+/// Blocks for each worker that may be under way, or wait for their turn to be written.
+const BLOCKS_PER_WORKER: usize = 3;
+
+/// Bytes of text that may be read and not written yet, beside the block that is being read.
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
 /// Receives the events of a job. All methods do nothing by default.
 pub trait JobProgress: Send + Sync {
-    /// Everything has been checked, and work begins: on `rows` rows, if that is known, of which an earlier run wrote `done`.
+    /// Everything has been checked, and work begins: on `rows` rows, if that is known, of which an earlier run wrote
+    /// `done`.
     fn begin(&self, _rows: Option<u64>, _done: u64) {}
     /// A component is about to be loaded.
     fn loading(&self, _component: &str) {}
@@ -63,8 +73,8 @@ pub trait JobProgress: Send + Sync {
     fn computed(&self, _rows: f64) {}
     /// `rows` rows are written in all, and `batches` batches by this run.
     fn written(&self, _rows: u64, _batches: u64) {}
-    /// A prompt was too long and was truncated. `rows` rows show it; none if it is a negative prompt. The text says which
-    /// prompt, and where it was cut.
+    /// A prompt was too long and was truncated. `rows` rows show it; none if it is a negative prompt. The text says
+    /// which prompt, and where it was cut.
     fn truncated(&self, _rows: u64, _text: &str) {}
     /// Something about the prompts' file that is not an error.
     fn notice(&self, _notice: &Notice) {}
@@ -97,16 +107,18 @@ pub struct Job {
     pub open: Opener,
     /// How to compute, as far as the user says.
     pub compute: ComputeOptions,
-    /// Where the embeddings go, and how. The caller fills in what only it knows of the fingerprint; the job adds the rest.
+    /// Where the embeddings go, and how. The caller fills in what only it knows of the fingerprint; the job adds the
+    /// rest.
     pub write: WriteOptions,
     /// Where to report rows that cannot be used; if not given, they are passed to [`JobProgress::skipped`].
     pub report: Option<Report>,
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// Everything is written.
+    #[default]
     Done,
     /// An earlier run with the same settings had written everything.
     WasDone,
@@ -122,7 +134,7 @@ pub enum Outcome {
 }
 
 /// What a run did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Summary {
     /// How it ended.
     pub outcome: Outcome,
@@ -150,47 +162,20 @@ pub struct Summary {
     pub memory: Option<u64>,
 }
 
-impl Summary {
-    /// A run that finds its rows written.
-    fn of_finished(rows: u64, plan: Plan, read: Duration) -> Self {
-        let (resumed, total, batch_size) = (rows, Some(rows), plan.batch_size);
-        Self { rows, resumed, total, batch_size, read, ..Self::of_nothing(Outcome::WasDone) }
-    }
-
-    /// A run that a signal stopped before its first row. What an earlier run kept is still there.
-    fn of_stopped(stop: &Stop) -> Self {
-        Self::of_nothing(Outcome::Stopped { signal: stop.signal().unwrap_or_default(), kept: true })
-    }
-
-    fn of_nothing(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            rows: 0,
-            resumed: 0,
-            total: None,
-            skipped: None,
-            timings: Timings::default(),
-            read: Duration::ZERO,
-            write: Duration::ZERO,
-            workers: 0,
-            threads: 0,
-            batch_size: 0,
-            memory: None,
-        }
-    }
-}
-
 impl Job {
     /// Runs the job until it is done or `stop` is raised. All threads that it starts have ended when it returns.
     ///
-    /// # Errors
-    /// [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way. Rows that are written by then
-    /// are kept for a run that resumes, if their prompts can be read again.
+    /// # Errors [`crate::error::BadInput`] for what the user can fix, and whatever goes wrong on the way. Rows that are
+    /// written by then are kept for a run that resumes, if their prompts can be read again.
     pub fn run(self, progress: Arc<dyn JobProgress>, stop: &Stop) -> Result<Summary> {
         match self.prepare(&progress, stop) {
             Ok(Prepared::Run(run)) => run.run(stop),
             Ok(Prepared::Finished(summary)) => Ok(summary),
-            Err(error) if error.is::<Interrupted>() => Ok(Summary::of_stopped(stop)),
+            // What an earlier run kept is still there.
+            Err(error) if error.is::<Interrupted>() => {
+                let outcome = Outcome::Stopped { signal: stop.signal().unwrap_or_default(), kept: true };
+                Ok(Summary { outcome, ..Summary::default() })
+            }
             Err(error) => Err(error),
         }
     }
@@ -224,7 +209,9 @@ impl Job {
         self.write.keep = !is_stream;
         self.write.restart = plan.is_single;
         if let Some(rows) = finished(&self.write)? {
-            return Ok(Prepared::Finished(Summary::of_finished(rows, plan, read)));
+            let (outcome, total, batch_size) = (Outcome::WasDone, Some(rows), plan.batch_size);
+            let summary = Summary { outcome, rows, resumed: rows, total, batch_size, read, ..Summary::default() };
+            return Ok(Prepared::Finished(summary));
         }
         let output = self.write.outputs.first().map(|output| output.path.display().to_string()).unwrap_or_default();
         let writer = EmbeddingWriter::open(self.write)?;
@@ -234,22 +221,29 @@ impl Job {
         if let (Some(report), Some(dir)) = (&mut self.report, writer.dir()?) {
             report.make_in(dir);
         }
-        Ok(Prepared::Run(Box::new(Run {
-            output,
-            entries,
-            interrupt: self.prompts.read.interrupt,
+        let interrupt = self.prompts.read.interrupt;
+        let batcher = Batcher {
+            name: entries.name().into(),
+            feed: Feed::new(entries, plan.is_live, &interrupt)?,
             options: self.options,
+            blocks: plan.blocks,
             first_pass,
-            plan,
-            computation,
-            pipeline: self.pipeline,
-            open: self.open,
-            writer,
+            may_be_only: plan.may_be_only,
+            done: writer.rows_done(),
             report: self.report,
             progress: Arc::clone(progress),
-            total,
-            read,
-        })))
+            position: Position::default(),
+        };
+        let shared = Shared {
+            batcher: Mutex::new(batcher),
+            gate: Gate::new(plan.workers * BLOCKS_PER_WORKER, MAX_TEXT_BYTES),
+            computation,
+            threads: plan.threads,
+            open: self.open,
+            progress: Arc::clone(progress),
+            cancel: interrupt,
+        };
+        Ok(Prepared::Run(Box::new(Run { output, shared, pipeline: self.pipeline, plan, writer, total, read })))
     }
 
     /// Refuses options that need prompts which can be read twice.
@@ -261,7 +255,8 @@ impl Job {
                 "--resume needs prompts that can be read again, and {name} cannot; write them to a file"
             )),
             write if write.shard.is_some() => Err(bad_input!(
-                "--shard needs prompts that can be read again, since every run counts them all, and {name} cannot; write them to a file"
+                "--shard needs prompts that can be read again, since every run counts them \
+                 all, and {name} cannot; write them to a file"
             )),
             _ => Ok(()),
         }

@@ -32,7 +32,8 @@ pub struct RowOptions {
 }
 
 impl RowOptions {
-    /// Whether some rows need the embedding of a black image: the negative embedding of a row without a negative prompt.
+    /// Whether some rows need the embedding of a black image: the negative embedding of a row without a negative
+    /// prompt.
     pub(super) fn needs_zero_embed(&self) -> bool {
         self.wants_negative && self.negative_prompt.is_none()
     }

@@ -37,8 +37,8 @@ pub(super) struct Plan {
     pub(super) may_resume: bool,
     /// Whether somebody may wait for each row before the next prompt comes.
     pub(super) is_live: bool,
-    /// Whether the first block may be the only one. Nothing else decides this, so that a shard, or a run that resumes, has
-    /// the bits of the whole.
+    /// Whether the first block may be the only one. Nothing else decides this, so that a shard, or a run that resumes,
+    /// has the bits of the whole.
     pub(super) may_be_only: bool,
     pub(super) workers: usize,
     /// CPU threads of each worker; libtorch's choice if not given.
@@ -87,7 +87,8 @@ impl Plan {
                 let level = if compute.threads.is_some() { log::Level::Warn } else { log::Level::Info };
                 log::log!(
                     level,
-                    "using {workers} of {max} threads: each runs a pipeline of its own, and free memory has room for no more"
+                    "using {workers} of {max} threads: each runs a pipeline of its own, and free memory has room for \
+                     no more"
                 );
             }
             (workers, Some(1))

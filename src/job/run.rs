@@ -1,69 +1,39 @@
 //! The caller's part of a run: starts the workers, and writes what they compute, in order.
 
-use super::batcher::{Batcher, Change, Source, State};
-use super::first_pass::FirstPass;
-use super::gate::Gate;
-use super::options::RowOptions;
+use super::batcher::{Batcher, Change};
 use super::plan::Plan;
-use super::prompts::{Entries, edited, no_prompts};
-use super::report::Report;
+use super::prompts::{edited, no_prompts};
 use super::stop::Stop;
-use super::worker::{Computation, Computed, Embedded, Opener, Shared, work};
-use super::{JobProgress, Outcome, Summary};
+use super::worker::{Computed, Embedded, Shared, work};
+use super::{Outcome, Summary};
 use crate::output::{Batch, EmbeddingWriter, Flow, Interrupted};
 use crate::pipeline::{Pipeline, Timings};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often the caller looks up from waiting for results.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long workers may take to stop before the user is told what they are waiting for.
+/// How long workers may take to stop before the user is told what the run waits for.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Blocks for each worker that may be under way, or wait for their turn to be written.
-const BLOCKS_PER_WORKER: usize = 3;
-
-/// Bytes of text that may be read and not written yet, beside the block that is being read.
-const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// A run with everything open.
 pub(super) struct Run {
     /// What messages call the main output.
     pub(super) output: String,
-    pub(super) entries: Entries,
-    pub(super) interrupt: Arc<AtomicBool>,
-    pub(super) options: RowOptions,
-    pub(super) first_pass: Option<FirstPass>,
-    pub(super) plan: Plan,
-    pub(super) computation: Computation,
+    pub(super) shared: Shared,
     pub(super) pipeline: Pipeline,
-    pub(super) open: Opener,
+    pub(super) plan: Plan,
     pub(super) writer: EmbeddingWriter,
-    pub(super) report: Option<Report>,
-    pub(super) progress: Arc<dyn JobProgress>,
     /// Rows that this run is to write, if that is known.
     pub(super) total: Option<u64>,
     /// Time that the first pass took.
     pub(super) read: Duration,
-}
-
-/// What the workers have computed so far, and what of it is written.
-struct Written<'a> {
-    writer: &'a mut EmbeddingWriter,
-    shared: &'a Shared,
-    /// Blocks that wait for one before them.
-    waiting: BTreeMap<u64, Result<Embedded>>,
-    blocks: u64,
-    /// Of each worker.
-    timings: Vec<Timings>,
-    time: Duration,
 }
 
 impl Run {
@@ -71,67 +41,105 @@ impl Run {
     ///
     /// # Errors
     /// Whatever goes wrong on the way.
-    pub(super) fn run(mut self, stop: &Stop) -> Result<Summary> {
-        let name = self.entries.name().to_string();
-        let resumed = self.writer.rows_done();
-        let batcher = Batcher {
-            name: name.clone(),
-            source: Source::new(self.entries, self.plan.is_live, &self.interrupt)?,
-            options: self.options,
-            blocks: self.plan.blocks,
-            first_pass: self.first_pass,
-            may_be_only: self.plan.may_be_only,
-            done: resumed,
-            report: self.report,
-            progress: Arc::clone(&self.progress),
-            state: State::default(),
-        };
-        let shared = Shared {
-            batcher: Mutex::new(batcher),
-            gate: Gate::new(self.plan.workers * BLOCKS_PER_WORKER, MAX_TEXT_BYTES),
-            computation: self.computation,
-            threads: self.plan.threads,
-            open: self.open,
-            progress: Arc::clone(&self.progress),
-            cancel: self.interrupt,
-        };
-        let (workers, timings) = (self.plan.workers, vec![Timings::default(); self.plan.workers]);
-        let (waiting, time) = (BTreeMap::new(), Duration::ZERO);
-        let mut written = Written { writer: &mut self.writer, shared: &shared, waiting, blocks: 0, timings, time };
-        let outcome = written.run(workers, self.pipeline, stop);
-        let (timings, write) = (written.timings.into_iter().fold(Timings::default(), add), written.time);
-        self.progress.end();
-        let batcher = shared.batcher.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let Batcher { report, state, source, .. } = batcher;
-        // Joins the thread that reads ahead, if there is one.
-        drop(source);
-        let ending = Ending { name, output: self.output, may_resume: self.plan.may_resume, report, read: &state };
+    pub(super) fn run(self, stop: &Stop) -> Result<Summary> {
+        let Self { output, shared, pipeline, plan, mut writer, total, read } = self;
+        let Plan { batch_size, workers, may_resume, memory, .. } = plan;
+        let progress = Arc::clone(&shared.progress);
+        let resumed = writer.rows_done();
+        let mut written = Written::new(&mut writer, &shared, workers);
+        let outcome = written.run(pipeline, stop);
+        let (timings, write) = (total_of(&written.timings), written.time);
+        progress.end();
+        // Its thread, if it has one, ends here also after an error.
+        let mut batcher = shared.batcher.into_inner().unwrap_or_else(PoisonError::into_inner);
         let start = Instant::now();
-        let ended = ending.end(self.writer, outcome?, &self.progress, stop)?;
-        let Plan { batch_size, workers, memory, .. } = self.plan;
-        Ok(Summary {
-            outcome: ended.outcome,
-            rows: ended.rows,
+        let mut summary = Summary {
+            outcome: outcome?,
+            rows: writer.rows_done(),
             resumed,
-            total: self.total,
-            skipped: ended.skipped,
+            total,
+            skipped: None,
             timings,
-            read: self.read + state.read,
-            write: write + start.elapsed(),
+            read: read + batcher.position.read,
+            write,
             workers,
-            threads: self.plan.threads_each() * workers,
+            threads: plan.threads_each() * workers,
             batch_size,
             memory,
-        })
+        };
+        match summary.outcome {
+            Outcome::Done => {
+                match batcher.position.change {
+                    Some(Change::Edited) => {
+                        writer.discard()?;
+                        return Err(edited(&batcher.name));
+                    }
+                    Some(Change::Grown) => {
+                        log::warn!("{} has grown since its rows were counted; the new ones are left out", batcher.name);
+                    }
+                    _ if batcher.position.rows == 0 => return Err(no_prompts(&batcher.name)),
+                    _ => {}
+                }
+                writer.set_total_rows(batcher.position.rows);
+                progress.completing(&output);
+                let completed = complete(writer, &mut batcher);
+                progress.end();
+                match (completed, stop.signal()) {
+                    (Err(error), Some(signal)) if error.is::<Interrupted>() => summary.stop(signal, may_resume),
+                    (completed, _) => summary.skipped = completed?,
+                }
+            }
+            Outcome::Stopped { signal, .. } => {
+                if may_resume { writer.sync() } else { writer.discard() }?;
+                summary.stop(signal, may_resume);
+            }
+            _ => writer.discard()?,
+        }
+        summary.write += start.elapsed();
+        Ok(summary)
     }
 }
 
-fn add(mut all: Timings, one: Timings) -> Timings {
-    all += one;
-    all
+fn total_of(timings: &[Timings]) -> Timings {
+    let mut total = Timings::default();
+    timings.iter().for_each(|timings| total += *timings);
+    total
 }
 
-/// Ends the workers also where the writer fails.
+impl Summary {
+    fn stop(&mut self, signal: i32, may_resume: bool) {
+        let kept = may_resume && self.rows > 0;
+        self.outcome = Outcome::Stopped { signal, kept };
+        self.rows = if kept { self.rows } else { 0 };
+    }
+}
+
+/// Completes the outputs, and then the report. Returns the number of rows that were reported, if any, and where.
+fn complete(writer: EmbeddingWriter, batcher: &mut Batcher) -> Result<Option<(u64, PathBuf)>> {
+    let Some(report) = &mut batcher.report else {
+        writer.finish()?;
+        return Ok(None);
+    };
+    report.check()?;
+    let count = writer.finish_and(|| report.publish())?;
+    Ok((count > 0).then(|| (count, report.path().to_path_buf())))
+}
+
+/// What the workers have computed, and how much of it is written.
+struct Written<'a> {
+    writer: &'a mut EmbeddingWriter,
+    shared: &'a Shared,
+    /// Blocks that wait for one before them.
+    waiting: BTreeMap<u64, Result<Embedded>>,
+    /// Blocks that are written.
+    blocks: u64,
+    /// Of each worker.
+    timings: Vec<Timings>,
+    /// Time spent writing.
+    time: Duration,
+}
+
+/// Ends the workers, also where the writer fails.
 struct Closing<'a>(&'a Shared);
 
 impl Drop for Closing<'_> {
@@ -140,21 +148,25 @@ impl Drop for Closing<'_> {
     }
 }
 
-impl Written<'_> {
-    /// Starts the workers, writes what they compute, and waits for their end. The first gets the pipeline, the others open
-    /// their own if there is work for them.
-    fn run(&mut self, workers: usize, pipeline: Pipeline, stop: &Stop) -> Result<Outcome> {
+impl<'a> Written<'a> {
+    fn new(writer: &'a mut EmbeddingWriter, shared: &'a Shared, workers: usize) -> Self {
+        let (waiting, timings) = (BTreeMap::new(), vec![Timings::default(); workers]);
+        Self { writer, shared, waiting, blocks: 0, timings, time: Duration::ZERO }
+    }
+
+    /// Starts the workers, writes what they compute, and waits for their end. The first gets the pipeline, the others
+    /// open their own if there is work for them.
+    fn run(&mut self, pipeline: Pipeline, stop: &Stop) -> Result<Outcome> {
         let shared = self.shared;
         let mut pipeline = Some(pipeline);
         thread::scope(|scope| {
             let closing = Closing(shared);
             let (sender, results) = channel();
-            for worker in 0..workers {
+            for worker in 0..self.timings.len() {
                 let (pipeline, sender) = (pipeline.take(), sender.clone());
-                thread::Builder::new()
-                    .name("embed-worker".into())
-                    .spawn_scoped(scope, move || work(worker, pipeline, shared, &sender))
-                    .context("cannot start a thread")?;
+                let work = move || work(worker, pipeline, shared, &sender);
+                let thread = thread::Builder::new().name("embed-worker".into());
+                thread.spawn_scoped(scope, work).context("cannot start a thread")?;
             }
             drop(sender);
             let outcome = self.write_all(&results, stop);
@@ -178,17 +190,15 @@ impl Written<'_> {
                     self.waiting.insert(number, block);
                 }
                 Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) if !self.waiting.is_empty() => {
-                    bail!("internal error: a batch was not computed")
-                }
-                Err(RecvTimeoutError::Disconnected) => return Ok(Outcome::Done),
+                Err(RecvTimeoutError::Disconnected) if self.waiting.is_empty() => return Ok(Outcome::Done),
+                Err(RecvTimeoutError::Disconnected) => bail!("internal error: a batch was not computed"),
             }
             while let Some(block) = self.waiting.remove(&self.blocks) {
                 match self.write(&block?) {
+                    Ok(Flow::GoOn) => {}
+                    Ok(Flow::ReaderGone) => return Ok(Outcome::ReaderGone),
                     // The signal that interrupted it is noticed above.
                     Err(error) if error.is::<Interrupted>() => break,
-                    Ok(Flow::ReaderGone) => return Ok(Outcome::ReaderGone),
-                    Ok(Flow::GoOn) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -199,107 +209,27 @@ impl Written<'_> {
         let start = Instant::now();
         let Embedded { rows, image, negative, bytes } = block;
         let negative = negative.as_ref().map(|negative| negative.view());
-        let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative });
+        let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative })?;
         self.time += start.elapsed();
-        if flow.is_ok() {
-            self.shared.gate.leave(*bytes);
-            self.blocks += 1;
-            self.shared.progress.written(self.writer.rows_done(), self.blocks);
-        }
-        flow
+        self.shared.gate.leave(*bytes);
+        self.blocks += 1;
+        self.shared.progress.written(self.writer.rows_done(), self.blocks);
+        Ok(flow)
     }
 
     /// Waits until no worker is left to send anything.
     fn await_workers(&mut self, results: &Receiver<Computed>) {
-        let start = Instant::now();
         let mut was_told = false;
+        let start = Instant::now();
         loop {
             match results.recv_timeout(TICK) {
                 Ok(Computed { worker, timings, .. }) => self.timings[worker] = timings,
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if !was_told && start.elapsed() >= PATIENCE {
-                was_told = true;
+            if start.elapsed() >= PATIENCE && !std::mem::replace(&mut was_told, true) {
                 self.shared.progress.stopping();
             }
         }
     }
-}
-
-/// What is needed to complete the outputs, or to leave what should be kept.
-struct Ending<'a> {
-    /// What messages call the prompts.
-    name: String,
-    /// What they call the main output.
-    output: String,
-    may_resume: bool,
-    report: Option<Report>,
-    /// What was read.
-    read: &'a State,
-}
-
-/// How a run ended.
-struct Ended {
-    outcome: Outcome,
-    rows: u64,
-    skipped: Option<(u64, PathBuf)>,
-}
-
-impl Ending<'_> {
-    fn end(
-        self,
-        mut writer: EmbeddingWriter,
-        outcome: Outcome,
-        progress: &Arc<dyn JobProgress>,
-        stop: &Stop,
-    ) -> Result<Ended> {
-        let rows = writer.rows_done();
-        let stopped = |signal| {
-            let kept = self.may_resume && rows > 0;
-            let rows = if kept { rows } else { 0 };
-            Ended { outcome: Outcome::Stopped { signal, kept }, rows, skipped: None }
-        };
-        match outcome {
-            Outcome::Done => {}
-            Outcome::Stopped { signal, .. } => {
-                if self.may_resume { writer.sync() } else { writer.discard() }?;
-                return Ok(stopped(signal));
-            }
-            _ => {
-                writer.discard()?;
-                return Ok(Ended { outcome, rows, skipped: None });
-            }
-        }
-        match self.read.change {
-            Some(Change::Edited) => {
-                writer.discard()?;
-                return Err(edited(&self.name));
-            }
-            Some(Change::Grown) => {
-                log::warn!("{} has grown since its rows were counted; the new ones are left out", self.name);
-            }
-            _ if self.read.rows == 0 => return Err(no_prompts(&self.name)),
-            _ => {}
-        }
-        writer.set_total_rows(self.read.rows);
-        progress.completing(&self.output);
-        let completed = complete(writer, self.report);
-        progress.end();
-        match (completed, stop.signal()) {
-            (Err(error), Some(signal)) if error.is::<Interrupted>() => Ok(stopped(signal)),
-            (completed, _) => Ok(Ended { outcome, rows, skipped: completed? }),
-        }
-    }
-}
-
-/// Completes the outputs, and then the report. Returns the number of rows that were reported, if any, and where.
-fn complete(writer: EmbeddingWriter, report: Option<Report>) -> Result<Option<(u64, PathBuf)>> {
-    let Some(mut report) = report else {
-        writer.finish()?;
-        return Ok(None);
-    };
-    report.check()?;
-    let count = writer.finish_and(|| report.publish())?;
-    Ok((count > 0).then(|| (count, report.path().to_path_buf())))
 }

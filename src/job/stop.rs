@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM: the first stops the run, the second ends the process at once. A signal that the process was started
-//! with ignored stays ignored.
+//! Ctrl-C and SIGTERM: the first stops the run, the second ends the process at once. A signal that the process was
+//! started with ignored stays ignored.
 
 use crate::kernels::process;
 use anyhow::{Context, Result};
@@ -26,8 +26,9 @@ impl Stop {
         // A shell without job control starts background jobs with SIGINT ignored: Ctrl-C is not meant for them.
         for signal in [SIGINT, SIGTERM].into_iter().filter(|signal| !process::is_ignored(*signal)) {
             let listen = || -> std::io::Result<()> {
-                // In this order: the first signal must find the flag unset, and whoever sees it set must find the number.
-                flag::register_conditional_shutdown(signal, exit_code(signal).into(), Arc::clone(&is_asked))?;
+                // In this order: the first signal must find the flag unset, and whoever sees it set must find the
+                // number.
+                flag::register_conditional_shutdown(signal, signal_exit_code(signal).into(), Arc::clone(&is_asked))?;
                 flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
                 flag::register(signal, Arc::clone(&is_asked))?;
                 Ok(())
@@ -57,6 +58,6 @@ impl Stop {
 }
 
 /// The exit code of a process that a signal ends, as in shells: 128 + signal.
-pub fn exit_code(signal: i32) -> u8 {
+pub fn signal_exit_code(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }

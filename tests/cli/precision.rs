@@ -103,3 +103,27 @@ fn a_batch_larger_than_memory_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--batch-size"), "{}", stderr(&output));
 }
+
+/// Each worker has a pipeline of its own. What all take together is within what was planned, and so is what the others add
+/// to the first.
+#[test]
+fn several_workers_take_no_more_memory_than_was_planned() {
+    let place = Workplace::new();
+    let line = |number: usize| format!("{number} {}\n", "red apples and green pears ".repeat(8));
+    fs::write(place.path("p.txt"), (0..1024).map(line).collect::<String>()).unwrap();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let [one, several] = [1, cores.min(8)].map(|threads| {
+        let mut command = place.bare();
+        command.args(["-q", "-f", "p.txt", "--out", "e.npy", "--overwrite", "--stats", "s.json", "--steps", "3"]);
+        assert_done(command.args(["--batch-size", "64", "--threads", &threads.to_string()]));
+        let stats: Value = serde_json::from_str(&fs::read_to_string(place.path("s.json")).unwrap()).unwrap();
+        let [workers, batch_size] = ["workers", "batch_size"].map(|key| stats["settings"][key].as_u64().unwrap());
+        assert!((1..=threads as u64).contains(&workers) && batch_size == 64, "{stats}");
+        ["planned_bytes", "peak_rss_bytes"].map(|key| stats[key].as_u64().unwrap())
+    });
+    for [planned, peak] in [one, several] {
+        assert!(peak <= planned, "{peak} of {planned} bytes");
+    }
+    let [planned, peak] = [0, 1].map(|place| several[place].saturating_sub(one[place]));
+    assert!(peak <= planned, "the others add {peak} of {planned} bytes");
+}

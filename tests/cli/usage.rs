@@ -20,6 +20,32 @@ fn without_arguments_it_prints_help() {
 }
 
 #[test]
+fn help_is_on_everything_a_command_or_a_topic() {
+    let place = Workplace::new();
+    let help = |arguments: &[&str]| {
+        let output = place.bare().args(arguments).output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(help(&["help"]), help(&["--help"]));
+    assert_eq!(help(&["help", "merge"]), help(&["merge", "--help"]));
+    assert!(help(&["-h"]).lines().count() < help(&["--help"]).lines().count());
+    for (topic, words) in [
+        ("resuming", ["--resume", "OUT.run.json"]),
+        ("bad-rows", ["--on-error skip", "OUT.errors.jsonl"]),
+        ("formats", ["negative_prompt", "img_emb_0000.npy"]),
+        ("models", ["HF_HOME", "prior-embed models"]),
+        ("seeds", ["manual_seed", "2^63"]),
+    ] {
+        let text = help(&["help", topic]);
+        assert!(words.iter().all(|word| text.contains(word)), "{topic}: {text}");
+        assert!(help(&["--help"]).contains(topic) && help(&["-h"]).contains(topic), "{topic}");
+    }
+    let topics = "topics are formats, resuming, bad-rows, models, seeds";
+    assert_refused(&place, place.bare().args(["help", "resume"]), 2, &["no help on \"resume\"", topics]);
+}
+
+#[test]
 fn a_prompt_may_begin_with_a_dash() {
     let place = Workplace::new();
     let prompts = |options: &[&str]| -> Vec<String> {
@@ -48,7 +74,9 @@ fn what_cannot_be_printed_is_an_error() {
     let commands = [
         "--help",
         "--version",
+        "help",
         "help merge",
+        "help formats",
         "merge --help",
         "models",
         "models --json",
@@ -68,7 +96,7 @@ fn what_cannot_be_printed_is_an_error() {
 
 #[test]
 fn a_reader_that_goes_misses_nothing_it_wants() {
-    for arguments in ["--help", "models --json", "info --json"] {
+    for arguments in ["--help", "help formats", "models --json", "info --json"] {
         let script = format!("{BINARY:?} {arguments} | true; exit ${{PIPESTATUS[0]}}");
         let output = Process::new("bash").args(["-c", &script]).output().unwrap();
         assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{arguments}");
@@ -183,7 +211,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("-p x -o n.npy --step 3", "a similar argument exists: '--steps'"),
         ("-p x -o n.npy --stats", "a value is required for '--stats <FILE>' but none was supplied"),
         ("--hlep", "a similar argument exists: '--help'"),
-        ("-x", "unexpected argument '-x' found; a prompt that reads like this is given as --prompt=-x"),
+        ("-x", "unexpected argument '-x' found; a prompt that looks like this is given as --prompt=-x"),
         ("merge --owerwrite a -o n.npy", "a similar argument exists: '--overwrite'; see prior-embed merge --help"),
         ("merge --steps 3 x -o n.npy", "unexpected argument '--steps' found; see prior-embed merge --help"),
         ("info --jsn", "a similar argument exists: '--json'; see prior-embed info --help"),
@@ -195,9 +223,9 @@ fn odd_command_lines_are_one_clear_line() {
         ("-q", "required arguments were not provided: --out <FILE>"),
         ("-o n.npy", "no prompt; give --prompt TEXT, or --prompts FILE"),
         ("-p", "a value is required for '--prompt <TEXT>' but none was supplied"),
-        ("-p --normalize -o n.npy", "none was supplied; a text that reads like an option is given as --prompt=TEXT"),
-        ("-p -o n.npy", "a text that reads like an option is given as --prompt=TEXT"),
-        ("-p x -n --steps 3 -o n.npy", "a text that reads like an option is given as --negative-prompt=TEXT"),
+        ("-p --normalize -o n.npy", "none was supplied; a text that looks like an option is given as --prompt=TEXT"),
+        ("-p -o n.npy", "a text that looks like an option is given as --prompt=TEXT"),
+        ("-p x -n --steps 3 -o n.npy", "a text that looks like an option is given as --negative-prompt=TEXT"),
         ("-p x -o ''", "a value is required for '--out <FILE>'"),
         ("-f '' -o n.npy", "a value is required for '--prompts <FILE>'"),
         ("merge", "not provided: --out <FILE> <PART>...; see prior-embed merge --help"),

@@ -17,130 +17,144 @@ pub(in crate::cli) struct Args {
     /// Prompt; may be repeated
     ///
     /// It may begin with a dash: -p "-5 degrees". One that looks like an option is given as --prompt=--text.
-    #[arg(short, long, value_name = "TEXT", value_parser = text())]
+    #[arg(help_heading = "Input", short, long, value_name = "TEXT", value_parser = text())]
     pub(in crate::cli) prompt: Vec<String>,
 
     /// File of prompts: .txt (one a line), .jsonl, .csv, .tsv or .parquet; `-` for standard input
     ///
     /// All formats but Parquet may be compressed with gzip or zstd. See `prior-embed help formats`.
-    #[arg(short = 'f', long, value_name = "FILE", action = clap::ArgAction::Append)]
+    #[arg(help_heading = "Input", short = 'f', long, value_name = "FILE", action = clap::ArgAction::Append)]
     pub(super) prompts: Option<PathBuf>,
 
     /// Format of the prompts if not by extension: txt, jsonl, csv, tsv or parquet
-    #[arg(long, value_name = "NAME", hide_possible_values = true, value_parser = prompt_format())]
+    #[arg(help_heading = "Input", long, value_name = "NAME", hide_possible_values = true,
+          value_parser = prompt_format())]
     pub(super) format_in: Option<PromptFormat>,
 
     /// Column, or key in .jsonl, of the prompts [default: prompt, or the only one]
-    #[arg(long, value_name = "NAME", value_parser = text())]
+    #[arg(help_heading = "Input", long, value_name = "NAME", value_parser = text())]
     pub(super) prompt_column: Option<String>,
 
     /// The .csv or .tsv file has no header line; --prompt-column is then a number, from 1
-    #[arg(long)]
+    #[arg(help_heading = "Input", long)]
     pub(super) no_header: bool,
 
     /// What to do with a row that cannot be used: fail, or skip
     ///
-    /// `fail` refuses a file before any work begins. `skip` reports the row and writes zeros in its place, so that every other
-    /// row keeps its number and its seed. See `prior-embed help bad-rows`.
-    #[arg(long, value_name = "WHAT", default_value = "fail", hide_possible_values = true, value_parser = on_error())]
+    /// `fail` refuses a file before any work begins. `skip` reports the row and writes zeros in its place, so that
+    /// every other row keeps its number and its seed. See `prior-embed help bad-rows`.
+    #[arg(help_heading = "Input", long, value_name = "WHAT", default_value = "fail", hide_possible_values = true,
+          value_parser = on_error())]
     pub(super) on_error: OnError,
 
     #[command(flatten)]
     pub(super) target: TargetArgs,
 
     /// Number type of the output: f32, or f16 at half the size
-    #[arg(long, value_name = "NAME", default_value = "f32", hide_possible_values = true, value_parser = output_dtype())]
+    #[arg(help_heading = "Output", long, value_name = "NAME", default_value = "f32", hide_possible_values = true,
+          value_parser = output_dtype())]
     pub(super) out_dtype: OutputDtype,
 
     /// Scale every embedding to length 1
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub(super) normalize: bool,
+
+    /// Output file of the negative embeddings that decoders take; .npz and .safetensors hold them anyway
+    ///
+    /// .jsonl, .parquet and --out-dir hold both if this has the name of the output. Without a negative prompt, the
+    /// negative embedding is that of a black image, which needs the model's image encoder or a file
+    /// zero_image_embed.safetensors in the model.
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    pub(super) negative_out: Option<PathBuf>,
 
     /// Continue an interrupted run with the same settings
     ///
     /// The output has the bytes of a run that was never interrupted. See `prior-embed help resuming`.
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub(super) resume: bool,
 
     /// Compute only share I of N of the rows, I from 1 to N; `prior-embed merge` joins the outputs
-    #[arg(long, value_name = "I/N", value_parser = shard)]
+    #[arg(help_heading = "Output", long, value_name = "I/N", value_parser = shard)]
     pub(super) shard: Option<Shard>,
+
+    /// Replace an existing output
+    #[arg(help_heading = "Output", long)]
+    pub(super) overwrite: bool,
+
+    /// Write a JSON report on time and memory to this file
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    pub(super) stats: Option<PathBuf>,
 
     /// Model: a name from `prior-embed models`, owner/name[@revision] on the hub, or a folder [default: emoji]
     ///
     /// See `prior-embed help models`.
-    #[arg(short, long, value_name = "NAME", value_parser = text())]
+    #[arg(help_heading = "Model", short, long, value_name = "NAME", value_parser = text())]
     pub(super) model: Option<String>,
 
     /// LoRA for the prior, a file or a folder, and its strength [default: 1]; may be repeated
-    #[arg(long, value_name = "PATH[:SCALE]", value_parser = text().try_map(|text| text.parse::<LoraOption>()))]
+    #[arg(help_heading = "Model", long, value_name = "PATH[:SCALE]",
+          value_parser = text().try_map(|text| text.parse::<LoraOption>()))]
     pub(super) lora: Vec<LoraOption>,
 
+    #[command(flatten)]
+    pub(super) revision: RevisionArgs,
+
     /// Negative prompt: what guidance steers away from
-    #[arg(short, long, value_name = "TEXT", value_parser = text(), action = clap::ArgAction::Append)]
+    #[arg(help_heading = "Sampling", short, long, value_name = "TEXT", value_parser = text(),
+          action = clap::ArgAction::Append)]
     pub(in crate::cli) negative_prompt: Option<String>,
 
-    /// Output file of the negative embeddings that decoders take; .npz and .safetensors hold them anyway
-    ///
-    /// .jsonl, .parquet and --out-dir hold both if this has the name of the output. Without a negative prompt, the negative
-    /// embedding is that of a black image, which needs the model's image encoder or a file zero_image_embed.safetensors in
-    /// the model.
-    #[arg(long, value_name = "FILE")]
-    pub(super) negative_out: Option<PathBuf>,
-
     /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = 25, allow_negative_numbers = true,
+    #[arg(help_heading = "Sampling", long, value_name = "N", default_value_t = 25, allow_negative_numbers = true,
           value_parser = at_least_one("a number of steps"))]
     pub(in crate::cli) steps: usize,
 
     /// Scale of classifier-free guidance; 1 and below turn it off
-    #[arg(long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true, value_parser = finite)]
+    #[arg(help_heading = "Sampling", long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true,
+          value_parser = finite)]
     pub(super) guidance_scale: f64,
 
     /// Seed: row r of the output draws its noise with seed S + r
     ///
     /// See `prior-embed help seeds`.
-    #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
+    #[arg(help_heading = "Sampling", long, value_name = "S", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = seed)]
     pub(super) seed: u64,
 
     /// Embeddings per prompt; row = prompt index * K + sample index
-    #[arg(long, value_name = "K", default_value_t = 1, allow_negative_numbers = true,
+    #[arg(help_heading = "Sampling", long, value_name = "K", default_value_t = 1, allow_negative_numbers = true,
           value_parser = at_least_one("a number of samples"))]
     pub(super) samples_per_prompt: usize,
 
     /// Scheduler: auto (the model's own), unclip or ddpm; the model must ship it
-    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
     pub(super) scheduler: SchedulerName,
 
     /// Device: auto, cpu, cuda, cuda:I or mps
-    #[arg(long, value_name = "NAME", default_value = "auto")]
+    #[arg(help_heading = "Computation", long, value_name = "NAME", default_value = "auto")]
     pub(super) device: DeviceName,
 
     /// Number type to compute in: f32, bf16, f16 or int8; auto is f32, which gives diffusers' numbers
     ///
     /// int8 is for the CPU and f16 for GPUs. On a processor without instructions for a 16-bit type, f32 is used, with a
     /// warning.
-    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    #[arg(
+        help_heading = "Computation",
+        long,
+        value_name = "NAME",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
     pub(super) dtype: Dtype,
 
     /// CPU threads [default: all cores]
     ///
     /// A small model runs that many pipelines of one thread each, as far as memory allows.
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one("a number of threads"))]
+    #[arg(help_heading = "Computation", long, value_name = "N", allow_negative_numbers = true,
+          value_parser = at_least_one("a number of threads"))]
     pub(super) threads: Option<usize>,
 
     /// Rows computed together; auto is up to 64, as far as memory allows
-    #[arg(long, value_name = "N", default_value = "auto", allow_negative_numbers = true)]
+    #[arg(help_heading = "Computation", long, value_name = "N", default_value = "auto", allow_negative_numbers = true)]
     pub(super) batch_size: BatchSize,
-
-    /// Write a JSON report on time and memory to this file
-    #[arg(long, value_name = "FILE")]
-    pub(super) stats: Option<PathBuf>,
-
-    /// Replace an existing output
-    #[arg(long)]
-    pub(super) overwrite: bool,
-
-    #[command(flatten)]
-    pub(super) revision: RevisionArgs,
 }

@@ -5,7 +5,7 @@ use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
 use crate::cli::stdout;
-use crate::job::{Old, OnError, Report};
+use crate::job::{IfExists, OnError, Report};
 use crate::output::destination::Destination;
 use crate::output::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
@@ -58,7 +58,8 @@ impl Outputs {
         Ok(Self { write, stats, report })
     }
 
-    /// Whether to write negative embeddings if the model can make them: an option asks for them, or the format holds them.
+    /// Whether to write negative embeddings if the model can make them: an option asks for them, or the format holds
+    /// them.
     pub(super) fn wants_negative(&self) -> bool {
         let [main, others @ ..] = self.write.outputs.as_slice() else { return false };
         main.arrays == Arrays::Both || !others.is_empty() || takes_both(main.format)
@@ -83,24 +84,25 @@ fn is_same_file(path: &Path, other: &Path) -> bool {
     path.is_some() && path == other
 }
 
-/// The report on rows that cannot be used. With --overwrite, that of an earlier run is replaced together with its output.
+/// The report on rows that cannot be used. With --overwrite, that of an earlier run is replaced together with its
+/// output.
 fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
     let skips = args.on_error == OnError::Skip;
     if is_stream(main) {
         if skips && is_quiet && args.stats.is_none() {
             return Err(bad_input!(
-                "--on-error skip with --quiet and a stream as --out would hide which rows are skipped; leave out --quiet, \
-                 or add --stats FILE, which counts them"
+                "--on-error skip with --quiet and a stream as --out would hide which rows are skipped; leave out \
+                 --quiet, or add --stats FILE, which counts them"
             ));
         }
         return Ok(None);
     }
-    let old = match (args.overwrite, args.resume) {
-        (true, _) => Old::Replaced,
-        (false, true) => Old::Compared,
-        (false, false) => Old::Refused,
+    let if_exists = match (args.overwrite, args.resume) {
+        (true, _) => IfExists::Replace,
+        (false, true) => IfExists::Compare,
+        (false, false) => IfExists::Fail,
     };
-    (skips || args.overwrite).then(|| Report::beside(main, old)).transpose()
+    (skips || args.overwrite).then(|| Report::beside(main, if_exists)).transpose()
 }
 
 /// Whether a format holds the negative embeddings unless they have a file of their own: those that decoders read.

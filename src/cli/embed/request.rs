@@ -34,9 +34,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// # Errors
-    /// [`crate::error::BadInput`] for options that do not fit each other or this machine, prompts that cannot be read and
-    /// outputs that cannot be written.
+    /// # Errors [`crate::error::BadInput`] for options that do not fit each other or this machine, prompts that cannot
+    /// be read and outputs that cannot be written.
     pub(super) fn new(args: &Args, context: &Context) -> Result<Self> {
         let prompts = prompts(args)?;
         let outputs = Outputs::open(args, context)?;

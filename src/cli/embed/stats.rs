@@ -31,8 +31,8 @@ pub(super) struct Stats {
     settings: Settings,
 }
 
-/// Seconds of wall time. `load`, `text`, `tokenize` and `prior` are summed over all workers, `tokenize` is part of `text`, and
-/// `read` is partly spent beside them.
+/// Seconds of wall time. `load`, `text`, `tokenize` and `prior` are summed over all workers, `tokenize` is part of
+/// `text`, and `read` is partly spent beside them.
 #[derive(Debug, Serialize)]
 struct Seconds {
     load: f64,
