@@ -6,7 +6,7 @@ use super::progress::FetchProgress;
 use crate::bad_input;
 use crate::convert::{ConvertOptions, Input, convert};
 use crate::hub::{Hub, Model, Needs, Wish};
-use crate::job::{Stop, exit_code};
+use crate::job::{Stop, signal_exit_code};
 use anyhow::Result;
 use clap::ValueEnum;
 use safetensors::tensor::Dtype as StoredDtype;
@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     match (done, stop.signal()) {
         (Err(error), Some(signal)) if error.is::<Interrupted>() => {
             screen.error(&error.to_string());
-            Ok(exit_code(signal))
+            Ok(signal_exit_code(signal))
         }
         (done, _) => done.map(|()| 0).map_err(|error| model.advise(error)),
     }

@@ -75,14 +75,14 @@ pub(super) enum Change {
 }
 
 /// Where entries come from.
-pub(super) enum Source {
+pub(super) enum Feed {
     /// Read when they are needed.
     Direct(Entries),
     /// Read ahead, and not waited for while others can be computed.
     Live(ReadAhead),
 }
 
-impl Source {
+impl Feed {
     /// # Errors
     /// If the system has no more threads.
     pub(super) fn new(entries: Entries, is_live: bool, interrupt: &Arc<AtomicBool>) -> Result<Self> {
@@ -110,7 +110,7 @@ struct Pending {
 pub(super) struct Batcher {
     /// What messages call the prompts.
     pub(super) name: String,
-    pub(super) source: Source,
+    pub(super) feed: Feed,
     pub(super) options: RowOptions,
     pub(super) blocks: Blocks,
     /// What the first pass found, if there was one: no rows beyond that are read.
@@ -121,12 +121,12 @@ pub(super) struct Batcher {
     pub(super) done: u64,
     pub(super) report: Option<Report>,
     pub(super) progress: Arc<dyn JobProgress>,
-    pub(super) state: State,
+    pub(super) position: Position,
 }
 
 /// How far a [`Batcher`] is.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct Position {
     hash: Hash,
     pending: Option<Pending>,
     /// An error that comes after the block that was begun before it.
@@ -149,15 +149,10 @@ impl Batcher {
         let mut current = None;
         loop {
             let Some(rows) = self.next_rows() else {
-                match self.advance(block.rows.is_empty()) {
-                    Ok(true) => continue,
-                    Ok(false) => break,
-                    Err(error) => {
-                        self.state.has_ended = true;
-                        self.state.error = Some(error);
-                        break;
-                    }
+                if self.advance(block.rows.is_empty()) {
+                    continue;
                 }
+                break;
             };
             // A prompt may have rows in several blocks.
             if *current.get_or_insert(self.blocks.of_row(rows.start)) != self.blocks.of_row(rows.start) {
@@ -170,33 +165,27 @@ impl Batcher {
             }
         }
         if block.rows.is_empty() {
-            return self.state.error.take().map(Err);
+            return self.position.error.take().map(Err);
         }
-        block.is_only = self.state.blocks == 0 && self.may_be_only && self.is_at_end();
-        self.state.blocks += 1;
+        block.is_only = self.position.blocks == 0 && self.may_be_only && self.is_at_end();
+        self.position.blocks += 1;
         Some(Ok(block))
     }
 
     /// Gives no more blocks.
     pub(super) fn end(&mut self) {
-        self.state.has_ended = true;
-        (self.state.pending, self.state.error) = (None, None);
+        self.position.has_ended = true;
+        (self.position.pending, self.position.error) = (None, None);
     }
 
     /// Whether no rows follow. Not known, and so false, if that would have to be waited for.
     fn is_at_end(&mut self) -> bool {
-        if matches!(self.source, Source::Live(_)) || self.state.error.is_some() {
+        if matches!(self.feed, Feed::Live(_)) || self.position.error.is_some() {
             return false;
         }
         while self.next_rows().is_none() {
-            match self.advance(true) {
-                Ok(true) => {}
-                Ok(false) => return true,
-                Err(error) => {
-                    self.state.has_ended = true;
-                    self.state.error = Some(error);
-                    return false;
-                }
+            if !self.advance(true) {
+                return self.position.error.is_none();
             }
         }
         false
@@ -205,7 +194,7 @@ impl Batcher {
     /// The next rows that this run computes, all of one block; `None` if the next entry is needed for that. They stay
     /// pending.
     fn next_rows(&mut self) -> Option<Range<u64>> {
-        let pending = self.state.pending.as_mut()?;
+        let pending = self.position.pending.as_mut()?;
         while pending.rows.start < pending.rows.end {
             let block = self.blocks.of_row(pending.rows.start);
             let end = pending.rows.end.min((block + 1).saturating_mul(self.blocks.rows));
@@ -220,13 +209,13 @@ impl Batcher {
                 pending.rows.start = end;
             }
         }
-        self.state.pending = None;
+        self.position.pending = None;
         None
     }
 
     /// Moves pending rows to a block.
     fn append(&mut self, rows: Range<u64>, block: &mut Block) {
-        let Some(pending) = &mut self.state.pending else { return };
+        let Some(pending) = &mut self.position.pending else { return };
         pending.rows.start = rows.end;
         let record = pending.record.as_ref();
         let len = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -247,15 +236,23 @@ impl Batcher {
         }
     }
 
-    /// Reads the next entry and makes its rows pending; false if there is none, or none yet.
-    fn advance(&mut self, may_wait: bool) -> Result<bool> {
-        if self.state.has_ended {
+    /// Reads the next entry and makes its rows pending; false if there is none, none yet, or an error.
+    fn advance(&mut self, may_wait: bool) -> bool {
+        self.try_advance(may_wait).unwrap_or_else(|error| {
+            self.position.error = Some(error);
+            self.position.has_ended = true;
+            false
+        })
+    }
+
+    fn try_advance(&mut self, may_wait: bool) -> Result<bool> {
+        if self.position.has_ended {
             return Ok(false);
         }
         let start = Instant::now();
-        let next = self.source.next(may_wait);
-        self.state.read += start.elapsed();
-        let first = self.state.rows;
+        let next = self.feed.next(may_wait);
+        self.position.read += start.elapsed();
+        let first = self.position.rows;
         let entry = match (next, &self.first_pass) {
             (Next::NotYet, _) => return Ok(false),
             (next, Some(first_pass)) if first_pass.rows == first => {
@@ -266,7 +263,7 @@ impl Batcher {
             (Next::Entry(entry), _) => entry,
         };
         if let (Some(_), Ok(entry)) = (&self.first_pass, &entry) {
-            self.state.hash.add(entry);
+            self.position.hash.add(entry);
         }
         let passed = self.first_pass.is_some() && entry.is_ok() && self.options.on_error == OnError::Fail;
         let checked = self.options.check(entry?);
@@ -283,18 +280,18 @@ impl Batcher {
         if self.first_pass.as_ref().is_some_and(|first_pass| first_pass.rows < end) {
             return Ok(self.finish(Change::Edited));
         }
-        self.state.rows = end;
-        self.state.pending = Some(Pending { record: record.map(Arc::new), first, rows: first..end });
+        self.position.rows = end;
+        self.position.pending = Some(Pending { record: record.map(Arc::new), first, rows: first..end });
         Ok(true)
     }
 
     /// There are no more rows. Without a first pass nothing can have changed, and if all rows were read that it found,
     /// only the hash tells whether they are the same.
     fn finish(&mut self, change: Change) -> bool {
-        self.state.has_ended = true;
-        self.state.change = Some(match &self.first_pass {
+        self.position.has_ended = true;
+        self.position.change = Some(match &self.first_pass {
             None => Change::None,
-            Some(first_pass) if std::mem::take(&mut self.state.hash).finish() != first_pass.hash => Change::Edited,
+            Some(first_pass) if std::mem::take(&mut self.position.hash).finish() != first_pass.hash => Change::Edited,
             Some(_) => change,
         });
         false
@@ -305,7 +302,7 @@ impl Batcher {
         if self.options.on_error == OnError::Fail {
             return Err(refused(&self.name, bad));
         }
-        let (row, samples) = (self.state.rows, self.options.samples_of(None));
+        let (row, samples) = (self.position.rows, self.options.samples_of(None));
         match &mut self.report {
             Some(report) if self.blocks.has(self.blocks.of_row(row)) => report.add(row, samples, bad),
             Some(_) => Ok(()),
@@ -330,7 +327,7 @@ mod tests {
         let entries = prompts.open().unwrap();
         Batcher {
             name: entries.name().into(),
-            source: Source::new(entries, is_live, &prompts.read.interrupt).unwrap(),
+            feed: Feed::new(entries, is_live, &prompts.read.interrupt).unwrap(),
             options: RowOptions { on_error, ..options() },
             blocks,
             first_pass: None,
@@ -338,7 +335,7 @@ mod tests {
             done,
             report: None,
             progress: Arc::new(()),
-            state: State::default(),
+            position: Position::default(),
         }
     }
 
@@ -362,7 +359,7 @@ mod tests {
             assert!(numbers.iter().all(|number| *number == numbers[0]), "a block within its borders");
             all.extend(rows(&block));
         }
-        (all, batcher.state.rows)
+        (all, batcher.position.rows)
     }
 
     const LINES: &str = "{\"prompt\": \"a\", \"samples\": 7, \"seed\": 50}\n{\n{\"prompt\": \"b\"}\n";
@@ -478,7 +475,7 @@ mod tests {
             while let Some(block) = batcher.next_block() {
                 assert!(block.unwrap().rows.iter().all(|row| row.row < 6));
             }
-            assert_eq!((batcher.state.rows, batcher.state.change), (rows, Some(change)), "{now}");
+            assert_eq!((batcher.position.rows, batcher.position.change), (rows, Some(change)), "{now}");
         }
     }
 }

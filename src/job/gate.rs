@@ -8,12 +8,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 pub(super) struct Gate {
     max_items: usize,
     max_bytes: usize,
-    state: Mutex<State>,
+    counts: Mutex<Counts>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Counts {
     items: usize,
     bytes: usize,
     is_closed: bool,
@@ -21,40 +21,40 @@ struct State {
 
 impl Gate {
     pub(super) fn new(max_items: usize, max_bytes: usize) -> Self {
-        Self { max_items, max_bytes, state: Mutex::default(), changed: Condvar::new() }
+        Self { max_items, max_bytes, counts: Mutex::default(), changed: Condvar::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until another item may be made, and counts it; false once the gate is closed. Its size is not known yet:
     /// one item of any size goes through whenever the others are within bounds.
     pub(super) fn enter(&self) -> bool {
-        let is_full = |state: &mut State| {
-            let has_room = state.items < self.max_items && state.bytes <= self.max_bytes;
-            !state.is_closed && state.items > 0 && !has_room
+        let is_full = |counts: &mut Counts| {
+            let has_room = counts.items < self.max_items && counts.bytes <= self.max_bytes;
+            !counts.is_closed && counts.items > 0 && !has_room
         };
-        let mut state = self.changed.wait_while(self.state(), is_full).unwrap_or_else(PoisonError::into_inner);
-        state.items += usize::from(!state.is_closed);
-        !state.is_closed
+        let mut counts = self.changed.wait_while(self.counts(), is_full).unwrap_or_else(PoisonError::into_inner);
+        counts.items += usize::from(!counts.is_closed);
+        !counts.is_closed
     }
 
     /// Counts the bytes of an item that has entered.
     pub(super) fn add(&self, bytes: usize) {
-        self.state().bytes += bytes;
+        self.counts().bytes += bytes;
     }
 
     /// An item of this size is dropped.
     pub(super) fn leave(&self, bytes: usize) {
-        let mut state = self.state();
-        (state.items, state.bytes) = (state.items.saturating_sub(1), state.bytes.saturating_sub(bytes));
+        let mut counts = self.counts();
+        (counts.items, counts.bytes) = (counts.items.saturating_sub(1), counts.bytes.saturating_sub(bytes));
         self.changed.notify_all();
     }
 
     /// Turns away everybody who waits or comes later.
     pub(super) fn close(&self) {
-        self.state().is_closed = true;
+        self.counts().is_closed = true;
         self.changed.notify_all();
     }
 }

@@ -33,8 +33,8 @@ mod worker;
 pub use options::{OnError, RowOptions};
 pub use plan::ComputeOptions;
 pub use prompts::{Entries, Prompts};
-pub use report::{Old, Report};
-pub use stop::{Stop, exit_code};
+pub use report::{IfExists, Report};
+pub use stop::{Stop, signal_exit_code};
 pub use worker::Opener;
 
 use crate::bad_input;
@@ -43,7 +43,7 @@ use crate::output::{EmbeddingWriter, Interrupted, WriteOptions};
 use crate::pipeline::{Pipeline, Timings};
 use crate::rows::Notice;
 use anyhow::Result;
-use batcher::{Batcher, Source, State};
+use batcher::{Batcher, Feed, Position};
 use first_pass::FirstPass;
 use gate::Gate;
 use plan::{BATCH_SIZE, Plan};
@@ -224,7 +224,7 @@ impl Job {
         let interrupt = self.prompts.read.interrupt;
         let batcher = Batcher {
             name: entries.name().into(),
-            source: Source::new(entries, plan.is_live, &interrupt)?,
+            feed: Feed::new(entries, plan.is_live, &interrupt)?,
             options: self.options,
             blocks: plan.blocks,
             first_pass,
@@ -232,7 +232,7 @@ impl Job {
             done: writer.rows_done(),
             report: self.report,
             progress: Arc::clone(progress),
-            state: State::default(),
+            position: Position::default(),
         };
         let shared = Shared {
             batcher: Mutex::new(batcher),

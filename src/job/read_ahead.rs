@@ -36,10 +36,14 @@ pub(super) struct ReadAhead {
 impl ReadAhead {
     /// # Errors
     /// If the system has no more threads.
-    pub(super) fn start(mut entries: Entries, interrupt: Arc<AtomicBool>) -> Result<Self> {
+    pub(super) fn start(entries: Entries, interrupt: Arc<AtomicBool>) -> Result<Self> {
         let (sender, receiver) = sync_channel(MAX_ENTRIES);
         let work = move || {
-            let _ = entries.try_for_each(|entry| sender.send(entry));
+            for entry in entries {
+                if sender.send(entry).is_err() {
+                    break;
+                }
+            }
         };
         let thread = thread::Builder::new().name("embed-reader".into()).spawn(work).context("cannot start a thread")?;
         Ok(Self { entries: Some(receiver), thread: Some(thread), interrupt })

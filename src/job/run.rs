@@ -60,7 +60,7 @@ impl Run {
             total,
             skipped: None,
             timings,
-            read: read + batcher.state.read,
+            read: read + batcher.position.read,
             write,
             workers,
             threads: plan.threads_each() * workers,
@@ -69,7 +69,7 @@ impl Run {
         };
         match summary.outcome {
             Outcome::Done => {
-                match batcher.state.change {
+                match batcher.position.change {
                     Some(Change::Edited) => {
                         writer.discard()?;
                         return Err(edited(&batcher.name));
@@ -77,10 +77,10 @@ impl Run {
                     Some(Change::Grown) => {
                         log::warn!("{} has grown since its rows were counted; the new ones are left out", batcher.name);
                     }
-                    _ if batcher.state.rows == 0 => return Err(no_prompts(&batcher.name)),
+                    _ if batcher.position.rows == 0 => return Err(no_prompts(&batcher.name)),
                     _ => {}
                 }
-                writer.set_total_rows(batcher.state.rows);
+                writer.set_total_rows(batcher.position.rows);
                 progress.completing(&output);
                 let completed = complete(writer, &mut batcher);
                 progress.end();

@@ -28,7 +28,7 @@ impl Stop {
             let listen = || -> std::io::Result<()> {
                 // In this order: the first signal must find the flag unset, and whoever sees it set must find the
                 // number.
-                flag::register_conditional_shutdown(signal, exit_code(signal).into(), Arc::clone(&is_asked))?;
+                flag::register_conditional_shutdown(signal, signal_exit_code(signal).into(), Arc::clone(&is_asked))?;
                 flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
                 flag::register(signal, Arc::clone(&is_asked))?;
                 Ok(())
@@ -58,6 +58,6 @@ impl Stop {
 }
 
 /// The exit code of a process that a signal ends, as in shells: 128 + signal.
-pub fn exit_code(signal: i32) -> u8 {
+pub fn signal_exit_code(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }

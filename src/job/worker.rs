@@ -87,7 +87,7 @@ impl Shared {
         if !self.gate.enter() {
             return None;
         }
-        let number = batcher.state.blocks;
+        let number = batcher.position.blocks;
         let block = caught(|| batcher.next_block().transpose()).transpose();
         match &block {
             Some(Ok(block)) => self.gate.add(block.bytes),
@@ -156,27 +156,23 @@ impl Computation {
         }
         let groups = self.groups(&block);
         let count: usize = groups.iter().map(|group| group.rows.len()).sum();
-        let batches: Vec<(Settings, &[Row], &[(ArrayName, usize)])> = groups
-            .iter()
-            .flat_map(|group| {
-                let batches = group.rows.chunks(self.batch_size).zip(group.targets.chunks(self.batch_size));
-                batches.map(|(rows, targets)| (group.settings, rows, targets))
-            })
-            .collect();
-        for (settings, rows, targets) in &batches {
-            // A row of the output is done when all that is computed for it is.
-            let share = (rows.len() * block.rows.len()) as f64 / count as f64;
-            let rows_per_step = share / settings.steps as f64;
-            let mut batch_progress = BatchProgress { progress, cancel, targets, rows_per_step };
-            pipeline.keep_text_encoder(!(block.is_only && batches.len() == 1));
-            let embeds = pipeline.embed(rows, settings, &mut batch_progress)?;
-            for ((array, place), embed) in targets.iter().zip(embeds.rows()) {
-                let target = match array {
-                    ArrayName::Image => Some(&mut image),
-                    ArrayName::Negative => negative.as_mut(),
-                };
-                if let Some(target) = target {
-                    target.slice_mut(s![*place, ..]).assign(&embed);
+        let batches: usize = groups.iter().map(|group| group.rows.len().div_ceil(self.batch_size)).sum();
+        for Group { settings, rows, targets } in &groups {
+            for (rows, targets) in rows.chunks(self.batch_size).zip(targets.chunks(self.batch_size)) {
+                // A row of the output is done when all that is computed for it is.
+                let share = (rows.len() * block.rows.len()) as f64 / count as f64;
+                let rows_per_step = share / settings.steps as f64;
+                let mut batch_progress = BatchProgress { progress, cancel, targets, rows_per_step };
+                pipeline.keep_text_encoder(!(block.is_only && batches == 1));
+                let embeds = pipeline.embed(rows, settings, &mut batch_progress)?;
+                for ((array, place), embed) in targets.iter().zip(embeds.rows()) {
+                    let target = match array {
+                        ArrayName::Image => Some(&mut image),
+                        ArrayName::Negative => negative.as_mut(),
+                    };
+                    if let Some(target) = target {
+                        target.slice_mut(s![*place, ..]).assign(&embed);
+                    }
                 }
             }
         }

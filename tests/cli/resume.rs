@@ -126,7 +126,7 @@ fn a_finished_run_is_not_an_error() {
         assert_eq!(assert_done(&mut command(&[])), "");
         let (names, bytes) = (place.names(), contents(&place.path(out)));
         let note = assert_done(&mut command(&["--stats", "s.json"]));
-        assert!(note.contains("there already, whole") && note.lines().count() == 1, "{note}");
+        assert!(note.contains("already there, complete") && note.lines().count() == 1, "{note}");
         fs::remove_file(place.path("s.json")).unwrap();
         let others = [
             (["--steps", "4"], "--steps was 3, is 4"),
@@ -157,7 +157,7 @@ fn a_finished_run_is_not_an_error() {
         let remove = |path: &Path| if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         remove(&place.path(out)).unwrap();
         assert_done(&mut command(&["--seed", "4"]));
-        assert!(assert_done(&mut command(&["--seed", "4"])).contains("there already, whole"));
+        assert!(assert_done(&mut command(&["--seed", "4"])).contains("already there, complete"));
         assert_refused(&place, &mut command(&[]), 2, &["--seed was 4, is 3"]);
     }
 }

@@ -12,7 +12,7 @@ use super::context::Context;
 use super::progress::{FetchProgress, RunProgress, rows};
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
-use crate::job::{Job, JobProgress, Outcome, RowOptions, Stop, Summary, exit_code};
+use crate::job::{Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
 use crate::pipeline::Pipeline;
 use crate::pipeline::builtin::EMOJI;
 use anyhow::Result;
@@ -70,7 +70,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         }
         Outcome::Stopped { signal, kept } => {
             context.screen.error(&stopped(&summary, kept));
-            return Ok(exit_code(signal));
+            return Ok(signal_exit_code(signal));
         }
         Outcome::Done | Outcome::ReaderGone => {}
     }
@@ -100,7 +100,10 @@ fn stopped(summary: &Summary, kept: bool) -> String {
     let of = summary.total.map(|total| format!(" of {total}")).unwrap_or_default();
     match kept {
         true if summary.rows == 0 => "stopped while the prompts were counted; nothing has changed".to_string(),
-        true => format!("stopped after {}{of} rows, which are kept; --resume continues from there", summary.rows),
+        true => format!(
+            "stopped after {}{of} rows, which are kept; run the same command with --resume to continue",
+            summary.rows
+        ),
         false => "stopped; nothing is kept".to_string(),
     }
 }

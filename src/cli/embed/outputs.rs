@@ -5,7 +5,7 @@ use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
 use crate::cli::stdout;
-use crate::job::{Old, OnError, Report};
+use crate::job::{IfExists, OnError, Report};
 use crate::output::destination::Destination;
 use crate::output::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
@@ -97,12 +97,12 @@ fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
         }
         return Ok(None);
     }
-    let old = match (args.overwrite, args.resume) {
-        (true, _) => Old::Replaced,
-        (false, true) => Old::Compared,
-        (false, false) => Old::Refused,
+    let if_exists = match (args.overwrite, args.resume) {
+        (true, _) => IfExists::Replace,
+        (false, true) => IfExists::Compare,
+        (false, false) => IfExists::Fail,
     };
-    (skips || args.overwrite).then(|| Report::beside(main, old)).transpose()
+    (skips || args.overwrite).then(|| Report::beside(main, if_exists)).transpose()
 }
 
 fn write_options(args: &Args) -> Result<WriteOptions> {
