@@ -41,7 +41,6 @@ const KINDS: [Kind; 3] = [("img_emb", "npy"), ("negative_img_emb", "npy"), (META
 /// How a folder's files are numbered.
 #[derive(Debug, Clone)]
 pub(crate) struct Numbering {
-    folder: PathBuf,
     output: Output,
     pub(crate) rows_per_file: u64,
     /// Rows of all shards, if known.
@@ -53,7 +52,6 @@ impl Numbering {
     /// The numbering of an output; `None` if it is not such a folder.
     pub(crate) fn new(output: &Output, options: &WriteOptions) -> Option<Self> {
         (output.format == OutputFormat::Folder).then(|| Self {
-            folder: output.path.clone(),
             output: output.clone(),
             rows_per_file: options.rows_per_file,
             total_rows: options.total_rows,
@@ -127,7 +125,7 @@ impl Numbering {
             let found = match dir.open_file(self.part(*kind, place), Access::Read) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let name = self.place(*kind, place, place + 1);
-                    let folder = Dir::open(&self.folder.join(kind.0));
+                    let folder = Dir::open(&self.output.path.join(kind.0));
                     folder.and_then(|folder| folder.open_file(&name[kind.0.len() + 1..], Access::Read))
                 }
                 found => found,
@@ -159,15 +157,15 @@ impl Numbering {
     /// [`crate::bad_input::BadInput`] if something is there and must stay; or if they cannot be moved.
     pub(crate) fn publish(&self, place: u64, files: u64, rules: Rules) -> Result<()> {
         for kind in self.kinds().into_iter().rev() {
-            let folder = self.folder.join(kind.0);
+            let folder = self.output.path.join(kind.0);
             match fs::create_dir(&folder) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 made => {
-                    let made = made.and_then(|()| sync_path(&self.folder));
+                    let made = made.and_then(|()| sync_path(&self.output.path));
                     made.with_context(|| format!("cannot make the folder {folder:?}"))?;
                 }
             }
-            let target = self.folder.join(self.place(kind, place, files));
+            let target = self.output.path.join(self.place(kind, place, files));
             Publication { part: self.part(kind, place), target }.publish(rules)?;
         }
         Ok(())
@@ -181,7 +179,7 @@ impl Numbering {
         for kind in self.kinds() {
             for place in files.clone() {
                 dir.remove(self.part(kind, place))?;
-                match fs::remove_file(self.folder.join(self.place(kind, place, files.end))) {
+                match fs::remove_file(self.output.path.join(self.place(kind, place, files.end))) {
                     Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                         return Err(error);
                     }
@@ -199,7 +197,7 @@ impl Numbering {
         let siblings = self.siblings();
         let mut strangers = Vec::new();
         for (folder, extension) in KINDS {
-            let path = self.folder.join(folder);
+            let path = self.output.path.join(folder);
             let is_wanted = self.kinds().contains(&(folder, extension));
             let names = match Dir::open(&path).and_then(|folder| folder.names()) {
                 Ok(names) => names,
@@ -221,7 +219,7 @@ impl Numbering {
             let names = names.iter().filter(|name| !(is_wanted && name.to_str().and_then(is_known).unwrap_or(false)));
             strangers.extend(names.map(|name| path.join(name)));
         }
-        let names = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let names = fs::read_dir(&self.output.path).into_iter().flatten().flatten().map(|entry| entry.path());
         strangers.extend(names.filter(|path| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let shard = shard_of_name(name).filter(|_| name.ends_with(".json"));
@@ -233,7 +231,7 @@ impl Numbering {
     /// The indices of the other shards that have begun.
     fn siblings(&self) -> Vec<u64> {
         let Some(shard) = self.shard else { return Vec::new() };
-        let names = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let names = fs::read_dir(&self.output.path).into_iter().flatten().flatten().map(|entry| entry.file_name());
         let shards = names.filter_map(|name| shard_of_name(name.to_str()?));
         shards
             .filter(|other| other.count == shard.count && other.index != shard.index)
@@ -254,7 +252,7 @@ impl Numbering {
             let Some(other) = record.or_else(running) else { continue };
             let differences = other.without(SHARD).differences(&fingerprint.clone().without(SHARD));
             if !differences.is_empty() {
-                let (name, differences) = (shown(&self.folder), differences.join("; "));
+                let (name, differences) = (shown(&self.output.path), differences.join("; "));
                 return Err(bad_input!(
                     "{name} holds shard {shard} of another run: {differences}; move it away, or give another name"
                 ));
@@ -278,7 +276,7 @@ impl Numbering {
     /// Removes the folders of files in which nothing is. Another shard may be about to use them.
     fn remove_empty_folders(&self) {
         if self.shard.is_none() {
-            KINDS.iter().for_each(|(folder, _)| drop(fs::remove_dir(self.folder.join(folder))));
+            KINDS.iter().for_each(|(folder, _)| drop(fs::remove_dir(self.output.path.join(folder))));
         }
     }
 }

@@ -89,7 +89,9 @@ fn record(output: &Output, options: &WriteOptions) -> Result<OutputRecord> {
         None => record_file(&output.path),
     };
     let record = file.map(|file| OutputRecord::read(&file)).transpose()?.flatten();
-    record.ok_or_else(|| bad_input!("it has no record"))
+    let record = record.ok_or_else(|| bad_input!("it has no record"))?;
+    record.check().or_bad_input(|| "its record contradicts itself".into())?;
+    Ok(record)
 }
 
 fn not_this(name: &str, error: &Error) -> Error {
