@@ -60,7 +60,7 @@ mod tests {
         let fetch_again = |line: String| assert!(line.ends_with("is not a safetensors file; fetch it again"), "{line}");
         fetch_again(line(None, broken(path, Some(Hint::FetchAgain))));
         fetch_again(line(Some(&command), broken("/home/lora.safetensors", Some(Hint::FetchAgain))));
-        assert!(line(Some(&command), broken(path, Some(Hint::UseFloat32))).ends_with("; compute in float32"));
+        assert!(line(Some(&command), broken(path, Some(Hint::UseFloat32))).ends_with("; try --dtype f32"));
         assert!(line(Some(&command), broken(path, None)).ends_with("is not a safetensors file"));
     }
 }
