@@ -50,6 +50,8 @@ with open(os.environ["CALLS"], "a") as calls:
 folder = sys.argv[sys.argv.index("--dest") + 1]
 shutil.copy(os.environ["WHEEL"], folder)
 time.sleep(float(os.environ.get("SLOW", "0")))
+while os.path.exists(os.environ.get("HOLD", "")):
+    time.sleep(0.01)
 if "BROKEN" in os.environ:
     sys.exit("WARNING: this is not the reason\\nERROR: the line fell over\\n[notice] nor is this")
 """
@@ -102,7 +104,7 @@ class LibtorchTest(unittest.TestCase):
         (stand_in / "__main__.py").write_text(STAND_IN, encoding="utf-8")
         # In the order of their appearance: for the script, for the stand-in, for the real pip.
         self.environment = {key: value for key, value in os.environ.items()
-                            if key not in ("LIBTORCH", "SLOW", "BROKEN") and not key.startswith("PIP_")}
+                            if key not in ("LIBTORCH", "SLOW", "HOLD", "BROKEN") and not key.startswith("PIP_")}
         self.environment.update(
             PRIOR_EMBED_CACHE=str(self.cache), PYTHONDONTWRITEBYTECODE="1",
             PYTHONPATH=str(stand_in.parent), CALLS=str(self.calls), WHEEL=str(self.wheel),
@@ -195,13 +197,17 @@ class LibtorchTest(unittest.TestCase):
         self.assertEqual(list(self.cache.glob("*.part-*")), [])
 
     def test_two_at_once_do_the_work_once(self) -> None:
-        first = self.start(SLOW="0.5")
+        hold = self.folder / "hold"
+        hold.touch()
+        first = self.start(HOLD=str(hold))
         self.wait_for_pip()
-        second = self.start(SLOW="0.5")
+        second = self.start(HOLD=str(hold))
+        assert second.stderr
+        self.assertIn("waiting", second.stderr.readline())
+        hold.unlink()
         for process in (first, second):
             out, err = process.communicate(timeout=60)
             self.assert_installed((process.returncode, out, err))
-        self.assertIn("waiting", err)
         self.assertEqual(self.pip_calls(), 1)
 
     def test_a_damaged_installation_is_made_again(self) -> None:
