@@ -1,21 +1,55 @@
-//! Builds the C++ kernels against libtorch, and tells the linker where libtorch is, for good: the binary runs from
-//! anywhere without `LD_LIBRARY_PATH`.
+//! Builds the C++ kernels against libtorch, and links the program so that it finds libtorch from anywhere, without
+//! `LD_LIBRARY_PATH`.
 
 use std::path::{Path, PathBuf};
 
 const KERNELS: &str = "src/kernels";
 
+const SOURCES: [&str; 8] = [
+    "activation.cpp",
+    "attention.cpp",
+    "bfloat16.cpp",
+    "foreign.cpp",
+    "int8.cpp",
+    "linear.cpp",
+    "process.cpp",
+    "processor.cpp",
+];
+
+/// Compiled with flags of its own.
+const NORMALS: &str = "normals.cpp";
+
+const HEADERS: [&str; 2] = ["activation.h", "border.h"];
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed={KERNELS}");
+    for file in SOURCES.iter().chain(&HEADERS).chain(&[NORMALS]) {
+        println!("cargo:rerun-if-changed={KERNELS}/{file}");
+    }
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     // Set by torch-sys' build script; absent in its `doc-only` build.
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else { return };
     build_kernels(&lib);
+    help_dependents(&lib);
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     if lib.join("libtorch_cuda.so").exists() {
-        // No symbol of it is used directly, so that the linker would leave it out, and libtorch would see no GPU.
+        // No symbol of it is used directly: the linker would drop it, and libtorch would see no GPU.
         println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed,-ltorch_cuda,--pop-state");
+    }
+}
+
+/// Link arguments do not reach the programs that depend on the library. Cargo runs and tests them with the link search
+/// paths below the target folder in `LD_LIBRARY_PATH`, so one of these leads to libtorch; their own build scripts find it
+/// in `DEP_PRIOR_EMBED_LIBTORCH_LIB`.
+fn help_dependents(lib: &Path) {
+    println!("cargo:libtorch_lib={}", lib.display());
+    #[cfg(unix)]
+    if let Some(out) = std::env::var_os("OUT_DIR") {
+        let link = PathBuf::from(out).join("libtorch");
+        let _ = std::fs::remove_file(&link);
+        if std::os::unix::fs::symlink(lib, &link).is_ok() {
+            println!("cargo:rustc-link-search=native={}", link.display());
+        }
     }
 }
 
@@ -35,28 +69,14 @@ fn build_kernels(lib: &Path) {
         .std("c++17")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        // Without it, at::parallel_for runs on one thread. Apple's compiler knows only the part for vectors.
+        // Without it, at::parallel_for runs on one thread. Apple's compiler has OpenMP's SIMD directives alone.
         .flag(if cfg!(target_os = "macos") { "-fopenmp-simd" } else { "-fopenmp" })
-        // What libtorch's headers warn of is not for us to mend.
+        // libtorch's headers have many.
         .warnings(false)
         .opt_level(3);
-    // What may set errno or trap does not run on vectors.
+    // Calls that may set errno or trap are not vectorized.
     let mut normals = build.clone();
     normals.flag("-fno-math-errno").flag("-fno-trapping-math");
-    normals.file(Path::new(KERNELS).join("normals.cpp")).compile("prior_embed_normals");
-    build
-        .files(
-            [
-                "activation.cpp",
-                "attention.cpp",
-                "bfloat16.cpp",
-                "foreign.cpp",
-                "int8.cpp",
-                "linear.cpp",
-                "process.cpp",
-                "processor.cpp",
-            ]
-            .map(|file| Path::new(KERNELS).join(file)),
-        )
-        .compile("prior_embed_kernels");
+    normals.file(Path::new(KERNELS).join(NORMALS)).compile("prior_embed_normals");
+    build.files(SOURCES.map(|file| Path::new(KERNELS).join(file))).compile("prior_embed_kernels");
 }

@@ -1,14 +1,13 @@
-//! Reads a component's JSON configuration: wrong types are named by key, unknown keys are reported.
+//! Reads a component's JSON configuration: values of the wrong type are errors that name the key, unknown keys warnings.
 
-use crate::bad_input;
-use crate::error::{FETCH_AGAIN, OrBadInput, json_advice, some_of};
+use crate::error::{Error, Hint, Result};
 use crate::files::Folder;
-use crate::json::Json;
-use anyhow::Result;
+use crate::json::{self, Json};
+use crate::text;
 use serde::de::DeserializeOwned;
 use std::ops::RangeInclusive;
 
-/// No dimension of a model that this tool was made for comes near this; a larger one is a broken file.
+/// No dimension of a supported model comes near this; a larger one is a damaged file.
 const MAX_SIZE: i64 = 1 << 20;
 
 /// Likewise for the number of layers.
@@ -16,13 +15,13 @@ const MAX_LAYERS: i64 = 1 << 10;
 
 /// A component's configuration.
 pub trait Config: DeserializeOwned {
-    /// Whether a key that is not listed may change the numbers, so that the user has to hear of it.
+    /// Whether an unknown key may change the result, so that the user must be warned of it.
     ///
-    /// Configurations of diffusers hold little else than what the model is built from. Those of transformers repeat
-    /// dozens of keys that have nothing to do with inference.
+    /// Configurations of diffusers hold little but what the model is built from. Those of transformers repeat dozens of
+    /// keys that have nothing to do with inference.
     const WARNS_OF_UNKNOWN_KEYS: bool;
 
-    /// The component's part of a configuration that may be that of a larger model.
+    /// The component's part of a configuration, which may be that of a larger model.
     fn part(whole: Json) -> Json {
         whole
     }
@@ -30,63 +29,73 @@ pub trait Config: DeserializeOwned {
     /// Checks the values against each other and against what is implemented.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] that names the key and the value. It does not name the file: [`read`] does.
+    /// [`Error::Config`] that names the key and the value, without the file: [`read`] adds it.
     fn validate(&self) -> Result<()>;
 }
 
 /// Reads and checks the configuration in the file `name` of a component's folder.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the file cannot be read, is not a JSON object, or has a key of the wrong type or value.
+/// [`Error::File`] if it cannot be read, [`Error::Config`] if it is not a JSON object or has a key of the wrong type or value.
 pub fn read<C: Config>(folder: &Folder, name: &str) -> Result<C> {
-    let path = folder.path_of(name);
-    let text = folder.read_text(name);
-    let text = text.or_bad_input(|| format!("cannot read {path}: a component needs its configuration there"))?;
-    parse(&text, &path)
+    parse(&folder.read_text(name)?, &folder.path_of(name))
 }
 
-/// Parses and checks a configuration; `origin` says in messages where the text comes from.
+/// Parses and checks a configuration; `origin` is its name in messages.
 ///
 /// # Errors
 /// As [`read`].
 pub fn parse<C: Config>(text: &str, origin: &str) -> Result<C> {
     // serde would take an array for the fields in their order.
     if !text.trim_start().starts_with('{') {
-        return Err(bad_input!("{origin} is not a JSON object; {FETCH_AGAIN}"));
+        return Err(Error::file(origin, "is not a JSON object").with_hint(Hint::FetchAgain));
     }
-    let json = Json::parse(text).map_err(|error| bad_input!("{origin}: {error}{}", json_advice(&error)))?;
-    from_json(json, origin)
+    from_json(Json::parse(text).map_err(|error| json_error(origin, &error))?, origin)
 }
 
-/// The same of an object that is parsed already.
+/// As [`parse`], from JSON that is parsed already.
 ///
 /// # Errors
 /// As [`read`].
 pub fn from_json<C: Config>(json: Json, origin: &str) -> Result<C> {
     let mut unknown = Vec::new();
     let mut note_unknown = |path: serde_ignored::Path| unknown.push(path.to_string());
-    let watched = serde_ignored::Deserializer::new(C::part(json), &mut note_unknown);
-    let config: C = serde_path_to_error::deserialize(watched).map_err(|error| {
-        let key = error.path().to_string();
-        let place = if key == "." { String::new() } else { format!(" at key {key:?}") };
-        bad_input!("{origin}{place}: {}", error.inner())
+    let deserializer = serde_ignored::Deserializer::new(C::part(json), &mut note_unknown);
+    let config: C = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+        let key = Some(error.path().to_string()).filter(|key| key != ".");
+        let place = key.as_ref().map_or_else(String::new, |key| format!("at key {key:?}: "));
+        let reason = format!("{place}{}", error.inner());
+        Error::Config { path: origin.into(), key, reason, hint: None, source: None }
     })?;
     unknown.retain(|key| !key.starts_with('_'));
     if C::WARNS_OF_UNKNOWN_KEYS && !unknown.is_empty() {
-        log::warn!("{origin}: unknown keys are ignored: {}", some_of(&unknown));
+        log::warn!("{origin}: unknown keys are ignored: {}", text::list(&unknown));
     }
-    let validated = config.validate();
-    validated.map_err(|error| bad_input!("{origin}: {error}"))?;
+    config.validate().map_err(|error| error.with_path(origin))?;
     Ok(config)
 }
 
-/// Checks that sizes are positive and of a plausible magnitude.
+/// Parses JSON that Python may have written; `origin` is its name in messages.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] that names the first key that is not.
+/// [`Error::Config`] if it is not JSON or not a `T`.
+pub fn parse_json<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T> {
+    json::from_str(text).map_err(|error| json_error(origin, &error))
+}
+
+/// JSON that cannot be read. Broken syntax means a damaged file; a value of the wrong type does not.
+fn json_error(origin: &str, error: &serde_json::Error) -> Error {
+    let hint = (error.is_syntax() || error.is_eof()).then_some(Hint::FetchAgain);
+    Error::Config { path: origin.into(), key: None, reason: error.to_string(), hint, source: None }
+}
+
+/// Checks that sizes are positive and plausible.
+///
+/// # Errors
+/// [`Error::Config`] that names the first key that is not.
 pub fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
     match sizes.iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
-        Some((key, size)) => Err(bad_input!("{key} is {size}, it must be between 1 and {MAX_SIZE}")),
+        Some((key, size)) => Err(Error::key(key, format!("is {size}, it must be between 1 and {MAX_SIZE}"))),
         None => Ok(()),
     }
 }
@@ -94,22 +103,22 @@ pub fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
 /// Checks that a number of layers is positive and plausible.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] that names the key.
+/// [`Error::Config`] that names the key.
 pub fn check_layers(key: &str, layers: i64) -> Result<()> {
     if (1..=MAX_LAYERS).contains(&layers) {
         return Ok(());
     }
-    Err(bad_input!("{key} is {layers}, it must be between 1 and {MAX_LAYERS}"))
+    Err(Error::key(key, format!("is {layers}, it must be between 1 and {MAX_LAYERS}")))
 }
 
-/// Checks a number that is computed with in float32: in that type it is within a range, ends included.
+/// Checks that a number is in a range, ends included, when rounded to float32.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] that names the key.
+/// [`Error::Config`] that names the key.
 pub fn check_float(key: &str, value: f64, range: RangeInclusive<f32>) -> Result<()> {
     if range.contains(&(value as f32)) {
         return Ok(());
     }
-    let (least, most) = range.into_inner();
-    Err(bad_input!("{key} is {value:?}, it must be between {least:?} and {most:?}"))
+    let (min, max) = range.into_inner();
+    Err(Error::key(key, format!("is {value:?}, it must be between {min:?} and {max:?}")))
 }

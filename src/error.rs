@@ -1,20 +1,20 @@
-//! What can go wrong in the library.
+//! The library's error.
 //!
-//! An [`Error`] says what is wrong and where, as typed fields and as a sentence without advice; [`Error::hint`] says what to
-//! do about it. Only `cli` makes lines and exit codes of them.
+//! An [`Error`] says what is wrong and where, as typed fields and as a sentence; [`Error::hint`] says what to do about it.
+//! Only `cli` turns them into lines on the terminal and exit codes.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A result of this library.
+/// The result of a fallible function of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The cause of an [`Error`].
+/// The underlying cause of an [`Error`].
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// A part of a prior pipeline, as diffusers saves it.
+/// A component of a prior pipeline, as diffusers saves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Component {
@@ -40,6 +40,12 @@ pub enum Hint {
     UseFloat32,
     /// Merge the adapter into the model with PEFT, and use the merged model.
     MergeWithPeft,
+    /// Use smaller batches, or compute in fewer bits.
+    UseLessMemory,
+    /// Compute in fewer bits.
+    UseFewerBits,
+    /// Get the weights as safetensors, or save the state dictionary alone.
+    SaveWeightsAlone,
     /// Set `HF_TOKEN` to a valid access token.
     Login {
         /// The page where tokens are made.
@@ -71,7 +77,7 @@ pub enum Hint {
     ChooseCache,
     /// Download the model, or the broken file of it.
     Download(Box<DownloadCommand>),
-    /// Anything else, as an imperative clause: `save it as safetensors`.
+    /// Anything else, as an imperative clause: `save it with a later version of torch`.
     Other(Cow<'static, str>),
 }
 
@@ -166,17 +172,17 @@ impl HubErrorKind {
     }
 }
 
-/// An error of this library.
+/// What can go wrong in this library.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The hub, or the cache of its files.
     #[error(transparent)]
     Hub(Box<HubError>),
-    /// An option has a value that this model or this machine cannot do.
+    /// An option has a value that this model or this machine does not support.
     #[error("{reason}")]
     Option {
-        /// The option's name in the options: `steps`.
+        /// The name of the option: `steps`.
         option: &'static str,
         /// What is wrong with its value.
         reason: String,
@@ -191,7 +197,7 @@ pub enum Error {
         /// What to do about it.
         hint: Option<Hint>,
     },
-    /// A file is missing, damaged or of a kind that is not supported.
+    /// A file of a model is missing, damaged or not supported.
     #[error("{path} {reason}")]
     File {
         /// The file or folder.
@@ -200,41 +206,55 @@ pub enum Error {
         reason: String,
         /// What to do about it.
         hint: Option<Hint>,
-        /// What the system or a parser said.
+        /// The error of the system or of a parser.
         source: Option<Cause>,
     },
-    /// A configuration has a value that is wrong or not supported.
-    #[error("{path}: {reason}")]
-    Config {
+    /// Reading or writing failed half-way, for reasons that lie with the machine and not with the input.
+    #[error("{path} {reason}")]
+    Io {
         /// The file.
         path: String,
-        /// The key, if it is about one.
-        key: Option<String>,
-        /// What is wrong.
+        /// A predicate: `cannot be written`.
         reason: String,
         /// What to do about it.
         hint: Option<Hint>,
-        /// What a parser said.
+        /// The error of the system.
         source: Option<Cause>,
     },
-    /// A checkpoint lacks a tensor that the configuration asks for.
-    #[error("{path} does not fit its configuration: {reason}")]
-    MissingTensor {
-        /// The checkpoint.
+    /// A configuration has a value that is wrong or not supported.
+    #[error("{}{reason}", prefix(path))]
+    Config {
+        /// The file; empty in the error of a check that does not know it.
         path: String,
-        /// The first tensor that is missing.
-        tensor: String,
-        /// All that are missing.
+        /// The key, if the error is about a single one.
+        key: Option<String>,
+        /// What is wrong, naming the key.
         reason: String,
+        /// What to do about it.
+        hint: Option<Hint>,
+        /// The error of a parser.
+        source: Option<Cause>,
     },
-    /// A tensor of a checkpoint has the wrong shape or type, or holds what cannot be used.
+    /// The tensors of a checkpoint are not those that its configuration asks for.
+    #[error("{path} does not fit its configuration: {}", tensor_lists(missing, unexpected, wrong))]
+    MissingTensors {
+        /// The checkpoint's folder or file.
+        path: String,
+        /// The names of all tensors that are missing.
+        missing: Vec<String>,
+        /// The names of all tensors that the network does not have; some may be missing ones under other names.
+        unexpected: Vec<String>,
+        /// All tensors of the wrong shape or type, each with what is wrong: `proj_in.bias is [2] and should be [3]`.
+        wrong: Vec<String>,
+    },
+    /// A single tensor of a checkpoint cannot be used.
     #[error("{path}: {reason}")]
     Tensor {
-        /// The checkpoint.
+        /// The checkpoint's folder or file.
         path: String,
-        /// The tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// What is wrong with it.
+        /// What is wrong, naming the tensor.
         reason: String,
         /// What to do about it.
         hint: Option<Hint>,
@@ -242,7 +262,7 @@ pub enum Error {
     /// A LoRA is damaged, not supported, or for another model.
     #[error("{path}: {reason}")]
     Lora {
-        /// Its file.
+        /// Its file or folder.
         path: String,
         /// What is wrong.
         reason: String,
@@ -257,7 +277,7 @@ pub enum Error {
         /// What does not fit what.
         reason: String,
     },
-    /// A prompt that the model cannot encode.
+    /// The model cannot encode a prompt.
     #[error("prompt {prompt:?} {reason}")]
     Prompt {
         /// The prompt.
@@ -265,7 +285,7 @@ pub enum Error {
         /// A predicate: `has token 49408, …`.
         reason: String,
     },
-    /// An embedding is not finite.
+    /// A result is not finite (NaN or infinity).
     #[error("{reason}")]
     NotFinite {
         /// What is not finite, and which tensors of the model are not.
@@ -273,13 +293,15 @@ pub enum Error {
         /// What to do about it.
         hint: Option<Hint>,
     },
-    /// The model does not fit into the memory that is free.
+    /// The model does not fit into free memory.
     #[error("not enough memory: {:.1} GB are needed and {:.1} GB are free", *needed as f64 / 1e9, *free as f64 / 1e9)]
     OutOfMemory {
-        /// Bytes.
+        /// In bytes.
         needed: u64,
-        /// Bytes.
+        /// In bytes.
         free: u64,
+        /// What to do about it.
+        hint: Option<Hint>,
     },
     /// libtorch failed.
     #[error(transparent)]
@@ -287,13 +309,13 @@ pub enum Error {
     /// A defect of this library.
     #[error("internal error: {0}")]
     Internal(String),
-    /// Until every part of the library has its own.
+    /// An error of a part of the library that has not moved to this type yet.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
 
 impl Component {
-    /// What messages call it.
+    /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prior => "prior",
@@ -314,9 +336,12 @@ impl fmt::Display for Component {
 impl fmt::Display for Hint {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let text = match self {
-            Self::FetchAgain => FETCH_AGAIN,
+            Self::FetchAgain => "fetch it again",
             Self::UseFloat32 => "compute in float32",
-            Self::MergeWithPeft => "merge the adapter into the model with PEFT, and use the merged model",
+            Self::UseLessMemory => "use smaller batches, or compute in fewer bits",
+            Self::UseFewerBits => "compute in fewer bits",
+            Self::MergeWithPeft => "merge the LoRA with PEFT",
+            Self::SaveWeightsAlone => "get the weights as safetensors, or save the state dictionary alone",
             Self::CheckName => "check the name or, if it is private, set HF_TOKEN",
             Self::CheckEndpoint => "is HF_ENDPOINT right, and does no proxy answer in the hub's place?",
             Self::CheckNetwork => "check the network and HTTPS_PROXY, or use a model that is on this machine",
@@ -355,246 +380,167 @@ impl fmt::Display for DownloadCommand {
     }
 }
 
-impl Error {
-    /// What to do about it, if there is something.
-    pub fn hint(&self) -> Option<&Hint> {
-        match self {
-            Self::MissingComponent { hint, .. }
-            | Self::File { hint, .. }
-            | Self::Config { hint, .. }
-            | Self::Tensor { hint, .. }
-            | Self::Lora { hint, .. }
-            | Self::NotFinite { hint, .. } => hint.as_ref(),
-            Self::Hub(error) => error.hint.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// Replaces [`Hint::FetchAgain`] where the broken file is below `folder`.
-    pub(crate) fn replace_fetch_again(&mut self, folder: &str, replacement: Hint) {
-        if let Self::File { path, hint, .. }
-        | Self::Config { path, hint, .. }
-        | Self::Tensor { path, hint, .. }
-        | Self::Lora { path, hint, .. } = self
-            && *hint == Some(Hint::FetchAgain)
-            && path.starts_with(folder)
-        {
-            *hint = Some(replacement);
-        }
-    }
-
-    /// Whether the input is at fault (an option, a model, a prompt) and not the machine or the program.
-    pub fn is_bad_input(&self) -> bool {
-        match self {
-            Self::NotFinite { .. } | Self::OutOfMemory { .. } | Self::Torch(_) | Self::Internal(_) => false,
-            Self::Hub(error) => error.kind.is_bad_input(),
-            Self::Other(error) => exit_code(error) == 2,
-            _ => true,
-        }
-    }
-}
-
 impl From<HubError> for Error {
     fn from(error: HubError) -> Self {
         Self::Hub(Box::new(error))
     }
 }
 
-/// A mistake in what the user gave: a wrong option, a missing or broken file, a model that does not fit.
-///
-/// Its message is the one line that the user reads.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BadInput(pub String);
-
-/// Makes an [`anyhow::Error`] that is marked as [`BadInput`].
-#[macro_export]
-macro_rules! bad_input {
-    ($($part:tt)*) => { ::anyhow::Error::new($crate::error::BadInput(format!($($part)*))) };
-}
-
-/// Marks the error of a result as [`BadInput`] and gives it the line that the user reads.
-pub trait OrBadInput<T> {
-    /// Keeps the value, or puts `line` on top of the error, which becomes its cause.
-    ///
-    /// # Errors
-    /// The error it was called on, marked as [`BadInput`].
-    fn or_bad_input(self, line: impl FnOnce() -> String) -> anyhow::Result<T>;
-}
-
-impl<T, E: Into<anyhow::Error>> OrBadInput<T> for Result<T, E> {
-    fn or_bad_input(self, line: impl FnOnce() -> String) -> anyhow::Result<T> {
-        self.map_err(|cause| cause.into().context(BadInput(line())))
-    }
-}
-
-/// How the line of a file that is broken ends.
-pub const FETCH_AGAIN: &str = "fetch it again";
-
-/// The same error with another advice in place of [`FETCH_AGAIN`], if it is of a broken file at `place`.
-pub fn with_advice(error: anyhow::Error, place: &str, advice: &str) -> anyhow::Error {
-    let line = error.to_string();
-    match line.strip_suffix(FETCH_AGAIN).filter(|line| line.contains(place)) {
-        Some(start) if exit_code(&error) == 2 => error.context(BadInput(format!("{start}{advice}"))),
-        _ => error,
-    }
-}
-
-/// The end of a line on JSON that cannot be read: where the text itself is broken, and not what it says, the advice.
-pub fn json_advice(error: &serde_json::Error) -> String {
-    if error.is_syntax() || error.is_eof() { format!("; {FETCH_AGAIN}") } else { String::new() }
-}
-
-/// The process' exit code for an error: 2 for wrong usage or bad input, 1 for a failure while running.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let is_bad_input = error.is::<BadInput>() || error.downcast_ref::<Error>().is_some_and(Error::is_bad_input);
-    if is_bad_input { 2 } else { 1 }
-}
-
-/// The error as one line: the outermost message with what the system says, if it is by that; or, with `causes`, all
-/// messages from the outside in.
-///
-/// Line breaks inside a message (libtorch's are long) become `; `, and what is no text does not reach the terminal.
-pub fn one_line(error: &anyhow::Error, causes: bool) -> String {
-    let messages: Vec<String> = error.chain().map(one_message).collect();
-    let hint = error.downcast_ref::<Error>().and_then(Error::hint);
-    let hint = hint.map_or_else(String::new, |hint| format!("; {}", printable(&hint.to_string())));
-    if causes {
-        return messages.join(": ") + &hint;
-    }
-    let line = messages.into_iter().next().unwrap_or_default();
-    match error.chain().find_map(system_message).filter(|reason| !line.contains(reason)) {
-        Some(reason) => format!("{line} ({reason}){hint}"),
-        None => line + &hint,
-    }
-}
-
-/// What the system says of an error that it gave: `No such file or directory`.
-fn system_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let error = error.downcast_ref::<std::io::Error>()?;
-    let text = error.raw_os_error().map(|_| error.to_string())?;
-    Some(text.split(" (os error").next().unwrap_or_default().to_string())
-}
-
-fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
-    let text = error.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    printable(&shorten_inside(&lines.join("; ")))
-}
-
-/// A message without its middle if it is longer than anybody reads: it may quote what somebody put into a file. What is
-/// wrong stands at its start, and what to do at its end.
-fn shorten_inside(text: &str) -> Cow<'_, str> {
-    const START: usize = 1500;
-    const END: usize = 300;
-    if text.len() <= START + END {
-        return Cow::Borrowed(text);
-    }
-    let is_boundary = |at: &usize| text.is_char_boundary(*at);
-    let start = (0..=START).rev().find(is_boundary).unwrap_or(0);
-    let end = (text.len() - END..text.len()).find(is_boundary).unwrap_or(text.len());
-    Cow::Owned(format!("{}…{}", &text[..start], &text[end..]))
-}
-
-/// A text with its control characters escaped: names in files of others may hold what moves a terminal's cursor, or worse.
-pub fn printable(text: &str) -> String {
-    let turns_text =
-        |char: char| matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let mut printable = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            char if char.is_control() || turns_text(char) => printable.extend(char.escape_default()),
-            char => printable.push(char),
+impl Error {
+    /// What to do about it, if there is anything.
+    pub fn hint(&self) -> Option<&Hint> {
+        match self {
+            Self::MissingComponent { hint, .. }
+            | Self::File { hint, .. }
+            | Self::Io { hint, .. }
+            | Self::Config { hint, .. }
+            | Self::Tensor { hint, .. }
+            | Self::Lora { hint, .. }
+            | Self::NotFinite { hint, .. }
+            | Self::OutOfMemory { hint, .. } => hint.as_ref(),
+            Self::Hub(error) => error.hint.as_ref(),
+            _ => None,
         }
     }
-    printable
-}
 
-/// The first `longest` characters of a text, and a sign that there are more.
-pub fn shorten(text: &str, longest: usize) -> String {
-    match text.char_indices().nth(longest) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_string(),
+    /// The file or folder that it is about, as messages show it.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::MissingComponent { path, .. }
+            | Self::File { path, .. }
+            | Self::Io { path, .. }
+            | Self::Config { path, .. }
+            | Self::MissingTensors { path, .. }
+            | Self::Tensor { path, .. }
+            | Self::Lora { path, .. }
+            | Self::Mismatch { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Whether the input is at fault (an option, a model, a prompt), rather than the machine or this library.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::NotFinite { .. } | Self::OutOfMemory { .. } => false,
+            Self::Torch(_) | Self::Internal(_) | Self::Other(_) => false,
+            Self::Hub(error) => error.kind.is_bad_input(),
+            _ => true,
+        }
+    }
+
+    /// An [`Error::File`] without a hint; `reason` is a predicate.
+    pub(crate) fn file(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::File { path: path.into(), reason: reason.into(), hint: None, source: None }
+    }
+
+    /// An [`Error::File`] on a file that cannot be read.
+    pub(crate) fn unreadable(path: impl Into<String>, source: std::io::Error) -> Self {
+        Self::File { path: path.into(), reason: "cannot be read".into(), hint: None, source: Some(source.into()) }
+    }
+
+    /// An [`Error::File`] on a damaged or truncated file that should be of this `format`.
+    pub(crate) fn damaged(path: impl Into<String>, format: &str, why: impl fmt::Display) -> Self {
+        Self::file(path, format!("is not a valid {format} file ({why})")).with_hint(Hint::FetchAgain)
+    }
+
+    /// An [`Error::Config`] on the value of `key`, whose file is not known; `predicate` follows the key.
+    pub(crate) fn key(key: &str, predicate: impl fmt::Display) -> Self {
+        let reason = format!("{key} {predicate}");
+        Self::Config { path: String::new(), key: Some(key.into()), reason, hint: None, source: None }
+    }
+
+    /// An [`Error::Tensor`] without a hint; `reason` names the tensor.
+    pub(crate) fn tensor(path: impl Into<String>, tensor: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Tensor { path: path.into(), tensor: tensor.into(), reason: reason.into(), hint: None }
+    }
+
+    /// An [`Error::Lora`] without a hint.
+    pub(crate) fn lora(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Lora { path: path.into(), reason: reason.into(), hint: None }
+    }
+
+    /// The same error with this hint, if its variant has one.
+    pub(crate) fn with_hint(mut self, new: Hint) -> Self {
+        match &mut self {
+            Self::MissingComponent { hint, .. }
+            | Self::File { hint, .. }
+            | Self::Io { hint, .. }
+            | Self::Config { hint, .. }
+            | Self::Tensor { hint, .. }
+            | Self::Lora { hint, .. }
+            | Self::NotFinite { hint, .. }
+            | Self::OutOfMemory { hint, .. } => *hint = Some(new),
+            _ => {}
+        }
+        self
+    }
+
+    /// Replaces [`Hint::FetchAgain`] where the damaged file is in `folder`.
+    pub(crate) fn replace_fetch_again(&mut self, folder: &str, replacement: Hint) {
+        let is_damaged =
+            self.hint() == Some(&Hint::FetchAgain) && self.path().is_some_and(|path| path.starts_with(folder));
+        if is_damaged {
+            let error = std::mem::replace(self, Self::Internal(String::new()));
+            *self = error.with_hint(replacement);
+        }
+    }
+
+    /// The same error with the file that a check did not know.
+    pub(crate) fn with_path(mut self, known: &str) -> Self {
+        if let Self::Config { path, .. } = &mut self
+            && path.is_empty()
+        {
+            *path = known.into();
+        }
+        self
     }
 }
 
-/// The first of some names, none of them long, and how many more there are.
-pub fn some_of<S: AsRef<str>>(names: &[S]) -> String {
-    const MOST: usize = 8;
-    const LONGEST: usize = 200;
-    let shown: Vec<String> = names.iter().take(MOST).map(|name| shorten(name.as_ref(), LONGEST)).collect();
-    let more = names.len().saturating_sub(MOST);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    shown.join(", ") + &more
+fn prefix(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!("{path}: ") }
 }
+
+/// `tensors 1 missing (a); 2 wrong (b is …, c has …)`.
+fn tensor_lists(missing: &[String], unexpected: &[String], wrong: &[String]) -> String {
+    let lists = [("missing", missing), ("unexpected", unexpected), ("wrong", wrong)].into_iter();
+    let lists = lists.filter(|(_, names)| !names.is_empty());
+    let lists = lists.map(|(what, names)| format!("{} {what} ({})", names.len(), crate::text::list(names)));
+    format!("tensors {}", lists.collect::<Vec<_>>().join("; "))
+}
+
+// For users that have not moved to the modules where these are.
+#[doc(hidden)]
+pub use crate::bad_input::{BadInput, OrBadInput};
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use crate::cli::errors::{exit_code, one_line, printable};
+#[doc(hidden)]
+pub use crate::text::{list as some_of, shorten};
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn bad_input_exits_with_2_and_anything_else_with_1() {
-        assert_eq!(exit_code(&bad_input!("no prompt")), 2);
-        assert_eq!(exit_code(&anyhow::anyhow!("disk on fire")), 1);
-        let caused: anyhow::Result<()> = Err(std::io::Error::other("cause")).or_bad_input(|| "line".into());
-        assert_eq!(exit_code(&caused.unwrap_err()), 2);
+    fn a_check_that_does_not_know_its_file_is_completed_once() {
+        let error = Error::key("num_layers", "is 0");
+        assert_eq!((error.to_string(), error.path()), ("num_layers is 0".into(), Some("")));
+        let error = error.with_path("prior/config.json").with_path("other.json");
+        assert_eq!(error.to_string(), "prior/config.json: num_layers is 0");
+        assert_eq!(Error::file("a", "is empty").with_path("b").to_string(), "a is empty");
     }
 
     #[test]
-    fn an_error_is_one_line_with_its_causes_on_demand() {
-        let error: anyhow::Result<()> = Err(std::io::Error::other("first\n  second\n")).or_bad_input(|| "line".into());
-        let error = error.unwrap_err();
-        assert_eq!(one_line(&error, false), "line");
-        assert_eq!(one_line(&error, true), "line: first; second");
-    }
-
-    #[test]
-    fn what_the_system_says_is_said_once() {
-        let missing = || std::fs::File::open("/no/such/file");
-        let error = missing().or_bad_input(|| "cannot read \"a\"".into()).unwrap_err();
-        assert_eq!(one_line(&error, false), "cannot read \"a\" (No such file or directory)");
-        let said = |cause: &str| format!("cannot read \"a\": {cause}; check it");
-        let cause = missing().unwrap_err().to_string();
-        let error = missing().or_bad_input(|| said(&cause)).unwrap_err();
-        assert_eq!(one_line(&error, false), said(&cause));
-    }
-
-    #[test]
-    fn broken_files_in_a_known_place_have_an_advice_of_their_own() {
-        let advise = |line: &str| with_advice(bad_input!("{line}"), "/cache/x", "repair it");
-        let advised = advise("/cache/x/a.json is cut off; fetch it again");
-        assert_eq!(
-            (one_line(&advised, false), exit_code(&advised)),
-            ("/cache/x/a.json is cut off; repair it".into(), 2)
-        );
-        for line in ["/home/a.json is cut off; fetch it again", "/cache/x/a.json is not supported"] {
-            assert_eq!(one_line(&advise(line), false), line);
-        }
-    }
-
-    #[test]
-    fn names_cannot_draw_on_the_screen() {
-        let error = bad_input!("tensor a\u{1b}[2J\u{7}\u{202e}b\tc\r\nd of \"é\" is missing");
-        assert_eq!(one_line(&error, false), r#"tensor a\u{1b}[2J\u{7}\u{202e}b\tc; d of "é" is missing"#);
-    }
-
-    #[test]
-    fn a_text_is_cut_between_characters_and_only_if_it_is_too_long() {
-        assert_eq!(["äöü", "äöüß", ""].map(|text| shorten(text, 3)), ["äöü", "äöü…", ""]);
-    }
-
-    #[test]
-    fn long_messages_keep_their_start_and_their_end() {
-        let line = one_line(&bad_input!("key {:?} is wrong; mend it", "é".repeat(1 << 20)), false);
-        assert!(line.starts_with("key \"éé") && line.ends_with("éé\" is wrong; mend it"), "{line}");
-        assert!(line.len() < 2000, "{}", line.len());
-    }
-
-    #[test]
-    fn long_lists_are_cut() {
-        let all: Vec<String> = (0..10).map(|number| number.to_string()).collect();
-        assert_eq!(some_of(&all[..8]), "0, 1, 2, 3, 4, 5, 6, 7");
-        assert_eq!(some_of(&all), "0, 1, 2, 3, 4, 5, 6, 7 and 2 more");
-        assert_eq!(some_of(&["é".repeat(1_000_000)]), format!("{}…", "é".repeat(200)));
+    fn a_checkpoint_names_its_tensors_by_what_is_wrong() {
+        let error = Error::MissingTensors {
+            path: "prior".into(),
+            missing: vec!["a".into(), "b".into()],
+            unexpected: Vec::new(),
+            wrong: vec!["c is [2] and should be [3]".into()],
+        };
+        let expected =
+            "prior does not fit its configuration: tensors 2 missing (a, b); 1 wrong (c is [2] and should be [3])";
+        assert_eq!(error.to_string(), expected);
+        assert!(error.is_bad_input() && error.hint().is_none());
     }
 }

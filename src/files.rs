@@ -1,8 +1,9 @@
-//! Where a model's files are: in a folder on disk, or inside the program.
+//! A model's files: in a folder on disk, or built into the program.
 //!
-//! All that reads a model takes a [`Folder`], the model's or a component's, and does not know which of the two it is.
-//! What a file holds are [`Bytes`]: large files are mapped into memory and not copied, where their file system can do that.
+//! Whatever reads a model takes a [`Folder`], the model's or a component's, and does not know which of the two it is. The
+//! contents of a file are [`Bytes`]: mapped into memory rather than copied, where the file system supports that.
 
+use crate::error::{Error, Result};
 use memmap2::Mmap;
 use std::fmt;
 use std::fs::File;
@@ -10,27 +11,27 @@ use std::io::{self, Read};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-/// A model inside the program.
+/// A model that is built into the program.
 #[derive(Debug)]
 pub struct BuiltinModel {
-    /// What the user calls it.
+    /// Its name on the command line.
     pub name: &'static str,
     /// All its files.
     pub files: &'static [BuiltinFile],
 }
 
-/// A file inside the program.
+/// A file that is built into the program.
 #[derive(Debug, Clone, Copy)]
 pub struct BuiltinFile {
-    /// Its place in the model's folder, with `/` between folder and file.
+    /// Its path in the model's folder, separated by `/`.
     pub path: &'static str,
-    /// What it holds. Where that is weights it starts at a multiple of 8, so that they can be read in place.
+    /// Its contents. Weights are aligned to 8 bytes, so that they can be read in place.
     pub bytes: &'static [u8],
 }
 
 /// The folder of a model or of one of its components.
 ///
-/// Printed, it is what messages call it.
+/// Its `Display` is its name in messages.
 #[derive(Debug, Clone)]
 pub struct Folder(Place);
 
@@ -39,18 +40,18 @@ enum Place {
     Disk(PathBuf),
     Builtin {
         model: &'static BuiltinModel,
-        /// The place in the model, empty for the model's own folder.
+        /// The path in the model, empty for the model's own folder.
         path: String,
     },
 }
 
 impl Folder {
-    /// The folder of a model inside the program.
+    /// The folder of a built-in model.
     pub fn builtin(model: &'static BuiltinModel) -> Self {
         Self(Place::Builtin { model, path: String::new() })
     }
 
-    /// The folder `name` in this one, which may or may not be there.
+    /// The folder `name` in this one, whether it exists or not.
     pub fn join(&self, name: &str) -> Self {
         Self(match &self.0 {
             Place::Disk(path) => Place::Disk(path.join(name)),
@@ -58,7 +59,7 @@ impl Folder {
         })
     }
 
-    /// Where it is, if it is on disk.
+    /// Its path, if it is on disk.
     pub fn as_path(&self) -> Option<&Path> {
         match &self.0 {
             Place::Disk(path) => Some(path),
@@ -76,7 +77,7 @@ impl Folder {
         }
     }
 
-    /// Whether the folder is there.
+    /// Whether the folder exists.
     pub fn is_dir(&self) -> bool {
         match &self.0 {
             Place::Disk(path) => path.is_dir(),
@@ -84,15 +85,15 @@ impl Folder {
         }
     }
 
-    /// Whether the folder holds a file of that name.
+    /// Whether the folder holds a file of this name.
     pub fn has_file(&self, name: &str) -> bool {
         match &self.0 {
             Place::Disk(path) => path.join(name).is_file(),
-            Place::Builtin { model, path } => builtin_file(model, path, name).is_some(),
+            Place::Builtin { model, path } => builtin_file(model, path, name).is_ok(),
         }
     }
 
-    /// Whether a file is at `path` below the folder, with `/` between its parts.
+    /// Whether there is a file at `path` below the folder, separated by `/`.
     pub fn has_path(&self, path: &str) -> bool {
         match path.rsplit_once('/') {
             Some((folder, name)) => self.join(folder).has_file(name),
@@ -100,15 +101,17 @@ impl Folder {
         }
     }
 
-    /// The size in bytes of the file at `path` below the folder; `None` if it is not there.
+    /// The size in bytes of the file at `path` below the folder; `None` if there is no such file.
     pub fn file_len(&self, path: &str) -> Option<u64> {
         match &self.0 {
             Place::Disk(folder) => std::fs::metadata(folder.join(path)).ok().map(|metadata| metadata.len()),
-            Place::Builtin { model, path: folder } => builtin_file(model, folder, path).map(|bytes| bytes.len() as u64),
+            Place::Builtin { model, path: folder } => {
+                builtin_file(model, folder, path).ok().map(|bytes| bytes.len() as u64)
+            }
         }
     }
 
-    /// The names of what the folder holds, leaving out what is in folders inside it; empty if it cannot be read.
+    /// The names of the folder's entries, without those of folders in it; empty if it cannot be read.
     pub fn file_names(&self) -> Vec<String> {
         match &self.0 {
             Place::Disk(path) => {
@@ -122,7 +125,7 @@ impl Folder {
         }
     }
 
-    /// What messages call the file `name` in this folder.
+    /// The name in messages of the file `name` in this folder.
     pub fn path_of(&self, name: &str) -> String {
         match &self.0 {
             Place::Disk(path) => path.join(name).display().to_string(),
@@ -130,40 +133,40 @@ impl Folder {
         }
     }
 
-    /// The text in the file `name`.
+    /// The text of the file `name`.
     ///
     /// # Errors
-    /// If the file is not there, cannot be read, or is not UTF-8.
-    pub fn read_text(&self, name: &str) -> io::Result<String> {
-        match &self.0 {
+    /// [`Error::File`] if there is no such file, it cannot be read, or it is not UTF-8.
+    pub fn read_text(&self, name: &str) -> Result<String> {
+        let text = match &self.0 {
             Place::Disk(path) => std::fs::read_to_string(path.join(name)),
-            Place::Builtin { model, path } => {
-                let bytes = builtin_file(model, path, name).ok_or(io::ErrorKind::NotFound)?;
+            Place::Builtin { model, path } => builtin_file(model, path, name).and_then(|bytes| {
                 String::from_utf8(bytes.to_vec()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-            }
-        }
+            }),
+        };
+        text.map_err(|error| Error::unreadable(self.path_of(name), error))
     }
 
-    /// The text in the file `name`, or `None` if there is no such file.
+    /// The text of the file `name`, or `None` if there is no such file.
     ///
     /// # Errors
-    /// If the file cannot be read or is not UTF-8.
-    pub fn find_text(&self, name: &str) -> io::Result<Option<String>> {
+    /// [`Error::File`] if it cannot be read or is not UTF-8.
+    pub fn find_text(&self, name: &str) -> Result<Option<String>> {
         if self.has_file(name) { self.read_text(name).map(Some) } else { Ok(None) }
     }
 
-    /// What the file `name` holds, without reading it yet.
+    /// The contents of the file `name`, mapped rather than read.
     ///
     /// # Errors
-    /// If the file is not there or cannot be opened.
-    pub fn open(&self, name: &str) -> io::Result<Bytes> {
-        match &self.0 {
+    /// [`Error::File`] if there is no such file or it cannot be opened.
+    pub fn open(&self, name: &str) -> Result<Bytes> {
+        let bytes = match &self.0 {
             Place::Disk(path) => Bytes::of_file(&path.join(name)),
             Place::Builtin { model, path } => {
-                let bytes = builtin_file(model, path, name).ok_or(io::ErrorKind::NotFound)?;
-                Ok(Bytes(Source::Builtin(bytes)))
+                builtin_file(model, path, name).map(|bytes| Bytes(Backing::Builtin(bytes)))
             }
-        }
+        };
+        bytes.map_err(|error| Error::unreadable(self.path_of(name), error))
     }
 }
 
@@ -190,12 +193,12 @@ impl fmt::Display for Folder {
     }
 }
 
-/// The folder that a path is in.
+/// The folder that holds the file at `path`.
 pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Two parts of a path, either of which may be empty.
+/// Joins two paths, either of which may be empty.
 fn join(path: &str, name: &str) -> String {
     match (path, name) {
         ("", one) | (one, "") => one.to_string(),
@@ -203,22 +206,23 @@ fn join(path: &str, name: &str) -> String {
     }
 }
 
-/// A file's place in the folder `path` of its model, if it is in there.
+/// A file's path in the folder `path` of its model, if it is in there.
 fn inside<'a>(path: &str, file: &'a BuiltinFile) -> Option<&'a str> {
     if path.is_empty() { Some(file.path) } else { file.path.strip_prefix(path)?.strip_prefix('/') }
 }
 
-fn builtin_file(model: &'static BuiltinModel, path: &str, name: &str) -> Option<&'static [u8]> {
+fn builtin_file(model: &'static BuiltinModel, path: &str, name: &str) -> io::Result<&'static [u8]> {
     let path = join(path, name);
-    model.files.iter().find(|file| file.path == path).map(|file| file.bytes)
+    let file = model.files.iter().find(|file| file.path == path);
+    Ok(file.ok_or(io::ErrorKind::NotFound)?.bytes)
 }
 
-/// What a file holds, where it lies.
+/// The contents of a file.
 #[derive(Debug)]
-pub struct Bytes(Source);
+pub struct Bytes(Backing);
 
 #[derive(Debug)]
-enum Source {
+enum Backing {
     Mapped(Mmap),
     Read(Vec<u8>),
     Builtin(&'static [u8]),
@@ -229,45 +233,45 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Source::Mapped(mmap) => mmap,
-            Source::Read(bytes) => bytes,
-            Source::Builtin(bytes) => bytes,
+            Backing::Mapped(mmap) => mmap,
+            Backing::Read(bytes) => bytes,
+            Backing::Builtin(bytes) => bytes,
         }
     }
 }
 
 impl Bytes {
-    /// What the file at `path` holds, without reading it yet.
+    /// The contents of the file at `path`, mapped rather than read.
     ///
     /// # Errors
-    /// If the file is not there or cannot be opened.
+    /// If there is no such file or it cannot be opened.
     pub fn of_file(path: &Path) -> io::Result<Self> {
         let mut file = File::open(path)?;
-        // SAFETY: the mapping is read-only. Another process that shortens the file meanwhile ends this one: the program with
-        // a line that says so, as far as it can. Copying gigabytes first would be the alternative.
+        // SAFETY: the mapping is read-only. If another process truncates the file, reading it raises SIGBUS, which the program
+        // turns into a message. The alternative would be to copy gigabytes first.
         #[allow(unsafe_code)]
         let mapped = unsafe { Mmap::map(&file) };
         match mapped {
-            Ok(mmap) => Ok(Self(Source::Mapped(mmap))),
-            // Not every file system can map its files.
+            Ok(mmap) => Ok(Self(Backing::Mapped(mmap))),
+            // Not every file system supports mapping.
             Err(_) if file.metadata()?.is_file() => {
                 let mut bytes = Vec::new();
                 file.read_to_end(&mut bytes)?;
-                Ok(Self(Source::Read(bytes)))
+                Ok(Self(Backing::Read(bytes)))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Lets the pages of a range that was read leave the process' memory. They can still be read, from the file again.
+    /// Drops the pages of a range from the process' memory. They can still be read, from the file again.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Source::Mapped(mmap) = &self.0 {
+        if let Backing::Mapped(mmap) = &self.0 {
             const PAGE: usize = 4096;
             let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
             if start < end {
-                // SAFETY: the mapping is read-only and of a file: whoever reads these pages again gets them from there.
-                // That it fails on some system costs memory and nothing else.
+                // SAFETY: the mapping is read-only and of a file, from which these pages are read again. A failure costs
+                // memory and nothing else.
                 #[allow(unsafe_code)]
                 let _ = unsafe { mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
             }
@@ -302,8 +306,12 @@ mod tests {
         folder
     }
 
+    fn kind(error: &Error) -> io::ErrorKind {
+        std::error::Error::source(error).unwrap().downcast_ref::<io::Error>().unwrap().kind()
+    }
+
     #[test]
-    fn files_are_found_on_disk_and_inside_the_program_alike() {
+    fn files_are_found_on_disk_and_in_the_program_alike() {
         let disk = on_disk();
         for model in [Folder::from(disk.path()), Folder::builtin(&MODEL)] {
             let prior = model.join("prior");
@@ -320,8 +328,10 @@ mod tests {
             assert_eq!(prior.find_text("index.json").unwrap(), None);
             assert_eq!(&*prior.open("weights").unwrap(), b"\x00\xff");
             let missing = [prior.read_text("none").map(drop), prior.open("none").map(drop)];
-            assert!(missing.iter().all(|result| result.as_ref().unwrap_err().kind() == io::ErrorKind::NotFound));
-            assert_eq!(prior.read_text("weights").unwrap_err().kind(), io::ErrorKind::InvalidData);
+            for error in missing.map(Result::unwrap_err) {
+                assert_eq!((kind(&error), error.path()), (io::ErrorKind::NotFound, Some(&*prior.path_of("none"))));
+            }
+            assert_eq!(kind(&prior.read_text("weights").unwrap_err()), io::ErrorKind::InvalidData);
         }
     }
 
@@ -342,7 +352,7 @@ mod tests {
     #[test]
     fn files_that_cannot_be_mapped_are_read() {
         let bytes = Bytes::of_file(Path::new("/proc/version")).unwrap();
-        assert!(matches!(bytes.0, Source::Read(_)));
+        assert!(matches!(bytes.0, Backing::Read(_)));
         assert_eq!(&*bytes, std::fs::read("/proc/version").unwrap());
         bytes.release(0..bytes.len());
         assert!(Bytes::of_file(Path::new("/proc")).is_err(), "a folder");

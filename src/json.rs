@@ -1,7 +1,7 @@
-//! JSON as Python reads and writes it, for the files of a model.
+//! JSON as Python's `json` module reads and writes it.
 //!
-//! Python's `json` takes the last of several equal keys, writes `NaN`, `Infinity` and `-Infinity`, and reads a number that
-//! is too large for a float as infinity. serde_json refuses all of these, and JSON has no other word for them.
+//! Python takes the last of several equal keys, writes `NaN`, `Infinity` and `-Infinity`, and reads a number that is too
+//! large for a float as infinity. serde_json refuses all of these, as JSON does.
 
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor};
@@ -10,20 +10,20 @@ use serde_json::Error;
 use std::collections::HashMap;
 use std::fmt;
 
-/// Stands in a text for a number that JSON has no word for: an object of this key, whose value is the number as Rust
-/// writes it. As an object it cannot become a key itself.
+/// The key of the object that a non-finite number is replaced by in the text, with the number as Rust writes it as its value.
+/// An object, since it cannot be mistaken for a key.
 const NUMBER: &str = "\0number";
 
-/// A JSON value in which numbers need not be finite.
+/// A JSON value whose numbers need not be finite.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Json {
     /// `null`.
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A whole number that may be negative.
+    /// An integer.
     Int(i64),
-    /// One above those.
+    /// An integer above the range of `Int`.
     Uint(u64),
     /// Any other number.
     Float(f64),
@@ -31,7 +31,7 @@ pub enum Json {
     Text(String),
     /// An array.
     List(Vec<Json>),
-    /// An object, in the order of the keys' first occurrence.
+    /// An object, in the order in which the keys first occur.
     Object(Vec<(String, Json)>),
 }
 
@@ -39,7 +39,7 @@ impl Json {
     /// Parses a text.
     ///
     /// # Errors
-    /// If it is not what Python would read.
+    /// If Python would refuse it.
     pub fn parse(text: &str) -> Result<Self, Error> {
         serde_json::from_str(&with_marked_numbers(text))
     }
@@ -52,7 +52,7 @@ impl Json {
         }
     }
 
-    /// Sets the value under a key of an object; nothing else has keys.
+    /// Sets the value under a key of an object; other values stay as they are.
     pub fn set(&mut self, key: &str, value: Self) {
         if let Self::Object(entries) = self {
             match entries.iter_mut().find(|(name, _)| name == key) {
@@ -63,19 +63,19 @@ impl Json {
     }
 }
 
-/// Parses a text that Python may have written.
+/// Parses JSON that Python may have written.
 ///
 /// # Errors
-/// If it is not what Python would read, or not a `T`.
+/// If Python would refuse it, or it is not a `T`.
 pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
-    // Nearly all files are plain JSON, and a vocabulary is long.
+    // Nearly all files are plain JSON, and a vocabulary is long: try that first.
     serde_json::from_str(text).or_else(|error| match Json::parse(text) {
         Ok(json) => T::deserialize(json),
         Err(_) => Err(error),
     })
 }
 
-/// The text with [`NUMBER`]s in the place of numbers that JSON has no word for. Strings stay as they are.
+/// The text with its non-finite numbers replaced by [`NUMBER`] objects. Strings stay as they are.
 fn with_marked_numbers(text: &str) -> String {
     let mut marked = String::with_capacity(text.len());
     let mut rest = text;
@@ -84,7 +84,7 @@ fn with_marked_numbers(text: &str) -> String {
         rest = &rest[start..];
         let len = if rest.starts_with('"') { string_len(rest) } else { rest.find(|char| !is_word(char)) };
         let (token, behind) = rest.split_at(len.unwrap_or(rest.len()));
-        match unspeakable(token) {
+        match non_finite(token) {
             Some(number) => marked.push_str(&format!(r#"{{"\u0000number":"{number}"}}"#)),
             None => marked.push_str(token),
         }
@@ -93,12 +93,12 @@ fn with_marked_numbers(text: &str) -> String {
     marked + rest
 }
 
-/// What numbers and names are made of.
+/// Whether a character may be part of a number or a name.
 fn is_word(char: char) -> bool {
     char.is_ascii_alphanumeric() || matches!(char, '+' | '-' | '.' | '_')
 }
 
-/// Bytes of the string that a text starts with, quotes included; `None` if it has no end.
+/// The length in bytes of the string at the start of a text, quotes included; `None` if it is not closed.
 fn string_len(text: &str) -> Option<usize> {
     let mut escaped = false;
     let end = text.bytes().skip(1).position(|byte| {
@@ -109,8 +109,8 @@ fn string_len(text: &str) -> Option<usize> {
     end.map(|end| end + 2)
 }
 
-/// The number of a token that JSON has no word for.
-fn unspeakable(token: &str) -> Option<f64> {
+/// The value of a token that stands for a non-finite number.
+fn non_finite(token: &str) -> Option<f64> {
     match token {
         "NaN" => Some(f64::NAN),
         "Infinity" => Some(f64::INFINITY),
@@ -212,7 +212,7 @@ impl<'de> Deserializer<'de> for Json {
         visitor.visit_newtype_struct(self)
     }
 
-    /// The files of a model have no variants with values in them.
+    /// Only variants without values occur in a model's files.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         name: &'static str,
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_json_has_no_word_for_are_read_as_python_does() {
+    fn non_finite_numbers_are_read_as_python_does() {
         for (text, expected) in [
             ("Infinity", f64::INFINITY),
             ("-Infinity", f64::NEG_INFINITY),

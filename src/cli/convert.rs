@@ -3,7 +3,7 @@
 use super::args::ConvertArgs;
 use super::progress::{FetchProgress, Screen};
 use crate::bad_input;
-use crate::convert::{Options, Source, convert};
+use crate::convert::{ConvertOptions, Input, convert};
 use crate::hub::{Hub, Model, Needs, Wish};
 use crate::job::{Stop, exit_code};
 use anyhow::Result;
@@ -27,7 +27,7 @@ pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<u8> {
     };
     let spinner = screen.spinner();
     spinner.set_message(format!("converting {}", args.source));
-    let options = Options { dtype: args.dtype.map(Into::into), overwrite: args.overwrite };
+    let options = ConvertOptions { dtype: args.dtype.map(Into::into), overwrite: args.overwrite };
     let done = convert(&source, &args.target, options, &keep_going);
     spinner.finish_and_clear();
     match (done, stop.signal()) {
@@ -40,13 +40,13 @@ pub fn run(args: &ConvertArgs, screen: &Screen) -> Result<u8> {
 }
 
 /// What is rewritten, and the model that all or the rest of it is.
-fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Source, Model)> {
+fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Input, Model)> {
     let path = Path::new(&args.source);
     let is_component = path.join("config.json").is_file() && !path.join("model_index.json").is_file();
     match (path.is_file() || is_component, &args.config) {
         (true, Some(rest)) => {
             let model = model(rest, args, screen)?;
-            Ok((Source::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
+            Ok((Input::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
         }
         (true, None) => Err(bad_input!(
             "{:?} is a prior alone; give --config FOLDER, a model of the same kind that the text encoder, the tokenizer and the rest are taken from",
@@ -54,7 +54,7 @@ fn source(args: &ConvertArgs, screen: &Screen) -> Result<(Source, Model)> {
         )),
         (false, None) => {
             let model = model(&args.source, args, screen)?;
-            Ok((Source::Model(model.folder.clone()), model))
+            Ok((Input::Model(model.folder.clone()), model))
         }
         (false, Some(_)) => Err(bad_input!(
             "--config goes with a prior alone, in a file or a folder, and {:?} is none; leave it out, or give the prior",

@@ -6,12 +6,13 @@ use super::progress::{FetchProgress, RunProgress, Screen, rows};
 use super::stats::{self, Seconds, Stats, peak_rss_bytes};
 use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
-use crate::hub::builtin::EMOJI;
 use crate::hub::{Hub, Model, Needs, Wish};
 use crate::job::{Entries, Job, Opener, Outcome, Rules, Source, Stop, Summary, Wanted, Watcher, exit_code};
 use crate::nn::precision::Precision;
-use crate::pipeline::{LoadOptions, Pipeline, Settings};
+use crate::pipeline::builtin::EMOJI;
+use crate::pipeline::{Pipeline, Settings};
 use crate::rows::ReadOptions;
+use crate::weights::checkpoint::Placement;
 use anyhow::Result;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ fn image_encoder(args: &Args, outputs: &Outputs) -> Wish {
 fn compute(args: &Args, screen: &Screen, start: Instant, opened: Opened) -> Result<u8> {
     let Opened { source, entries, mut outputs, open } = opened;
     let pipeline = open()?;
-    args.scheduler.check(pipeline.scheduler_class(), &pipeline.folder().to_string())?;
+    args.scheduler.check(pipeline.scheduler_class().name, &pipeline.folder().to_string())?;
     pipeline.check_steps(args.steps)?;
     let wants_negative = wants_negative(args, &pipeline, &outputs)?;
     if wants_negative {
@@ -113,7 +114,7 @@ fn idle_options(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
             &format!("--guidance-scale {scale} turns guidance off, but for rows with a scale of their own"),
         );
     }
-    if args.threads.is_some() && pipeline.options().device != Device::Cpu {
+    if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
         idle("--threads", "the model runs on a GPU");
     }
 }
@@ -147,7 +148,7 @@ fn rules(args: &Args, pipeline: &Pipeline, wants_negative: bool) -> Rules {
         samples: args.samples_per_prompt as u64,
         wants_negative,
         on_error: args.on_error,
-        most_steps: pipeline.most_steps(),
+        most_steps: pipeline.max_steps(),
     }
 }
 
@@ -167,15 +168,15 @@ fn wants_negative(args: &Args, pipeline: &Pipeline, outputs: &Outputs) -> Result
 /// be.
 fn opener(args: &Args, image_encoder: Wish, screen: &Screen) -> Result<(Opener, Model)> {
     let device = args.device.device()?;
-    let options = LoadOptions { device, precision: args.dtype.precision(device)? };
-    let sixteen_bit = options.precision != Precision::F32;
+    let placement = Placement { device, precision: args.dtype.precision(device)? };
+    let sixteen_bit = placement.precision != Precision::F32;
     let needs = Needs { weights: true, sixteen_bit, image_encoder };
     let name = args.hub.model(model(args))?;
     let model = Hub::new(args.hub.cache.options()).open(&name, needs, &mut FetchProgress::new(screen))?;
     let folder = model.folder.clone();
     let loras = args.lora.clone();
     let open: Opener = Arc::new(move || {
-        let mut pipeline = Pipeline::open(&folder, options)?;
+        let mut pipeline = Pipeline::open(&folder, placement)?;
         for lora in &loras {
             pipeline.add_lora(&lora.path, lora.scale)?;
         }
@@ -204,8 +205,8 @@ fn wanted(args: &Args) -> Wanted {
 
 /// What the statistics say of the settings, once the run tells what `auto` was.
 fn settings<'a>(args: &'a Args, pipeline: &Pipeline) -> impl FnOnce(&Summary) -> stats::Settings + 'a {
-    let LoadOptions { device, precision } = pipeline.options();
-    let scheduler = pipeline.scheduler_class().name();
+    let Placement { device, precision } = pipeline.placement();
+    let scheduler = pipeline.scheduler_class().name;
     move |summary| stats::Settings {
         model: model(args).to_string(),
         lora: args.lora.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),

@@ -3,9 +3,10 @@
 use super::args::InfoArgs;
 use super::print;
 use super::progress::{FetchProgress, Screen, size};
-use crate::hub::builtin::EMOJI;
-use crate::hub::{Hub, ModelFile, ModelName, Needs, Wish};
+use crate::hub::{Hub, ModelName, Needs, Wish};
+use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::describe::{Description, describe};
+use crate::pipeline::layout::ModelFile;
 use anyhow::Result;
 use serde::Serialize;
 
@@ -39,7 +40,7 @@ pub fn run(args: &InfoArgs, screen: &Screen) -> Result<()> {
     let hub = Hub::new(args.hub.cache.options());
     let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
     let found = hub.describe(&name, needs, &mut FetchProgress::new(screen))?;
-    let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error))?;
+    let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error.into()))?;
     let (repository, revision) = match name {
         ModelName::Hub(name) => (Some(name.repository), Some(name.revision)),
         _ => (None, None),

@@ -4,6 +4,8 @@ mod args;
 mod convert;
 mod download;
 mod embed;
+#[doc(hidden)]
+pub mod errors;
 mod info;
 mod merge;
 mod models;
@@ -13,10 +15,10 @@ mod progress;
 mod stats;
 mod usage;
 
-use crate::error;
 use crate::kernels::process::{self, prefer_huge_pages, stdout_was_closed};
 use anyhow::{Context, Result, ensure};
 use args::{Command, CommandLine, TalkArgs};
+use errors::{exit_code, one_line};
 use progress::Screen;
 use std::ffi::OsString;
 use std::io::Write;
@@ -41,8 +43,8 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match work(&line, &screen, start) {
         Ok(code) => code,
         Err(error) => {
-            screen.error(&error::one_line(&error, verbose));
-            error::exit_code(&error)
+            screen.error(&one_line(&error, verbose));
+            exit_code(&error)
         }
     }
 }

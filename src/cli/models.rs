@@ -4,10 +4,10 @@ use super::args::ModelsArgs;
 use super::print;
 use super::progress::size;
 use crate::config;
-use crate::hub::builtin::{EMOJI, EMOJI_MODEL};
 use crate::hub::presets::{EMOJI_LICENCE, PRESETS};
 use crate::hub::{Hub, HubName, Model, Needs, Wish};
 use crate::nn::prior::PriorConfig;
+use crate::pipeline::builtin::{EMOJI, EMOJI_MODEL};
 use anyhow::Result;
 use serde::Serialize;
 

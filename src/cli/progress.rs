@@ -1,7 +1,7 @@
 //! What a person sees while the program runs, all of it on standard error: bars on a terminal, warnings, the error.
 
+use super::errors::printable;
 use super::notices::Notices;
-use crate::error::printable;
 use crate::hub;
 use crate::job::Watcher;
 use crate::rows::Notice;

@@ -1,9 +1,9 @@
 //! Help, the version, and one line for a command line that is none.
 
 use super::args::Command;
+use super::errors::{exit_code, one_line, printable};
 use super::progress::{Screen, tell};
 use super::write_stdout;
-use crate::error::{exit_code, one_line, printable};
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use std::path::Path;
 

@@ -1,8 +1,8 @@
-//! Rewrites a model as a folder in diffusers' layout: safetensors, in a type of one's choice.
+//! Rewrites a model as a folder in diffusers' layout: safetensors, in a chosen type.
 //!
-//! The source is a model that this program opens, or a prior alone, as its authors published it or as diffusers' training
-//! scripts leave it. The rest is then another model's, and so is the configuration of a prior that comes without one. All
-//! that can be wrong with a source is found before anything is written.
+//! The input is a model, or a prior alone, as its authors published it or as diffusers' training scripts save it. The
+//! other components are then those of another model, and so is the configuration of a prior that has none. The whole
+//! input is checked before anything is written.
 
 mod target;
 
@@ -12,94 +12,98 @@ use crate::error::OrBadInput;
 use crate::files::{Folder, parent};
 use crate::json;
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
-use crate::nn::precision::Precision;
 use crate::nn::prior::{PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::pipeline::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
-use crate::pipeline::{LoadOptions, Pipeline};
+use crate::pipeline::{CONFIG, Pipeline};
 use crate::weights::checkpoint::{Checkpoint, Placement};
+use crate::weights::precision::Precision;
 use anyhow::{Context, Result};
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use target::Target;
+use target::{Target, cannot_write};
 use tch::Device;
 
-/// The file with CLIP's mean and standard deviation that Karlo's and Kandinsky 2.1's authors published beside their priors.
+/// The file of CLIP's mean and standard deviation that Karlo's and Kandinsky 2.1's authors published beside their
+/// priors.
 const STATISTICS: &str = "ViT-L-14_stats.th";
 
-/// The file that a component is configured in.
-const CONFIG: &str = "config.json";
-
-/// What diffusers calls a prior.
+/// The class of a prior in diffusers.
 const PRIOR_CLASS: &str = "PriorTransformer";
 
-/// Keys under which transformers and diffusers note the type of a component's weights.
+/// The keys of a configuration under which transformers and diffusers store the type of the weights.
 const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
 
-/// What is rewritten.
+/// The input of a conversion.
 #[derive(Debug)]
-pub enum Source {
+pub enum Input {
     /// A whole model.
     Model(Folder),
-    /// A prior alone: under its authors' names or diffusers'.
+    /// A prior alone, with the tensor names of its authors or of diffusers.
     Prior {
         /// The file, or the folder with a configuration and weights.
         path: PathBuf,
-        /// The model that all the rest is taken from.
+        /// The model that the other components are taken from.
         rest: Folder,
     },
 }
 
-/// How it is rewritten.
+/// How a model is rewritten.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// The type of all weights; without one, each keeps its own.
+pub struct ConvertOptions {
+    /// The type of all weights; by default each keeps its own.
     pub dtype: Option<Dtype>,
     /// Whether a model at the target is replaced.
     pub overwrite: bool,
 }
 
-/// A component, ready to be written.
-struct Component {
+/// A component with weights, ready to be written.
+struct Network {
     name: &'static str,
-    /// What its weights are called, without an extension.
+    /// The file name of its weights, without an extension.
     stem: &'static str,
     folder: Folder,
     checkpoint: Checkpoint,
 }
 
-/// Rewrites a model as the folder `target`, which appears whole or not at all. `keep_going` is asked again and again.
+/// Rewrites a model as the folder `target`, which appears whole or not at all. `keep_going` is polled; its error ends
+/// the conversion.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if something is wrong with the source, or the target is there already or cannot be written;
-/// the error of `keep_going`; an error if writing fails.
-pub fn convert(source: &Source, target: &Path, options: Options, keep_going: &dyn Fn() -> Result<()>) -> Result<()> {
-    let (folder, path) = match source {
-        Source::Model(folder) => (folder, None),
-        Source::Prior { path, rest } => (rest, Some(path)),
+/// [`crate::error::BadInput`] if the input cannot be used, or the target exists or cannot be written; the error of
+/// `keep_going`; an error if writing fails.
+pub fn convert(
+    input: &Input,
+    target: &Path,
+    options: ConvertOptions,
+    keep_going: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let (folder, path) = match input {
+        Input::Model(folder) => (folder, None),
+        Input::Prior { path, rest } => (rest, Some(path)),
     };
-    let sources: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folder.as_path()).collect();
-    let target = Target::open(target, options.overwrite, &sources)?;
+    let inputs: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folder.as_path()).collect();
+    let target = Target::open(target, options.overwrite, &inputs)?;
     let mut layout = Layout::find(folder)?;
     if let Some(own) = path.and_then(|path| own_folder(path)) {
         layout.prior = own;
     }
-    // What does not fit together is found here.
-    Pipeline::of_layout(layout.clone(), LoadOptions { device: Device::Cpu, precision: Precision::F32 })?;
-    let components = components(&layout, path.map(PathBuf::as_path))?;
-    for component in &components {
+    // Checks that the components fit each other.
+    Pipeline::of_layout(layout.clone(), Placement { device: Device::Cpu, precision: Precision::F32 })?;
+    let networks = networks(&layout, path.map(PathBuf::as_path))?;
+    for network in &networks {
         keep_going()?;
-        write_component(component, target.path(), options.dtype, keep_going)?;
+        write_network(network, target.path(), options.dtype, keep_going)?;
     }
     write_rest(&layout, target.path())?;
     keep_going()?;
     target.finish()
 }
 
-/// All components with weights, checked against their configurations.
-fn components(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Component>> {
+/// The components with weights, checked against their configurations.
+fn networks(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Network>> {
     let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
     let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
     let checkpoint = match prior {
@@ -108,36 +112,35 @@ fn components(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Component>> {
     };
     checkpoint.check("", placement, |weights| PriorTransformer::load(weights, &prior_config))?;
     let stem = "diffusion_pytorch_model";
-    let mut components = vec![Component { name: "prior", stem, folder: layout.prior.clone(), checkpoint }];
+    let mut networks = vec![Network { name: "prior", stem, folder: layout.prior.clone(), checkpoint }];
 
     let config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
     let checkpoint = Checkpoint::open_folder(&layout.text_encoder)?;
     checkpoint.check("", placement, |weights| TextEncoder::load(weights, &config))?;
     let (name, stem) = ("text_encoder", "model");
-    components.push(Component { name, stem, folder: layout.text_encoder.clone(), checkpoint });
+    networks.push(Network { name, stem, folder: layout.text_encoder.clone(), checkpoint });
 
     if let Some(folder) = &layout.image_encoder {
         let config: ImageEncoderConfig = config::read(folder, CONFIG)?;
         let checkpoint = Checkpoint::open_folder(folder)?;
         checkpoint.check("", placement, |weights| ImageEncoder::load(weights, &config))?;
-        components.push(Component { name: "image_encoder", stem, folder: folder.clone(), checkpoint });
+        networks.push(Network { name: "image_encoder", stem, folder: folder.clone(), checkpoint });
     }
-    Ok(components)
+    Ok(networks)
 }
 
-/// The folder that a prior alone is in, if its own configuration is there too. A folder that many files were downloaded into
-/// may hold another model's.
+/// The folder of a prior alone, if its own configuration is there. A downloads folder may hold another model's.
 fn own_folder(path: &Path) -> Option<Folder> {
     let folder = folder_of(path);
     let text = folder.find_text(CONFIG).ok().flatten()?;
-    // Whoever reads a broken file next tells of it.
+    // Whoever reads it next reports that it is damaged.
     let config: Value = json::from_str(&text).unwrap_or_default();
     let is_own = match config.get("_class_name") {
         Some(class) => class == PRIOR_CLASS,
         None => config.is_null() || config.get("embedding_dim").is_some(),
     };
     if !is_own {
-        log::warn!("{} is not a {PRIOR_CLASS}'s; the --config model's is taken", folder.path_of(CONFIG));
+        log::warn!("{} is not a {PRIOR_CLASS}'s; using that of the --config model", folder.path_of(CONFIG));
     }
     is_own.then_some(folder)
 }
@@ -146,7 +149,7 @@ fn folder_of(path: &Path) -> Folder {
     Folder::from(if path.is_dir() { path } else { parent(path) })
 }
 
-/// A prior alone, under diffusers' names.
+/// Opens a prior alone, with the tensor names of diffusers.
 fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
     let shown = path.display();
     let folder = folder_of(path);
@@ -167,34 +170,34 @@ fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
         ));
     }
     let statistics = (!has_statistics).then(|| Checkpoint::open_file(&folder, STATISTICS)).transpose()?;
-    checkpoint.with_diffusers_names(statistics, config.attention_head_dim)
+    Ok(checkpoint.with_diffusers_names(statistics, config.attention_head_dim)?)
 }
 
-fn write_component(
-    component: &Component,
+fn write_network(
+    network: &Network,
     target: &Path,
     dtype: Option<Dtype>,
     keep_going: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    let Component { name, stem, folder, checkpoint } = component;
+    let Network { name, stem, folder, checkpoint } = network;
     let target = target.join(name);
     fs::create_dir(&target).with_context(|| cannot_write(&target))?;
     let mut config = read_json(folder, CONFIG)?;
     for key in DTYPE_KEYS {
-        if let (Some(noted), Some(name)) = (config.get_mut(key), dtype.and_then(python_name)) {
-            *noted = json!(name);
+        if let (Some(value), Some(name)) = (config.get_mut(key), dtype.and_then(torch_name)) {
+            *value = json!(name);
         }
     }
     let config_path = target.join(CONFIG);
     write_json(&config_path, &Value::Object(config))?;
     let weights = target.join(format!("{stem}.safetensors"));
     checkpoint.write_safetensors(&weights, dtype, keep_going)?;
-    // The library's own files are for their owner alone.
+    // safetensors makes its files readable for their owner alone.
     let permissions = fs::metadata(&config_path).with_context(|| cannot_write(&config_path))?.permissions();
     fs::set_permissions(&weights, permissions).with_context(|| cannot_write(&weights))
 }
 
-/// What has no weights: the tokenizer, the scheduler, what prepares images, and the index.
+/// Writes what has no weights: the tokenizer, the scheduler, the image processor, and the index.
 fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
     copy_texts(&layout.tokenizer, &target.join("tokenizer"))?;
     let scheduler = target.join("scheduler");
@@ -212,7 +215,7 @@ fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
     write_json(&target.join("model_index.json"), &index)
 }
 
-/// `model_index.json` of a prior pipeline of Kandinsky's, in which a part that is not there is null.
+/// `model_index.json` of a Kandinsky prior pipeline; a component that is missing is `[null, null]`.
 fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
     let own = if layout.folder.has_file("model_index.json") {
         read_json(&layout.folder, "model_index.json")?
@@ -221,15 +224,15 @@ fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
     };
     let class = own.get("_class_name").and_then(Value::as_str);
     let class = class.filter(|class| class.contains("Prior")).unwrap_or("KandinskyV22PriorPipeline");
-    let part = |is_there: bool, library: &str, class: &str| {
+    let entry = |is_there: bool, library: &str, class: &str| {
         if is_there { json!([library, class]) } else { json!([null, null]) }
     };
     let mut index = json!({
         "_class_name": class,
-        "image_encoder": part(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
-        "image_processor": part(has_processor, "transformers", "CLIPImageProcessor"),
+        "image_encoder": entry(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
+        "image_processor": entry(has_processor, "transformers", "CLIPImageProcessor"),
         "prior": ["diffusers", PRIOR_CLASS],
-        "scheduler": ["diffusers", layout.scheduler_class.class_name()],
+        "scheduler": ["diffusers", layout.scheduler_class.class_name],
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
     });
@@ -239,7 +242,7 @@ fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
     Ok(index)
 }
 
-/// Copies the JSON and text files of a folder, which are all that a tokenizer has.
+/// Copies the JSON and text files of a folder; a tokenizer has no others.
 fn copy_texts(folder: &Folder, target: &Path) -> Result<()> {
     fs::create_dir(target).with_context(|| cannot_write(target))?;
     let is_text = |name: &String| {
@@ -265,12 +268,8 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     fs::write(path, format!("{value:#}\n")).with_context(|| cannot_write(path))
 }
 
-fn cannot_write(path: &Path) -> String {
-    format!("cannot write {}: is the disk full?", path.display())
-}
-
-/// What torch calls a type of weights.
-fn python_name(dtype: Dtype) -> Option<&'static str> {
+/// The name of a type in torch.
+fn torch_name(dtype: Dtype) -> Option<&'static str> {
     match dtype {
         Dtype::F32 => Some("float32"),
         Dtype::F16 => Some("float16"),

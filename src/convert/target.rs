@@ -1,52 +1,49 @@
 //! A folder that appears whole or not at all.
 
-use super::cannot_write;
 use crate::bad_input;
 use crate::error::{OrBadInput, some_of};
 use crate::files::parent;
 use crate::output::atomic::sync_path;
-use crate::pipeline::layout::ZERO_IMAGE_EMBED;
+use crate::pipeline::layout::{INDEX, ZERO_IMAGE_EMBED};
 use anyhow::{Context, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use tempfile::{Builder, TempDir};
 
-/// The file that tells a model's folder from any other, which is never replaced.
-const INDEX: &str = "model_index.json";
-
-/// All that a conversion writes. A folder with anything else in it is more than what takes its place.
+/// All that a conversion writes. A folder with anything else in it is not replaced.
 const WRITTEN: [&str; 8] =
     [INDEX, ZERO_IMAGE_EMBED, "prior", "text_encoder", "image_encoder", "tokenizer", "scheduler", "image_processor"];
 
-/// A folder under another name beside its final place.
+/// A temporary folder beside its final path.
 pub(super) struct Target {
     path: PathBuf,
     part: TempDir,
-    /// Held until the end, so that another conversion to the same place can tell this folder from what a kill left behind.
+    /// Held until the end, so that another conversion to the same path can tell this folder from the remains of a
+    /// killed one.
     lock: Option<File>,
     overwrite: bool,
 }
 
-/// How the name of a folder ends that is still being written.
+/// The suffix of a folder that is being written.
 const PART: &str = ".part";
 
-/// How the name of a folder ends whose place is being taken.
+/// The suffix of a folder that is being replaced.
 const OLD: &str = ".old";
 
 impl Target {
-    /// Makes the folder that becomes `path`, and removes what a killed conversion to the same place left there. `sources` are
-    /// the files and folders that may not be lost on the way.
+    /// Makes the temporary folder of `path`, and removes the remains of killed conversions to the same path. `inputs`
+    /// must not be replaced.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if something is there that may not be replaced, or nothing can be written there.
-    pub(super) fn open(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<Self> {
+    /// [`crate::error::BadInput`] if `path` exists and may not be replaced, or cannot be written.
+    pub(super) fn open(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
         let shown = format!("{:?}", path.display().to_string());
         let Some(name) = path.file_name() else {
             return Err(bad_input!("{shown} is no name for a new folder; give one"));
         };
         remove_leftovers(path, name);
-        check_replaceable(path, overwrite, sources)?;
+        check_replaceable(path, overwrite, inputs)?;
         let folder = parent(path);
         if !folder.is_dir() {
             return Err(bad_input!("cannot write {shown}: there is no folder {folder:?}; make it first"));
@@ -54,7 +51,7 @@ impl Target {
         let mut builder = Builder::new();
         let prefix = hidden(name);
         builder.prefix(&prefix).suffix(PART).rand_bytes(RANDOM_CHARACTERS);
-        // The permissions of any new folder, which the user's umask narrows; a temporary one's own would be private.
+        // Those of any new folder, less the umask; by default a temporary folder is private.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let part = builder
@@ -64,22 +61,22 @@ impl Target {
         Ok(Self { path: path.to_path_buf(), part, lock, overwrite })
     }
 
-    /// Where to write until then.
+    /// The temporary folder.
     pub(super) fn path(&self) -> &Path {
         self.part.path()
     }
 
-    /// Puts the folder into its place, in place of a model that may be there, when all of it is on disk.
+    /// Syncs the folder to disk and renames it to its final path, replacing a model that may be there.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if something appeared there meanwhile; an error if it cannot be put there.
+    /// [`crate::error::BadInput`] if something appeared there meanwhile; an error if it cannot be renamed.
     pub(super) fn finish(self) -> Result<()> {
         let Self { path, part, lock, overwrite } = self;
         let failed = || cannot_write(&path);
         sync_all(part.path())?;
         check_replaceable(&path, overwrite, &[])?;
         if path.exists() && exchange(part.path(), &path).is_ok() {
-            // Under the temporary name there is now what was replaced.
+            // The temporary name now has what was replaced.
             sync(parent(&path))?;
             drop(part);
             return Ok(());
@@ -89,7 +86,7 @@ impl Target {
             let mut builder = Builder::new();
             builder.prefix(&name).suffix(OLD).rand_bytes(RANDOM_CHARACTERS);
             let old = builder.tempdir_in(parent(&path)).with_context(failed)?;
-            // A folder takes an empty folder's place.
+            // Renaming to an empty folder replaces it.
             fs::rename(&path, old.path()).with_context(failed)?;
             Some(old)
         } else {
@@ -97,18 +94,18 @@ impl Target {
         };
         let renamed = fs::rename(part.path(), &path);
         if let (Err(_), Some(old)) = (&renamed, &old) {
-            // What was there goes back; that this fails too is beyond mending, and the first error says enough.
+            // Restores what was there; if this fails too, the first error is the one to report.
             let _ = fs::rename(old.path(), &path);
         }
         renamed.with_context(failed)?;
-        // There is nothing under the temporary name any more.
+        // The temporary name is gone.
         let _ = part.keep();
         drop(lock);
         sync(parent(&path))
     }
 }
 
-/// Lets two folders change places at once, so that there is a whole one at any time.
+/// Swaps two folders atomically, so that there is a whole one at any time.
 #[cfg(target_os = "linux")]
 fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -120,15 +117,15 @@ fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-/// Takes the lock on a folder; `None` if another process has it, or the file system has no locks.
+/// Locks a folder; `None` if another process holds the lock, or the file system has none.
 fn lock(folder: &Path) -> Option<File> {
     let file = File::open(folder).ok()?;
     file.try_lock().ok()?;
     Some(file)
 }
 
-/// Removes what conversions to `path` left behind that were killed. One that was about to put its folder into the place of
-/// another gets that other back. What cannot be removed is in nobody's way.
+/// Removes the remains of killed conversions to `path`. If one was killed while it replaced a model, that model is
+/// restored. Errors are ignored: remains do no harm.
 fn remove_leftovers(path: &Path, name: &OsStr) {
     let folder = parent(path);
     let entries = folder.read_dir().into_iter().flatten().flatten();
@@ -147,10 +144,10 @@ fn remove_leftovers(path: &Path, name: &OsStr) {
     }
 }
 
-/// Characters by which the names of temporary folders for the same place differ.
+/// Random characters in the name of a temporary folder.
 const RANDOM_CHARACTERS: usize = 6;
 
-/// Whether `entry` is the name of a temporary folder for the target `name`.
+/// Whether `entry` is the name of a temporary folder of the target `name`.
 fn is_leftover(entry: &OsStr, name: &OsStr) -> bool {
     let (Some(entry), Some(name)) = (entry.to_str(), name.to_str()) else { return false };
     let inner = entry.strip_prefix('.').and_then(|entry| entry.strip_prefix(name));
@@ -167,8 +164,8 @@ fn others_in(folder: &Path) -> Vec<String> {
     others
 }
 
-/// Refuses to replace anything but an empty folder, or a model if the user wishes so.
-fn check_replaceable(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<()> {
+/// Refuses to replace anything but, with `overwrite`, an empty folder or a model.
+fn check_replaceable(path: &Path, overwrite: bool, inputs: &[&Path]) -> Result<()> {
     let shown = format!("{:?}", path.display().to_string());
     if fs::symlink_metadata(path).is_err() {
         return Ok(());
@@ -183,11 +180,11 @@ fn check_replaceable(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<
     if !is_empty && !path.join(INDEX).is_file() {
         return Err(bad_input!("{shown} holds no model ({INDEX} is missing), and is not replaced; give another name"));
     }
-    let is_inside = |source: &&Path| match (path.canonicalize(), source.canonicalize()) {
-        (Ok(whole), Ok(source)) => source.starts_with(whole),
+    let is_inside = |input: &&Path| match (path.canonicalize(), input.canonicalize()) {
+        (Ok(whole), Ok(input)) => input.starts_with(whole),
         _ => false,
     };
-    if sources.iter().any(is_inside) {
+    if inputs.iter().any(is_inside) {
         return Err(bad_input!("{shown} holds what is converted, and is not replaced; give another name"));
     }
     let others = others_in(path);
@@ -200,7 +197,7 @@ fn check_replaceable(path: &Path, overwrite: bool, sources: &[&Path]) -> Result<
     ))
 }
 
-/// Waits until a folder and all that is in it are on disk.
+/// Syncs a folder and its contents to disk.
 fn sync_all(folder: &Path) -> Result<()> {
     let entries = folder.read_dir().and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     for entry in entries.with_context(|| cannot_write(folder))? {
@@ -210,9 +207,13 @@ fn sync_all(folder: &Path) -> Result<()> {
     sync(folder)
 }
 
-/// Waits until a file or folder is on disk, where the file system knows how to.
+/// Syncs a file or folder to disk, if the file system supports it.
 fn sync(path: &Path) -> Result<()> {
     sync_path(path).with_context(|| cannot_write(path))
+}
+
+pub(super) fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}: is the disk full?", path.display())
 }
 
 fn hidden(name: &OsStr) -> OsString {

@@ -1,9 +1,9 @@
 //! The schedules of betas, in float32 and to the last bit as torch computes them on x86-64 with AVX2 or AVX-512.
 //!
-//! In Rust and not by libtorch, whose last bits depend on the processor and on environment variables: its `linspace` and
-//! `sigmoid` have other ones without AVX2, and MKL's square roots, which need not be the nearest number, one for each kind
-//! of processor. Rescaling to zero SNR makes 3.8e-6 of such a bit. Here roots are the nearest number, as on Intel
-//! processors with AVX2.
+//! In Rust and not by libtorch, whose last bits depend on the processor and on environment variables: its `linspace`
+//! and `sigmoid` have other ones without AVX2, and MKL's square roots, which need not be the nearest number, one for
+//! each kind of processor. Rescaling to zero SNR makes 3.8e-6 of such a bit. Here roots are the nearest number, as on
+//! Intel processors with AVX2.
 
 use std::f64::consts::FRAC_PI_2;
 

@@ -1,6 +1,6 @@
 //! Classifier-free guidance (arXiv 2207.12598; `w` of equation 2 in the Imagen paper, arXiv 2205.11487).
 
-use anyhow::Result;
+use crate::Result;
 use tch::Tensor;
 
 /// How far a prediction is pushed from the unconditional one towards, and beyond, the conditional one.

@@ -1,7 +1,6 @@
-//! Noise levels: what a step of DDPM (arXiv 2006.11239) makes of a schedule.
+//! The noise levels of a step (DDPM, arXiv 2006.11239).
 
-use crate::bad_input;
-use anyhow::Result;
+use crate::{Error, Result};
 use tch::Tensor;
 
 /// The noise levels of one step, in float32 as diffusers keeps them.
@@ -47,14 +46,21 @@ impl Levels {
     }
 }
 
-/// Checks the range that a scheduler clips the predicted `x_0` to: libtorch takes no finite number that float32 does not
-/// hold. With 0 nothing is left of the prediction, and with infinity all, as in diffusers.
+/// Checks the range that the predicted `x_0` is clipped to. libtorch refuses finite bounds that float32 cannot hold. As
+/// in diffusers, 0 leaves nothing of the prediction and infinity all of it.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it is no such range.
+/// [`Error::Config`] if it is negative, too large or NaN.
 pub(super) fn check_clip_sample_range(range: f64) -> Result<()> {
     if (0.0..=f64::from(f32::MAX)).contains(&range) || range == f64::INFINITY {
         return Ok(());
     }
-    Err(bad_input!("clip_sample_range is {range:?}, it must be between 0 and {:?}, or Infinity", f32::MAX))
+    let reason = format!("is {range:?}, it must be between 0 and {:?}, or Infinity", f32::MAX);
+    Err(Error::key("clip_sample_range", reason))
+}
+
+/// The error of a number of steps that a model trained with `train` timesteps cannot do.
+pub(super) fn impossible_steps(steps: usize, train: usize) -> Error {
+    let reason = format!("{steps} steps are not possible, the model was trained with 1 to {train}");
+    Error::Option { option: "steps", reason }
 }

@@ -1,6 +1,4 @@
-//! Diffusion: noise streams, schedulers (one file each), guidance, and the denoising loop.
-//!
-//! Nothing here knows of prompts, files or screens.
+//! Diffusion: noise, schedulers, guidance, and the denoising loop. Knows no prompts and no files.
 
 mod betas;
 pub mod guidance;

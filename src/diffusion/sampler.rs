@@ -3,33 +3,33 @@
 use super::guidance::Guidance;
 use super::noise::BatchNoise;
 use super::scheduler::Scheduler;
+use crate::Result;
 use crate::nn::prior::{Branch, Prefix, PriorTransformer, TimestepCache};
-use anyhow::Result;
 use tch::{Kind, Tensor};
 
 /// Timestep tokens that are run and cached at once. More do not run faster, and each takes memory in every block.
 pub const MAX_TIMESTEP_TOKENS: usize = 512;
 
-/// For how many steps the timestep tokens of so many prompts are cached at once.
+/// The number of steps whose timestep tokens are cached at once, for so many prompts.
 pub fn chunk_len(prompts: usize) -> usize {
     (MAX_TIMESTEP_TOKENS / prompts.max(1)).max(1)
 }
 
-/// What the rows of a batch are conditioned on, in one branch of the guidance.
+/// The condition of a batch's rows, in one branch of the guidance.
 #[derive(Debug, Clone, Copy)]
 pub struct Condition<'a> {
     /// The prompts' caches.
     pub prefix: &'a Prefix,
-    /// Each row's prompt, as an index into the prefix.
+    /// Each row's prompt, an index into the prefix.
     pub prompts: &'a [usize],
-    /// The caches of the first timesteps; those of further ones are made as they come.
+    /// The caches of the first timesteps; those of later ones are computed when they are reached.
     pub timesteps: &'a TimestepCache,
 }
 
-/// Denoises a batch of rows and gives their image embeddings, `(rows, clip_embed_dim)`, float32.
+/// Denoises a batch of rows to their image embeddings, `(rows, clip_embed_dim)`, float32.
 ///
-/// `unconditional` is what guidance leads away from; it is looked at where guidance is on. `after_step` is called once a
-/// step.
+/// `unconditional` is the condition of the negative prompts, unused where guidance is off. `after_step` is called once
+/// a step.
 ///
 /// # Errors
 /// If shapes do not fit or memory runs out.
@@ -60,10 +60,10 @@ pub fn sample(
     Ok(prior.post_process_latents(&latents)?.f_to_kind(Kind::Float)?)
 }
 
-/// The part of a condition's timesteps that is cached.
+/// A condition, and the window of its timesteps that is cached.
 struct Window<'a> {
     condition: Condition<'a>,
-    /// Once the first timesteps are done: the cache of those from a step on.
+    /// Once the first timesteps are done: the first step of the window, and its cache.
     moved: Option<(usize, TimestepCache)>,
 }
 
@@ -76,13 +76,13 @@ impl<'a> Window<'a> {
         self.moved.as_ref().map_or((0, self.condition.timesteps), |(first, cache)| (*first, cache))
     }
 
-    /// Makes sure that the timestep of `step` is cached.
+    /// Moves on to the window that `step` is in.
     fn move_to(&mut self, step: usize, prior: &PriorTransformer, timesteps: &[i64]) -> Result<()> {
         let (first, cache) = self.cache();
         if step < first + cache.steps() {
             return Ok(());
         }
-        // The old cache goes before the new one comes.
+        // Freed before the new one is allocated.
         self.moved = None;
         let end = timesteps.len().min(step + chunk_len(self.condition.prefix.len()));
         self.moved = Some((step, prior.prefill_timesteps(self.condition.prefix, &timesteps[step..end])?));
@@ -96,7 +96,7 @@ impl<'a> Window<'a> {
     }
 }
 
-/// Combines the two halves of a prediction where guidance is on.
+/// Combines the two halves of a prediction if guidance is on.
 fn guide(guidance: Guidance, predicted: Tensor) -> Result<Tensor> {
     if !guidance.is_on() {
         return Ok(predicted);

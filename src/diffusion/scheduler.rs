@@ -1,16 +1,19 @@
-//! What the sampler asks of a scheduler. Each scheduler is one file beside this one.
+//! What the sampler and a pipeline ask of a scheduler.
+//!
+//! A new scheduler is one file in `schedulers/` that implements the two traits, and its line in `ALL` of
+//! `schedulers/mod.rs`.
 
-use super::schedulers::ddpm::{DdpmConfig, DdpmScheduler, PredictionType};
-use super::schedulers::unclip::{UnclipConfig, UnclipScheduler};
-use anyhow::Result;
+use crate::Result;
+use std::fmt;
 use tch::Tensor;
 
-/// What a step of a scheduler gives.
+/// The output of a scheduler's step.
 #[derive(Debug)]
 pub struct StepOutput {
-    /// The sample at the previous timestep, the input of the next step.
+    /// `x_{t-1}`, the input of the next step, `(rows, dim)`.
     pub prev_sample: Tensor,
-    /// The predicted noiseless sample `x_0` at this step.
+    /// The predicted `x_0`, `(rows, dim)`. diffusers gives it too; here only tests look at it.
+    #[cfg_attr(not(test), allow(dead_code))]
     pub pred_original_sample: Tensor,
 }
 
@@ -19,12 +22,12 @@ pub trait Scheduler {
     /// The timesteps in the order in which they run, the noisiest first.
     fn timesteps(&self) -> &[i64];
 
-    /// How many steps draw noise: the first so many of them.
+    /// How many steps draw noise; these are the first ones.
     fn noisy_steps(&self) -> usize {
         self.timesteps().iter().filter(|&&t| t > 0).count()
     }
 
-    /// Takes the model's output at step `step` (an index into [`Scheduler::timesteps`]) and gives the next sample.
+    /// Computes the next sample from the model's output at step `step`, an index into [`Scheduler::timesteps`].
     ///
     /// `model_output`, `sample` and `noise` are `(rows, dim)`; `noise` is given to the first
     /// [`Scheduler::noisy_steps`] steps.
@@ -34,103 +37,44 @@ pub trait Scheduler {
     fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput>;
 }
 
-/// The schedulers that there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SchedulerClass {
-    /// `UnCLIPScheduler`.
-    Unclip,
-    /// `DDPMScheduler`.
-    Ddpm,
-}
-
-impl SchedulerClass {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Unclip, Self::Ddpm];
-
-    /// The class in diffusers.
-    pub const fn class_name(self) -> &'static str {
-        match self {
-            Self::Unclip => "UnCLIPScheduler",
-            Self::Ddpm => "DDPMScheduler",
-        }
-    }
-
-    /// What the command line calls it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Unclip => "unclip",
-            Self::Ddpm => "ddpm",
-        }
-    }
-}
-
-/// The configuration of a scheduler of any class.
-#[derive(Debug, Clone)]
-pub enum SchedulerConfig {
-    /// Of an `UnCLIPScheduler`.
-    Unclip(UnclipConfig),
-    /// Of a `DDPMScheduler`.
-    Ddpm(DdpmConfig),
-}
-
-impl SchedulerConfig {
-    /// The scheduler's class.
-    pub fn class(&self) -> SchedulerClass {
-        match self {
-            Self::Unclip(_) => SchedulerClass::Unclip,
-            Self::Ddpm(_) => SchedulerClass::Ddpm,
-        }
-    }
-
-    /// The scheduler, set to so many steps.
+/// A parsed and checked `scheduler_config.json`.
+pub trait SchedulerConfig: fmt::Debug + Send + Sync {
+    /// A scheduler of so many steps.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a value is wrong or so many steps are not possible.
-    pub fn scheduler(&self, steps: usize) -> Result<Box<dyn Scheduler>> {
-        match self {
-            Self::Unclip(config) => {
-                let mut scheduler = UnclipScheduler::new(config)?;
-                scheduler.set_timesteps(steps)?;
-                Ok(Box::new(scheduler))
-            }
-            Self::Ddpm(config) => {
-                let mut scheduler = DdpmScheduler::new(config)?;
-                scheduler.set_timesteps(steps)?;
-                Ok(Box::new(scheduler))
-            }
-        }
-    }
+    /// [`crate::Error::Option`] if the model cannot do so many.
+    fn scheduler(&self, steps: usize) -> Result<Box<dyn Scheduler>>;
 
     /// Timesteps that the model was trained with.
-    pub fn num_train_timesteps(&self) -> i64 {
-        match self {
-            Self::Unclip(config) => config.num_train_timesteps,
-            Self::Ddpm(config) => config.num_train_timesteps,
-        }
+    fn num_train_timesteps(&self) -> i64;
+
+    /// The largest number of steps such that any smaller one is possible too. Some larger ones may be.
+    fn max_steps(&self) -> usize {
+        usize::try_from(self.num_train_timesteps()).unwrap_or(0)
     }
 
-    /// The most denoising steps such that any smaller number is possible too.
-    pub fn most_steps(&self) -> usize {
-        match self {
-            Self::Unclip(config) => usize::try_from(config.num_train_timesteps).unwrap_or(0),
-            Self::Ddpm(config) => config.most_steps(),
-        }
-    }
-
-    /// What the model predicts, as configurations name it: `epsilon`, `sample` or `v_prediction`.
-    pub fn prediction_type(&self) -> &str {
-        match self {
-            Self::Unclip(config) => &config.prediction_type,
-            Self::Ddpm(config) => match config.prediction_type {
-                PredictionType::Epsilon => "epsilon",
-                PredictionType::Sample => "sample",
-                PredictionType::VPrediction => "v_prediction",
-            },
-        }
-    }
+    /// What the model predicts: `epsilon`, `sample` or `v_prediction`.
+    fn prediction_type(&self) -> &str;
 
     /// Whether the model has to predict the variance too.
-    pub fn needs_variance(&self) -> bool {
-        matches!(self, Self::Unclip(config) if config.variance_type == "learned_range")
+    fn needs_variance(&self) -> bool {
+        false
+    }
+}
+
+/// A class of schedulers.
+#[derive(Clone, Copy)]
+pub struct SchedulerClass {
+    /// Its name in diffusers, `UnCLIPScheduler`.
+    pub class_name: &'static str,
+    /// Its name on the command line, `unclip`.
+    pub name: &'static str,
+    /// Parses and checks a `scheduler_config.json`; the second argument is what messages call the file.
+    pub parse: fn(&str, &str) -> Result<Box<dyn SchedulerConfig>>,
+}
+
+impl fmt::Debug for SchedulerClass {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(self.class_name)
     }
 }

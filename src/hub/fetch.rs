@@ -1,9 +1,8 @@
 //! Finds models: name, plan, download, folder.
 
-use super::builtin;
 use super::cache::{self, RepositoryCache, Snapshot};
 use super::failure::{Resource, kind_of};
-use super::model::{Model, ModelFile, advise};
+use super::model::{Model, advise, file_of};
 use super::name::{HubName, ModelName};
 use super::plan::{Needs, Plan, Wish};
 use super::progress::Progress;
@@ -12,7 +11,8 @@ use super::retry::RetryPolicy;
 use super::settings::HubOptions;
 use crate::error::{DownloadCommand, Error, Hint, HubErrorKind, Result};
 use crate::files::Folder;
-use crate::pipeline::layout::{IMAGE_ENCODER, ZERO_IMAGE_EMBED};
+use crate::pipeline::builtin::EMOJI_MODEL;
+use crate::pipeline::layout::{IMAGE_ENCODER, ModelFile, ZERO_IMAGE_EMBED};
 use crate::weights::checkpoint::candidates::is_weights;
 
 /// The hub and its cache.
@@ -139,7 +139,7 @@ impl Hub {
         plan.files.retain(|path| download.weights || !is_weights(path));
         remote.fetch(&plan, progress)?;
         let folder = Folder::from(remote.folder());
-        let files = files.iter().map(|path| ModelFile::new(&folder, path, remote.listed_size(path))).collect();
+        let files = files.iter().map(|path| file_of(&folder, path, remote.listed_size(path))).collect();
         Ok(Model { files, folder, commit: Some(remote.commit().into()), repair: Some(self.repair(name, needs)) })
     }
 
@@ -233,12 +233,12 @@ fn leaves_cache(kind: HubErrorKind) -> bool {
 fn local(name: &ModelName, needs: Needs) -> Model {
     let mut folder = match name {
         ModelName::Folder(path) => Folder::from(path),
-        _ => Folder::builtin(&builtin::EMOJI_MODEL),
+        _ => Folder::builtin(&EMOJI_MODEL),
     };
     let plan = Plan::new(&mut folder, needs).unwrap_or_default();
     Model { files: files_in(&folder, &plan), folder, commit: None, repair: None }
 }
 
 fn files_in(folder: &Folder, plan: &Plan) -> Vec<ModelFile> {
-    plan.files.iter().map(|path| ModelFile::new(folder, path, None)).collect()
+    plan.files.iter().map(|path| file_of(folder, path, None)).collect()
 }

@@ -13,7 +13,6 @@
 //!
 //! The cache is shared with Python's huggingface_hub.
 
-pub mod builtin;
 mod cache;
 mod client;
 mod download;
@@ -33,7 +32,7 @@ mod retry;
 mod settings;
 
 pub use fetch::Hub;
-pub use model::{Model, ModelFile};
+pub use model::Model;
 pub use name::{HubName, ModelName};
 pub use plan::{Needs, Wish};
 pub use progress::Progress;

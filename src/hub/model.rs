@@ -1,7 +1,8 @@
 //! A model that was found, in a folder or inside the program.
 
-use crate::error::{DownloadCommand, Error, Hint, with_advice};
+use crate::error::{DownloadCommand, Error, Hint};
 use crate::files::Folder;
+use crate::pipeline::layout::ModelFile;
 
 /// A model, as far as it was downloaded.
 #[derive(Debug)]
@@ -16,59 +17,31 @@ pub struct Model {
     pub(super) repair: Option<DownloadCommand>,
 }
 
-/// A file of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelFile {
-    /// Its path in the model's folder.
-    pub path: String,
-    /// Its size in bytes, if known.
-    pub bytes: Option<u64>,
-    /// Whether it is on this machine.
-    pub is_here: bool,
-}
-
-impl ModelFile {
-    /// A file of a model in `folder`. `listed_bytes` is its size on the hub, for a file that is not on this machine.
-    pub(super) fn new(folder: &Folder, path: &str, listed_bytes: Option<u64>) -> Self {
-        let bytes = folder.file_len(path).or(listed_bytes);
-        Self { path: path.into(), bytes, is_here: folder.has_path(path) }
-    }
+/// A file of a model in `folder`. `listed_bytes` is its size on the hub, for a file that is not on this machine.
+pub(super) fn file_of(folder: &Folder, path: &str, listed_bytes: Option<u64>) -> ModelFile {
+    let bytes = folder.file_len(path).or(listed_bytes);
+    ModelFile { path: path.into(), bytes, is_here: folder.has_path(path) }
 }
 
 impl Model {
-    /// For a model from the hub, replaces the hint of an error about a broken file by the command that repairs it.
+    /// For a model from the hub, replaces the hint of an error about a damaged file by the command that repairs it.
     pub fn advise(&self, mut error: anyhow::Error) -> anyhow::Error {
-        let Some(command) = &self.repair else { return error };
-        match error.downcast_mut::<Error>() {
-            Some(typed) => {
-                advise(typed, &self.folder, command);
-                error
-            }
-            None => advise_untyped(error, &self.folder, command),
+        if let (Some(command), Some(error)) = (&self.repair, error.downcast_mut()) {
+            advise(error, &self.folder, command);
         }
+        error
     }
 }
 
 /// Replaces [`Hint::FetchAgain`] of an error about a file in `folder`.
 pub(super) fn advise(error: &mut Error, folder: &Folder, command: &DownloadCommand) {
-    match error {
-        Error::Other(other) => {
-            let untyped = std::mem::replace(other, anyhow::Error::msg(""));
-            *other = advise_untyped(untyped, folder, command);
-        }
-        error => error.replace_fetch_again(&folder.to_string(), Hint::Download(Box::new(command.clone()))),
-    }
-}
-
-/// Until every part of the library has typed errors.
-fn advise_untyped(error: anyhow::Error, folder: &Folder, command: &DownloadCommand) -> anyhow::Error {
-    with_advice(error, &folder.to_string(), &Hint::Download(Box::new(command.clone())).to_string())
+    error.replace_fetch_again(&folder.to_string(), Hint::Download(Box::new(command.clone())));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::one_line;
+    use crate::cli::errors::one_line;
 
     #[test]
     fn broken_files_of_the_cache_are_repaired_by_a_download() {
@@ -93,7 +66,7 @@ mod tests {
         let fetch_again = |line: String| assert!(line.ends_with("is not a safetensors file; fetch it again"), "{line}");
         fetch_again(line(None, broken(path, Some(Hint::FetchAgain))));
         fetch_again(line(Some(&command), broken("/home/lora.safetensors", Some(Hint::FetchAgain))));
-        assert!(line(Some(&command), broken(path, Some(Hint::UseFloat32))).ends_with("; compute in float32"));
+        assert!(line(Some(&command), broken(path, Some(Hint::UseFloat32))).ends_with("; try --dtype f32"));
         assert!(line(Some(&command), broken(path, None)).ends_with("is not a safetensors file"));
     }
 }

@@ -1,8 +1,8 @@
 //! Names of models: the built-in one, a short name, a repository on the hub, or a folder.
 
-use super::builtin::EMOJI;
 use super::presets::{self, PRESETS};
 use crate::error::{Error, Result};
+use crate::pipeline::builtin::EMOJI;
 use std::path::{Path, PathBuf};
 
 /// The default branch.

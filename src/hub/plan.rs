@@ -3,7 +3,7 @@
 //! The same search runs over a listing of the hub, over a snapshot in the cache, which may lack files that the hub has, and over
 //! a folder.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::Folder;
 use crate::pipeline::layout::{
     self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
@@ -113,7 +113,7 @@ impl Search<'_> {
         for part in [&PRIOR, &TEXT_ENCODER, &TOKENIZER, &SCHEDULER, &IMAGE_ENCODER] {
             let is_there = |name: &str| self.tree.may_have_folder(name);
             let name = layout::choose(index.as_ref(), &index_path, part, &is_there)?;
-            if name.is_none() && part.what != IMAGE_ENCODER.what {
+            if name.is_none() && part.component != IMAGE_ENCODER.component {
                 self.plan.missing.push(missing_part(part));
             }
             found.push(name);
@@ -246,7 +246,7 @@ impl Search<'_> {
 
 fn missing_part(part: &Part) -> String {
     let [prefixed, plain] = part.names;
-    format!("the {} in {plain}/ or {prefixed}/", part.what)
+    format!("the {} in {plain}/ or {prefixed}/", part.component)
 }
 
 /// Whether a path is valid on every system and stays in the model's folder.
@@ -269,12 +269,7 @@ impl Tree for Folder {
     }
 
     fn read_text(&mut self, path: &str) -> Result<String> {
-        Folder::read_text(self, path).map_err(|error| Error::File {
-            path: self.path_of(path),
-            reason: "cannot be read".into(),
-            hint: None,
-            source: Some(error.into()),
-        })
+        Folder::read_text(self, path)
     }
 
     fn is_remote(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The models with a short name.
 
-use super::builtin::EMOJI;
+use crate::pipeline::builtin::EMOJI;
 
 /// A repository on the hub with a short name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -66,7 +66,7 @@ impl Sizes {
         let batch_size = pipeline.plan_batch(demand, wanted.batch_size)?;
         let blocks = Blocks { rows: (batch_size / rows_each).max(1) as u64, shard: write.shard };
         let count = total.map_or(u64::MAX, |rows| rows.div_ceil(blocks.rows));
-        let (workers, threads) = if pipeline.options().device == Device::Cpu && pipeline.is_small()? {
+        let (workers, threads) = if pipeline.placement().device == Device::Cpu && pipeline.is_small()? {
             let cores = thread::available_parallelism().map_or(1, usize::from);
             let useful = usize::try_from(count).unwrap_or(usize::MAX);
             let most = wanted.threads.unwrap_or(cores).min(useful).max(1);
@@ -106,7 +106,7 @@ impl Sizes {
         rules: &Rules,
         survey: &Survey,
     ) -> Result<()> {
-        let options = pipeline.options();
+        let options = pipeline.placement();
         let negative_prompt = rules.negative_prompt.as_ref();
         fingerprint.push("the program's version", env!("CARGO_PKG_VERSION"));
         // A single batch leaves nothing that other weights could go on with; a shard leaves its record.
@@ -158,12 +158,12 @@ mod tests {
     use super::*;
     use crate::nn::precision::Precision;
     use crate::output::shard::Shard;
-    use crate::pipeline::LoadOptions;
+    use crate::weights::checkpoint::Placement;
     use std::path::Path;
 
     fn pipeline() -> Pipeline {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22");
-        Pipeline::open(&model, LoadOptions { device: Device::Cpu, precision: Precision::F32 }).unwrap()
+        Pipeline::open(&model, Placement { device: Device::Cpu, precision: Precision::F32 }).unwrap()
     }
 
     fn plan(total: Option<u64>, negative: bool, batch_size: Option<usize>, shard: Option<Shard>) -> Sizes {

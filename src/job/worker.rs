@@ -5,8 +5,9 @@ use super::budget::Held;
 use super::feed::{Block, Feed};
 use super::reader::Span;
 use super::source::Rules;
+use crate::error::Component;
 use crate::output::{ArrayName, OutputRow};
-use crate::pipeline::{Observer, Pipeline, Row, Settings, Timings};
+use crate::pipeline::{Pipeline, Progress, Row, Settings, Timings, Truncation};
 use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2, s};
 use std::ops::Deref;
@@ -137,8 +138,8 @@ impl Plan {
             // The rows of an output are done when all that is computed for them is.
             let share = (batch.len() * rows.len()) as f64 / tasks.len() as f64;
             let mut meter = Meter { watcher, batch, rows_per_step: share / settings.steps as f64 };
-            let is_only = block.is_only && batches.len() == 1;
-            let embeds = pipeline.embed(&batch_rows, &settings, is_only, &mut meter)?;
+            pipeline.keep_text_encoder(!(block.is_only && batches.len() == 1));
+            let embeds = pipeline.embed(&batch_rows, &settings, &mut meter)?;
             for (task, embed) in batch.iter().zip(embeds.rows()) {
                 let target = match task.array {
                     ArrayName::Image => Some(&mut image),
@@ -212,17 +213,17 @@ struct Meter<'a> {
     rows_per_step: f64,
 }
 
-impl Observer for Meter<'_> {
-    fn loading(&mut self, component: &str) {
-        self.watcher.loading(component);
+impl Progress for Meter<'_> {
+    fn loading(&mut self, component: Component) {
+        self.watcher.loading(component.name());
     }
 
-    fn cut_off(&mut self, row: Option<usize>, text: &str) {
-        let is_image = row.is_some_and(|row| self.batch[row].array == ArrayName::Image);
-        self.watcher.cut_off(u64::from(is_image), text);
+    fn truncated(&mut self, truncation: &Truncation) {
+        let images = truncation.rows.iter().filter(|row| self.batch[**row].array == ArrayName::Image);
+        self.watcher.cut_off(images.count() as u64, &truncation.to_string());
     }
 
-    fn step_done(&mut self) {
+    fn step(&mut self, _done: usize, _total: usize) {
         self.watcher.computed(self.rows_per_step);
     }
 }

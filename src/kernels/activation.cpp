@@ -1,6 +1,6 @@
-// Activation functions whose results do not depend on where a number lies. libtorch computes whole vectors with one
-// function and the numbers left at the end, or at the end of a thread's part, with another, which differs in the last bit.
-// So it is given nothing but whole vectors here, in pieces that do not depend on the number of threads.
+// Activation functions whose results do not depend on an element's position. libtorch computes whole vectors with one
+// function and the remainder, at the end or at the end of a thread's share, with another that differs in the last bit.
+// So it gets only whole vectors here, in chunks that do not depend on the number of threads.
 
 #include "activation.h"
 
@@ -17,9 +17,9 @@ namespace prior_embed {
 
 namespace {
 
-// A multiple of what its loops take at once: two vectors of 512 bits, of 16-bit numbers.
+// A multiple of the stride of its loops: two 512-bit vectors of 16-bit elements.
 constexpr int64_t together = 64;
-// Small enough for the cache, and worth a thread.
+// Fits into the cache, and is worth a thread.
 constexpr int64_t piece = 1 << 14;
 
 void apply(at::Tensor x, Activation function) {
@@ -43,7 +43,8 @@ void apply(at::Tensor x, Activation function) {
     TORCH_CHECK(false, "activation: no such function");
 }
 
-// Applies the function to `whole`, whole vectors in a row, of which the first numbers come from `source` if it is given.
+// Applies the function to `whole`, which is contiguous whole vectors; its first elements are copied from `source` if
+// given.
 void run(const at::Tensor& whole, const at::Tensor* source, Activation function) {
     const int64_t size = whole.numel();
     at::parallel_for(0, (size + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
@@ -80,7 +81,7 @@ at::Tensor activated_in_place(at::Tensor x, Activation function) {
 
 }  // namespace prior_embed
 
-// The function of every number of `x`, of any float type, in a tensor of its own.
+// Applies the function to every element of `x`, of any float type; gives a new tensor.
 extern "C" char* prior_embed_activate(at::Tensor** out, const at::Tensor* x, int64_t function) {
     return prior_embed::guarded([&] {
         prior_embed::check_dense(*x, "activation: input");

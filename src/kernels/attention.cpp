@@ -20,7 +20,7 @@ using prior_embed::owned;
 
 namespace {
 
-// Rows of keys, each followed by its values, and for each token the range of rows that it sees.
+// Rows of keys, each followed by its values, and the range of rows that each token sees.
 template <typename T>
 struct Segment {
     const T* rows;
@@ -40,7 +40,7 @@ struct Task {
     c10::SmallVector<Segment<T>, 4> segments;
 };
 
-// Tokens x heads [begin, end): softmax(q K^T / sqrt(head_dim)) V in float32, with room for the scores of one token.
+// Tokens x heads [begin, end): softmax(q K^T / sqrt(head_dim)) V in float32, with a buffer for the scores of one token.
 template <typename T>
 PRIOR_EMBED_INLINE void attend_range(const Task<T>& task, int64_t begin, int64_t end, float* scores, float* buffer) {
     const int64_t head_dim = task.head_dim;
@@ -108,7 +108,8 @@ PRIOR_EMBED_WIDEST void attend(const Task<c10::Half>& task, int64_t begin, int64
     attend_range(task, begin, end, scores, buffer);
 }
 
-// Checks the ranges, since rows outside would be read unnoticed; gives the most rows that a token sees.
+// Checks the ranges, since rows out of bounds would be read unnoticed; gives the largest number of rows that a token
+// sees.
 int64_t check_ranges(int64_t tokens, int64_t count, const at::Tensor* const* rows, const at::Tensor* const* starts,
                      const at::Tensor* const* ends) {
     std::vector<int64_t> seen(tokens, 0);

@@ -1,6 +1,6 @@
-// Linear layers in bfloat16. Weights lie in the order in which they are read: panels of 64 outputs, and in a panel, for
-// each pair of inputs, the pairs of weights of all 64. With few rows this reads as fast as memory gives; with many it is
-// as fast as oneDNN. And the sums of a row are always added up in the same order, whatever rows are beside it.
+// Linear layers in bfloat16. Weights are stored in the order in which they are read: panels of 64 outputs, and in a
+// panel, for each pair of inputs, the pairs of weights of all 64. With few rows this runs at memory bandwidth; with
+// many it is as fast as oneDNN. The sums of a row are always in the same order, whatever rows are beside it.
 
 #include "activation.h"
 #include "border.h"
@@ -24,7 +24,7 @@ using prior_embed::owned;
 namespace {
 
 constexpr int64_t panel_outputs = 64;
-// A pair of inputs of all outputs of a panel.
+// The weights of a pair of inputs for all outputs of a panel.
 constexpr int64_t pair_bytes = panel_outputs * 2 * sizeof(c10::BFloat16);
 
 }  // namespace
@@ -37,9 +37,9 @@ constexpr int64_t pair_bytes = panel_outputs * 2 * sizeof(c10::BFloat16);
 
 namespace {
 
-// Of a pair of inputs: the weights of 64 outputs, 4 vectors of 16 pairs.
+// The weights of a pair of inputs for 64 outputs: 4 vectors of 16 pairs.
 constexpr int64_t vectors = 4;
-// Input pairs that are multiplied before the next rows: their part of a panel, 256 KB, stays in the cache.
+// Input pairs that are multiplied before the next rows: their share of a panel, 256 KB, stays in the cache.
 constexpr int64_t block_pairs = 1024;
 constexpr int64_t most_rows = 6;
 
@@ -61,7 +61,7 @@ PRIOR_EMBED_BFLOAT16 void multiply_rows(const c10::BFloat16* x, int64_t stride, 
         const char* source = weights + pair * pair_bytes;
         __m512bh weight[vectors];
         for (int vector = 0; vector < vectors; ++vector) {
-            // Far enough ahead for memory to answer in time.
+            // Far enough ahead for the memory latency.
             _mm_prefetch(source + vector * 64 + 16 * pair_bytes, _MM_HINT_T0);
             weight[vector] = as_bfloat16(_mm512_loadu_si512(source + vector * 64));
         }
@@ -136,7 +136,7 @@ char* prior_embed_pack_bfloat16(at::Tensor** out, const at::Tensor* weight) {
         at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
             for (int64_t panel = begin; panel < end; ++panel) {
                 auto* target = to + panel * pairs * panel_outputs * 2;
-                // A few pairs at a time, for whole cache lines of the rows that are read.
+                // A few pairs at a time, so that whole cache lines of the rows are read.
                 for (int64_t first = 0; first < pairs; first += 16) {
                     const int64_t last = std::min(pairs, first + 16);
                     for (int64_t place = 0; place < panel_outputs; ++place) {

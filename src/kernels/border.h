@@ -1,5 +1,5 @@
-// The border between Rust and libtorch: tensors go in as tch's pointers and come out as new ones that tch owns;
-// exceptions become messages. Nothing is read of a tensor before it is checked to be dense and on the CPU.
+// The FFI boundary: tensors go in as tch's pointers and come out as new ones that tch owns; exceptions become messages.
+// Nothing is read of a tensor before it is checked to be dense and on the CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,7 +10,7 @@
 
 namespace prior_embed {
 
-// Keeps a text for the caller until this thread's next one.
+// Keeps a string for the caller until this thread's next call.
 inline char* kept(const char* text) {
     thread_local std::string last;
     last = text;
@@ -27,7 +27,7 @@ inline char* message_of(const char* text) noexcept {
     }
 }
 
-// Runs `body`; gives null if it succeeds, or else a message that is there until this thread's next call.
+// Runs `body`; gives null if it succeeds, or else a message that is valid until this thread's next call.
 template <typename Body>
 char* guarded(Body&& body) noexcept {
     try {
@@ -47,8 +47,8 @@ inline at::Tensor* owned(at::Tensor tensor) {
     return new at::Tensor(std::move(tensor));
 }
 
-// Refuses what is not dense numbers in the CPU's memory: another device, a sparse, packed or quantized tensor, one that
-// is negated or zero without its memory saying so.
+// Refuses what is not plain dense data in CPU memory: another device; a sparse, packed or quantized tensor; a lazily
+// negated or zero one.
 inline void check_dense(const at::Tensor& tensor, const char* name) {
     TORCH_CHECK(tensor.defined(), name, ": undefined");
     TORCH_CHECK(tensor.device().is_cpu() && tensor.layout() == at::kStrided, name,
@@ -57,7 +57,7 @@ inline void check_dense(const at::Tensor& tensor, const char* name) {
                 ": plain numbers are needed");
 }
 
-// A dense vector of `size` numbers of type T, one after the other.
+// A dense, contiguous vector of `size` elements of type T.
 template <typename T>
 const T* checked_vector(const at::Tensor& tensor, int64_t size, const char* name) {
     check_dense(tensor, name);
@@ -82,7 +82,7 @@ inline void check_input(const at::Tensor& x, int64_t inputs) {
     TORCH_CHECK(x.is_floating_point(), "input: a float type is needed, not ", x.scalar_type());
 }
 
-// A dense residual for the output of `x`, with its numbers one after the other.
+// A dense residual for the output of `x`, made contiguous.
 inline at::Tensor checked_residual(const at::Tensor& other, const at::Tensor& x, int64_t outputs, at::ScalarType type) {
     check_dense(other, "residual");
     TORCH_CHECK(other.dim() >= 1 && other.size(-1) == outputs && other.numel() == x.numel() / x.size(-1) * outputs,
@@ -97,8 +97,8 @@ inline std::optional<at::Tensor> optional(const at::Tensor* tensor) {
 
 }  // namespace prior_embed
 
-// Loops that run on the widest vectors that the processor has, chosen when the program is loaded. By levels of features: the
-// name of a processor in their place is that processor alone, and every other one would run without wide vectors.
+// Clones a function for the widest vectors of the processor, chosen when the program is loaded; by feature levels,
+// because a processor's name would match that processor alone.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define PRIOR_EMBED_WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

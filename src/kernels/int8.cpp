@@ -1,5 +1,5 @@
-// Linear layers with int8 weights, a scale a channel, and uint8 inputs, a scale and a zero point a row, which are found
-// while running. Rows are quantized one by one, so that a row does not depend on those beside it.
+// Linear layers with int8 weights, one scale a channel, and dynamically quantized uint8 inputs, one scale and zero
+// point a row, so that a row does not depend on those beside it.
 
 #include "activation.h"
 #include "border.h"
@@ -33,8 +33,8 @@ c10::TypedOperatorHandle<Signature> operation(const char* name) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// To the nearest whole number, halves to even, for numbers of less than 22 bits: adding a number whose last bit is worth
-// 1 rounds, on every vector unit.
+// Rounds to the nearest integer, halves to even, for values of less than 22 bits: adding a number whose last bit is
+// worth 1 rounds, on every vector unit.
 PRIOR_EMBED_INLINE float round_small(float value) {
     constexpr float shift = 12582912.f;
     return (value + shift) - shift;
@@ -88,7 +88,7 @@ PRIOR_EMBED_WIDEST void quantize_row(const float* x, int64_t size, float levels,
     *zero_point = zero;
 }
 
-// From products of quantized numbers, already times the channels' scales, to the layer's output.
+// From products of quantized values, already scaled by channel, to the layer's output.
 PRIOR_EMBED_WIDEST void finish_row(float* y, int64_t size, float scale, float zero_point, const float* scaled_sums,
                                    const float* bias, const float* other) {
 #pragma omp simd
@@ -118,7 +118,7 @@ int64_t grain_of(int64_t size) {
 
 extern "C" {
 
-// Quantizes and packs a weight (outputs, inputs); also gives the channels' scales and, times these, their sums.
+// Quantizes and packs a weight (outputs, inputs); also gives the channels' scales and their scaled sums.
 char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** scaled_sums, const at::Tensor* weight) {
     return guarded([&] {
         static const auto prepack = operation<Prepack>("onednn::qlinear_prepack");

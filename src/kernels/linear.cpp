@@ -1,4 +1,4 @@
-// Linear layers on weights that oneDNN has packed for its kernels, with what follows the product fused into it.
+// Linear layers on weights that oneDNN has packed for its kernels, with the epilogue fused into the product.
 
 #include "border.h"
 
@@ -27,7 +27,7 @@ c10::TypedOperatorHandle<Signature> operation(const char* name, const char* over
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
 }
 
-// oneDNN takes what is no matrix, or on another device, for what it expects.
+// oneDNN does not check that it gets a matrix on the CPU.
 void check_arguments(const at::Tensor& x, const at::Tensor& weight, const at::Tensor* bias) {
     TORCH_CHECK(weight.defined() && weight.layout() == at::kMkldnn && weight.dim() == 2, "weight: not a packed one");
     check_input(x, weight.size(1));
@@ -45,7 +45,7 @@ void check_arguments(const at::Tensor& x, const at::Tensor& weight, const at::Te
 
 extern "C" {
 
-// Whether this libtorch was built with oneDNN.
+// Whether libtorch was built with oneDNN.
 bool prior_embed_has_packed_linear() {
     auto& dispatcher = c10::Dispatcher::singleton();
     return dispatcher.findSchema({"mkldnn::_reorder_linear_weight", ""}).has_value() &&

@@ -1,26 +1,26 @@
-//! The fast CPU kernels, in C++ on libtorch: packed linear layers and attention over cached keys and values.
+//! CPU kernels in C++ on libtorch: packed linear layers, attention over cached keys and values, activations, normals.
 //!
-//! This is the only place where Rust and that C++ meet. On the C++ side every function checks device, layout, type and
-//! shape of its arguments, and turns exceptions into errors.
+//! This is the only place where Rust calls that C++. Every function there checks device, layout, type and shape of its
+//! arguments, and turns exceptions into errors.
 
-// The border to C++: each call passes pointers of tensors that outlive it and takes ownership of a new tensor.
+// The FFI boundary: a call passes pointers of tensors that outlive it, and takes ownership of a new tensor.
 #![allow(unsafe_code)]
 
+mod epilogue;
+mod message;
+#[cfg(feature = "cli")]
 pub mod process;
+#[cfg(feature = "cli")]
 pub mod processor;
 mod rounding;
-mod text;
 
-use anyhow::{Result, anyhow};
+use crate::Result;
+pub use epilogue::Epilogue;
+use message::{Failure, error_of};
 use rounding::on_rounded_rows;
-use std::ffi::c_char;
 use std::ptr::{null, null_mut};
 use tch::{Device, Kind, Tensor};
-use text::text_of;
 use torch_sys::C_tensor;
-
-/// A message, which is there until the thread's next call, or null for success.
-type Failure = *mut c_char;
 
 unsafe extern "C" {
     fn prior_embed_has_packed_linear() -> bool;
@@ -71,7 +71,7 @@ unsafe extern "C" {
         levels: i64,
     ) -> Failure;
     fn prior_embed_activate(out: *mut *mut C_tensor, x: *const C_tensor, function: i64) -> Failure;
-    fn prior_embed_normals(out: *mut *mut C_tensor, uniforms: *const C_tensor, count: i64) -> Failure;
+    fn prior_embed_normals(out: *mut *mut C_tensor, seed: u64, draws: i64, count: i64) -> Failure;
     fn prior_embed_attend(
         out: *mut *mut C_tensor,
         query: *const C_tensor,
@@ -83,46 +83,24 @@ unsafe extern "C" {
     ) -> Failure;
 }
 
-/// What follows the product of a linear layer in the same kernel.
-#[derive(Debug, Clone, Copy)]
-pub enum Epilogue<'a> {
-    /// Nothing.
-    None,
-    /// Exact GELU.
-    Gelu,
-    /// A residual of the output's shape is added.
-    Add(&'a Tensor),
-}
-
-impl Epilogue<'_> {
-    /// Whether there is a GELU, and what is added or null.
-    fn pointers(self) -> (bool, *const C_tensor) {
-        match self {
-            Self::None => (false, null()),
-            Self::Gelu => (true, null()),
-            Self::Add(other) => (false, other.as_ptr()),
-        }
-    }
-}
-
 /// Rows of keys and values, `(rows, 2 · heads · head_dim)`, and for each token the range of rows that it sees.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<'a> {
-    /// Keys, then values, of one row each.
+    /// Keys, then values, one of each a row.
     pub rows: &'a Tensor,
-    /// First row that each token sees, int64, `(tokens)`.
+    /// The first row that each token sees, int64, `(tokens)`.
     pub starts: &'a Tensor,
     /// One past the last.
     pub ends: &'a Tensor,
 }
 
-/// Whether this libtorch has oneDNN's packed linear layers; builds for ARM have none.
+/// Whether this build of libtorch has oneDNN's packed linear layers; those for ARM have none.
 pub fn has_packed_linear() -> bool {
     // SAFETY: takes and gives no pointers.
     unsafe { prior_embed_has_packed_linear() }
 }
 
-/// Packs a weight `(outputs, inputs)`, float32 or bfloat16 on the CPU, for [`packed_linear`] alone.
+/// Packs a weight `(outputs, inputs)`, float32 or bfloat16 on the CPU, for [`packed_linear`].
 ///
 /// # Errors
 /// If the type is not supported or memory runs out.
@@ -150,14 +128,14 @@ pub fn packed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epilogu
     })
 }
 
-/// Whether the processor has what [`Bfloat16Weight`] needs: AVX-512 with bfloat16.
+/// Whether the processor has AVX-512 with bfloat16, which [`Bfloat16Weight::linear`] needs.
 pub fn has_bfloat16() -> bool {
     // SAFETY: takes and gives no pointers.
     unsafe { prior_embed_has_bfloat16() }
 }
 
-/// A weight in bfloat16, in the order in which it is read. A row of a product does not depend on the rows beside it, to the
-/// last bit.
+/// A weight in bfloat16, packed in the order in which the kernel reads it. To the last bit, a row of a product does not
+/// depend on the rows beside it.
 #[derive(Debug)]
 pub struct Bfloat16Weight {
     packed: Tensor,
@@ -169,7 +147,7 @@ impl Bfloat16Weight {
     /// Packs a weight `(outputs, inputs)` of any float type on the CPU.
     ///
     /// # Errors
-    /// If it is none, or memory runs out.
+    /// If it is of another type or on another device, or memory runs out.
     pub fn pack(weight: &Tensor) -> Result<Self> {
         // SAFETY: the pointer is a live tensor's.
         let packed = take(|out| unsafe { prior_embed_pack_bfloat16(out, weight.as_ptr()) })?;
@@ -192,37 +170,38 @@ impl Bfloat16Weight {
     }
 }
 
-/// A weight in int8.
+/// A weight quantized to int8.
 #[derive(Debug)]
 pub struct Int8Weight {
     packed: Tensor,
-    /// A scale a channel, `(outputs)`.
+    /// One scale a channel, `(outputs)`.
     scales: Tensor,
-    /// Each channel's quantized weights summed, times its scale: what a zero point of the input is multiplied with.
+    /// The sum of each channel's quantized weights times its scale, `(outputs)`: the factor of an input's zero point.
     scaled_sums: Tensor,
     outputs: i64,
     inputs: i64,
-    /// The input is quantized to 0..=levels.
+    /// The input is quantized to `0..=levels`.
     levels: i64,
 }
 
 impl Int8Weight {
-    /// Quantizes a weight `(outputs, inputs)` of any float type on the CPU, a scale a channel, and packs it. Inputs will be
-    /// quantized to `0..=levels`, 255 at most.
+    /// Quantizes a weight `(outputs, inputs)` of any float type on the CPU, with one scale a channel, and packs it.
+    /// Inputs are quantized to `0..=levels`, at most 255.
     ///
     /// # Errors
-    /// If it is none, or memory runs out.
+    /// As [`Bfloat16Weight::pack`].
     pub fn pack(weight: &Tensor, levels: u8) -> Result<Self> {
         let (mut scales, mut scaled_sums) = (null_mut(), null_mut());
-        // SAFETY: the pointer is a live tensor's, and the two others are filled in like the first.
+        // SAFETY: the pointer is a live tensor's; the C++ side fills in all three outputs, or none.
         let packed = take(|out| unsafe { prior_embed_pack_int8(out, &mut scales, &mut scaled_sums, weight.as_ptr()) })?;
-        // SAFETY: after success both are new tensors that nobody else owns.
+        // SAFETY: after success both are new tensors without another owner.
         let (scales, scaled_sums) = unsafe { (Tensor::from_ptr(scales), Tensor::from_ptr(scaled_sums)) };
         let (outputs, inputs) = weight.size2()?;
         Ok(Self { packed, scales, scaled_sums, outputs, inputs, levels: i64::from(levels) })
     }
 
-    /// `x Wᵀ + b` and the epilogue, `(…, inputs)` to `(…, outputs)`, float32. Each row of `x` gets a scale of its own.
+    /// `x Wᵀ + b` and the epilogue, `(…, inputs)` to `(…, outputs)`, float32. Each row of `x` is quantized with its own
+    /// scale.
     ///
     /// # Errors
     /// If shapes or types do not fit.
@@ -241,7 +220,7 @@ impl Int8Weight {
     }
 }
 
-/// An activation function, by the number that the C++ side knows it by.
+/// An activation function, and its number on the C++ side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i64)]
 pub enum Activation {
@@ -257,11 +236,11 @@ pub enum Activation {
     Relu = 4,
 }
 
-/// The function of each element of `x`, of any float type on the CPU. To the last bit, an element's value depends neither
-/// on its place in `x` nor on the number of threads.
+/// Applies the function to each element of `x`, of any float type on the CPU. To the last bit, a value depends neither
+/// on its position in `x` nor on the number of threads.
 ///
 /// # Errors
-/// If `x` is none, or memory runs out.
+/// If `x` is of another type or on another device, or memory runs out.
 pub fn activate(x: &Tensor, function: Activation) -> Result<Tensor> {
     // SAFETY: the pointer is a live tensor's.
     take(|out| unsafe { prior_embed_activate(out, x.as_ptr(), function as i64) })
@@ -274,7 +253,7 @@ pub fn activate(x: &Tensor, function: Activation) -> Result<Tensor> {
 pub fn holds_int8_products(levels: u8) -> Result<bool> {
     const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
     const INPUTS: i64 = 64;
-    // The largest numbers there are: with them a sum of 16 bits reaches half its value at 255 levels.
+    // The largest values: a 16-bit sum that saturates gives half of the result at 255 levels.
     let weight = Int8Weight::pack(&Tensor::f_ones([16, INPUTS], OPTIONS)?, levels)?;
     let sums = weight.linear(&Tensor::f_ones([1, INPUTS], OPTIONS)?, None, Epilogue::None)?;
     Ok(sums.f_allclose(&Tensor::f_full([1, 16], INPUTS, OPTIONS)?, 1e-3, 0.0, false)?)
@@ -296,26 +275,27 @@ pub fn attend(query: &Tensor, heads: i64, segments: &[Segment]) -> Result<Tensor
     })
 }
 
-/// The normals `(1, count)` that torch makes of uniforms from 0 to 1 where it has AVX2: as many, and then 16 more unless
-/// `count`, which is 16 at least, is a multiple of 16.
+/// Draws `(draws, count)` normals in float32 from a generator seeded with `seed`, row by row: bit for bit what
+/// `torch.randn((1, count), generator=torch.Generator().manual_seed(seed))` gives one call after the other on x86-64
+/// with AVX2 or AVX-512. libtorch's default generator is not touched.
 ///
 /// # Errors
-/// If the number of uniforms does not fit.
-pub fn normals(uniforms: &Tensor, count: i64) -> Result<Tensor> {
-    // SAFETY: the pointer is a live tensor's.
-    take(|out| unsafe { prior_embed_normals(out, uniforms.as_ptr(), count) })
+/// If memory runs out.
+pub fn normals(seed: u64, draws: i64, count: i64) -> Result<Tensor> {
+    // SAFETY: no pointer goes in.
+    take(|out| unsafe { prior_embed_normals(out, seed, draws, count) })
 }
 
-/// Calls a C++ function that fills in a new tensor, and takes that tensor or the message.
+/// Calls a C++ function that fills in a new tensor, and takes ownership of it, or makes an error of the message.
 fn take(call: impl FnOnce(*mut *mut C_tensor) -> Failure) -> Result<Tensor> {
     let mut out = null_mut();
     let failure = call(&mut out);
     if failure.is_null() {
-        // SAFETY: without a failure, `out` is a new tensor that nobody else owns.
+        // SAFETY: after success, `out` is a new tensor without another owner.
         return Ok(unsafe { Tensor::from_ptr(out) });
     }
-    // SAFETY: a failure is a text of the C++ side.
-    Err(anyhow!("libtorch: {}", unsafe { text_of(failure) }))
+    // SAFETY: `failure` is a message that this thread's last call left.
+    Err(unsafe { error_of(failure) })
 }
 
 #[cfg(test)]
@@ -323,7 +303,7 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    /// Numbers about as large as normals, other ones at each call and the same in each run of a test.
+    /// Pseudo-random values about as large as normals: different in each call, the same in each run of a test.
     fn random(size: &[i64]) -> Tensor {
         thread_local! { static STATE: Cell<u64> = const { Cell::new(0) } }
         // SplitMix64.
@@ -342,8 +322,8 @@ mod tests {
         tensor.abs().max().double_value(&[])
     }
 
-    /// Runs `linear` with each epilogue and compares with libtorch's own layer. Errors are relative to the largest value
-    /// before or after the epilogue, which may leave of it a number near zero.
+    /// Runs `linear` with each epilogue and compares it with libtorch's own layer. Errors are relative to the largest
+    /// value before or after the epilogue, which may reduce it to near zero.
     fn check(
         linear: impl Fn(&Tensor, Option<&Tensor>, Epilogue) -> Tensor,
         x: &Tensor,
@@ -383,7 +363,7 @@ mod tests {
         }
     }
 
-    /// What inputs can be quantized to here.
+    /// The quantization levels of inputs on this processor.
     fn levels() -> u8 {
         if holds_int8_products(255).unwrap() { 255 } else { 127 }
     }
@@ -405,7 +385,7 @@ mod tests {
         for (shape, outputs) in
             SHAPES.into_iter().filter(|(shape, _)| has_bfloat16() && shape[shape.len() - 1] % 2 == 0)
         {
-            // Numbers that bfloat16 holds, so that the products alone are compared.
+            // Rounded to bfloat16, so that only the products are compared.
             let x = random(shape).to_kind(Kind::BFloat16).to_kind(Kind::Float);
             let weight = random(&[outputs, shape[shape.len() - 1]]).to_kind(Kind::BFloat16).to_kind(Kind::Float);
             let packed = Bfloat16Weight::pack(&weight).unwrap();
@@ -413,8 +393,8 @@ mod tests {
         }
     }
 
-    /// Checks that some rows alone are those among all of them, to the last bit. One of another magnitude would spoil what
-    /// rows shared.
+    /// Checks that some rows alone equal the same rows among all, to the last bit. One row is of another magnitude,
+    /// which would show in any scale that rows shared.
     fn check_rows(what: &str, x: &Tensor, other: &Tensor, layer: impl Fn(&Tensor, Epilogue) -> Tensor) {
         let rows = x.size()[0];
         let _ = x.get(rows / 2).g_mul_scalar_(1e4);
@@ -431,7 +411,7 @@ mod tests {
         }
     }
 
-    /// Widths that fill vectors and widths that do not, and more inputs than are added up in one go.
+    /// Widths that fill vectors and widths that do not, and more inputs than are summed at once.
     const ODD_SHAPES: [(i64, i64); 14] = [
         (1, 1),
         (2, 3),
@@ -532,7 +512,7 @@ mod tests {
         fn prior_embed_meta_tensor(out: *mut *mut C_tensor, like: *const C_tensor) -> Failure;
     }
 
-    /// Tensors that take the place of a good one of float32, and of which nothing, or not that much, can be read.
+    /// Replacements of a valid float32 tensor of which nothing, or not as much, can be read.
     fn hostile(good: &Tensor) -> Vec<(&'static str, Tensor)> {
         // SAFETY: the pointer is a live tensor's.
         let meta = take(|out| unsafe { prior_embed_meta_tensor(out, good.as_ptr()) }).unwrap();
@@ -555,7 +535,7 @@ mod tests {
         ]
     }
 
-    /// Calls with each hostile tensor in the place of `good`. All are errors but `fine`; `good` itself is none.
+    /// Calls with each hostile tensor in place of `good`. All but `fine` must be errors; `good` itself must not.
     fn check_hostile(what: &str, good: &Tensor, fine: &[&str], call: impl Fn(&Tensor) -> Result<Tensor>) {
         drop(call(good).unwrap());
         for (kind, tensor) in hostile(good) {
@@ -592,12 +572,12 @@ mod tests {
             check_hostile(&format!("{name} residual"), &other, &[], |other| {
                 layer(&x, Some(&bias), Epilogue::Add(other))
             });
-            // A view of every second number is read number by number, or refused.
+            // A strided view is read element by element, or refused.
             let wide = random(&[3, 12]);
             let strided = layer(&wide.slice(1, 0, None, 2), None, Epilogue::None).unwrap();
             assert_eq!(strided, layer(&wide.slice(1, 0, None, 2).contiguous(), None, Epilogue::None).unwrap());
             assert!(layer(&x, Some(&random(&[8]).slice(0, 0, None, 2)), Epilogue::None).is_err(), "{name}");
-            // More rows than any memory holds.
+            // More rows than fit into any memory.
             let endless = random(&[1, 6]).expand([1 << 44, 6], false);
             assert!(layer(&endless, None, Epilogue::None).is_err(), "{name}: {endless:?}");
         }

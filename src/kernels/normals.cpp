@@ -1,12 +1,15 @@
-// Normals from uniforms, to the last bit as torch makes them on x86-64 with AVX2 or AVX-512, on any processor: libtorch
-// itself gives other last bits without AVX2 and on ARM.
+// `torch.randn` to the last bit of x86-64 with AVX2 or AVX-512, on any processor: libtorch itself gives other last bits
+// without AVX2 and on ARM.
 //
-// Source: ATen/native/cpu/DistributionTemplates.h (Box-Muller in blocks of 16) and avx_mathfun.h (Cephes' logf, sinf and
-// cosf). Which products torch's compiler has fused with a sum is told by comparing: see golden `noise`.
+// Source: ATen/native/cpu/DistributionTemplates.h (Box-Muller in blocks of 16) and avx_mathfun.h (Cephes' logf, sinf
+// and cosf). Which products are fused with a sum, by the choice of torch's compiler, was found by comparison: see
+// golden `noise`.
 
 #include "border.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/rand.h>
 
 #include <algorithm>
 #include <cmath>
@@ -33,7 +36,7 @@ PRIOR_EMBED_INLINE float log_of(float x) {
     std::memcpy(&mantissa, &mantissa_bits, sizeof mantissa);
     const bool is_small = mantissa < 0.707106781186547524f;
     const float exponent = static_cast<float>((bits >> 23) - (is_small ? 127 : 126));
-    // Both without a branch, for the loop to run on vectors.
+    // Both branchless, so that the loop is vectorized.
     const float rest = (mantissa - 1.f) + (is_small ? mantissa : 0.f);
     const float square = rest * rest;
     float sum = 7.0376836292e-2f;
@@ -110,21 +113,30 @@ void transform_blocks(float* values, int64_t size) {
 
 extern "C" {
 
-// `count` normals (1, count), float32, of as many uniforms from 0 to 1, and then 16 more unless `count` is a multiple of
-// 16: the last block is made anew of these.
-char* prior_embed_normals(at::Tensor** out, const at::Tensor* uniforms, int64_t count) {
+// Draws (draws, count) normals in float32, row by row: what `torch.randn((1, count), generator=generator)` gives each
+// time with `generator = torch.Generator().manual_seed(seed)`. The generator is this call's own.
+char* prior_embed_normals(at::Tensor** out, uint64_t seed, int64_t draws, int64_t count) {
     return guarded([&] {
-        TORCH_CHECK(uniforms->scalar_type() == at::kFloat && uniforms->is_contiguous() && uniforms->is_cpu() &&
-                        count >= block && uniforms->numel() == count + (count % block == 0 ? 0 : block),
-                    "normals: wrong uniforms");
-        at::Tensor normals = at::empty({1, count}, uniforms->options());
-        const float* from = uniforms->const_data_ptr<float>();
-        float* to = normals.mutable_data_ptr<float>();
-        std::copy(from, from + count, to);
-        transform_blocks(to, count);
-        if (count % block != 0) {
-            std::copy(from + count, from + count + block, to + count - block);
-            transform_blocks(to + count - block, block);
+        TORCH_CHECK(draws >= 0 && count >= 0, "normals: negative size");
+        at::Generator generator = at::detail::createCPUGenerator(seed);
+        at::Tensor normals = at::empty({draws, count}, at::kFloat);
+        // Of uniforms, `torch.randn` draws one a normal, and 16 more to make the last, partial block anew.
+        const int64_t more = count % block == 0 ? 0 : block;
+        for (int64_t draw = 0; draw < draws; ++draw) {
+            if (count < block) {
+                // On any processor torch makes so few one by one, in float64.
+                normals.select(0, draw).normal_(0, 1, generator);
+                continue;
+            }
+            const at::Tensor uniforms = at::rand({count + more}, generator, at::kFloat);
+            const float* from = uniforms.const_data_ptr<float>();
+            float* to = normals.mutable_data_ptr<float>() + draw * count;
+            std::copy(from, from + count, to);
+            transform_blocks(to, count);
+            if (more != 0) {
+                std::copy(from + count, from + count + block, to + count - block);
+                transform_blocks(to + count - block, block);
+            }
         }
         *out = owned(std::move(normals));
     });

@@ -1,4 +1,4 @@
-// What concerns the process as a whole.
+// The program's process; the library leaves it alone.
 
 #include <cerrno>
 #include <csignal>
@@ -8,22 +8,22 @@
 
 namespace {
 
-// Rust's runtime, which starts later than this, opens /dev/null in place of a standard stream that is closed.
+// Initialized before Rust's runtime opens /dev/null in place of a closed standard stream.
 const bool stdout_was_closed = fcntl(STDOUT_FILENO, F_GETFD) == -1 && errno == EBADF;
 
 struct sigaction previous;
 
-// Pages of a mapped file that are not there: whoever reads them gets this signal and nothing else. The program maps the files
-// of a model and the parts that it merges. Calls nothing but what POSIX allows in a handler.
+// Handles SIGBUS, raised by reading missing pages of a mapped file. The program maps the files of a model and the parts
+// that it merges. Calls async-signal-safe functions only.
 void end_at_lost_pages(int signal, siginfo_t* info, void*) {
     if (info->si_code <= 0) {
-        // Somebody sent it.
+        // Sent by a process.
         std::signal(signal, SIG_DFL);
         raise(signal);
         return;
     }
     if (info->si_code != BUS_ADRERR) {
-        // Any other fault: it comes again when this returns, and takes its course.
+        // Another fault: it is raised again on return, with the previous handler.
         sigaction(signal, &previous, nullptr);
         return;
     }
@@ -42,8 +42,8 @@ void end_at_lost_pages(int signal, siginfo_t* info, void*) {
 
 extern "C" {
 
-// Makes two signals that end a process into errors: a file that grows too large is one of the call that writes, and a
-// mapped file that lost pages is one line and exit code 1.
+// Turns two signals that end a process into errors: writing beyond the file size limit fails, and a mapped file that
+// was truncated is a line on standard error and exit code 1.
 void prior_embed_tame_signals() {
     std::signal(SIGXFSZ, SIG_IGN);
     struct sigaction action = {};
@@ -52,7 +52,7 @@ void prior_embed_tame_signals() {
     sigaction(SIGBUS, &action, &previous);
 }
 
-// Whether the process was started without a standard output.
+// Whether the process was started with standard output closed.
 bool prior_embed_stdout_was_closed() {
     return stdout_was_closed;
 }
@@ -64,12 +64,12 @@ bool prior_embed_is_ignored(int signal) {
            action.sa_handler == SIG_IGN;
 }
 
-// Asks libtorch, before it allocates anything, for memory in huge pages: a model is loaded and read faster in these.
+// Makes libtorch allocate huge pages, in which a model is loaded and read faster. To be called before it allocates.
 void prior_embed_prefer_huge_pages() {
     setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
 }
 
-// Ends the process without the destructors of what lives as long as it.
+// Ends the process without running static destructors.
 [[noreturn]] void prior_embed_leave(int code) {
     std::_Exit(code);
 }

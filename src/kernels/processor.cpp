@@ -1,4 +1,4 @@
-// What of the processor decides which kernels run, and how they cut their work.
+// The properties of the processor that decide which kernels run, and how they split their work.
 #include "border.h"
 
 #include <ATen/Version.h>
@@ -11,8 +11,8 @@ using namespace prior_embed;
 
 namespace {
 
-// Whether libraries have kernels of their own for an extension of x86-64. What belongs to the vectors' width is left out:
-// libtorch's capability tells it.
+// Whether libraries have kernels of their own for an extension of x86-64. What belongs to the vectors' width is left
+// out: libtorch's capability tells it.
 bool has_kernels(const std::string& name) {
     for (const char* start : {"amx_", "avx10", "avx_", "avx512_bf16", "avx512_fp16", "avx512_vnni"}) {
         if (name.rfind(start, 0) == 0) {

@@ -1,9 +1,8 @@
-//! What of the processor decides the last bits of a result: which kernels the libraries choose, and how these cut their
-//! work.
+//! The properties of the processor that decide the last bits of a result: which kernels the libraries choose, and how
+//! these split their work.
 
-use super::Failure;
-use super::text::text_of;
-use anyhow::{Result, anyhow};
+use super::message::{Failure, error_of, text_of};
+use crate::Result;
 use std::ffi::c_char;
 use std::ptr::null_mut;
 
@@ -11,35 +10,35 @@ unsafe extern "C" {
     fn prior_embed_processor(text: *mut *mut c_char) -> Failure;
 }
 
-/// Environment variables by which the libraries choose other kernels. ATen's own is in [`Processor::instructions`].
+/// Environment variables that make the libraries choose other kernels. ATen's is part of [`Processor::instructions`].
 const OVERRIDES: [&str; 5] =
     ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"];
 
-/// A kind of processor: two of the same kind give the same bits.
+/// A kind of processor; equal kinds give equal bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processor {
-    /// The vectors that libtorch uses, as `AVX512`, and the environment variables that choose others.
+    /// The vector instructions that libtorch uses, such as `AVX512`, and the environment variables that choose others.
     pub instructions: String,
-    /// Its extensions for matrices and small types.
+    /// Instruction set extensions for matrices and small types.
     pub extensions: String,
     /// The sizes of a core's caches.
     pub caches: String,
 }
 
 impl Processor {
-    /// This machine's.
+    /// This machine's processor.
     ///
     /// # Errors
     /// If memory runs out.
     pub fn find() -> Result<Self> {
         let mut text = null_mut();
-        // SAFETY: the pointer is a variable's, and is filled in unless there is a failure.
+        // SAFETY: `text` outlives the call, which fills it in unless it fails.
         let failure = unsafe { prior_embed_processor(&mut text) };
         if !failure.is_null() {
-            // SAFETY: a failure is a text of the C++ side.
-            return Err(anyhow!("libtorch: {}", unsafe { text_of(failure) }));
+            // SAFETY: `failure` is a message that this thread's last call left.
+            return Err(unsafe { error_of(failure) });
         }
-        // SAFETY: without a failure, this is a text of the C++ side.
+        // SAFETY: without a failure, `text` is a string that this thread's last call left.
         let text = unsafe { text_of(text) };
         let mut lines = text.lines().map(str::to_string);
         let mut next = || lines.next().unwrap_or_default();

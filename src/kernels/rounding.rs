@@ -1,17 +1,17 @@
-//! Few numbers of rows in place of many, for kernels that keep something for each, and never a single row.
+//! Pads the rows of a product, so that oneDNN sees few different row counts and never a single row.
 
-use super::Epilogue;
-use anyhow::{Result, ensure};
+use super::epilogue::Epilogue;
+use crate::{Error, Result};
 use tch::Tensor;
 
-/// Runs a layer of oneDNN's on the rows of `x`, `(…, inputs)`, and zero rows up to a number of which there are few: eight
-/// between a power of two and the next, and two at least.
+/// Runs a oneDNN layer on the rows of `x`, `(…, inputs)`, padded with zero rows to a rounded row count: one of eight
+/// between a power of two and the next, at least two.
 ///
-/// oneDNN multiplies a single row with another kernel, which adds up in another order: a row's numbers would depend on
-/// whether it is alone.
+/// oneDNN has another kernel for a single row, which sums in another order: a row's values would depend on whether it
+/// is alone.
 ///
-/// oneDNN makes and keeps code for each number of rows that it meets. Batches of texts have another number of tokens each
-/// time, and the process would grow for thousands of batches.
+/// oneDNN generates and caches code for each row count. Batches of text differ in their token counts, so the process
+/// would grow for thousands of batches.
 pub(super) fn on_rounded_rows(
     x: &Tensor,
     epilogue: Epilogue,
@@ -30,7 +30,9 @@ pub(super) fn on_rounded_rows(
     let y = match epilogue {
         Epilogue::Add(other) => {
             let width = other.size().last().copied().unwrap_or(1);
-            ensure!(other.numel() as i64 == rows * width, "{:?} to be added to {rows} rows", other.size());
+            if other.numel() as i64 != rows * width {
+                return Err(Error::Internal(format!("a residual of {:?} for {rows} rows", other.size())));
+            }
             layer(&padded(x, *inputs)?, Epilogue::Add(&padded(other, width)?))?
         }
         epilogue => layer(&padded(x, *inputs)?, epilogue)?,
@@ -39,7 +41,7 @@ pub(super) fn on_rounded_rows(
     Ok(y.f_narrow(0, 0, rows)?.f_reshape([outer, &[outputs]].concat())?)
 }
 
-/// The least number not below `rows` that has no more than four binary digits before its zeros, and is not 1.
+/// Rounds up to at most four significant binary digits, and to 2 at least.
 fn rounded_rows(rows: i64) -> i64 {
     if rows == 1 {
         return 2;

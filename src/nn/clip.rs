@@ -4,11 +4,10 @@
 
 use super::layers::attention::{Ranges, attend};
 use super::layers::{Activation, LayerNorm, Linear};
-use crate::bad_input;
 use crate::config::{check_float, check_layers, check_sizes};
+use crate::error::{Error, Result};
 use crate::json::Json;
 use crate::weights::checkpoint::Weights;
-use anyhow::Result;
 use tch::Tensor;
 
 /// The keys of a CLIP configuration that describe its transformer.
@@ -32,7 +31,7 @@ impl EncoderConfig {
     /// Checks the values.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] that names the key.
+    /// [`Error::Config`] that names the key, without the file.
     pub fn validate(&self) -> Result<()> {
         check_sizes(&[
             ("hidden_size", self.hidden_size),
@@ -42,7 +41,8 @@ impl EncoderConfig {
         check_layers("num_hidden_layers", self.num_hidden_layers)?;
         if self.hidden_size % self.num_attention_heads != 0 {
             let (size, heads) = (self.hidden_size, self.num_attention_heads);
-            return Err(bad_input!("hidden_size ({size}) is not a multiple of num_attention_heads ({heads})"));
+            let predicate = format!("is {size}, which is not a multiple of num_attention_heads ({heads})");
+            return Err(Error::key("hidden_size", predicate));
         }
         check_float("layer_norm_eps", self.layer_norm_eps, 0.0..=f32::MAX)?;
         self.activation().map(drop)
@@ -52,17 +52,19 @@ impl EncoderConfig {
         match self.hidden_act.as_str() {
             "quick_gelu" => Ok(Activation::QuickGelu),
             "gelu" => Ok(Activation::Gelu),
-            other => Err(bad_input!("hidden_act {other:?} is not supported, only \"quick_gelu\" and \"gelu\" are")),
+            other => {
+                Err(Error::key("hidden_act", format!("is {other:?}, only \"quick_gelu\" and \"gelu\" are supported")))
+            }
         }
     }
 }
 
-/// A tower's part of the configuration of a whole `CLIPModel`, under `key`, or the whole, if it is the tower's own.
+/// A tower's part of the configuration of a whole `CLIPModel`, under `key`; or the whole, if it is the tower's own.
 ///
-/// transformers takes the part as it is. But many models say the width of their projections in the whole only, and
-/// repeat transformers' default in the parts; both towers are projected to that width.
+/// transformers takes the part as it is. But many models have the right `projection_dim` in the whole only, and
+/// transformers' default in the parts; both towers project to the whole's.
 pub(super) fn part_of_clip(whole: Json, key: &str) -> Json {
-    // Before transformers 4.26 some had the part under another key, and null under this one.
+    // Before transformers 4.26, some models had the part under another key, and null under this one.
     let keys = [key, &format!("{key}_dict")];
     let part = keys.iter().filter_map(|key| whole.get(key)).find(|part| matches!(part, Json::Object(_))).cloned();
     let Some(mut part) = part else { return whole };
@@ -90,7 +92,7 @@ impl Encoder {
         Ok(Self { layers: (0..config.num_hidden_layers).map(load).collect::<Result<_>>()? })
     }
 
-    /// `(tokens, hidden_size)` to the same shape; `seen` are the tokens that each token attends to.
+    /// `(tokens, hidden_size)` to the same shape; `seen` holds the range of tokens that each token attends to.
     ///
     /// # Errors
     /// If the shapes do not fit or memory runs out.
@@ -127,7 +129,7 @@ impl EncoderLayer {
 
 #[derive(Debug)]
 struct Attention {
-    /// `q_proj`, `k_proj` and `v_proj` in one product.
+    /// `q_proj`, `k_proj` and `v_proj` as one product.
     qkv_proj: Linear,
     out_proj: Linear,
     width: i64,

@@ -1,20 +1,19 @@
-//! CLIP's image tower with its projection. The prior's decoders ask for one thing of it: the embedding of a black image.
+//! CLIP's image tower with its projection. Only the embedding of a black image is needed of it, for decoders.
 //!
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPVisionModelWithProjection`.
 
 use super::clip::{Encoder, EncoderConfig, part_of_clip};
 use super::layers::attention::Ranges;
 use super::layers::{LayerNorm, Linear};
-use crate::bad_input;
 use crate::config::{Config, check_sizes};
+use crate::error::{Error, Result};
 use crate::json::Json;
 use crate::weights::checkpoint::Weights;
-use anyhow::Result;
 use serde::Deserialize;
 use tch::Tensor;
 
-/// The most numbers of an image: 256 times what the largest CLIP takes, 560 pixels a side. A small file can ask for any size.
-const MAX_IMAGE: i64 = 1 << 28;
+/// The maximum element count of an image, 256 times that of the largest CLIP (560 pixels): a small file can ask for any size.
+const MAX_ELEMENTS: i64 = 1 << 28;
 
 /// `config.json` of a `CLIPVisionModelWithProjection`, or its part in that of a `CLIPModel`; defaults as in
 /// transformers' `CLIPVisionConfig`.
@@ -35,7 +34,7 @@ pub struct ImageEncoderConfig {
     pub num_channels: i64,
     /// Height and width of an image in pixels.
     pub image_size: i64,
-    /// Height and width of a patch in pixels. What does not fill a patch at the right and lower edge is not seen.
+    /// Height and width of a patch in pixels. Incomplete patches at the right and lower edge are dropped.
     pub patch_size: i64,
     /// The MLP's activation, `quick_gelu` or `gelu`.
     pub hidden_act: String,
@@ -72,7 +71,7 @@ impl ImageEncoderConfig {
         }
     }
 
-    /// Patches in an image, and the class token.
+    /// The number of patches in an image, plus one for the class token.
     fn num_positions(&self) -> i64 {
         let patches = self.image_size / self.patch_size;
         patches * patches + 1
@@ -95,14 +94,13 @@ impl Config for ImageEncoderConfig {
         ])?;
         if self.patch_size > self.image_size {
             let (patch, image) = (self.patch_size, self.image_size);
-            return Err(bad_input!("patch_size ({patch}) is larger than image_size ({image})"));
+            return Err(Error::key("patch_size", format!("is {patch}, which is larger than image_size ({image})")));
         }
-        let values = self.num_channels.saturating_mul(self.image_size).saturating_mul(self.image_size);
-        if values > MAX_IMAGE {
+        let elements = self.num_channels.saturating_mul(self.image_size).saturating_mul(self.image_size);
+        if elements > MAX_ELEMENTS {
             let (channels, size) = (self.num_channels, self.image_size);
-            return Err(bad_input!(
-                "num_channels ({channels}) and image_size ({size}) give images of {values} numbers, the most is {MAX_IMAGE}"
-            ));
+            let predicate = format!("is {size}: with {channels} channels an image would have {elements} elements");
+            return Err(Error::key("image_size", format!("{predicate}, the maximum is {MAX_ELEMENTS}")));
         }
         self.encoder().validate()
     }
@@ -122,7 +120,7 @@ pub struct ImageEncoder {
 }
 
 impl ImageEncoder {
-    /// What the names of the other tensors of a whole `CLIPModel` start with.
+    /// The prefixes of the other tensors of a whole `CLIPModel`.
     pub const REST_OF_CLIP: [&str; 3] = ["text_model.", "text_projection.", "logit_scale"];
 
     /// Reads the module from the root of its checkpoint.
@@ -130,7 +128,7 @@ impl ImageEncoder {
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &ImageEncoderConfig) -> Result<Self> {
-        weights.leave_to_others(&Self::REST_OF_CLIP);
+        weights.ignore(&Self::REST_OF_CLIP);
         let model = weights.sub("vision_model");
         let embeddings = model.sub("embeddings");
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
@@ -164,8 +162,8 @@ impl ImageEncoder {
         self.visual_projection.forward(&pooled)
     }
 
-    /// The embedding of a black image, `(1, projection_dim)`: what diffusers' Kandinsky prior pipelines give as the
-    /// negative embedding when there is no negative prompt (`get_zero_embed`).
+    /// The embedding of a black image, `(1, projection_dim)`, which diffusers' Kandinsky prior pipelines return as the negative
+    /// embedding without a negative prompt (`get_zero_embed`).
     ///
     /// # Errors
     /// If memory runs out.
@@ -176,7 +174,7 @@ impl ImageEncoder {
         self.forward(&black)
     }
 
-    /// One token a patch after the class token, each with its position: `(batch, num_positions, hidden_size)`.
+    /// The class token and one token per patch, with their positions: `(batch, num_positions, hidden_size)`.
     fn embed(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let batch = pixel_values.size4()?.0;
         let stride = [self.config.patch_size; 2];

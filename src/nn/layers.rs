@@ -1,14 +1,15 @@
-//! The building blocks that the networks share.
+//! The layers that the networks share.
 //!
-//! Kernels live behind [`Linear`] and [`attention`]: the models do not know them.
+//! Kernels are behind [`Linear`] and [`attention`]; the networks do not know them.
 
 pub mod attention;
 
-use super::precision::{Precision, int8_levels};
+use crate::error::Result;
 pub use crate::kernels::Activation;
 use crate::kernels::{self, Bfloat16Weight, Epilogue, Int8Weight};
 use crate::weights::checkpoint::{StackedWeight, Weights};
-use anyhow::Result;
+use crate::weights::precision::Precision;
+use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 
 /// `y = x Wᵀ + b` over the last dimension, in the type of its [`Precision`].
@@ -16,20 +17,20 @@ use tch::{Device, Kind, Tensor};
 pub struct Linear {
     kernel: Kernel,
     bias: Option<Tensor>,
-    /// What the product takes and gives.
+    /// The type of the product's input and output.
     kind: Kind,
 }
 
-/// How the product is computed.
+/// The weight of a product, in the layout of the kernel that computes it.
 #[derive(Debug)]
 enum Kernel {
-    /// libtorch's own, on any device: the weight `(outputs, inputs)`.
+    /// For libtorch, on any device: `(outputs, inputs)`.
     Plain(Tensor),
-    /// oneDNN's on the CPU: the weight in its own layout.
+    /// For oneDNN, on the CPU.
     Packed(Tensor),
-    /// For bfloat16 on CPUs that have it.
+    /// For our own kernel, on CPUs with bfloat16.
     Bfloat16(Bfloat16Weight),
-    /// oneDNN's on the CPU, in int8.
+    /// For oneDNN in int8, on the CPU.
     Int8(Int8Weight),
 }
 
@@ -42,14 +43,14 @@ impl Linear {
         Self::load_stacked(std::slice::from_ref(weights), inputs, outputs)
     }
 
-    /// Reads several layers of the same input as one, their outputs side by side.
+    /// Reads several layers of the same input as one, with their outputs side by side.
     ///
     /// # Errors
     /// As [`Linear::load`].
     pub fn load_stacked(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
         let biases = parts.iter().map(|part| part.tensor("bias", &[outputs])).collect::<Result<Vec<_>>>()?;
         let kernel = Kernel::load(parts, inputs, outputs)?;
-        // While a checkpoint is only checked there is nothing to stack.
+        // In the pass that only checks the checkpoint there is nothing to stack.
         let bias = if biases.iter().all(Tensor::defined) { Tensor::f_cat(&biases, 0)? } else { Tensor::new() };
         Self::new(kernel, Some(bias), parts)
     }
@@ -66,9 +67,9 @@ impl Linear {
     fn new(kernel: Kernel, bias: Option<Tensor>, parts: &[Weights]) -> Result<Self> {
         let kind = parts.first().map_or(Kind::Float, |part| part.precision().kind());
         let bias = match (&kernel, bias) {
-            // While a checkpoint is only checked there is none.
+            // In the pass that only checks the checkpoint there is none.
             (_, Some(bias)) if !bias.defined() => Some(bias),
-            // These add in float32.
+            // These add it in float32.
             (Kernel::Bfloat16(_) | Kernel::Int8(_), bias) => bias,
             (_, bias) => bias.map(|bias| bias.f_to_kind(kind)).transpose()?,
         };
@@ -91,7 +92,7 @@ impl Linear {
         self.run(x, Epilogue::Gelu)
     }
 
-    /// As [`Linear::forward`], plus `residual`, `(…, outputs)` in float32, which is also what it gives.
+    /// As [`Linear::forward`], plus `residual`; both `residual` and the result are `(…, outputs)` in float32.
     ///
     /// # Errors
     /// As [`Linear::forward`].
@@ -107,11 +108,11 @@ impl Linear {
         let x = &x.f_to_kind(self.kind)?;
         match &self.kernel {
             Kernel::Bfloat16(weight) => match epilogue {
-                Epilogue::Add(_) => weight.linear(x, bias, epilogue),
+                Epilogue::Add(_) => Ok(weight.linear(x, bias, epilogue)?),
                 _ => Ok(weight.linear(x, bias, epilogue)?.f_to_kind(self.kind)?),
             },
-            Kernel::Packed(weight) => kernels::packed_linear(x, weight, bias, epilogue),
-            Kernel::Int8(weight) => weight.linear(x, bias, epilogue),
+            Kernel::Packed(weight) => Ok(kernels::packed_linear(x, weight, bias, epilogue)?),
+            Kernel::Int8(weight) => Ok(weight.linear(x, bias, epilogue)?),
             Kernel::Plain(weight) => {
                 let y = x.f_linear(weight, bias)?;
                 Ok(match epilogue {
@@ -125,7 +126,7 @@ impl Linear {
 }
 
 impl Kernel {
-    /// Reads the stacked weights of `parts` and packs them where oneDNN has a fast kernel.
+    /// Reads the stacked weights of `parts`, and packs them for the fastest kernel.
     fn load(parts: &[Weights], inputs: i64, outputs: i64) -> Result<Self> {
         let precision = parts.first().map_or(Precision::F32, Weights::precision);
         let packs = parts.iter().all(|part| part.device() == Device::Cpu) && kernels::has_packed_linear();
@@ -144,6 +145,24 @@ impl Kernel {
     }
 }
 
+/// The largest number that inputs of int8 products are quantized to.
+///
+/// CPUs without VNNI add two 8-bit products in 16 bits and saturate, which one bit less avoids. The kernel that oneDNN
+/// chooses depends on its environment variables too, so this is measured rather than looked up.
+///
+/// # Errors
+/// If memory runs out.
+fn int8_levels() -> Result<u8> {
+    static LEVELS: OnceLock<u8> = OnceLock::new();
+    match LEVELS.get() {
+        Some(&levels) => Ok(levels),
+        None => {
+            let levels = if kernels::holds_int8_products(u8::MAX)? { u8::MAX } else { u8::MAX / 2 };
+            Ok(*LEVELS.get_or_init(|| levels))
+        }
+    }
+}
+
 /// Layer normalization over the last dimension, in float32.
 #[derive(Debug)]
 pub struct LayerNorm {
@@ -154,7 +173,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// torch's default, which diffusers keeps everywhere in the prior.
+    /// torch's default, which diffusers uses everywhere in the prior.
     pub const DEFAULT_EPS: f64 = 1e-5;
 
     /// Reads `weight` and `bias`, both `(size)`.
@@ -176,13 +195,13 @@ impl LayerNorm {
 }
 
 impl Activation {
-    /// Applies the function element by element.
+    /// Applies the function element-wise.
     ///
     /// # Errors
     /// If memory runs out.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         if x.device() == Device::Cpu {
-            return kernels::activate(x, self);
+            return Ok(kernels::activate(x, self)?);
         }
         Ok(match self {
             Self::Silu => x.f_silu()?,
@@ -201,8 +220,14 @@ mod tests {
     use crate::weights::checkpoint::{Checkpoint, Placement};
 
     #[test]
+    fn int8_products_do_not_saturate() {
+        let levels = int8_levels().unwrap();
+        assert!(kernels::holds_int8_products(levels).unwrap(), "{levels} levels");
+    }
+
+    #[test]
     fn a_bias_is_added_as_it_is_stored() {
-        // The sum is not a number of bfloat16, and nor is a part of it.
+        // Neither the sum nor a part of it is a bfloat16 number.
         let (weight, bias, residual) = (2.0, 1.0 + 2_f64.powi(-12), 2_f64.powi(-13));
         let full = |size: &[i64], value: f64| Tensor::full(size, value, (Kind::Float, Device::Cpu));
         let folder = tempfile::TempDir::new().unwrap();
@@ -210,13 +235,13 @@ mod tests {
         Tensor::write_safetensors(&tensors, folder.path().join("model.safetensors")).unwrap();
         let checkpoint = Checkpoint::open_folder(&Folder::from(folder.path())).unwrap();
         let precisions = [Precision::F32, Precision::Int8, Precision::Bf16];
-        // Of bfloat16, our own kernel; oneDNN's takes a bias of its own type.
+        // For bfloat16, our own kernel alone: oneDNN's takes a bias in bfloat16.
         let is_ours = |precision: &Precision| *precision != Precision::Bf16 || kernels::has_bfloat16();
         let is_fast = |precision: &Precision| precision.is_fast_on(Device::Cpu) && is_ours(precision);
         for precision in precisions.into_iter().filter(is_fast) {
             let placement = Placement { device: Device::Cpu, precision };
             let layer = checkpoint.build("", placement, |weights| Linear::load(weights, 5, 3)).unwrap();
-            // Without a part that is rounded by quantization.
+            // The input is zero, since quantization would round its product.
             let output = layer.forward_add(&full(&[2, 5], 0.0), &full(&[2, 3], residual)).unwrap();
             assert_eq!(output, full(&[2, 3], bias + residual), "{precision:?}");
         }

@@ -1,4 +1,4 @@
-//! CLIP's text tower with its projection: token ids to one embedding a prompt and one state a token.
+//! CLIP's text tower with its projection: from token ids to one embedding per prompt and one state per token.
 //!
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPTextModelWithProjection`.
 
@@ -6,9 +6,9 @@ use super::clip::{Encoder, EncoderConfig, part_of_clip};
 use super::layers::attention::{Ranges, sequences};
 use super::layers::{LayerNorm, Linear};
 use crate::config::{Config, check_sizes};
+use crate::error::Result;
 use crate::json::Json;
 use crate::weights::checkpoint::Weights;
-use anyhow::Result;
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
@@ -17,7 +17,7 @@ use tch::{Device, Tensor};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct TextEncoderConfig {
-    /// Number of token ids.
+    /// Size of the vocabulary.
     pub vocab_size: i64,
     /// Width of a token.
     pub hidden_size: i64,
@@ -29,13 +29,13 @@ pub struct TextEncoderConfig {
     pub num_hidden_layers: i64,
     /// Number of attention heads.
     pub num_attention_heads: i64,
-    /// Most tokens in a prompt.
+    /// Maximum number of tokens in a prompt.
     pub max_position_embeddings: i64,
     /// The MLP's activation, `quick_gelu` or `gelu`.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
-    /// The id whose first place is pooled. With 2, wrong in old configurations, the highest id is pooled instead.
+    /// The id whose first occurrence is pooled. With 2, which old configurations have by mistake, the highest id is pooled.
     pub eos_token_id: i64,
 }
 
@@ -86,7 +86,7 @@ impl Config for TextEncoderConfig {
     }
 }
 
-/// What the text encoder gives for several prompts, one after the other.
+/// The output of [`TextEncoder::forward`] for several prompts, packed without padding.
 #[derive(Debug)]
 pub struct TextEncoderOutput {
     /// The projected state of each prompt's pooled token, `(prompts, projection_dim)`.
@@ -107,7 +107,7 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// What the names of the other tensors of a whole `CLIPModel` start with.
+    /// The prefixes of the other tensors of a whole `CLIPModel`.
     pub const REST_OF_CLIP: [&str; 3] = ["vision_model.", "visual_projection.", "logit_scale"];
 
     /// Reads the module from the root of its checkpoint.
@@ -115,7 +115,7 @@ impl TextEncoder {
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &TextEncoderConfig) -> Result<Self> {
-        weights.leave_to_others(&Self::REST_OF_CLIP);
+        weights.ignore(&Self::REST_OF_CLIP);
         let model = weights.sub("text_model");
         let embeddings = model.sub("embeddings");
         let width = config.hidden_size;
@@ -130,16 +130,16 @@ impl TextEncoder {
         })
     }
 
-    /// Ids must be below this.
+    /// The size of the vocabulary; ids must be below it.
     pub fn vocab_size(&self) -> i64 {
         self.token_embedding.size()[0]
     }
 
-    /// Encodes prompts, each the ids of its start, text and end, and padding if there is any: ids below
-    /// [`TextEncoder::vocab_size`], at most `max_position_embeddings` a prompt.
+    /// Encodes prompts, each as the ids of its start, text and end, and perhaps padding: ids below
+    /// [`TextEncoder::vocab_size`], at most `max_position_embeddings` per prompt.
     ///
-    /// There is no padding mask: the model is causal, and what pads a prompt comes after it. So nothing depends on the
-    /// padding, and leaving it out saves its work.
+    /// There is no padding mask: the model is causal and the padding comes last, so nothing depends on it. Leaving it out saves
+    /// its work.
     ///
     /// # Errors
     /// If an id or a length is out of range, or memory runs out.
@@ -153,19 +153,19 @@ impl TextEncoder {
         Ok(TextEncoderOutput { text_embeds: self.text_projection.forward(&pooled)?, last_hidden_state })
     }
 
-    /// How many of a padded prompt's ids have to run: those of the prompt itself, `len`, and what is pooled.
+    /// The number of a padded prompt's ids that have to run: the `len` of the prompt itself, and the pooled one.
     pub fn tokens_to_run(&self, ids: &[i64], len: usize) -> usize {
         len.max(self.pooled_position(ids) as usize + 1)
     }
 
-    /// One state a token, with its position: `(tokens of all prompts, hidden_size)`.
+    /// The tokens with their positions, `(tokens of all prompts, hidden_size)`.
     fn embed(&self, prompts: &[&[i64]]) -> Result<Tensor> {
         let positions: Vec<i64> = prompts.iter().flat_map(|ids| 0..ids.len() as i64).collect();
         let tokens = self.token_embedding.f_index_select(0, &self.tensor(&prompts.concat())?)?;
         Ok(tokens.f_add(&self.position_embedding.f_index_select(0, &self.tensor(&positions)?)?)?)
     }
 
-    /// The place of the end-of-text token: the first one, also where it is the padding too; 0 where there is none.
+    /// The position of the first end-of-text token, which may be the padding too; 0 without one.
     fn pooled_position(&self, ids: &[i64]) -> i64 {
         let wanted = match self.eos_token_id {
             2 => ids.iter().copied().max().unwrap_or_default(),

@@ -1,17 +1,16 @@
-//! What a model is, read from its configurations, and from the headers of its weights if they are here.
+//! A model's architecture and size, from its configurations and, if they are here, the headers of its weights.
 
-use super::layout::Layout;
-use super::load::read_scheduler;
+use super::layout::{Layout, ModelFile};
+use super::load::{CONFIG, read_scheduler};
+use super::parameters::Parameters;
+use crate::Result;
 use crate::config;
 use crate::files::Folder;
-use crate::hub::ModelFile;
-use crate::nn::precision::Precision;
 use crate::nn::prior::PriorConfig;
-use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
-use crate::weights::checkpoint::Checkpoint;
 use crate::weights::checkpoint::candidates::is_weights;
-use anyhow::Result;
+use crate::weights::precision::Precision;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -22,9 +21,9 @@ pub struct Description {
     pub prior: PriorShape,
     /// The CLIP text encoder.
     pub text_encoder: TextEncoderShape,
-    /// Numbers of weights, as far as that can be known.
+    /// Weight counts, if they are known.
     pub parameters: Option<ParameterCounts>,
-    /// Bytes that the weights of prior and text encoder take, by `--dtype`. Encoders are never quantized.
+    /// Bytes of the weights of prior and text encoder in each `--dtype`. Encoders are never quantized.
     pub memory_bytes: Option<BTreeMap<&'static str, u64>>,
     /// The scheduler.
     pub scheduler: SchedulerShape,
@@ -41,7 +40,7 @@ pub struct PriorShape {
     pub attention_head_dim: i64,
     /// Number of blocks.
     pub num_layers: i64,
-    /// Numbers in an embedding.
+    /// The embedding dimension.
     pub embedding_dim: i64,
 }
 
@@ -54,22 +53,22 @@ pub struct TextEncoderShape {
     pub hidden_size: i64,
     /// Number of attention heads.
     pub num_attention_heads: i64,
-    /// Numbers in a text embedding.
+    /// The dimension of a text embedding.
     pub projection_dim: i64,
 }
 
-/// Numbers of weights.
+/// Weight counts.
 #[derive(Debug, Serialize)]
 pub struct ParameterCounts {
     /// In the prior.
     pub prior: u64,
     /// In the text encoder.
     pub text_encoder: u64,
-    /// Whether they are worked out from the sizes of files that are not here.
+    /// Whether they are estimated from the sizes of files that are not here.
     pub is_estimate: bool,
 }
 
-/// What a scheduler is.
+/// The properties of a scheduler.
 #[derive(Debug, Serialize)]
 pub struct SchedulerShape {
     /// The class in diffusers.
@@ -81,7 +80,7 @@ pub struct SchedulerShape {
 }
 
 impl SchedulerShape {
-    /// What the model predicts, in a word.
+    /// What the model predicts, as a word.
     pub fn predicts(&self) -> &'static str {
         match self.prediction_type.as_str() {
             "sample" => "embedding",
@@ -91,25 +90,25 @@ impl SchedulerShape {
     }
 }
 
-/// What a tokenizer is.
+/// The properties of a tokenizer.
 #[derive(Debug, Serialize)]
 pub struct TokenizerShape {
-    /// Number of tokens that the text encoder knows.
+    /// The vocabulary size of the text encoder.
     pub vocabulary: i64,
-    /// Most tokens in a prompt.
+    /// The maximum number of tokens in a prompt.
     pub max_tokens: i64,
 }
 
-/// Describes the model in a folder. Weights need not be there: then `files` has their sizes.
+/// Describes the model in a folder. Weights need not be there; `files` has their sizes.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if a component is missing, broken or not supported.
+/// If a component is missing, damaged or not supported.
 pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
     let layout = Layout::find(folder)?;
-    let prior: PriorConfig = config::read(&layout.prior, "config.json")?;
-    let text: TextEncoderConfig = config::read(&layout.text_encoder, "config.json")?;
+    let prior: PriorConfig = config::read(&layout.prior, CONFIG)?;
+    let text: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
     let scheduler = read_scheduler(&layout)?;
-    // That it opens is worth knowing too.
+    // For its errors.
     Tokenizer::open(&layout.tokenizer, text.max_position_embeddings as usize)?;
     let parameters = count_parameters(&layout, files)?;
     let memory_bytes = parameters.as_ref().map(|parameters| {
@@ -136,7 +135,7 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
         parameters,
         memory_bytes,
         scheduler: SchedulerShape {
-            class: scheduler.class().class_name(),
+            class: layout.scheduler_class.class_name,
             num_train_timesteps: scheduler.num_train_timesteps(),
             prediction_type: scheduler.prediction_type().into(),
         },
@@ -151,11 +150,10 @@ fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<Param
         files.iter().filter(|file| file.path.starts_with(&prefix) && is_weights(&file.path)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
-        let prior = Checkpoint::open_folder(&layout.prior)?.parameters();
-        let text_encoder = Checkpoint::open_folder(&layout.text_encoder)?.parameters_beside(&TextEncoder::REST_OF_CLIP);
+        let Parameters { prior, text_encoder, .. } = Parameters::count(layout)?;
         return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
     }
-    // Headers are a few kilobytes; the rest is numbers, of 2 bytes each where the name says so.
+    // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so.
     let estimate = |part: &Folder| {
         let weight = |file: &&ModelFile| {
             let is_sixteen_bit = file.path.contains(".fp16") || file.path.contains(".bf16");

@@ -1,35 +1,34 @@
-//! What tells one model from another: so that rows of one are not continued with another.
+//! A hash that tells one model from another, so that a run is not resumed with another model.
 
-use super::Pipeline;
 use super::layout::{Layout, ZERO_IMAGE_EMBED};
-use crate::error::OrBadInput;
+use super::load::Pipeline;
+use crate::Result;
 use crate::files::Folder;
 use crate::weights::checkpoint::weight_files;
-use anyhow::Result;
 use sha2::{Digest, Sha256};
 
-/// Bytes of a large file that a quick look takes in one place.
+/// Bytes of each sample of a large file.
 const SAMPLE_BYTES: usize = 4096;
 
-/// Places in a large file that a quick look takes in. Another model's weights differ everywhere.
+/// Samples of a large file. Another model's weights differ everywhere.
 const SAMPLES: usize = 256;
 
-/// Bytes of a large file that are held in memory at a time.
+/// Bytes of a large file that are in memory at a time.
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// What components hold beside their weights.
+/// Extensions of a component's files beside its weights.
 const DESCRIPTIONS: [&str; 3] = ["json", "txt", "model"];
 
 impl Pipeline {
-    /// A hash over the model's configurations, vocabulary and weights, and the LoRAs. It does not depend on where the model lies or how it
-    /// is called. What makes the embedding of a black image is taken in where that is wanted (`zero_embed`): it may come and
-    /// go with other runs' downloads.
+    /// A hash of the model's configurations, vocabulary and weights, and of the LoRAs. It does not depend on the
+    /// model's path or name. With `zero_embed` it includes what the embedding of a black image is made of, which other
+    /// runs' downloads may add or remove.
     ///
-    /// A quick look takes in samples of large files. A thorough one (`is_thorough`) reads them whole, at about 10 GB/s where
-    /// they are in memory, and gives another hash.
+    /// By default it includes samples of large files; with `is_thorough` the whole of them, read at about 10 GB/s where
+    /// they are in the page cache, and is another hash.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a file cannot be read.
+    /// If a file cannot be read.
     pub fn identity(&self, is_thorough: bool, zero_embed: bool) -> Result<String> {
         let Layout { folder, prior, text_encoder, tokenizer, image_encoder, has_zero_image_embed, .. } = &self.layout;
         let Layout { scheduler, scheduler_class, .. } = &self.layout;
@@ -47,8 +46,8 @@ impl Pipeline {
                 add_file(&mut hasher, component, name, is_thorough)?;
             }
         }
-        // The index may have named it, which is not among the files.
-        hasher.update(scheduler_class.class_name());
+        // It may come from the index, which is not among the files.
+        hasher.update(scheduler_class.class_name);
         for lora in &self.loras {
             hasher.update(lora.identity()?);
         }
@@ -59,14 +58,14 @@ impl Pipeline {
     }
 }
 
-/// Whether a file is one of those beside the weights that may be read; an index of weights names what is read anyway.
+/// Whether a file beside the weights may be read. An index of weights is not among them: the weights that it names are.
 fn is_description(name: &str) -> bool {
     let has_ending = name.rsplit_once('.').is_some_and(|(_, ending)| DESCRIPTIONS.contains(&ending));
     has_ending && !name.contains(".index.")
 }
 
 fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool) -> Result<()> {
-    let bytes = folder.open(name).or_bad_input(|| format!("cannot read {}", folder.path_of(name)))?;
+    let bytes = folder.open(name)?;
     hasher.update((name.len() as u64).to_le_bytes());
     hasher.update(name);
     hasher.update((bytes.len() as u64).to_le_bytes());
@@ -86,9 +85,9 @@ fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool)
 
 #[cfg(test)]
 mod tests {
-    use super::super::LoadOptions;
     use super::*;
-    use crate::nn::precision::Precision;
+    use crate::weights::checkpoint::Placement;
+    use crate::weights::precision::Precision;
     use std::fs;
     use std::path::Path;
     use tch::Device;
@@ -110,7 +109,7 @@ mod tests {
     }
 
     fn identity(folder: &TempDir, is_thorough: bool) -> String {
-        let options = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
+        let options = Placement { device: Device::Cpu, precision: Precision::F32 };
         Pipeline::open(folder.path(), options).unwrap().identity(is_thorough, true).unwrap()
     }
 
@@ -182,7 +181,7 @@ mod tests {
     #[test]
     fn an_image_encoder_counts_where_it_is_needed() {
         let folder = copy();
-        let options = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
+        let options = Placement { device: Device::Cpu, precision: Precision::F32 };
         let identities = || {
             let pipeline = Pipeline::open(folder.path(), options).unwrap();
             [true, false].map(|zero_embed| pipeline.identity(false, zero_embed).unwrap())

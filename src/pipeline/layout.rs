@@ -1,15 +1,14 @@
 //! The components of a prior pipeline in a folder as diffusers saves it.
 //!
-//! Pipelines that hold a prior name its parts differently: Kandinsky's prior pipelines say `text_encoder`, Karlo's
-//! `prior_scheduler`, Stable unCLIP's and Kandinsky's combined pipelines put `prior_` before everything, since there the
-//! plain names are the decoder's.
+//! Their names differ: Kandinsky's prior pipelines have `text_encoder`, Karlo has `prior_scheduler`, and Stable
+//! unCLIP's and Kandinsky's combined pipelines prefix all with `prior_`, since the plain names are the decoder's.
 
-use crate::bad_input;
 use crate::diffusion::scheduler::SchedulerClass;
-use crate::error::{FETCH_AGAIN, OrBadInput};
+use crate::diffusion::schedulers;
+use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::json;
-use anyhow::Result;
+use crate::{Error, Result};
 use serde_json::{Map, Value};
 
 /// The file that lists a model's components.
@@ -18,38 +17,50 @@ pub(crate) const INDEX: &str = "model_index.json";
 /// The file that a scheduler is configured in.
 pub const SCHEDULER_CONFIG: &str = "scheduler_config.json";
 
-/// The file in a model's own folder with the embedding of a black image, `image_embeds` `(1, embedding_dim)`, for models
-/// that come without the image encoder to make it with.
+/// The file in a model's own folder with the embedding of a black image, `image_embeds` `(1, embedding_dim)`, for
+/// models that come without the image encoder to make it with.
 pub const ZERO_IMAGE_EMBED: &str = "zero_image_embed.safetensors";
 
-/// A component's possible names, the first one that is there counts, and the classes that are understood.
+/// The possible names of a component, of which the first that is there counts, and the supported classes.
 pub(crate) struct Part {
-    pub(crate) what: &'static str,
+    pub(crate) component: Component,
     pub(crate) names: [&'static str; 2],
     classes: &'static [&'static str],
 }
 
-pub(crate) const PRIOR: Part = Part { what: "prior", names: ["prior_prior", "prior"], classes: &["PriorTransformer"] };
+pub(crate) const PRIOR: Part =
+    Part { component: Component::Prior, names: ["prior_prior", "prior"], classes: &["PriorTransformer"] };
 pub(crate) const TEXT_ENCODER: Part = Part {
-    what: "text encoder",
+    component: Component::TextEncoder,
     names: ["prior_text_encoder", "text_encoder"],
     classes: &["CLIPTextModelWithProjection", "CLIPModel"],
 };
 pub(crate) const TOKENIZER: Part = Part {
-    what: "tokenizer",
+    component: Component::Tokenizer,
     names: ["prior_tokenizer", "tokenizer"],
     classes: &["CLIPTokenizer", "CLIPTokenizerFast"],
 };
 pub(crate) const SCHEDULER: Part = Part {
-    what: "scheduler",
+    component: Component::Scheduler,
     names: ["prior_scheduler", "scheduler"],
-    classes: &[SchedulerClass::Unclip.class_name(), SchedulerClass::Ddpm.class_name()],
+    classes: &schedulers::CLASS_NAMES,
 };
 pub(crate) const IMAGE_ENCODER: Part = Part {
-    what: "image encoder",
+    component: Component::ImageEncoder,
     names: ["prior_image_encoder", "image_encoder"],
     classes: &["CLIPVisionModelWithProjection", "CLIPModel"],
 };
+
+/// A file of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFile {
+    /// Its path in the model's folder.
+    pub path: String,
+    /// Its size in bytes, if it is known.
+    pub bytes: Option<u64>,
+    /// Whether it is on this machine.
+    pub is_here: bool,
+}
 
 /// Where the components are.
 #[derive(Debug, Clone)]
@@ -66,10 +77,10 @@ pub struct Layout {
     pub scheduler: Folder,
     /// The scheduler's class.
     pub scheduler_class: SchedulerClass,
-    /// `CLIPVisionModelWithProjection`, or a `CLIPModel`, which not every model has. A download leaves its weights out
-    /// where a run does not need them; then it is not there.
+    /// `CLIPVisionModelWithProjection`, or a `CLIPModel`. Not every model has one, and a download leaves its weights
+    /// out where a run does not need them.
     pub image_encoder: Option<Folder>,
-    /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which counts where there is no image encoder.
+    /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which is used if there is no image encoder.
     pub has_zero_image_embed: bool,
 }
 
@@ -77,14 +88,15 @@ impl Layout {
     /// Finds the components through `model_index.json` or, where there is none, by their folders.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] that names what is missing or of a class that is not understood.
+    /// [`Error::MissingComponent`], or [`Error::Config`] if a component's class is not supported.
     pub fn find(folder: &Folder) -> Result<Self> {
         let index = read_index(folder)?;
         let find = |part: &Part| find(folder, index.as_ref(), part);
         let need = |part: &Part| {
             find(part)?.ok_or_else(|| {
-                let [prefixed, plain] = part.names;
-                bad_input!("{folder} has no {}: a folder {plain}/ or {prefixed}/ must be in it", part.what)
+                let ([prefixed, plain], path) = (part.names, folder.to_string());
+                let hint = format!("put it in a folder {plain}/ or {prefixed}/ there");
+                Error::MissingComponent { component: part.component, path, hint: Some(Hint::Other(hint.into())) }
             })
         };
         let [prior, text_encoder, tokenizer] = [need(&PRIOR)?, need(&TEXT_ENCODER)?, need(&TOKENIZER)?];
@@ -103,19 +115,20 @@ impl Layout {
 }
 
 fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
-    let path = || folder.path_of(INDEX);
-    let Some(text) = folder.find_text(INDEX).or_bad_input(|| format!("cannot read {}", path()))? else {
-        return Ok(None);
-    };
-    parse_index(&text, &path()).map(Some)
+    let path = folder.path_of(INDEX);
+    let text = folder.find_text(INDEX)?;
+    text.map(|text| parse_index(&text, &path)).transpose()
 }
 
-/// What an index says; `path` is what messages call it.
+/// Parses an index; `path` is its name in messages.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it is not a JSON object.
+/// [`Error::File`] if it is not a JSON object.
 pub(crate) fn parse_index(text: &str, path: &str) -> Result<Map<String, Value>> {
-    json::from_str(text).or_bad_input(|| format!("{path} is not a JSON object; {FETCH_AGAIN}"))
+    json::from_str(text).map_err(|error| {
+        let reason = "is not a JSON object".into();
+        Error::File { path: path.into(), reason, hint: Some(Hint::FetchAgain), source: Some(error.into()) }
+    })
 }
 
 fn find(folder: &Folder, index: Option<&Map<String, Value>>, part: &Part) -> Result<Option<Folder>> {
@@ -123,10 +136,10 @@ fn find(folder: &Folder, index: Option<&Map<String, Value>>, part: &Part) -> Res
     Ok(name.map(|name| folder.join(name)))
 }
 
-/// The name under which a model has a part, if it has it. `index_path` is what messages call the index.
+/// The name under which a model has a component, if it has it. `index_path` is the index' name in messages.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the index gives it a class that is not understood.
+/// [`Error::Config`] if the index gives it a class that is not supported.
 pub(crate) fn choose(
     index: Option<&Map<String, Value>>,
     index_path: &str,
@@ -136,41 +149,39 @@ pub(crate) fn choose(
     let is_listed = |name: &str| index.is_none_or(|index| class_of(index, name).is_some());
     let Some(name) = part.names.into_iter().find(|name| is_listed(name) && is_there(name)) else { return Ok(None) };
     if let Some(class) = index.and_then(|index| class_of(index, name)) {
-        part.check_class(class).map_err(|error| bad_input!("{index_path}: {name} is {error}"))?;
+        part.check_class(index_path, name, class)?;
     }
     Ok(Some(name))
 }
 
 impl Part {
-    /// Checks that a class is understood; if not, says which are.
-    fn check_class(&self, class: &str) -> Result<(), String> {
+    /// Checks that the class that the file `path` has under `key` is supported.
+    fn check_class(&self, path: &str, key: &str, class: &str) -> Result<()> {
         if self.classes.contains(&class) {
             return Ok(());
         }
         let known = self.classes.join(" or ");
-        Err(format!("a {class}, which is not supported; only {known} is"))
+        Err(Error::key(key, format!("is a {class}, which is not supported; only {known} is")).with_path(path))
     }
 }
 
-/// The scheduler's class: what the index says, as in diffusers, or else its own configuration. One that says nothing
-/// is an `UnCLIPScheduler`'s.
+/// The scheduler's class: the one in the index, as in diffusers, or else in its own configuration. If neither names
+/// one, it is an `UnCLIPScheduler`.
 fn scheduler_class(index: Option<&Map<String, Value>>, folder: &Folder) -> Result<SchedulerClass> {
-    // A file that cannot be read is told of by who reads it next.
+    // Whoever reads the configuration next reports that it cannot be read.
     let own: Option<Value> = folder.read_text(SCHEDULER_CONFIG).ok().and_then(|text| json::from_str(&text).ok());
     let own = own.as_ref().and_then(|config| config.get("_class_name")?.as_str());
     let listed = index.and_then(|index| class_of(index, &folder.name()));
-    let Some(name) = listed.or(own) else { return Ok(SchedulerClass::Unclip) };
-    let path = folder.path_of(SCHEDULER_CONFIG);
-    SCHEDULER.check_class(name).map_err(|error| bad_input!("{path}: _class_name is {error}"))?;
-    let class = SchedulerClass::ALL.into_iter().find(|class| class.class_name() == name);
-    Ok(class.unwrap_or(SchedulerClass::Unclip))
+    let Some(name) = listed.or(own) else { return Ok(schedulers::ALL[0]) };
+    SCHEDULER.check_class(&folder.path_of(SCHEDULER_CONFIG), "_class_name", name)?;
+    Ok(schedulers::find(name).unwrap_or(schedulers::ALL[0]))
 }
 
 fn has_weights(folder: &Folder) -> bool {
     folder.file_names().iter().any(|name| name.ends_with(".safetensors") || name.ends_with(".bin"))
 }
 
-/// The class that an index gives a component; an index may also list one as `[null, null]`, which means none.
+/// The class that an index gives a component, if any: `[null, null]` means none.
 fn class_of<'a>(index: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     index.get(name)?.as_array()?.get(1)?.as_str()
 }

@@ -1,211 +1,209 @@
-//! Loads the components of a pipeline and checks that they fit each other.
+//! Opens a pipeline, checks that its components fit each other, and loads its networks when they are needed.
 
-use super::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
+use super::layout::{Layout, SCHEDULER_CONFIG};
+use super::negative::NegativeCache;
+use super::parameters::Parameters;
+use super::progress::Progress;
+use super::request::Timings;
 use super::text::TextStage;
-use super::{Observer, Pipeline, Timings, to_rows};
-use crate::bad_input;
-use crate::config::{self, Config};
+use crate::config;
 use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
+use crate::error::{Component, Hint};
 use crate::files::Folder;
-use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
-use crate::nn::precision::Precision;
 use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
+use crate::text;
 use crate::tokenizer::Tokenizer;
 use crate::weights::checkpoint::{Checkpoint, Placement, Weights};
 use crate::weights::lora::Lora;
-use anyhow::{Result, anyhow};
-use ndarray::Array1;
+use crate::{Error, Result};
 use std::cell::OnceCell;
 use std::path::Path;
 use std::time::Instant;
-use tch::Device;
 
-/// Where and in which type the networks compute.
-#[derive(Debug, Clone, Copy)]
-pub struct LoadOptions {
-    /// The device that holds the weights.
-    pub device: Device,
-    /// What the prior computes in, whatever its weights are stored in: float32 is diffusers with `torch_dtype=torch.float32`,
-    /// without which the CLIP encoders compute there in the type that they are stored in. They are never quantized here.
-    pub precision: Precision,
-}
+/// The file that a network is configured in.
+pub const CONFIG: &str = "config.json";
 
-impl LoadOptions {
-    fn encoder_placement(self) -> Placement {
-        Placement { device: self.device, precision: self.precision.unquantized() }
-    }
+/// A model. Its networks are loaded when they are first needed.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub(super) layout: Layout,
+    /// Where and in which type the prior computes, whatever its weights are stored in. The CLIP encoders compute in the
+    /// same type, but are never quantized.
+    pub(super) placement: Placement,
+    pub(super) text: TextStage,
+    pub(super) prior_config: PriorConfig,
+    pub(super) prior: Option<PriorTransformer>,
+    pub(super) loras: Vec<Lora>,
+    pub(super) scheduler: Box<dyn SchedulerConfig>,
+    pub(super) parameters: OnceCell<Parameters>,
+    pub(super) negative: Option<NegativeCache>,
+    pub(super) keeps_text_encoder: bool,
+    pub(super) timings: Timings,
 }
 
 impl Pipeline {
     /// Opens the model in a folder: reads and checks all that is small, and no weights.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a component is missing, broken, unsupported, or does not fit the others.
-    pub fn open(folder: impl Into<Folder>, options: LoadOptions) -> Result<Self> {
+    /// If a component is missing, damaged, not supported, or does not fit the others.
+    pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
         let start = Instant::now();
-        let mut pipeline = Self::of_layout(Layout::find(&folder.into())?, options)?;
+        let mut pipeline = Self::of_layout(Layout::find(&folder.into())?, placement)?;
         pipeline.timings.load = start.elapsed();
         Ok(pipeline)
     }
 
-    /// The same of components that were found before.
+    /// Opens a model whose components were found before.
     ///
     /// # Errors
     /// As [`Pipeline::open`].
-    pub fn of_layout(layout: Layout, options: LoadOptions) -> Result<Self> {
+    pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
         let scheduler = read_scheduler(&layout)?;
-        let prior_config: PriorConfig = config::read(&layout.prior, "config.json")?;
-        let text_config: TextEncoderConfig = config::read(&layout.text_encoder, "config.json")?;
+        let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+        let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
-        check_fit(&layout, &tokenizer, &text_config, &prior_config, &scheduler)?;
-        let text = TextStage { tokenizer, config: text_config, encoder: None };
-        let timings = Timings::default();
-        let parameters = OnceCell::new();
+        check_fit(&layout, &tokenizer, &text_config, &prior_config, &*scheduler)?;
         Ok(Self {
             layout,
-            options,
-            text,
+            placement,
+            text: TextStage { tokenizer, config: text_config, encoder: None },
             prior_config,
             prior: None,
             loras: Vec::new(),
             scheduler,
-            parameters,
+            parameters: OnceCell::new(),
             negative: None,
-            timings,
+            keeps_text_encoder: true,
+            timings: Timings::default(),
         })
     }
 
-    /// Merges a LoRA into the prior when it is loaded: a file or a folder, with `scale` times its strength.
+    /// Adds a LoRA, a file or a folder, which is merged into the prior with `scale` times its strength when the prior
+    /// is loaded.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if it is broken or for another model.
+    /// [`Error::Lora`] if it is damaged or for another model.
     pub fn add_lora(&mut self, path: &Path, scale: f64) -> Result<()> {
         let lora = Lora::open(path, scale)?;
-        // Now, and not after all prompts have been encoded.
+        // Checked now, not after all prompts have been encoded.
         Checkpoint::open_folder(&self.layout.prior)?.add_lora(&lora)?;
         self.loras.push(lora);
+        (self.prior, self.negative) = (None, None);
         Ok(())
     }
 
-    /// Loads the text encoder if it is not there.
+    /// Whether the text encoder stays in memory once a batch is encoded (the default), for the next batch.
+    ///
+    /// If it does not, networks of one batch never share the memory, and the negative prompts share the prompts'
+    /// forward passes. If it does, they have passes of their own, so that a row's last bits do not depend on which
+    /// batch came first.
+    pub fn keep_text_encoder(&mut self, keeps: bool) {
+        self.keeps_text_encoder = keeps;
+    }
+
+    /// Loads the text encoder unless it is loaded.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if its weights are broken or do not fit its configuration.
-    pub(super) fn load_text_encoder(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    /// If its weights are damaged or do not fit its configuration.
+    pub(super) fn load_text_encoder(&mut self, progress: &mut dyn Progress) -> Result<()> {
         if self.text.encoder.is_none() {
-            observer.loading("text encoder");
+            progress.loading(Component::TextEncoder);
             let start = Instant::now();
             let checkpoint = Checkpoint::open_folder(&self.layout.text_encoder)?;
-            let placement = self.options.encoder_placement();
-            self.text.encoder = Some(load_module(&checkpoint, &self.text.config, placement, TextEncoder::load)?);
+            let load = |weights: &Weights| TextEncoder::load(weights, &self.text.config);
+            self.text.encoder = Some(checkpoint.build("", self.encoder_placement(), load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
     }
 
-    /// Loads the prior if it is not there.
+    /// Loads the prior, and merges the LoRAs, unless it is loaded.
     ///
     /// # Errors
     /// As [`Pipeline::load_text_encoder`].
-    pub(super) fn load_prior(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub(super) fn load_prior(&mut self, progress: &mut dyn Progress) -> Result<()> {
         if self.prior.is_none() {
-            observer.loading("prior");
+            progress.loading(Component::Prior);
             let start = Instant::now();
             let mut checkpoint = Checkpoint::open_folder(&self.layout.prior)?;
             for lora in &self.loras {
                 checkpoint.add_lora(lora)?;
             }
-            let LoadOptions { device, precision } = self.options;
-            let placement = Placement { device, precision };
-            self.prior = Some(load_module(&checkpoint, &self.prior_config, placement, PriorTransformer::load)?);
+            let load = |weights: &Weights| PriorTransformer::load(weights, &self.prior_config);
+            self.prior = Some(checkpoint.build("", self.placement, load)?);
             self.timings.load += start.elapsed();
         }
         Ok(())
     }
 
-    /// The image embedding of a black image, which decoders take as the negative embedding when there is no negative
-    /// prompt; `None` if the model comes with neither an image encoder nor a file that holds the embedding.
-    ///
-    /// The image encoder is read for this alone, and the other networks make room for it: where they are needed again, they
-    /// are loaded again.
-    ///
-    /// # Errors
-    /// [`crate::error::BadInput`] if the image encoder or the file is broken; an error if the embedding is not finite.
-    pub fn zero_embed(&mut self) -> Result<Option<Array1<f32>>> {
-        let Some(folder) = &self.layout.image_encoder else { return self.read_zero_embed() };
-        self.text.release();
-        (self.prior, self.negative) = (None, None);
-        let start = Instant::now();
-        let config: ImageEncoderConfig = config::read(folder, "config.json")?;
-        let checkpoint = Checkpoint::open_folder(folder)?;
-        let encoder = load_module(&checkpoint, &config, self.options.encoder_placement(), ImageEncoder::load)?;
-        self.timings.load += start.elapsed();
-        let embed = to_rows(&encoder.zero_embed()?)?;
-        if embed.iter().any(|value| !value.is_finite()) {
-            return Err(self.explain_non_finite("the embedding of a black image", &[folder]));
+    /// The error on a result that is not finite: names the tensors of `components` that are to blame, if any.
+    pub(super) fn explain_non_finite(&self, what: &str, components: &[&Folder]) -> Error {
+        let names = non_finite_tensors(components).unwrap_or_default();
+        if names.is_empty() {
+            let reason = format!("{what} is not finite (NaN or infinity)");
+            return Error::NotFinite { reason, hint: Some(Hint::UseFloat32) };
         }
-        Ok(Some(embed.row(0).to_owned()))
+        let (folder, names) = (&self.layout.folder, text::list(&names));
+        let reason = format!("{what} is not finite: {folder} has NaN or infinity in {names}");
+        Error::NotFinite { reason, hint: Some(Hint::FetchAgain) }
     }
 
-    /// The same from [`ZERO_IMAGE_EMBED`].
-    fn read_zero_embed(&self) -> Result<Option<Array1<f32>>> {
-        let Layout { folder, has_zero_image_embed: true, .. } = &self.layout else { return Ok(None) };
-        let path = folder.path_of(ZERO_IMAGE_EMBED);
-        let checkpoint = Checkpoint::open_file(folder, ZERO_IMAGE_EMBED)?;
-        let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
-        let shape = [1, self.prior_config.embedding_dim];
-        let embed = to_rows(&checkpoint.build("", placement, |weights| weights.tensor("image_embeds", &shape))?)?;
-        if embed.iter().any(|value| !value.is_finite()) {
-            return Err(anyhow!("the embedding of a black image is not finite: {path} has NaN or infinity in it"));
-        }
-        Ok(Some(embed.row(0).to_owned()))
+    /// Where and in which type the prior computes.
+    pub fn placement(&self) -> Placement {
+        self.placement
     }
 
-    /// Whether [`Pipeline::zero_embed`] gives one.
-    pub fn has_zero_embed(&self) -> bool {
-        self.layout.image_encoder.is_some() || self.layout.has_zero_image_embed
-    }
-
-    /// Where and in what the networks compute.
-    pub fn options(&self) -> LoadOptions {
-        self.options
+    /// Where and in which type the CLIP encoders compute.
+    pub(super) fn encoder_placement(&self) -> Placement {
+        Placement { precision: self.placement.precision.unquantized(), ..self.placement }
     }
 
     /// The folder that the model was loaded from.
     pub fn folder(&self) -> &Folder {
         &self.layout.folder
     }
+
+    /// The embedding dimension.
+    pub fn embedding_dim(&self) -> usize {
+        usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
+    }
+
+    /// The class of the model's scheduler.
+    pub fn scheduler_class(&self) -> SchedulerClass {
+        self.layout.scheduler_class
+    }
+
+    /// The largest number of denoising steps such that the model can do any smaller one.
+    pub fn max_steps(&self) -> usize {
+        self.scheduler.max_steps()
+    }
+
+    /// Checks that the model can do so many denoising steps.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if it cannot.
+    pub fn check_steps(&self, steps: usize) -> Result<()> {
+        self.scheduler.scheduler(steps).map(drop)
+    }
+
+    /// Where the time went so far.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
 }
 
 /// Reads the scheduler's configuration.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it is missing, broken or not supported.
-pub(super) fn read_scheduler(layout: &Layout) -> Result<SchedulerConfig> {
-    match layout.scheduler_class {
-        SchedulerClass::Unclip => config::read(&layout.scheduler, SCHEDULER_CONFIG).map(SchedulerConfig::Unclip),
-        SchedulerClass::Ddpm => config::read(&layout.scheduler, SCHEDULER_CONFIG).map(SchedulerConfig::Ddpm),
-    }
-}
-
-fn load_module<C, M>(
-    checkpoint: &Checkpoint,
-    config: &C,
-    placement: Placement,
-    load: impl Fn(&Weights, &C) -> Result<M>,
-) -> Result<M>
-where
-    C: Config,
-{
-    checkpoint.build("", placement, |weights| load(weights, config))
+/// If it is missing, damaged or not supported.
+pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>> {
+    let path = layout.scheduler.path_of(SCHEDULER_CONFIG);
+    (layout.scheduler_class.parse)(&layout.scheduler.read_text(SCHEDULER_CONFIG)?, &path)
 }
 
 /// The tensors in components' folders that are not finite.
-///
-/// # Errors
-/// If a checkpoint cannot be opened again.
-pub(super) fn non_finite_tensors(components: &[&Folder]) -> Result<Vec<String>> {
+fn non_finite_tensors(components: &[&Folder]) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for folder in components {
         let component = folder.name();
@@ -221,8 +219,12 @@ fn check_fit(
     tokenizer: &Tokenizer,
     text: &TextEncoderConfig,
     prior: &PriorConfig,
-    scheduler: &SchedulerConfig,
+    scheduler: &dyn SchedulerConfig,
 ) -> Result<()> {
+    let mismatch = |reason: String| Err(Error::Mismatch { path: layout.folder.to_string(), reason });
+    if prior.added_emb_type.is_none() {
+        return mismatch("the prior has no query token (added_emb_type is null), so it gives no CLIP embedding".into());
+    }
     let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
     let equal = [
         (
@@ -232,7 +234,7 @@ fn check_fit(
             prior.num_embeddings,
         ),
         (
-            "the number of tokens behind the text",
+            "the number of tokens after the text",
             ADDITIONAL_TOKENS,
             "the prior's additional_embeddings",
             prior.additional_embeddings,
@@ -246,25 +248,16 @@ fn check_fit(
         ),
         ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
     ];
-    let folder = &layout.folder;
-    if prior.added_emb_type.is_none() {
-        return Err(bad_input!(
-            "{folder}: the prior has no query token (added_emb_type is null), so it gives no CLIP embedding"
-        ));
-    }
     if let Some((left, left_value, right, right_value)) = equal.into_iter().find(|(_, left, _, right)| left != right) {
-        return Err(bad_input!("{folder}: {left} ({left_value}) and {right} ({right_value}) must be equal"));
+        return mismatch(format!("{left} ({left_value}) and {right} ({right_value}) must be equal"));
     }
     if tokenizer.max_length() as i64 > text.max_position_embeddings {
-        let (most, length) = (text.max_position_embeddings, tokenizer.max_length());
-        return Err(bad_input!(
-            "{folder}: the tokenizer gives {length} tokens and the text encoder takes at most {most}"
-        ));
+        let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
+        return mismatch(format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}"));
     }
     if scheduler.needs_variance() {
-        return Err(bad_input!(
-            "{folder}: the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance"
-        ));
+        let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
+        return mismatch(reason.into());
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What guidance leads away from is the same for most batches of a run, and so is its cache.
+//! The caches of the negative prompts, which are the same for most batches of a run.
 
 use crate::diffusion::sampler::Condition;
 use crate::nn::prior::{Prefix, TimestepCache};
@@ -13,9 +13,9 @@ pub(super) struct NegativeCache {
 }
 
 impl NegativeCache {
-    /// Whether a cache from an earlier batch is of these prompts and timesteps.
-    pub(super) fn serves(cache: &Option<Self>, prompts: &[&str], timesteps: &[i64]) -> bool {
-        cache.as_ref().is_some_and(|cache| cache.prompts == prompts && cache.timesteps == timesteps)
+    /// Whether the cache is of these prompts and timesteps.
+    pub(super) fn is_of(&self, prompts: &[&str], timesteps: &[i64]) -> bool {
+        self.prompts == prompts && self.timesteps == timesteps
     }
 
     /// The condition of rows of these prompts.

@@ -1,10 +1,10 @@
-//! From prompts to what the prior is conditioned on.
+//! From prompts to the prior's text condition.
 
-use crate::bad_input;
+use super::progress::shorten;
 use crate::nn::prior::TextCondition;
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::{Encoding, Tokenizer};
-use anyhow::{Context, Result};
+use crate::{Error, Result};
 use tch::Tensor;
 
 /// The tokenizer, and the text encoder while it is loaded.
@@ -16,13 +16,25 @@ pub(super) struct TextStage {
 }
 
 impl TextStage {
-    /// Tokenizes prompts. `cut_off` hears the place of each that is too long, and what to say of it.
+    /// Tokenizes prompts. `truncated` gets the index of each that is too long, and the part that was left out.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a token is unknown to the encoder.
-    pub(super) fn tokenize(&self, prompts: &[&str], cut_off: &mut dyn FnMut(usize, &str)) -> Result<Vec<Encoding>> {
-        let tokenize_one = |(place, prompt)| self.tokenize_one(prompt, |text| cut_off(place, text));
-        prompts.iter().copied().enumerate().map(tokenize_one).collect()
+    /// [`Error::Prompt`] if the encoder does not know a token.
+    pub(super) fn tokenize(&self, prompts: &[&str], truncated: &mut dyn FnMut(usize, &str)) -> Result<Vec<Encoding>> {
+        let vocab_size = self.config.vocab_size;
+        let mut encodings = Vec::with_capacity(prompts.len());
+        for (index, prompt) in prompts.iter().enumerate() {
+            let encoding = self.tokenizer.encode(prompt)?;
+            if let Some(removed) = &encoding.removed {
+                truncated(index, removed);
+            }
+            if let Some(id) = encoding.ids.iter().find(|&&id| id >= vocab_size) {
+                let reason = format!("has token {id}, and the text encoder knows {vocab_size} tokens");
+                return Err(Error::Prompt { prompt: shorten(prompt), reason });
+            }
+            encodings.push(encoding);
+        }
+        Ok(encodings)
     }
 
     /// Encodes tokenized prompts.
@@ -30,7 +42,8 @@ impl TextStage {
     /// # Errors
     /// If the encoder is not loaded, or memory runs out.
     pub(super) fn encode(&self, encodings: &[Encoding]) -> Result<TextCondition> {
-        let encoder = self.encoder.as_ref().context("the text encoder is not loaded")?;
+        let encoder = self.encoder.as_ref();
+        let encoder = encoder.ok_or_else(|| Error::Internal("the text encoder is not loaded".into()))?;
         let run: Vec<&[i64]> = encodings
             .iter()
             .map(|encoding| &encoding.ids[..encoder.tokens_to_run(&encoding.ids, encoding.len)])
@@ -40,28 +53,9 @@ impl TextStage {
         let states = without_padding(output.last_hidden_state, &run, &lens)?;
         Ok(TextCondition { states, lens, embeds: output.text_embeds })
     }
-
-    /// Frees the text encoder.
-    pub(super) fn release(&mut self) {
-        self.encoder = None;
-    }
-
-    fn tokenize_one(&self, prompt: &str, cut_off: impl FnOnce(&str)) -> Result<Encoding> {
-        let encoding = self.tokenizer.encode(prompt)?;
-        if let Some(removed) = &encoding.removed {
-            let (prompt, removed, most) = (shorten(prompt), shorten(removed), self.tokenizer.max_length());
-            cut_off(&format!("prompt {prompt:?} is longer than {most} tokens; this part was cut off: {removed:?}"));
-        }
-        let vocab_size = self.config.vocab_size;
-        if let Some(id) = encoding.ids.iter().find(|&&id| id >= vocab_size) {
-            let prompt = shorten(prompt);
-            return Err(bad_input!("prompt {prompt:?} has token {id}, and the text encoder knows {vocab_size} tokens"));
-        }
-        Ok(encoding)
-    }
 }
 
-/// Takes out the states of padding that had to run because it is what the encoder pools, which is rare.
+/// Removes the states of padding, which runs only in the rare case that the encoder pools one of its tokens.
 fn without_padding(states: Tensor, run: &[&[i64]], lens: &[i64]) -> Result<Tensor> {
     if run.iter().zip(lens).all(|(ids, &len)| ids.len() as i64 == len) {
         return Ok(states);
@@ -73,13 +67,4 @@ fn without_padding(states: Tensor, run: &[&[i64]], lens: &[i64]) -> Result<Tenso
         start += ids.len() as i64;
     }
     Ok(Tensor::f_cat(&parts, 0)?)
-}
-
-/// A text short enough for a message.
-pub(super) fn shorten(text: &str) -> String {
-    const MOST: usize = 200;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}… ({} more characters)", &text[..end], text[end..].chars().count()),
-        None => text.to_string(),
-    }
 }

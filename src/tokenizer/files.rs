@@ -1,21 +1,19 @@
-//! The files of a saved tokenizer, in each of the forms that transformers has written over the years.
+//! The files of a saved tokenizer, in all forms that transformers has written over the years.
 
-use crate::bad_input;
-use crate::error::{BadInput, OrBadInput, json_advice};
+use crate::config::parse_json;
+use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::json;
 use ahash::AHashMap;
-use anyhow::Result;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use tokenizers::AddedToken;
 
-/// The tokens that have a role, in the order in which transformers adds them.
+/// The roles of special tokens, in the order in which transformers adds them.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The roles that CLIP gives a default.
+/// The defaults of CLIP.
 const CLIP_DEFAULTS: [(&str, &str); 4] = [
     ("unk_token", "<|endoftext|>"),
     ("bos_token", "<|startoftext|>"),
@@ -23,10 +21,10 @@ const CLIP_DEFAULTS: [(&str, &str); 4] = [
     ("pad_token", "<|endoftext|>"),
 ];
 
-/// The longest text that a configuration can mean; transformers writes 10³⁰ for "no limit".
+/// A maximum length from here on means no limit; transformers writes 10³⁰.
 const NO_LIMIT: f64 = 1e6;
 
-/// A special or added token as a configuration has it: a plain string, or an object with its matching rules.
+/// A special or added token in a configuration: a plain string, or an object with matching rules.
 #[derive(Debug, Clone)]
 enum Token {
     Plain(String),
@@ -48,14 +46,14 @@ impl Token {
         }
     }
 
-    /// Two objects, or two strings, with the same content; transformers keeps a string beside an equal object.
+    /// Whether both are strings or both objects, and of the same content; transformers keeps a string beside an equal object.
     fn is_same(&self, other: &Self) -> bool {
         let same_form = matches!((self, other), (Self::Plain(_), Self::Plain(_)) | (Self::Full(_), Self::Full(_)));
         same_form && self.content() == other.content()
     }
 }
 
-/// An object form of a token. `special` is left out in older files.
+/// A token as an object. Older files lack `special`.
 #[derive(Debug, Deserialize)]
 struct TokenObject {
     content: String,
@@ -84,13 +82,13 @@ impl TokenObject {
     }
 }
 
-/// What the files of a tokenizer say, brought to one form.
+/// The contents of a tokenizer's files, in one form.
 #[derive(Debug)]
 pub struct TokenizerFiles {
     vocab: AHashMap<String, u32>,
     merges: Vec<(String, String)>,
     roles: BTreeMap<&'static str, Token>,
-    /// Tokens with an id of their own in a configuration, by that id.
+    /// Tokens that a configuration gives an id, by that id.
     added: BTreeMap<u32, AddedToken>,
     /// Special tokens without a role.
     extra: Vec<Token>,
@@ -101,7 +99,7 @@ impl TokenizerFiles {
     /// Reads the files in `folder`.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is no vocabulary, or a file is broken.
+    /// [`Error::File`] or [`Error::Config`] if there is no vocabulary, or a file is damaged.
     pub fn read(folder: &Folder) -> Result<Self> {
         let config: Map<String, Value> = read_json(folder, "tokenizer_config.json")?.unwrap_or_default();
         let mut files = Self::read_vocabulary(folder)?;
@@ -116,7 +114,7 @@ impl TokenizerFiles {
         &self.vocab
     }
 
-    /// The merges, the first one first.
+    /// The merges, by priority.
     pub fn merges(&self) -> &[(String, String)] {
         &self.merges
     }
@@ -136,18 +134,18 @@ impl TokenizerFiles {
         self.role("unk_token")
     }
 
-    /// The token that fills up.
+    /// The padding token.
     pub fn pad_token(&self) -> &str {
         self.role("pad_token")
     }
 
-    /// Most ids in an encoded text, if it is said.
+    /// The maximum number of ids in an encoded text, if the configuration has one.
     pub fn max_length(&self) -> Option<usize> {
         self.max_length
     }
 
-    /// The tokens to add to the vocabulary's own, in the order in which transformers adds them: those with an id, then
-    /// those with a role, then the rest.
+    /// The tokens to add to the vocabulary, in the order in which transformers adds them: those with an id, then those with a
+    /// role, then the rest.
     pub fn added_tokens(&self) -> Vec<AddedToken> {
         let named = |content: &str| self.roles.values().any(|token| token.content() == content);
         let with_id = self.added.values();
@@ -177,9 +175,8 @@ impl TokenizerFiles {
             None => {
                 let vocab = read_json(folder, "vocab.json")?;
                 let vocab = vocab.ok_or_else(|| {
-                    bad_input!(
-                        "{folder} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, must be there"
-                    )
+                    let reason = "holds no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt";
+                    Error::file(folder.to_string(), reason)
                 })?;
                 (vocab, read_merges(folder)?, BTreeMap::new())
             }
@@ -188,13 +185,12 @@ impl TokenizerFiles {
         Ok(Self { vocab, merges, roles: roles.into(), added, extra: Vec::new(), max_length: None })
     }
 
-    /// Right is the side that CLIP pads and cuts off on, and the only one that a causal model can do without a mask.
+    /// CLIP pads and truncates on the right, the only side that a causal model supports without a mask.
     fn check_sides(&self, folder: &Folder, config: &Map<String, Value>) -> Result<()> {
         for key in ["padding_side", "truncation_side"] {
             if let Some(side) = config.get(key).and_then(Value::as_str).filter(|side| *side != "right") {
-                return Err(bad_input!(
-                    "{folder}/tokenizer_config.json: {key} {side:?} is not supported, only \"right\" is"
-                ));
+                let error = Error::key(key, format!("is {side:?}, only \"right\" is supported"));
+                return Err(error.with_path(&folder.path_of("tokenizer_config.json")));
             }
         }
         Ok(())
@@ -203,12 +199,12 @@ impl TokenizerFiles {
     fn read_config_tokens(&mut self, folder: &Folder, config: &Map<String, Value>) -> Result<()> {
         self.read_roles(config, false, &folder.path_of("tokenizer_config.json"))?;
         if let Some(decoder) = config.get("added_tokens_decoder") {
-            // This is the newest form and replaces the older ones.
+            // The newest form replaces the older ones.
             self.added = parse_decoder(decoder, &folder.path_of("tokenizer_config.json"))?;
         } else {
             let mut map: Map<String, Value> = read_json(folder, "special_tokens_map.json")?.unwrap_or_default();
-            // transformers hears of this key too late to make the tokens in added_tokens.json special by it, and not at
-            // all if there are extra tokens by then.
+            // transformers reads this key too late to make the tokens in added_tokens.json special, and ignores it if there are
+            // extra tokens by then.
             let late: Map<String, Value> = map.remove_entry("additional_special_tokens").into_iter().collect();
             self.read_roles(&map, true, &folder.path_of("special_tokens_map.json"))?;
             let added: BTreeMap<String, u32> = read_json(folder, "added_tokens.json")?.unwrap_or_default();
@@ -220,7 +216,7 @@ impl TokenizerFiles {
                 self.read_roles(&late, true, &folder.path_of("special_tokens_map.json"))?;
             }
         }
-        // A token with an id brings its own matching rules to its role.
+        // A token with an id keeps its matching rules in its role.
         for token in self.roles.values_mut() {
             if let Some(added) = self.added.values().find(|added| added.content == token.content()) {
                 *token = Token::Full(added.clone());
@@ -229,13 +225,13 @@ impl TokenizerFiles {
         Ok(())
     }
 
-    fn read_roles(&mut self, map: &Map<String, Value>, special: bool, origin: &str) -> Result<()> {
+    fn read_roles(&mut self, map: &Map<String, Value>, special: bool, path: &str) -> Result<()> {
         for (key, value) in map.iter().filter(|(_, value)| !value.is_null()) {
             if let Some(&role) = ROLES.iter().find(|role| *role == key) {
-                self.roles.insert(role, parse_token(value, special, &format!("{origin}: {key}"))?);
+                self.roles.insert(role, parse_token(value, special, path, key)?);
             } else if matches!(key.as_str(), "extra_special_tokens" | "additional_special_tokens") {
                 for value in value.as_array().into_iter().flatten() {
-                    self.extra.push(parse_token(value, true, &format!("{origin}: {key}"))?);
+                    self.extra.push(parse_token(value, true, path, key)?);
                 }
             }
         }
@@ -243,7 +239,7 @@ impl TokenizerFiles {
     }
 }
 
-/// The parts of `tokenizer.json` that count.
+/// The parts of `tokenizer.json` that matter.
 #[derive(Deserialize)]
 struct TokenizerJson {
     model: TokenizerJsonModel,
@@ -279,8 +275,10 @@ impl TokenizerJson {
     fn into_parts(self, folder: &Folder) -> Result<Vocabulary> {
         let merges = self.model.merges.into_iter().enumerate().map(|(number, merge)| match merge {
             Merge::Pair(left, right) => Ok((left, right)),
-            Merge::Line(line) => split_merge(&line)
-                .ok_or_else(|| bad_input!("{folder}/tokenizer.json: merge {number} is not a pair: {line:?}")),
+            Merge::Line(line) => split_merge(&line).ok_or_else(|| {
+                let error = Error::key("model.merges", format!("holds {line:?} as item {number}, which is not a pair"));
+                error.with_path(&folder.path_of("tokenizer.json"))
+            }),
         });
         let added = self.added_tokens.into_iter().map(|added| (added.id, added.token.into_added(false)));
         Ok((self.model.vocab, merges.collect::<Result<_>>()?, added.collect()))
@@ -288,13 +286,12 @@ impl TokenizerJson {
 }
 
 fn read_merges(folder: &Folder) -> Result<Vec<(String, String)>> {
-    let path = folder.path_of("merges.txt");
-    let text = folder.read_text("merges.txt");
-    let text = text.or_bad_input(|| format!("cannot read {path}, which belongs to vocab.json beside it"))?;
+    let text = folder.read_text("merges.txt")?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
-    let merges = lines
-        .map(|(index, line)| split_merge(line).ok_or_else(|| bad_input!("{path}:{}: a merge is two words", index + 1)));
-    merges.collect()
+    let not_a_pair = |index| {
+        Error::file(folder.path_of("merges.txt"), format!("has something else than a pair on line {}", index + 1))
+    };
+    lines.map(|(index, line)| split_merge(line).ok_or_else(|| not_a_pair(index))).collect()
 }
 
 fn split_merge(line: &str) -> Option<(String, String)> {
@@ -302,19 +299,21 @@ fn split_merge(line: &str) -> Option<(String, String)> {
     (!right.contains(' ')).then(|| (left.to_string(), right.to_string()))
 }
 
-fn parse_token(value: &Value, special: bool, origin: &str) -> Result<Token> {
+fn parse_token(value: &Value, special: bool, path: &str, key: &str) -> Result<Token> {
     match value {
         Value::String(content) => Ok(Token::Plain(content.clone())),
         object => {
-            let token = TokenObject::deserialize(object).or_bad_input(|| format!("{origin} is not a token"))?;
+            let token = TokenObject::deserialize(object);
+            let token = token.map_err(|error| Error::key(key, format!("is not a token: {error}")).with_path(path))?;
             Ok(Token::Full(token.into_added(special)))
         }
     }
 }
 
-fn parse_decoder(decoder: &Value, origin: &str) -> Result<BTreeMap<u32, AddedToken>> {
-    let broken = || format!("{origin}: added_tokens_decoder is not a map of ids to tokens");
-    let objects = BTreeMap::<u32, TokenObject>::deserialize(decoder).or_bad_input(broken)?;
+fn parse_decoder(decoder: &Value, path: &str) -> Result<BTreeMap<u32, AddedToken>> {
+    let objects = BTreeMap::<u32, TokenObject>::deserialize(decoder).map_err(|error| {
+        Error::key("added_tokens_decoder", format!("is not a map of ids to tokens: {error}")).with_path(path)
+    })?;
     Ok(objects.into_iter().map(|(id, token)| (id, token.into_added(false))).collect())
 }
 
@@ -323,14 +322,7 @@ fn max_length(config: &Map<String, Value>) -> Option<usize> {
     value.as_f64().filter(|length| (0.0..NO_LIMIT).contains(length)).map(|length| length as usize)
 }
 
-/// Reads a JSON file; `None` if it is not there.
+/// Reads a JSON file; `None` if there is no such file.
 fn read_json<T: DeserializeOwned>(folder: &Folder, name: &str) -> Result<Option<T>> {
-    let path = || folder.path_of(name);
-    let Some(text) = folder.find_text(name).or_bad_input(|| format!("cannot read {}", path()))? else {
-        return Ok(None);
-    };
-    json::from_str(&text).map(Some).map_err(|error| {
-        let line = format!("{} is not what a CLIP tokenizer has there{}", path(), json_advice(&error));
-        anyhow::Error::new(error).context(BadInput(line))
-    })
+    folder.find_text(name)?.map(|text| parse_json(&text, &folder.path_of(name))).transpose()
 }

@@ -1,15 +1,13 @@
 //! CLIP's byte-level BPE, as transformers' `CLIPTokenizer` applies it.
 //!
-//! Source: transformers 5.23 `models/clip/tokenization_clip.py` and `tokenization_utils_tokenizers.py`. From any form of
-//! a saved tokenizer, transformers takes the vocabulary, the merges and the special tokens, and builds CLIP's own
-//! normalizer and pre-tokenizer around them; so does this.
+//! Source: transformers 5.23 `models/clip/tokenization_clip.py` and `tokenization_utils_tokenizers.py`. transformers takes
+//! the vocabulary, the merges and the special tokens from any form of a saved tokenizer, and builds CLIP's own normalizer and
+//! pre-tokenizer around them; so does this.
 
 mod files;
 
-use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{Error, Result};
 use crate::files::Folder;
-use anyhow::{Result, anyhow};
 use files::TokenizerFiles;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
@@ -22,16 +20,16 @@ use tokenizers::{SplitDelimiterBehavior, Tokenizer as Backend};
 /// Marks the end of a word in the vocabulary.
 const END_OF_WORD: &str = "</w>";
 
-/// What a word is to CLIP (openai/CLIP `simple_tokenizer.py`).
+/// CLIP's words (openai/CLIP `simple_tokenizer.py`).
 const WORD_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// Bytes of a prompt that are looked at first: many times what any prompt needs that makes sense.
+/// The bytes of a long prompt that are tokenized first: many times the length of any sensible prompt.
 const FIRST_BYTES: usize = 16 << 10;
 
-/// Bytes of all added tokens together. The automaton that finds them takes some 80 times as much memory; thousands of learned
-/// words have a tenth of this.
-const MOST_ADDED_BYTES: usize = 1 << 20;
+/// The maximum length of all added tokens together, in bytes. The automaton that finds them takes some 80 times as much memory;
+/// thousands of learned words take a tenth of this.
+const MAX_ADDED_BYTES: usize = 1 << 20;
 
 /// Turns prompts into token ids.
 #[derive(Debug)]
@@ -39,7 +37,7 @@ pub struct Tokenizer {
     backend: Backend,
     max_length: usize,
     pad_id: i64,
-    /// Whether no token spans a space, so that what comes behind one does not matter to what is before it.
+    /// Whether no token spans a space, so that the tokens before one do not depend on what follows it.
     ends_at_spaces: bool,
 }
 
@@ -48,37 +46,37 @@ pub struct Tokenizer {
 pub struct Encoding {
     /// Start, text, end and padding: exactly [`Tokenizer::max_length`] ids.
     pub ids: Vec<i64>,
-    /// How many of the ids are not padding; the attention mask is that many ones, then zeros.
+    /// The number of ids that are not padding; the attention mask is that many ones, then zeros.
     pub len: usize,
-    /// The part of the prompt that did not fit, if any, as its tokens read; far behind the cut, as it is written.
+    /// The part of the prompt that was truncated, if any, as decoded from its tokens; far behind the cut, as it is written.
     pub removed: Option<String>,
 }
 
 impl Tokenizer {
     /// Reads a tokenizer's folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, with `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `added_tokens.json` where they are there.
+    /// `special_tokens_map.json` and `added_tokens.json` if they exist.
     ///
-    /// `default_max_length` is used where the folder does not say `model_max_length`.
+    /// `default_max_length` is the maximum length if no file has a `model_max_length`.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if files are missing, broken or of another kind of tokenizer.
+    /// [`Error::File`] or [`Error::Config`] if files are missing, damaged or those of another tokenizer.
     pub fn open(folder: impl Into<Folder>, default_max_length: usize) -> Result<Self> {
         let folder = folder.into();
         let files = TokenizerFiles::read(&folder)?;
         let added = files.added_tokens();
         let added_bytes: usize = added.iter().map(|token| token.content.len()).sum();
-        if added_bytes > MOST_ADDED_BYTES {
-            return Err(bad_input!(
-                "{folder}: its added tokens are {added_bytes} bytes long, the most together is {MOST_ADDED_BYTES}"
-            ));
+        let refused = |reason: String| Error::file(folder.to_string(), reason);
+        if added_bytes > MAX_ADDED_BYTES {
+            let lengths = format!("{added_bytes} bytes long, the maximum is {MAX_ADDED_BYTES}");
+            return Err(refused(format!("has added tokens that are together {lengths}")));
         }
         let ends_at_spaces = !added.iter().any(|token| token.content.contains(char::is_whitespace));
-        let broken = || format!("{folder} does not hold a sound CLIP tokenizer");
-        let mut backend = build_backend(&files).or_bad_input(broken)?;
-        backend.add_tokens(added).map_err(|error| anyhow!(error)).or_bad_input(broken)?;
+        let invalid = |error| refused(format!("does not hold a valid CLIP tokenizer ({error})"));
+        let mut backend = build_backend(&files).map_err(invalid)?;
+        backend.add_tokens(added).map_err(invalid)?;
         let id = |content: &str| {
             let id = backend.token_to_id(content);
-            id.ok_or_else(|| bad_input!("{folder}: token {content:?} is not in the vocabulary"))
+            id.ok_or_else(|| refused(format!("lacks token {content:?} in its vocabulary")))
         };
         let (bos, eos, pad) = (files.bos_token(), files.eos_token(), files.pad_token());
         let (bos_id, eos_id, pad_id) = (id(bos)?, id(eos)?, id(pad)?);
@@ -86,7 +84,8 @@ impl Tokenizer {
         backend.with_post_processor(Some(post_processor.trim_offsets(false).add_prefix_space(false)));
         let max_length = files.max_length().unwrap_or(default_max_length);
         if max_length < 2 {
-            return Err(bad_input!("{folder}: model_max_length is {max_length}, start and end of text need 2"));
+            let error = Error::key("model_max_length", format!("is {max_length}, start and end of text need 2"));
+            return Err(error.with_path(&folder.to_string()));
         }
         Ok(Self { backend, max_length, pad_id: i64::from(pad_id), ends_at_spaces })
     }
@@ -96,39 +95,39 @@ impl Tokenizer {
         self.max_length
     }
 
-    /// Encodes a prompt, cut off at [`Tokenizer::max_length`] and padded to it.
+    /// Encodes a prompt, truncated at [`Tokenizer::max_length`] and padded to it.
     ///
     /// # Errors
-    /// If the backend fails, which it does for no text that is known.
+    /// [`Error::Internal`] if the backend fails, which no known text makes it do.
     pub fn encode(&self, prompt: &str) -> Result<Encoding> {
-        // Of a prompt without end not all is tokenized. Words, added tokens, and what normalization composes or reorders
-        // all end at a space, so the tokens before one are the same whatever follows it.
-        let mut least = FIRST_BYTES;
-        while let Some(end) = self.space_after(prompt, least) {
+        // Only the start of a very long prompt is tokenized. Words, added tokens, and what normalization composes or reorders
+        // all end at a space, so the tokens before one do not depend on what follows it.
+        let mut min = FIRST_BYTES;
+        while let Some(end) = self.space_after(prompt, min) {
             let mut encoding = self.encode_whole(&prompt[..end])?;
             if let Some(removed) = &mut encoding.removed {
                 removed.push_str(&prompt[end..]);
                 return Ok(encoding);
             }
-            least = least.saturating_mul(8);
+            min = min.saturating_mul(8);
         }
         self.encode_whole(prompt)
     }
 
-    /// The first space behind so many bytes, if that is a place to cut at.
-    fn space_after(&self, prompt: &str, least: usize) -> Option<usize> {
-        let rest = prompt.as_bytes().get(least..).filter(|_| self.ends_at_spaces)?;
-        Some(least + memchr::memchr3(b' ', b'\n', b'\t', rest)?)
+    /// The first space after `min` bytes, if a prompt can be cut at spaces.
+    fn space_after(&self, prompt: &str, min: usize) -> Option<usize> {
+        let rest = prompt.as_bytes().get(min..).filter(|_| self.ends_at_spaces)?;
+        Some(min + memchr::memchr3(b' ', b'\n', b'\t', rest)?)
     }
 
     fn encode_whole(&self, prompt: &str) -> Result<Encoding> {
-        let encoding = self.backend.encode_fast(prompt, true).map_err(|error| anyhow!(error))?;
+        let encoding = self.backend.encode_fast(prompt, true).map_err(internal)?;
         let all: &[u32] = encoding.get_ids();
         let mut ids: Vec<i64> = all.iter().take(self.max_length).map(|&id| i64::from(id)).collect();
         let len = ids.len();
         let mut removed = None;
         if let ([.., last], true) = (all, all.len() > self.max_length) {
-            // The end of text stays where the prompt is cut off.
+            // A truncated prompt keeps its end of text.
             ids[self.max_length - 1] = i64::from(*last);
             removed = Some(self.decode(&all[self.max_length - 1..all.len() - 1])?);
         }
@@ -138,27 +137,30 @@ impl Tokenizer {
 
     /// Ids as text.
     fn decode(&self, ids: &[u32]) -> Result<String> {
-        let text = self.backend.decode(ids, false).map_err(|error| anyhow!(error))?;
+        let text = self.backend.decode(ids, false).map_err(internal)?;
         Ok(text.replace(END_OF_WORD, " ").trim().to_string())
     }
 }
 
-fn build_backend(files: &TokenizerFiles) -> Result<Backend> {
+fn internal(error: tokenizers::Error) -> Error {
+    Error::Internal(format!("the tokenizer failed: {error}"))
+}
+
+fn build_backend(files: &TokenizerFiles) -> tokenizers::Result<Backend> {
     let bpe = BPE::builder()
         .vocab_and_merges(files.vocab().clone(), files.merges().to_vec())
         .continuing_subword_prefix(String::new())
         .end_of_word_suffix(END_OF_WORD.into())
         .unk_token(files.unk_token().into())
         .fuse_unk(false)
-        .build()
-        .map_err(|error| anyhow!(error))?;
-    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(|error| anyhow!(error))?;
+        .build()?;
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
     let pattern = SplitPattern::Regex(WORD_PATTERN.into());
-    let words = Split::new(pattern, SplitDelimiterBehavior::Removed, true).map_err(|error| anyhow!(error))?;
+    let words = Split::new(pattern, SplitDelimiterBehavior::Removed, true)?;
     let bytes = ByteLevel::default().add_prefix_space(false);
     let mut backend = Backend::new(bpe);
     let normalizer = Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]);
-    backend.with_normalizer(Some(normalizer)).map_err(|error| anyhow!(error))?;
+    backend.with_normalizer(Some(normalizer))?;
     backend.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
     backend.with_decoder(Some(ByteLevel::default()));
     Ok(backend)
@@ -177,9 +179,9 @@ mod tests {
     });
 
     #[test]
-    fn a_prompt_without_end_has_the_tokens_of_its_start() {
+    fn a_very_long_prompt_has_the_tokens_of_its_start() {
         let tokenizer = &*TOKENIZER;
-        // The last has its words where a second look finds them.
+        // The last has its words beyond the first bytes.
         for text in
             ["two cats ".repeat(4000), "x\n".repeat(20_000), format!("{}{}", " ".repeat(40_000), "a b ".repeat(40_000))]
         {

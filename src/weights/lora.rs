@@ -1,29 +1,28 @@
 //! LoRAs (arXiv 2106.09685): small files that change a model's matrices, merged into them when they are read.
 //!
-//! A matrix W becomes W - P + scale · alpha / rank · B A, in float32, before it is packed. P is what the LoRA's
+//! A matrix W becomes `W - base + scale · alpha / rank · B A`, in float32, before it is packed. The base is what the LoRA's
 //! initialization took from W, which is nothing for most. Source: PEFT 0.21 `tuners/lora/layer.py`, diffusers 0.42
 //! `loaders/`.
 
 mod adapter;
-mod base;
+mod initialization;
 mod keys;
 mod pattern;
 
 use super::checkpoint::Checkpoint;
-use crate::bad_input;
-use crate::error::{FETCH_AGAIN, some_of};
+use super::delta::Delta;
+use crate::error::{Error, Hint, Result};
 use crate::files::{Folder, parent};
+use crate::text;
 use adapter::AdapterConfig;
-use anyhow::{Context, Result};
-use base::Base;
-use keys::{Key, Part};
+use keys::{Key, Role};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// The files that a folder with a LoRA holds: as PEFT and diffusers write them, and as accelerate does, whose checkpoints
-/// hold nothing but what was trained.
+/// The names of a LoRA's file in its folder: those of PEFT and diffusers, and of accelerate, whose checkpoints hold nothing
+/// but what was trained.
 const FILES: [&str; 6] = [
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
@@ -33,91 +32,60 @@ const FILES: [&str; 6] = [
     "pytorch_model.bin",
 ];
 
-/// The numbers of a LoRA may take this many times the bytes of its file: those of 16 bits take twice as many in memory.
-const LARGEST_RATIO: u64 = 10;
+/// The tensors of a LoRA in float32 may take this many times the bytes of its file.
+const MAX_RATIO: u64 = 10;
 
-/// A small file may hold this many bytes of numbers anyway.
+/// The bytes that the tensors of a small file may take anyway.
 const SMALL_BYTES: u64 = 1 << 20;
 
-/// A LoRA, read and checked in itself.
+/// A LoRA.
 #[derive(Debug)]
 pub struct Lora {
     origin: String,
     layers: Vec<Layer>,
 }
 
-/// What a LoRA does to one matrix.
+/// The change to one matrix.
 #[derive(Debug)]
-pub(crate) struct Layer {
+struct Layer {
     /// The tensor that it changes.
-    pub(crate) target: String,
+    target: String,
     /// The name of A in the LoRA's file.
     key: String,
     delta: Delta,
 }
 
-/// What is added to a matrix: `scale · strength · up · down - part`.
-#[derive(Debug)]
-pub struct Delta {
-    /// A, `(rank, inputs)`.
-    down: Tensor,
-    /// B, `(outputs, rank)`.
-    up: Tensor,
-    /// Alpha over the rank.
-    strength: f64,
-    /// What the user asks for.
-    scale: f64,
-    /// What the LoRA began with.
-    base: Option<Base>,
-}
-
-impl Delta {
-    /// Adds all of them to `weight`, a matrix `(outputs, inputs)` in float32 on the CPU.
+impl Checkpoint {
+    /// Adds a LoRA to the weights that it was trained for, from when they are read.
     ///
-    /// As when PEFT loads one after the other, the part that each began with is taken from what those before it left, and
-    /// whole, whatever the scale.
-    pub(crate) fn add_all(deltas: &[Self], weight: &mut Tensor) -> Result<()> {
-        for Self { down, strength, base, .. } in deltas {
-            if let Some(base) = base {
-                let part = base.part(weight, down.size()[0], *strength);
-                let part = part.context("cannot decompose a matrix as a LoRA asks for it; is it finite?")?;
-                let _ = weight.f_sub_(&part)?;
-            }
+    /// # Errors
+    /// [`Error::Lora`] that names a key of the LoRA that fits no tensor here.
+    pub fn add_lora(&mut self, lora: &Lora) -> Result<()> {
+        for layer in &lora.layers {
+            layer.check(self, &lora.origin)?;
         }
-        for Self { down, up, strength, scale, .. } in deltas {
-            let _ = weight.f_add_(&up.f_matmul(down)?.f_mul_scalar(scale * strength)?)?;
+        for layer in &lora.layers {
+            self.add_delta(&layer.target, layer.delta.shallow_clone());
         }
         Ok(())
-    }
-
-    fn shallow_clone(&self) -> Self {
-        Self { down: self.down.shallow_clone(), up: self.up.shallow_clone(), ..*self }
     }
 }
 
 impl Layer {
-    /// What it adds to a tensor of this shape in the checkpoint called `model`, if there is one.
-    ///
-    /// # Errors
-    /// [`crate::error::BadInput`] that names the key if the tensor is not there or has another shape.
-    pub(crate) fn fit(&self, shape: Option<&[i64]>, origin: &str, model: &str) -> Result<Delta> {
+    /// Checks that the checkpoint has the matrix that it changes.
+    fn check(&self, checkpoint: &Checkpoint, origin: &str) -> Result<()> {
         let Self { target, key, delta } = self;
-        let Some(shape) = shape else {
-            return Err(bad_input!(
-                "{origin}: {key} is for {target}, which {model} does not have; it is for another model"
-            ));
+        let (model, expected) = (checkpoint.origin(), delta.shape());
+        let reason = match checkpoint.shape(target) {
+            Some(shape) if shape == expected => return Ok(()),
+            Some(shape) => format!("{key} changes a {target} of {expected:?}, but {model} has one of {shape:?}"),
+            None => format!("{key} changes {target}, which {model} does not have"),
         };
-        let changed = [delta.up.size()[0], delta.down.size()[1]];
-        if shape != changed {
-            return Err(bad_input!(
-                "{origin}: {key} is for a {target} of {changed:?}, and that of {model} is {shape:?}; it is for another model"
-            ));
-        }
-        Ok(delta.shallow_clone())
+        Err(Error::lora(origin, format!("{reason}: it is for another model")))
     }
 }
 
-/// The tensors of one layer, by name.
+/// The names of the tensors of one layer.
 #[derive(Debug, Default)]
 struct Names {
     down: Option<String>,
@@ -127,10 +95,10 @@ struct Names {
 }
 
 impl Lora {
-    /// Reads the LoRA in a file, or in a folder as PEFT and diffusers write them; `scale` multiplies what it adds.
+    /// Reads a LoRA from its file, or from a folder of PEFT or diffusers; `scale` multiplies its change.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there is none, or it is broken or of a kind that is not understood.
+    /// [`Error::Lora`], [`Error::File`] or [`Error::Config`] if there is none, or it is damaged or not supported.
     pub fn open(path: &Path, scale: f64) -> Result<Self> {
         let (folder, name) = find(path)?;
         let checkpoint = Checkpoint::open_file(&folder, &name)?;
@@ -138,31 +106,33 @@ impl Lora {
         let config = AdapterConfig::find(&folder, &name)?;
         let origin = checkpoint.origin().to_string();
         let mut layers = Vec::new();
-        let mut left_out = Vec::new();
+        let mut ignored = Vec::new();
         for (module, names) in group(&checkpoint)? {
             let config = config.as_ref().filter(|config| config.is_in_header || names.is_peft);
             if config.map_or(Ok(true), |config| config.targets(&module))? {
                 layers.push(read_layer(&checkpoint, module, &names, config, scale)?);
             } else {
-                left_out.push(module);
+                ignored.push(module);
             }
         }
         let config = config.as_ref().map_or("", |config| config.origin());
-        match (layers.is_empty(), left_out.is_empty()) {
-            (true, true) => return Err(bad_input!("{origin} holds no LoRA")),
-            (true, false) => return Err(bad_input!("{origin}: {config} is for none of the modules in it")),
+        match (layers.is_empty(), ignored.is_empty()) {
+            (true, true) => return Err(Error::lora(origin, "no LoRA in it")),
+            (true, false) => return Err(Error::lora(origin, format!("{config} selects none of the modules in it"))),
             (false, true) => {}
-            (false, false) => log::warn!("{origin}: left out what {config} is not for: {}", some_of(&left_out)),
+            (false, false) => {
+                log::warn!("{origin}: modules that {config} does not select are ignored: {}", text::list(&ignored))
+            }
         }
         Ok(Self { origin, layers })
     }
 
-    /// What messages call it.
+    /// Its name in messages.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// A hash over all that it changes, and by how much.
+    /// A hash over all of its changes.
     ///
     /// # Errors
     /// If memory runs out.
@@ -185,10 +155,6 @@ impl Lora {
         }
         Ok(hasher.finalize().to_vec())
     }
-
-    pub(crate) fn layers(&self) -> &[Layer] {
-        &self.layers
-    }
 }
 
 /// The folder and the name of a LoRA's file.
@@ -200,52 +166,53 @@ fn find(path: &Path) -> Result<(Folder, String)> {
         return Ok((folder, name));
     }
     let name = path.file_name().filter(|_| path.is_file()).and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| bad_input!("there is no LoRA at {:?}", path.display().to_string()))?;
+    let name = name.ok_or_else(|| Error::lora(path.display().to_string(), "there is no LoRA"))?;
     Ok((Folder::from(parent(path)), name.into()))
 }
 
-/// The file that a folder's LoRA is in where it has a name of its own.
+/// The only safetensors file in a folder.
 fn only_safetensors(folder: &Folder) -> Result<String> {
     let mut names = folder.file_names();
     names.retain(|name| name.ends_with(".safetensors") && folder.has_file(name));
     names.sort();
     match names.as_slice() {
         [name] => Ok(name.clone()),
-        [] => Err(bad_input!("{folder} has no LoRA; one of {} must be in it", FILES.join(", "))),
-        names => Err(bad_input!("{folder} has several files that may be the LoRA; name one of {}", some_of(names))),
+        [] => Err(Error::lora(folder.to_string(), format!("none of {} is in it", FILES.join(", ")))),
+        names => {
+            let reason = format!("several files may be the LoRA: {}", text::list(names));
+            Err(Error::lora(folder.to_string(), reason).with_hint(Hint::Other("give one of them".into())))
+        }
     }
 }
 
-/// Checks that the numbers of a file of `len` bytes do not take many times as much memory: in a torch file any number of
-/// tensors may share one storage.
+/// Checks that the tensors of a file of `len` bytes do not take many times as much memory: in a torch file any number of them
+/// may share one storage.
 fn check_size(checkpoint: &Checkpoint, len: u64) -> Result<()> {
     let bytes = checkpoint.parameters().saturating_mul(Kind::Float.elt_size_in_bytes() as u64);
-    if bytes <= len.saturating_mul(LARGEST_RATIO).saturating_add(SMALL_BYTES) {
+    if bytes <= len.saturating_mul(MAX_RATIO).saturating_add(SMALL_BYTES) {
         return Ok(());
     }
-    let origin = checkpoint.origin();
-    Err(bad_input!(
-        "{origin} is {len} bytes long and its tensors take {bytes}, more than {LARGEST_RATIO} times as many: they share their numbers; save them with .clone()"
-    ))
+    let reason = format!("its tensors share their numbers: they take {bytes} bytes, and the file {len}");
+    Err(Error::lora(checkpoint.origin(), reason).with_hint(Hint::Other("save them with .clone()".into())))
 }
 
-/// The tensors of a file by the module that they change.
+/// The tensors of a file, grouped by the module that they change.
 fn group(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Names>> {
     let origin = checkpoint.origin();
     let mut layers: BTreeMap<String, Names> = BTreeMap::new();
     for name in checkpoint.names() {
-        let Some(Key { module, part, is_peft }) = keys::parse(name) else {
-            return Err(bad_input!("{origin}: {name} is no part of a LoRA that is understood; A, B and alpha are"));
+        let Some(Key { module, role, is_peft }) = keys::parse(name) else {
+            return Err(Error::lora(origin, format!("{name} is not supported, only A, B and alpha of a LoRA are")));
         };
         let names = layers.entry(module).or_default();
         names.is_peft |= is_peft;
-        let place = match part {
-            Part::Down => &mut names.down,
-            Part::Up => &mut names.up,
-            Part::Alpha => &mut names.alpha,
+        let slot = match role {
+            Role::Down => &mut names.down,
+            Role::Up => &mut names.up,
+            Role::Alpha => &mut names.alpha,
         };
-        if let Some(other) = place.replace(name.to_string()) {
-            return Err(bad_input!("{origin}: {other} and {name} are for the same matrix"));
+        if let Some(other) = slot.replace(name.to_string()) {
+            return Err(Error::lora(origin, format!("{other} and {name} are for the same matrix")));
         }
     }
     Ok(layers)
@@ -258,15 +225,15 @@ fn read_layer(
     config: Option<&AdapterConfig>,
     scale: f64,
 ) -> Result<Layer> {
-    let origin = checkpoint.origin();
+    let refused = |reason: String| Error::lora(checkpoint.origin(), reason);
     let (Some(down_name), Some(up_name)) = (&names.down, &names.up) else {
         let lone = [&names.down, &names.up, &names.alpha].into_iter().flatten().next();
-        return Err(bad_input!("{origin}: {} is without its other half", lone.unwrap_or(&module)));
+        return Err(refused(format!("{} lacks its other half", lone.unwrap_or(&module))));
     };
     let read = |name: &str| -> Result<Tensor> {
-        let tensor = checkpoint.read(name)?.ok_or_else(|| bad_input!("{origin}: {name} holds no floats"))?;
+        let tensor = checkpoint.read(name)?.ok_or_else(|| refused(format!("{name} holds no floats")))?;
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Err(bad_input!("{origin}: {name} has NaN or infinity in it; {FETCH_AGAIN}"));
+            return Err(refused(format!("{name} holds NaN or infinity")).with_hint(Hint::FetchAgain));
         }
         Ok(tensor)
     };
@@ -274,31 +241,31 @@ fn read_layer(
     let rank = match (&down.size()[..], &up.size()[..]) {
         ([rank, _], [_, other]) if rank == other && *rank >= 1 => *rank,
         (down, up) => {
-            return Err(bad_input!(
-                "{origin}: {down_name} is {down:?} and {up_name} {up:?}, which is no LoRA of a matrix"
-            ));
+            return Err(refused(format!("{down_name} is {down:?} and {up_name} {up:?}: not a LoRA of a matrix")));
         }
     };
     let base = config.and_then(|config| config.base);
-    let said = config.map_or(Ok(None), |config| config.rank(&module))?;
-    // A part of a matrix has no higher rank than the matrix; the strength goes by what is said.
-    let largest = if base.is_some() { down.size()[1].min(up.size()[0]) } else { i64::MAX };
-    if let (Some(config), Some(said)) = (config, said.filter(|said| (*said).min(largest) != rank)) {
-        return Err(bad_input!("{origin}: {down_name} has rank {rank}, and {} says {said}", config.origin()));
+    let configured = config.map_or(Ok(None), |config| config.rank(&module))?;
+    // A part of a matrix has at most its rank; the strength goes by the configured rank all the same.
+    let max_rank = if base.is_some() { down.size()[1].min(up.size()[0]) } else { i64::MAX };
+    if let (Some(config), Some(expected)) = (config, configured.filter(|&expected| expected.min(max_rank) != rank)) {
+        return Err(refused(format!("{down_name} has rank {rank}, and {} says {expected}", config.origin())));
     }
     let strength = match (&names.alpha, config) {
         (Some(name), _) => {
             let alpha = read(name)?;
             if alpha.numel() != 1 {
-                return Err(bad_input!("{origin}: {name} must be one number"));
+                return Err(refused(format!("{name} must be a single number")));
             }
             alpha.f_reshape([-1])?.f_double_value(&[0])? / rank as f64
         }
-        (None, Some(config)) => config.strength(&module, said.unwrap_or(rank))?,
+        (None, Some(config)) => config.strength(&module, configured.unwrap_or(rank))?,
         (None, None) => 1.0,
     };
-    if base.is_some_and(|base| !base.has_strength(strength)) {
-        return Err(bad_input!("{origin}: {down_name} has the strength {strength}, with which no such LoRA can begin"));
+    if base.is_some_and(|base| !base.allows_strength(strength)) {
+        return Err(refused(format!(
+            "{down_name} has strength {strength}, which its init_lora_weights does not allow"
+        )));
     }
     let delta = Delta { down, up, strength, scale, base };
     Ok(Layer { target: format!("{module}.weight"), key: down_name.clone(), delta })

@@ -1,7 +1,9 @@
-//! Weights: checkpoints in safetensors and torch files, and the LoRAs that are merged into them.
+//! Weights: checkpoints in safetensors and torch files, LoRAs, and the types that networks compute in.
 //!
-//! Nothing here knows which networks the tensors belong to.
+//! Nothing here knows which network the tensors belong to.
 
 pub mod checkpoint;
+mod delta;
 pub mod lora;
 pub mod pickle;
+pub mod precision;

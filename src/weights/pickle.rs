@@ -1,152 +1,30 @@
-//! Reads pickles as `torch.save` writes them, and runs nothing.
+//! Reads pickles as `torch.save` writes them, without running anything.
 //!
-//! A pickle is a program for a small machine that may call any Python function there is. This one knows the few functions
-//! that a file of tensors needs, and makes plain values in their place. Whatever else a pickle names, such as the settings
-//! that training programs put beside the weights, becomes a [`Foreign`] value; what only an attack names is refused.
+//! A pickle is a program for a stack machine that may call any Python function. This machine knows the few functions that a
+//! file of tensors needs, and makes plain values instead of calling them. Anything else that a pickle names, such as the
+//! settings that training programs save with the weights, becomes a [`Foreign`] value; names that only an attack needs are
+//! refused.
 //!
 //! Source: Python's `Lib/pickletools.py` for the opcodes, torch 2.13 `_utils.py` and `serialization.py` for the functions.
-//! What a pickle can make this allocate is bounded by [`MOST_OPCODES`], some 300 bytes a step at most: a value has a fixed
-//! size, strings lie in the pickle's bytes, and what has parts costs a step for each. Values refer to each other by number,
-//! so nothing is copied, nested or freed recursively.
+//! The number of steps bounds what a pickle can allocate, to about 300 bytes a step: a value has a fixed size, strings stay in
+//! the pickle's bytes, and each part of a compound value costs a step. Values refer to each other by number, so nothing is
+//! copied, nested or freed recursively.
 
+mod error;
 mod global;
 mod machine;
 mod reader;
 mod tensor;
+mod value;
 
-pub use tensor::{Numbers, Storage, StoredTensor};
-
-use global::Global;
-use machine::Machine;
-use std::fmt;
-
-/// The most steps of a pickle; a checkpoint of a thousand tensors takes some 50 000.
-const MOST_OPCODES: usize = 1 << 20;
-
-/// Why a pickle is refused.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum PickleError {
-    /// It names a Python function that only an attack would.
-    #[error("it asks to run `{0}`")]
-    Forbidden(String),
-    /// It is broken, or `torch.save` does not write such pickles.
-    #[error("{0}")]
-    Corrupt(String),
-}
-
-impl PickleError {
-    pub(super) fn corrupt(why: impl Into<String>) -> Self {
-        Self::Corrupt(why.into())
-    }
-}
-
-/// The number of a value in its [`Pickle`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Id(u32);
-
-/// What a pickle holds, each value once, however often others refer to it.
-#[derive(Debug)]
-pub enum Value<'a> {
-    /// `None`, or something that says nothing about tensors, such as a device.
-    None,
-    /// `True` or `False`.
-    Bool(bool),
-    /// A whole number of 64 bits.
-    Int(i64),
-    /// A larger one, little-endian in two's complement.
-    LargeInt(&'a [u8]),
-    /// A float.
-    Float(f64),
-    /// A string.
-    Text(&'a str),
-    /// Bytes, or a string that is not UTF-8.
-    Bytes(&'a [u8]),
-    /// A tuple or a list.
-    Sequence(Vec<Id>),
-    /// A set, whose elements nobody asks for.
-    Set,
-    /// A dictionary, ordered or not, in the order of insertion.
-    Dict(Vec<(Id, Id)>),
-    /// A tensor's memory.
-    Storage(Storage<'a>),
-    /// A tensor.
-    Tensor(StoredTensor<'a>),
-    /// A function or class that may be called.
-    Global(Global),
-    /// Any other function or class, and what it would make.
-    Foreign(Foreign<'a>),
-}
-
-/// A Python function or class that is not run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Foreign<'a> {
-    /// The module that it is in.
-    pub module: &'a str,
-    /// Its name there.
-    pub name: &'a str,
-}
-
-/// Its whole name, fit for a line on a terminal: somebody else chose it.
-impl fmt::Display for Foreign<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        const MOST: usize = 80;
-        let mut chars = self.module.chars().chain(['.']).chain(self.name.chars());
-        chars.by_ref().take(MOST).flat_map(char::escape_debug).try_for_each(|char| write!(formatter, "{char}"))?;
-        if chars.next().is_some() { formatter.write_str("…") } else { Ok(()) }
-    }
-}
-
-/// A pickle's values.
-#[derive(Debug)]
-pub struct Pickle<'a> {
-    values: Vec<Value<'a>>,
-    root: Id,
-}
-
-impl<'a> Pickle<'a> {
-    /// Reads the pickle at the start of `bytes`, and says how long it is.
-    ///
-    /// # Errors
-    /// [`PickleError`] if it is broken or asks for more than a file of tensors needs.
-    pub fn read(bytes: &'a [u8]) -> Result<(Self, usize), PickleError> {
-        Machine::new(bytes).run()
-    }
-
-    /// What was pickled.
-    pub fn root(&self) -> &Value<'a> {
-        self.get(self.root)
-    }
-
-    /// The value of a number that a value of this pickle holds.
-    pub fn get(&self, id: Id) -> &Value<'a> {
-        &self.values[id.0 as usize]
-    }
-
-    /// The value under a key of a dictionary: the last one, where there are several.
-    pub fn item(&self, dict: &[(Id, Id)], wanted: &str) -> Option<&Value<'a>> {
-        let has_key = |(key, _): &&(Id, Id)| matches!(self.get(*key), Value::Text(key) if *key == wanted);
-        dict.iter().rev().find(has_key).map(|(_, value)| self.get(*value))
-    }
-
-    /// The first of the functions that are not run, if there is one.
-    pub fn foreign(&self) -> Option<Foreign<'a>> {
-        self.values.iter().find_map(|value| match value {
-            Value::Foreign(foreign) => Some(*foreign),
-            _ => None,
-        })
-    }
-
-    /// All storages that the pickle refers to.
-    pub fn storages(&self) -> impl Iterator<Item = &Storage<'a>> {
-        self.values.iter().filter_map(|value| match value {
-            Value::Storage(storage) => Some(storage),
-            _ => None,
-        })
-    }
-}
+pub use error::PickleError;
+pub use global::Foreign;
+pub use tensor::{Storage, StoredTensor};
+pub use value::{Id, Pickle, Value};
 
 #[cfg(test)]
 mod tests {
+    use super::machine::MAX_OPCODES;
     use super::*;
 
     fn refuse(bytes: &[u8]) -> PickleError {
@@ -166,7 +44,7 @@ mod tests {
         let Value::Dict(dict) = pickle.root() else { panic!("{:?}", pickle.root()) };
         let Some(Value::Sequence(list)) = pickle.item(dict, "a") else { panic!("no list") };
         assert!(matches!(pickle.get(list[0]), Value::Int(1)) && matches!(pickle.get(list[1]), Value::Int(-2)));
-        assert!(matches!(pickle.get(list[2]), Value::Int(300)) && matches!(pickle.get(list[3]), Value::Float(2.5)));
+        assert!(matches!(pickle.get(list[2]), Value::Int(300)) && matches!(pickle.get(list[3]), Value::Float));
         let Some(Value::Sequence(pair)) = pickle.item(dict, "b") else { panic!("no tuple") };
         assert!(matches!(pickle.get(pair[0]), Value::None) && matches!(pickle.get(pair[1]), Value::Bool(true)));
         assert!(pickle.item(dict, "c").is_none());
@@ -185,7 +63,7 @@ mod tests {
         assert_eq!(refuse(b"\x80\x02}X\x01\x00\x00\x00acsys\nexit\ns."), forbidden("sys.exit"));
     }
 
-    /// What a pickle is, if a function that is not run would make it.
+    /// The function that would make what a pickle holds.
     fn foreign(bytes: &[u8]) -> String {
         match Pickle::read(bytes).unwrap().0.root() {
             Value::Foreign(foreign) => foreign.to_string(),
@@ -194,11 +72,11 @@ mod tests {
     }
 
     #[test]
-    fn other_functions_and_what_they_make_are_foreign() {
+    fn other_functions_and_their_values_are_foreign() {
         assert_eq!(foreign(b"ccollections\nCounter\n."), "collections.Counter");
         // A name with dots would lead from an innocent module to any other.
         assert_eq!(foreign(b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93."), "torch.os.system");
-        // Called, made, filled, and given attributes, in every way; what it makes may be called as well.
+        // Called, instantiated, filled and given attributes, in every way; its value may be called too.
         for rest in [
             &b")R."[..],
             b")\x81.",
@@ -223,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_of_a_class_are_what_they_are_made_of() {
+    fn tensors_of_a_plain_class_are_tensors() {
         let rebuild = |class: &str, function: &str, arguments: &str| {
             format!("ctorch._tensor\n_rebuild_from_type_v2\n(c{function}\nc{class}\n{arguments}NtR.").into_bytes()
         };
@@ -238,7 +116,7 @@ mod tests {
         assert_eq!(foreign(&other), "torch._utils._rebuild_sparse_tensor");
         let nested = rebuild("torch\nTensor", "torch._tensor\n_rebuild_from_type_v2", tensor);
         assert!(matches!(refuse(&nested), PickleError::Corrupt(_)));
-        // What sets a tensor's state sets its numbers.
+        // Setting the state of a tensor replaces its elements.
         let bytes = [&b"ctorch._utils\n_rebuild_tensor_v2\n"[..], tensor.as_bytes(), b"R}b."].concat();
         assert_eq!(foreign(&bytes), "torch.Tensor.__setstate__");
     }
@@ -276,11 +154,11 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_and_cycles_are_nothing_special() {
+    fn deep_nesting_and_cycles_are_read() {
         let deep = [b"N".to_vec(), b"\x85".repeat(1_000_000), b".".to_vec()].concat();
         assert!(Pickle::read(&deep).is_ok());
         assert!(Pickle::read(b"]q\x00h\x00a.").is_ok(), "a list in itself");
-        let endless = b"N0".repeat(MOST_OPCODES / 2 + 1);
+        let endless = b"N0".repeat(MAX_OPCODES / 2 + 1);
         assert!(matches!(refuse(&endless), PickleError::Corrupt(why) if why.contains("steps")));
     }
 
@@ -322,7 +200,7 @@ mod tests {
             b"J\xff\xff\xff\xffK\x02K\x03\x86K\x03K\x01\x86",
             b"K\x00K\x02K\x03\x86J\xff\xff\xff\xffK\x01\x86",
             b"K\x00J\xff\xff\xff\xffK\x03\x86K\x03K\x01\x86",
-            // Strides of 0 repeat one number a million times a million.
+            // Strides of 0 repeat one number 10¹² times.
             b"K\x00J\x40\x42\x0f\x00J\x40\x42\x0f\x00\x86K\x00K\x00\x86",
             b"K\x00\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85",
             b"K\x00K\x02K\x03\x86K\x01\x85",

@@ -17,7 +17,7 @@ pub fn pickle_model() -> PathBuf {
     fixtures().join("pipelines/pickle_weights")
 }
 
-/// A workplace with a copy of it, and its prior's file.
+/// A workplace with a copy of it, and the path of its prior's weights.
 fn with_pickles() -> (Workplace, PathBuf) {
     let place = Workplace::new();
     place.copy(&pickle_model(), "model");
@@ -59,7 +59,7 @@ fn a_hostile_pickle_is_refused_by_name_and_not_run() {
     }
 }
 
-/// A zip archive of entries that are as they are; a third part says another size than they have.
+/// A zip archive of uncompressed members: name, contents, and perhaps a wrong size for the directory.
 pub fn archive(entries: &[(&str, &[u8], Option<u32>)]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, data, said) in entries {
@@ -114,7 +114,7 @@ fn broken_torch_files_are_refused() {
         zip.finish().unwrap().into_inner()
     };
     let overlapping = {
-        // The second entry's place is the first's.
+        // The second member has the first one's offset.
         let mut file = archive(&[
             ("a/data/0", &numbers, None),
             ("a/data/1", &numbers, None),
@@ -129,7 +129,7 @@ fn broken_torch_files_are_refused() {
         (Vec::new(), "empty"),
         (b"PK\x03\x04".to_vec(), "torch file"),
         (archive(&[("a/data.pkl", &one_tensor(4), None)]), "no storage"),
-        (archive(&[("a/data.pkl", &one_tensor(5), None), ("a/data/0", &numbers, None)]), "cut off"),
+        (archive(&[("a/data.pkl", &one_tensor(5), None), ("a/data/0", &numbers, None)]), "truncated"),
         (archive(&[("a/data.pkl", &one_tensor(1), None), ("a/data/0", &numbers, None)]), "outside its storage"),
         (archive(&[("a/data/0", &numbers, Some(1 << 30)), ("a/data.pkl", &one_tensor(4), None)]), "past its end"),
         (archive(&[("a/data.pkl", &one_tensor(4), None), ("b/data.pkl", &one_tensor(4), None)]), "several"),
@@ -143,7 +143,7 @@ fn broken_torch_files_are_refused() {
         fs::write(&weights, file).unwrap();
         assert_weights_refused(&place, &["model/prior", word]);
     }
-    // Numbers in the other order.
+    // Numbers in big-endian byte order.
     let big =
         archive(&[("a/data.pkl", &one_tensor(4), None), ("a/data/0", &numbers, None), ("a/byteorder", b"big", None)]);
     let (place, weights) = with_pickles();
@@ -207,7 +207,7 @@ fn converted_models_give_the_same_embeddings() {
     assert!(embed(&place, &place.path("small"), &[]).ncols() > 0);
 }
 
-/// Changes the sign of every number of 16 bits in a safetensors file, and of half of those of 32.
+/// Flips the sign of every 16-bit number in a safetensors file, and of half of the 32-bit ones.
 fn spoil(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -216,7 +216,7 @@ fn spoil(path: &Path) {
 }
 
 #[test]
-fn stale_weights_are_left_where_the_libraries_leave_them() {
+fn stale_weights_are_ignored_as_by_the_libraries() {
     for (name, variant) in [("kandinsky22_sharded_bf16", ""), ("fp16_variant", ".fp16")] {
         let place = Workplace::new();
         let model = place.copy(&fixtures().join("pipelines").join(name), "model");
@@ -242,13 +242,13 @@ fn stale_weights_are_left_where_the_libraries_leave_them() {
         whole("text_encoder", "model");
         shards("text_encoder").iter().for_each(|shard| spoil(shard));
         assert_same("an older text encoder in shards");
-        // Saved whole over shards: diffusers removes these and leaves their index.
+        // Saved whole over shards: diffusers removes the shards and leaves their index.
         whole("prior", "diffusion_pytorch_model");
         shards("prior").iter().for_each(|shard| fs::remove_file(shard).unwrap());
         assert_same("an older prior in shards");
         let mut command = place.bare();
         command.args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npy"]);
-        assert!(assert_done(&mut command).contains("00001-of-0"), "the index is not told of");
+        assert!(assert_done(&mut command).contains("00001-of-0"), "no warning about the index");
         fs::remove_file(place.path("e.npy")).unwrap();
         fs::remove_file(stale).unwrap();
         assert_weights_refused(&place, &["model/prior", "which is not there"]);
@@ -449,7 +449,7 @@ fn add_tensors(path: &Path, names: &[&str]) {
 }
 
 #[test]
-fn tensors_without_a_use_are_left_out_with_a_warning() {
+fn unneeded_tensors_are_ignored_with_a_warning() {
     let place = Workplace::new();
     let weights = place.copy_model().join("prior/diffusion_pytorch_model.safetensors");
     let expected = embed(&place, Path::new("model"), &[]);
@@ -463,7 +463,7 @@ fn tensors_without_a_use_are_left_out_with_a_warning() {
     let told = assert_done(place.bare().args(options));
     let is_told = told.matches("not needed").count() == 1 && told.contains("a.buffer, causal_attention_mask");
     assert!(is_told && told.contains("model/prior"), "{told}");
-    // What would count is not left out.
+    // Tensors that would change the result are not ignored.
     for name in ["proj_in.scale", "transformer_blocks.2.norm1.bias", "transformer_blocks.0.attn1.to_q.lora_A.weight"] {
         fs::write(&weights, &sound).unwrap();
         add_tensors(&weights, &[name]);
@@ -474,7 +474,7 @@ fn tensors_without_a_use_are_left_out_with_a_warning() {
 }
 
 #[test]
-fn a_whole_clip_serves_as_encoder_without_a_word_on_its_other_half() {
+fn a_whole_clip_serves_as_encoder_without_a_warning_about_its_other_half() {
     let place = Workplace::new();
     place.copy(&fixtures().join("pipelines/whole_clip"), "model");
     let told = assert_done(place.bare().args(["-m", "model", "-p", "x", "--steps", "2", "--out", "e.npz"]));

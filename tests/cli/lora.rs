@@ -155,7 +155,7 @@ fn loras_that_do_not_fit_are_refused() {
     refuse("none.safetensors:nan", &["--lora"]);
     fs::create_dir(place.path("empty")).unwrap();
     refuse("empty", &["empty", "adapter_model.safetensors"]);
-    refuse(model().join("prior/diffusion_pytorch_model.safetensors").to_str().unwrap(), &["no part of a LoRA"]);
+    refuse(model().join("prior/diffusion_pytorch_model.safetensors").to_str().unwrap(), &["A, B and alpha of a LoRA"]);
     fs::write(place.path("evil.bin"), b"cos\nsystem\n(X\x01\x00\x00\x00xtR.").unwrap();
     refuse("evil.bin", &["evil.bin", "os.system"]);
     place.copy(&lora, "dora");

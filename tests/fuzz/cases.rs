@@ -2,14 +2,10 @@
 
 use crate::draws::Draws;
 use crate::{bytes, json, safetensors, torch};
-use prior_embed::error::{exit_code, one_line};
-use prior_embed::nn::precision::Precision;
-use prior_embed::pipeline::{LoadOptions, Pipeline, Row, Settings};
-use prior_embed::rows::{Entry, PromptReader, ReadOptions};
+use prior_embed::{EmbedOptions, Error, Prior};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use tch::Device;
 use tempfile::TempDir;
 
 /// The models that are mutated; those of torch files more often, since there is more to them.
@@ -93,20 +89,20 @@ impl Case {
         Self { what: format!("{source} {name}: {what}"), bytes, kind, model, _folder: folder }
     }
 
-    /// Does with it what a run would.
+    /// Does with it what a run would: by the library in this process, and by the program what only that reads.
     pub fn run(&self) -> Outcome {
-        let run = AssertUnwindSafe(|| match &self.kind {
-            Kind::Model => embed(&self.model, None),
-            Kind::Lora(lora) => embed(&self.model, Some(lora)),
-            Kind::Prompts(path) => read_prompts(path),
-            Kind::Parts(_) => Ok(()),
-        });
-        if let Kind::Parts(folder) = &self.kind {
-            return crate::parts::merge(folder);
-        }
-        match catch_unwind(run) {
+        let lora = match &self.kind {
+            Kind::Prompts(path) => return crate::prompts::read(path, &self.model),
+            Kind::Parts(folder) => return crate::parts::merge(folder),
+            Kind::Lora(lora) => Some(lora.as_path()),
+            Kind::Model => None,
+        };
+        match catch_unwind(AssertUnwindSafe(|| embed(&self.model, lora))) {
             Ok(Ok(())) => Outcome::Used,
-            Ok(Err(error)) => Outcome::Refused { code: exit_code(&error), line: one_line(&error, false) },
+            Ok(Err(error)) => {
+                let code = if error.is_bad_input() { 2 } else { 1 };
+                Outcome::Refused { code, line: error.to_string() }
+            }
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
@@ -116,24 +112,18 @@ impl Case {
     }
 }
 
-fn embed(model: &Path, lora: Option<&Path>) -> anyhow::Result<()> {
-    let mut pipeline = Pipeline::open(model, LoadOptions { device: Device::Cpu, precision: Precision::F32 })?;
+fn embed(model: &Path, lora: Option<&Path>) -> Result<(), Error> {
+    let mut prior = Prior::open(model)?;
     if let Some(lora) = lora {
-        pipeline.add_lora(lora, 0.5)?;
+        prior.add_lora(lora, 0.5)?;
     }
-    let row = Row { prompt: "a red apple, two cats", negative_prompt: "", seed: 1 };
-    pipeline.embed(&[row], &Settings { steps: 2, guidance_scale: 4.0 }, true, &mut ())?;
-    pipeline.zero_embed().map(drop)
-}
-
-/// All rows; of a bad one the reason is enough.
-fn read_prompts(path: &Path) -> anyhow::Result<()> {
-    for entry in PromptReader::open(path, &ReadOptions::default())? {
-        if let Entry::Bad(row) = entry? {
-            assert!(row.reason.lines().count() <= 1, "{:?}", row.reason);
-        }
+    let options = EmbedOptions::new().seed(1).steps(2).batch_size(1);
+    prior.embed(&["a red apple, two cats"], &options)?;
+    match prior.embed(&["a red apple"], &options.steps(1).negative_image_embeds(true)) {
+        // Not every model has an image encoder.
+        Err(Error::MissingComponent { .. }) => Ok(()),
+        result => result.map(drop),
     }
-    Ok(())
 }
 
 fn mutate(path: &Path, draws: &mut Draws) -> String {

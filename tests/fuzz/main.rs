@@ -13,6 +13,7 @@ mod draws;
 mod json;
 mod memory;
 mod parts;
+mod program;
 mod prompts;
 mod safetensors;
 mod torch;
@@ -51,7 +52,9 @@ fn complaint(case: &Case, outcome: &Outcome, duration: Duration, bytes: Option<u
         (Outcome::Refused { line, .. }, _) if line.lines().count() != 1 || line.len() > 4000 => {
             Some(format!("is not told in a line: {line:?}"))
         }
-        (Outcome::Refused { code, line }, _) if *code != 2 && !line.contains("not finite") => {
+        (Outcome::Refused { code, line }, _)
+            if *code != 2 && !line.contains("not finite") && !line.contains("not enough memory") =>
+        {
             Some(format!("is bad input, and no failure: {line}"))
         }
         _ if duration > LONGEST => Some(format!("took {duration:.0?}")),

@@ -1,8 +1,8 @@
 //! Parts of a run to mutate, made and merged by the program itself.
 
 use crate::cases::Outcome;
+use crate::program::{self, program};
 use std::path::Path;
-use std::process::{Command, Output};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 
@@ -26,18 +26,5 @@ pub fn folder() -> &'static Path {
 
 /// Joins the parts in a folder.
 pub fn merge(folder: &Path) -> Outcome {
-    let Output { status, stderr, .. } =
-        program(folder).args(["merge", "1.parquet", "2.parquet", "--out", "all.parquet"]).output().unwrap();
-    let line = String::from_utf8_lossy(&stderr).into_owned();
-    match status.code() {
-        Some(0) => Outcome::Used,
-        Some(code) => Outcome::Refused { code: code as u8, line },
-        None => Outcome::Panicked(format!("{status}: {line}")),
-    }
-}
-
-fn program(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prior-embed"));
-    command.current_dir(folder).env_remove("RUST_BACKTRACE");
-    command
+    program::outcome(program(folder).args(["merge", "1.parquet", "2.parquet", "--out", "all.parquet"]))
 }

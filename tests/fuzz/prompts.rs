@@ -1,5 +1,7 @@
 //! A table of prompts to mutate.
 
+use crate::cases::Outcome;
+use crate::program::{outcome, program};
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
@@ -17,4 +19,11 @@ pub fn write(path: &Path) {
     let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
+}
+
+/// Embeds all rows that can be used, in a step each.
+pub fn read(path: &Path, model: &Path) -> Outcome {
+    let mut command = program(path.parent().unwrap());
+    command.arg("-m").arg(model).arg("-f").arg(path).args(["--steps", "1", "--guidance-scale", "1"]);
+    outcome(command.args(["--on-error", "skip", "--out", "embeds.npy"]))
 }

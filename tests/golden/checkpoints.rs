@@ -31,7 +31,7 @@ fn every_format_of_torch_holds_the_same_tensors() {
     }
 }
 
-/// Values of torch's, numpy's and foreign classes, and tensors that are no plain ones, lie beside the weights.
+/// The files also hold values of torch's, numpy's and foreign classes, and tensors that are not plain ones.
 #[test]
 fn files_of_training_programs_hold_the_same_tensors() {
     let expected = Checkpoint::open_file(&folder(), "expected.safetensors").unwrap();

@@ -1,10 +1,10 @@
 //! Opens the files in `tests/fixtures` and compares tensors.
 
 use crate::config::{self, Config};
+use crate::error::Result;
 use crate::files::Folder;
 use crate::nn::precision::Precision;
 use crate::weights::checkpoint::{Checkpoint, Placement, Weights};
-use anyhow::Result;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};

@@ -64,7 +64,7 @@ fn steps_and_timesteps_are_as_many() {
     let spacings = [TimestepSpacing::Linspace, TimestepSpacing::Leading, TimestepSpacing::Trailing];
     for timestep_spacing in spacings {
         let config = DdpmConfig { timestep_spacing, ..DdpmConfig::default() };
-        assert_eq!(config.most_steps(), 1000);
+        assert_eq!(config.max_steps(), 1000);
         let mut scheduler = DdpmScheduler::new(&config).unwrap();
         // Of trailing ones, diffusers gives a timestep too many for 61 steps and 61 other numbers.
         for steps in [1, 2, 25, 61, 103, 333, 999, 1000] {
@@ -88,9 +88,9 @@ fn an_offset_does_not_lead_beyond_the_training() {
     scheduler.set_timesteps(999).unwrap();
     let error = scheduler.set_timesteps(1000).unwrap_err().to_string();
     assert!(error.contains("steps_offset of 1"), "{error}");
-    assert_eq!(with_offset(1).most_steps(), 999);
+    assert_eq!(with_offset(1).max_steps(), 999);
     // 200 steps of 5 timesteps start at 995 + 5.
-    assert_eq!(with_offset(5).most_steps(), 199);
+    assert_eq!(with_offset(5).max_steps(), 199);
 }
 
 /// Without a limit of steps, a scheduler's are all training timesteps, so that step s is timestep 999 - s.

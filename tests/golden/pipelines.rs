@@ -2,9 +2,10 @@
 
 use super::common::{Fixture, fixtures, relative_error};
 use crate::files::Folder;
-use crate::hub::builtin::EMOJI_MODEL;
-use crate::nn::precision::Precision;
-use crate::pipeline::{LoadOptions, Pipeline, Row, Settings};
+use crate::pipeline::builtin::EMOJI_MODEL;
+use crate::pipeline::{Pipeline, Row, Settings};
+use crate::weights::checkpoint::Placement;
+use crate::weights::precision::Precision;
 use serde::Deserialize;
 use std::path::Path;
 use tch::{Device, Tensor};
@@ -19,14 +20,14 @@ pub struct Case {
     samples_per_prompt: usize,
 }
 
-pub const OPTIONS: LoadOptions = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
+pub const OPTIONS: Placement = Placement { device: Device::Cpu, precision: Precision::F32 };
 
-fn open(name: &str, options: LoadOptions) -> Pipeline {
+fn open(name: &str, options: Placement) -> Pipeline {
     Pipeline::open(&fixtures().join("pipelines").join(name), options).unwrap()
 }
 
 fn embed(pipeline: &mut Pipeline, rows: &[Row], settings: &Settings) -> Tensor {
-    let embeds = pipeline.embed(rows, settings, false, &mut ()).unwrap();
+    let embeds = pipeline.embed(rows, settings, &mut ()).unwrap();
     Tensor::from_slice(embeds.as_slice().unwrap()).reshape([rows.len() as i64, -1])
 }
 
@@ -135,7 +136,7 @@ fn in_lower_precisions_a_row_does_not_depend_on_its_batch_at_all() {
         .collect();
     let precisions = [Precision::Bf16, Precision::Int8];
     for precision in precisions.into_iter().filter(|precision| precision.is_fast_on(Device::Cpu)) {
-        let options = LoadOptions { device: Device::Cpu, precision };
+        let options = Placement { device: Device::Cpu, precision };
         let together = embed(&mut open("kandinsky22", options), &rows, &settings);
         for (row, place) in rows.iter().zip(0..) {
             // A model loaded anew has no cache of the negative prompt yet.
@@ -151,7 +152,7 @@ fn lower_precisions_come_near() {
     let rows = [Row { prompt: "a red apple", negative_prompt: "", seed: 3 }];
     let exact = embed(&mut kandinsky22(), &rows, &settings);
     for precision in [Precision::Bf16, Precision::F16, Precision::Int8] {
-        let options = LoadOptions { device: Device::Cpu, precision };
+        let options = Placement { device: Device::Cpu, precision };
         let near = embed(&mut open("kandinsky22", options), &rows, &settings);
         let cosine = Tensor::cosine_similarity(&near, &exact, 1, 1e-8).double_value(&[0]);
         assert!(cosine > 0.99, "{precision:?}: cosine {cosine}");

@@ -4,7 +4,8 @@
 use super::common::{Fixture, files_in, fixtures};
 use crate::config;
 use crate::diffusion::noise::RowNoise;
-use crate::diffusion::schedulers::unclip::{UnclipConfig, UnclipScheduler};
+use crate::diffusion::scheduler::Scheduler;
+use crate::diffusion::schedulers::unclip::{UnclipConfig, UnclipScheduler, VarianceType};
 use tch::{Kind, Tensor};
 
 #[test]
@@ -86,7 +87,7 @@ fn variances_are_the_published_ones() {
     for (t, expected) in [(0, 1.0e-10), (487, 0.0549625), (999, 0.9994987)] {
         assert!((variance(t) - expected).abs() < 1e-5, "{t}: {}", variance(t));
     }
-    let config = UnclipConfig { variance_type: "learned_range".into(), ..UnclipConfig::default() };
+    let config = UnclipConfig { variance_type: VarianceType::LearnedRange, ..UnclipConfig::default() };
     let scheduler = UnclipScheduler::new(&config).unwrap();
     let predicted = Tensor::from_slice(&[0.5_f32]);
     let variance = |t| scheduler.variance(t, None, Some(&predicted)).unwrap().double_value(&[0]);

@@ -5,7 +5,7 @@ use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::{BatchNoise, RowNoise};
 use crate::diffusion::sampler::{Condition, sample};
 use crate::diffusion::scheduler::Scheduler;
-use crate::diffusion::schedulers::unclip::{UnclipConfig, UnclipScheduler};
+use crate::diffusion::schedulers::unclip::{PredictionType, UnclipConfig, UnclipScheduler};
 use crate::files::Folder;
 use crate::nn::precision::Precision;
 use crate::nn::prior::{PriorConfig, PriorTransformer, TextCondition};
@@ -180,7 +180,7 @@ proptest! {
         };
         tch::set_num_threads(threads);
         let scheduler_config =
-            UnclipConfig { prediction_type: "sample".into(), clip_sample_range: 10.0, ..UnclipConfig::default() };
+            UnclipConfig { prediction_type: PredictionType::Sample, clip_sample_range: 10.0, ..UnclipConfig::default() };
         let mut scheduler = UnclipScheduler::new(&scheduler_config).unwrap();
         scheduler.set_timesteps(5).unwrap();
         let checkpoint = prior(&config);

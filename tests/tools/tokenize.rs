@@ -4,7 +4,7 @@
 //!     cargo run --release --example tokenize -- FOLDER
 
 use anyhow::{Context, Result};
-use prior_embed::tokenizer::Tokenizer;
+use prior_embed::Tokenizer;
 use std::io::{BufWriter, Write, stdin, stdout};
 use std::path::PathBuf;
 

@@ -1,6 +1,5 @@
 //! What options take that is neither a number nor a text.
 
-use crate::diffusion::scheduler::SchedulerClass;
 use crate::nn::precision::Precision;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -51,16 +50,15 @@ impl SchedulerName {
     ///
     /// # Errors
     /// [`crate::error::BadInput`] that names both.
-    pub fn check(self, ships: SchedulerClass, model: &str) -> anyhow::Result<()> {
+    pub fn check(self, ships: &str, model: &str) -> anyhow::Result<()> {
         let wanted = match self {
             Self::Auto => return Ok(()),
-            Self::Unclip => SchedulerClass::Unclip,
-            Self::Ddpm => SchedulerClass::Ddpm,
+            Self::Unclip => "unclip",
+            Self::Ddpm => "ddpm",
         };
         if wanted == ships {
             return Ok(());
         }
-        let (wanted, ships) = (wanted.name(), ships.name());
         Err(crate::bad_input!("--scheduler {wanted}: {model} ships {ships}; leave --scheduler out, or say {ships}"))
     }
 }

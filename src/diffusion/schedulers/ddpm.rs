@@ -8,15 +8,45 @@ mod config;
 pub use config::TimestepSpacing;
 pub use config::{BetaSchedule, DdpmConfig, PredictionType, VarianceType};
 
-use crate::bad_input;
-use crate::config::Config;
+use crate::config::{Config, parse};
 use crate::diffusion::betas::{
     alphas_cumprod, betas_for_alpha_bar, cosine, laplace, linspace, rescale_zero_terminal_snr, sigmoid,
 };
-use crate::diffusion::levels::Levels;
-use crate::diffusion::scheduler::{Scheduler, StepOutput};
-use anyhow::{Context, Result, ensure};
+use crate::diffusion::levels::{Levels, impossible_steps};
+use crate::diffusion::scheduler::{Scheduler, SchedulerClass, SchedulerConfig, StepOutput};
+use crate::{Error, Result};
 use tch::Tensor;
+
+/// diffusers' `DDPMScheduler`.
+pub const CLASS: SchedulerClass = SchedulerClass {
+    class_name: "DDPMScheduler",
+    name: "ddpm",
+    parse: |text, origin| Ok(Box::new(parse::<DdpmConfig>(text, origin)?)),
+};
+
+impl SchedulerConfig for DdpmConfig {
+    fn scheduler(&self, steps: usize) -> Result<Box<dyn Scheduler>> {
+        let mut scheduler = DdpmScheduler::new(self)?;
+        scheduler.set_timesteps(steps)?;
+        Ok(Box::new(scheduler))
+    }
+
+    fn num_train_timesteps(&self) -> i64 {
+        self.num_train_timesteps
+    }
+
+    fn max_steps(&self) -> usize {
+        self.max_steps()
+    }
+
+    fn prediction_type(&self) -> &str {
+        match self.prediction_type {
+            PredictionType::Epsilon => "epsilon",
+            PredictionType::Sample => "sample",
+            PredictionType::VPrediction => "v_prediction",
+        }
+    }
+}
 
 /// diffusers' `DDPMScheduler`.
 #[derive(Debug)]
@@ -30,7 +60,7 @@ impl DdpmScheduler {
     /// A scheduler that runs through all training timesteps until [`DdpmScheduler::set_timesteps`] is called.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] that names a wrong value.
+    /// If a value of the configuration is wrong.
     pub fn new(config: &DdpmConfig) -> Result<Self> {
         config.validate()?;
         let mut betas = betas(config);
@@ -44,31 +74,32 @@ impl DdpmScheduler {
         })
     }
 
-    /// What is left of the variance of `x_0` at each training timestep, `ᾱ_t`.
+    /// `ᾱ_t` at each training timestep.
+    #[cfg(test)]
     pub fn alphas_cumprod(&self) -> &[f32] {
         &self.alphas_cumprod
     }
 
     /// Chooses the timesteps of a run.
     ///
-    /// Of [`TimestepSpacing::Trailing`], diffusers runs a timestep of -1 more at some numbers of steps, by an error of
-    /// rounding, 62 of the 1000; here there are as many timesteps as steps.
+    /// Of [`TimestepSpacing::Trailing`], a rounding error makes diffusers run one more timestep, -1, for 62 of the 1000
+    /// step counts; here there are as many timesteps as steps.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there are no steps, more than training timesteps, or `steps_offset` leads beyond
-    /// those.
+    /// [`Error::Option`] if there are no steps, more than training timesteps, or `steps_offset` leads beyond those.
     pub fn set_timesteps(&mut self, steps: usize) -> Result<()> {
         let train = self.alphas_cumprod.len();
         if !(1..=train).contains(&steps) {
-            return Err(bad_input!("{steps} steps are not possible, the model was trained with 1 to {train}"));
+            return Err(impossible_steps(steps, train));
         }
         let first = self.config.first_timestep(steps);
         if first >= train as i64 {
             let (offset, last) = (self.config.steps_offset, train - 1);
-            return Err(bad_input!(
+            let reason = format!(
                 "{steps} steps are not possible: with the scheduler's steps_offset of {offset} they start at timestep \
                  {first}, and the last is {last}; take fewer"
-            ));
+            );
+            return Err(Error::Option { option: "steps", reason });
         }
         self.timesteps = self.config.spread(steps);
         Ok(())
@@ -103,7 +134,8 @@ impl DdpmScheduler {
 
     fn levels(&self, step: usize) -> Result<Levels> {
         let level = |timestep: i64| usize::try_from(timestep).ok().and_then(|index| self.alphas_cumprod.get(index));
-        let alpha_prod_t = *self.timesteps.get(step).and_then(|&t| level(t)).context("no such step")?;
+        let alpha_prod_t = self.timesteps.get(step).and_then(|&t| level(t));
+        let alpha_prod_t = *alpha_prod_t.ok_or_else(|| Error::Internal(format!("the scheduler has no step {step}")))?;
         // After the last timestep there is no noise left.
         let alpha_prod_t_prev = self.timesteps.get(step + 1).and_then(|&t| level(t)).copied().unwrap_or(1.0);
         let alpha = alpha_prod_t / alpha_prod_t_prev;
@@ -117,7 +149,9 @@ impl Scheduler for DdpmScheduler {
     }
 
     fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput> {
-        ensure!(model_output.size() == sample.size(), "the model's output and the sample differ in shape");
+        if model_output.size() != sample.size() {
+            return Err(Error::Internal("the model's output and the sample differ in shape".into()));
+        }
 
         // 1. Noise levels.
         let levels = self.levels(step)?;
@@ -136,7 +170,7 @@ impl Scheduler for DdpmScheduler {
 
         // 5. Noise.
         let prev_sample = if step < self.noisy_steps() {
-            let noise = noise.with_context(|| format!("step {step} needs noise"))?;
+            let noise = noise.ok_or_else(|| Error::Internal(format!("step {step} needs noise")))?;
             mean.f_add(&noise.f_mul_scalar(f64::from(self.noise_scale(step)?))?)?
         } else {
             mean

@@ -3,14 +3,20 @@
 //! Source: diffusers 0.42 `schedulers/scheduling_unclip.py`; formulas (6), (7) and (15) are those of DDPM
 //! (arXiv 2006.11239).
 
-use crate::bad_input;
-use crate::config::{Config, check_sizes};
+use crate::config::{Config, check_sizes, parse};
 use crate::diffusion::betas::{alphas_cumprod, betas_for_alpha_bar, cosine};
-use crate::diffusion::levels::{Levels, check_clip_sample_range};
-use crate::diffusion::scheduler::{Scheduler, StepOutput};
-use anyhow::{Context, Result, bail, ensure};
+use crate::diffusion::levels::{Levels, check_clip_sample_range, impossible_steps};
+use crate::diffusion::scheduler::{Scheduler, SchedulerClass, SchedulerConfig, StepOutput};
+use crate::{Error, Result};
 use serde::Deserialize;
 use tch::Tensor;
+
+/// diffusers' `UnCLIPScheduler`.
+pub const CLASS: SchedulerClass = SchedulerClass {
+    class_name: "UnCLIPScheduler",
+    name: "unclip",
+    parse: |text, origin| Ok(Box::new(parse::<UnclipConfig>(text, origin)?)),
+};
 
 /// `scheduler_config.json` of an `UnCLIPScheduler`; names and defaults as in diffusers.
 #[derive(Debug, Clone, Deserialize)]
@@ -18,29 +24,57 @@ use tch::Tensor;
 pub struct UnclipConfig {
     /// Timesteps the model was trained with.
     pub num_train_timesteps: i64,
-    /// `fixed_small_log`, or `learned_range` for models that predict the variance too.
-    pub variance_type: String,
+    /// The variance of the noise that a step adds.
+    pub variance_type: VarianceType,
     /// Whether the predicted `x_0` is clipped.
     pub clip_sample: bool,
     /// Clipped to this and its negative; infinity means no clipping.
     pub clip_sample_range: f64,
-    /// What the model predicts: the noise (`epsilon`) or `x_0` (`sample`).
-    pub prediction_type: String,
-    /// `squaredcos_cap_v2`, the only one there is.
-    pub beta_schedule: String,
+    /// What the model predicts.
+    pub prediction_type: PredictionType,
+    /// How the betas grow.
+    pub beta_schedule: BetaSchedule,
 }
 
 impl Default for UnclipConfig {
     fn default() -> Self {
         Self {
             num_train_timesteps: 1000,
-            variance_type: "fixed_small_log".into(),
+            variance_type: VarianceType::FixedSmallLog,
             clip_sample: true,
             clip_sample_range: 1.0,
-            prediction_type: "epsilon".into(),
-            beta_schedule: "squaredcos_cap_v2".into(),
+            prediction_type: PredictionType::Epsilon,
+            beta_schedule: BetaSchedule::SquaredcosCapV2,
         }
     }
+}
+
+/// The variance of the noise that a step adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VarianceType {
+    /// That of the posterior, computed through its logarithm.
+    FixedSmallLog,
+    /// The model predicts it, between that of the posterior and the step's beta.
+    LearnedRange,
+}
+
+/// What the model predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise.
+    Epsilon,
+    /// `x_0`.
+    Sample,
+}
+
+/// How the betas grow from timestep to timestep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum BetaSchedule {
+    /// So that their cumulative product follows `cos²` (arXiv 2102.09672).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredcosCapV2,
 }
 
 impl Config for UnclipConfig {
@@ -51,46 +85,30 @@ impl Config for UnclipConfig {
         if self.clip_sample {
             check_clip_sample_range(self.clip_sample_range)?;
         }
-        if self.beta_schedule != "squaredcos_cap_v2" {
-            let name = &self.beta_schedule;
-            return Err(bad_input!(
-                "beta_schedule {name:?} is not supported, UnCLIPScheduler has only \"squaredcos_cap_v2\""
-            ));
-        }
-        VarianceType::parse(&self.variance_type)?;
-        PredictionType::parse(&self.prediction_type).map(drop)
+        Ok(())
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum VarianceType {
-    FixedSmallLog,
-    LearnedRange,
-}
+impl SchedulerConfig for UnclipConfig {
+    fn scheduler(&self, steps: usize) -> Result<Box<dyn Scheduler>> {
+        let mut scheduler = UnclipScheduler::new(self)?;
+        scheduler.set_timesteps(steps)?;
+        Ok(Box::new(scheduler))
+    }
 
-impl VarianceType {
-    fn parse(name: &str) -> Result<Self> {
-        match name {
-            "fixed_small_log" => Ok(Self::FixedSmallLog),
-            "learned_range" => Ok(Self::LearnedRange),
-            _ => Err(bad_input!("variance_type {name:?} must be \"fixed_small_log\" or \"learned_range\"")),
+    fn num_train_timesteps(&self) -> i64 {
+        self.num_train_timesteps
+    }
+
+    fn prediction_type(&self) -> &str {
+        match self.prediction_type {
+            PredictionType::Epsilon => "epsilon",
+            PredictionType::Sample => "sample",
         }
     }
-}
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PredictionType {
-    Epsilon,
-    Sample,
-}
-
-impl PredictionType {
-    fn parse(name: &str) -> Result<Self> {
-        match name {
-            "epsilon" => Ok(Self::Epsilon),
-            "sample" => Ok(Self::Sample),
-            _ => Err(bad_input!("prediction_type {name:?} must be \"epsilon\" or \"sample\"")),
-        }
+    fn needs_variance(&self) -> bool {
+        self.variance_type == VarianceType::LearnedRange
     }
 }
 
@@ -111,14 +129,14 @@ impl UnclipScheduler {
     /// A scheduler that runs through all training timesteps until [`UnclipScheduler::set_timesteps`] is called.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] that names a wrong value.
+    /// If a value of the configuration is wrong.
     pub fn new(config: &UnclipConfig) -> Result<Self> {
         config.validate()?;
         let betas = betas_for_alpha_bar(config.num_train_timesteps, cosine);
         let alphas: Vec<f32> = betas.iter().map(|beta| 1.0 - beta).collect();
         Ok(Self {
-            variance_type: VarianceType::parse(&config.variance_type)?,
-            prediction_type: PredictionType::parse(&config.prediction_type)?,
+            variance_type: config.variance_type,
+            prediction_type: config.prediction_type,
             clip: config.clip_sample.then_some(config.clip_sample_range),
             alphas_cumprod: alphas_cumprod(&betas),
             timesteps: (0..config.num_train_timesteps).rev().collect(),
@@ -132,11 +150,11 @@ impl UnclipScheduler {
     /// One step starts at the noisiest timestep and takes the predicted `x_0` (diffusers divides by zero there).
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if there are no steps, or more than training timesteps.
+    /// [`Error::Option`] if there are no steps, or more than training timesteps.
     pub fn set_timesteps(&mut self, steps: usize) -> Result<()> {
         let train = self.betas.len();
         if !(1..=train).contains(&steps) {
-            return Err(bad_input!("{steps} steps are not possible, the model was trained with 1 to {train}"));
+            return Err(impossible_steps(steps, train));
         }
         let last = (train - 1) as f64;
         self.timesteps = match steps {
@@ -146,14 +164,10 @@ impl UnclipScheduler {
         Ok(())
     }
 
-    /// The timesteps, the noisiest first.
-    pub fn timesteps(&self) -> &[i64] {
-        &self.timesteps
-    }
-
     /// The factor of the noise that a step from `t` to `prev_timestep` (`t - 1` if not given) adds.
     ///
-    /// For `learned_range`, the logarithm of the variance, interpolated by `predicted_variance` (in -1 to 1, any shape).
+    /// For `learned_range`, the logarithm of the variance, interpolated by `predicted_variance` (in -1 to 1, any
+    /// shape).
     ///
     /// # Errors
     /// If a timestep is out of range, or `learned_range` has no prediction.
@@ -163,7 +177,8 @@ impl UnclipScheduler {
         match self.variance_type {
             VarianceType::FixedSmallLog => Ok(Tensor::f_from_slice(&[(0.5 * variance.max(1e-20).ln()).exp()])?),
             VarianceType::LearnedRange => {
-                let predicted = predicted_variance.context("learned_range needs a predicted variance")?;
+                let predicted = predicted_variance
+                    .ok_or_else(|| Error::Internal("learned_range needs a predicted variance".into()))?;
                 let (min_log, max_log) = (variance.ln(), levels.beta.ln());
                 let fraction = predicted.f_add_scalar(1.0)?.f_div_scalar(2.0)?;
                 let upper = fraction.f_mul_scalar(f64::from(max_log))?;
@@ -210,7 +225,7 @@ impl UnclipScheduler {
 
         // 5. Noise.
         let prev_sample = if timestep > 0 {
-            let noise = noise.with_context(|| format!("timestep {timestep} needs noise"))?;
+            let noise = noise.ok_or_else(|| Error::Internal(format!("timestep {timestep} needs noise")))?;
             let variance = self.variance(timestep, prev_timestep, predicted_variance.as_ref())?;
             let factor = match self.variance_type {
                 VarianceType::FixedSmallLog => variance.f_to_device(noise.device())?,
@@ -229,6 +244,7 @@ impl UnclipScheduler {
     ///
     /// # Errors
     /// If a timestep is out of range or shapes do not fit.
+    #[cfg(test)]
     pub fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
         let cumprod = Tensor::f_from_slice(&self.alphas_cumprod)?;
         let level = cumprod.f_to_kind(original_samples.kind())?.f_to_device(original_samples.device())?;
@@ -250,14 +266,16 @@ impl UnclipScheduler {
         if self.variance_type == VarianceType::LearnedRange && width == 2 * dim {
             return Ok((model_output.f_narrow(1, 0, dim)?, Some(model_output.f_narrow(1, dim, dim)?)));
         }
-        ensure!(width == dim, "the model's output is {width} wide and the sample {dim}");
+        if width != dim {
+            return Err(Error::Internal(format!("the model's output is {width} wide and the sample {dim}")));
+        }
         Ok((model_output.shallow_clone(), None))
     }
 
     fn levels(&self, t: i64, prev_timestep: Option<i64>) -> Result<Levels> {
         let prev = prev_timestep.unwrap_or(t - 1);
         let index = usize::try_from(t).ok().filter(|&index| index < self.betas.len() && prev < t);
-        let Some(index) = index else { bail!("no step leads from timestep {t} to {prev}") };
+        let index = index.ok_or_else(|| Error::Internal(format!("no step leads from timestep {t} to {prev}")))?;
         let alpha_prod_t = self.alphas_cumprod[index];
         let alpha_prod_t_prev = usize::try_from(prev).map_or(1.0, |prev| self.alphas_cumprod[prev]);
         let (beta, alpha) = if prev == t - 1 {
@@ -276,7 +294,8 @@ impl Scheduler for UnclipScheduler {
     }
 
     fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput> {
-        let timestep = *self.timesteps.get(step).context("no such step")?;
+        let timestep = self.timesteps.get(step).copied();
+        let timestep = timestep.ok_or_else(|| Error::Internal(format!("the scheduler has no step {step}")))?;
         // After the last timestep there is no noise left.
         let prev_timestep = self.timesteps.get(step + 1).copied().unwrap_or(-1);
         UnclipScheduler::step(self, model_output, timestep, sample, Some(prev_timestep), noise)

@@ -1,14 +1,14 @@
 //! Scaled dot-product attention: over whole sequences, as diffusers computes it, and over cached keys and values.
 
+use crate::error::Result;
 use crate::kernels::{self, Segment};
-use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 /// Multi-head attention over whole sequences.
 ///
 /// `query`, `key` and `value` are `(batch, tokens, heads · head_dim)`; the result has the shape of `query`. Scores are
-/// scaled by `1 / √head_dim`, and `mask` is added to them, broadcast to `(batch, heads, tokens, tokens)`; a boolean mask says
-/// what is seen.
+/// scaled by `1 / √head_dim`, and `mask` is added to them, broadcast to `(batch, heads, tokens, tokens)`; a boolean mask is true
+/// where a token attends to another.
 ///
 /// # Errors
 /// If the shapes do not fit or memory runs out.
@@ -33,14 +33,13 @@ fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
 
 /// Multi-head attention of each token over ranges of rows of keys and values.
 ///
-/// `query` is `(tokens, heads · head_dim)` and so is the result. Sequences of different lengths lie one after the other,
-/// without padding.
+/// `query` is `(tokens, heads · head_dim)` and so is the result. Sequences of different lengths are packed without padding.
 ///
 /// # Errors
 /// If the shapes do not fit, a range is out of bounds, or memory runs out.
 pub fn attend(query: &Tensor, heads: i64, segments: &[Segment]) -> Result<Tensor> {
     match query.device() {
-        Device::Cpu => kernels::attend(query, heads, segments),
+        Device::Cpu => Ok(kernels::attend(query, heads, segments)?),
         _ => attend_gathered(query, heads, segments),
     }
 }
@@ -53,9 +52,9 @@ fn attend_gathered(query: &Tensor, heads: i64, segments: &[Segment]) -> Result<T
     for segment in segments {
         let counts = segment.ends.f_sub(segment.starts)?;
         let longest = counts.f_max()?.f_int64_value(&[])?;
-        let places = Tensor::f_arange(longest, (Kind::Int64, query.device()))?.f_unsqueeze(0)?;
-        let is_seen = places.f_less_tensor(&counts.f_unsqueeze(1)?)?;
-        let index = places.f_add(&segment.starts.f_unsqueeze(1)?)?.f_add_scalar(offset)?;
+        let offsets = Tensor::f_arange(longest, (Kind::Int64, query.device()))?.f_unsqueeze(0)?;
+        let is_seen = offsets.f_less_tensor(&counts.f_unsqueeze(1)?)?;
+        let index = offsets.f_add(&segment.starts.f_unsqueeze(1)?)?.f_add_scalar(offset)?;
         indices.push(index.f_mul(&is_seen.f_to_kind(Kind::Int64)?)?);
         seen.push(is_seen);
         rows.push(segment.rows.shallow_clone());
@@ -70,17 +69,17 @@ fn attend_gathered(query: &Tensor, heads: i64, segments: &[Segment]) -> Result<T
     Ok(attention(&query.f_unsqueeze(1)?, &key, &value, heads, Some(&mask))?.f_squeeze_dim(1)?)
 }
 
-/// Ranges of rows, one a token, as the tensors that [`Segment`] takes.
+/// Ranges of rows, one per token, as the tensors of a [`Segment`].
 #[derive(Debug)]
 pub struct Ranges {
     /// First rows, int64, `(tokens)`.
     pub starts: Tensor,
-    /// One past the last rows, int64, `(tokens)`.
+    /// Ends of the ranges, exclusive, int64, `(tokens)`.
     pub ends: Tensor,
 }
 
 impl Ranges {
-    /// Puts pairs of a first row and one past the last on `device`.
+    /// Ranges from pairs of start and end, on `device`.
     ///
     /// # Errors
     /// If memory runs out.
@@ -90,7 +89,7 @@ impl Ranges {
         Ok(Self { starts: tensor(&starts)?, ends: tensor(&ends)? })
     }
 
-    /// In sequences of the given lengths, one after the other: each token and what comes before it in its sequence.
+    /// For packed sequences of the given lengths: each token attends to itself and those before it.
     ///
     /// # Errors
     /// As [`Ranges::new`].
@@ -98,7 +97,7 @@ impl Ranges {
         Self::new(sequences(lens).flat_map(|(start, end)| (start..end).map(move |token| (start, token + 1))), device)
     }
 
-    /// In sequences of the given lengths, one after the other: every token of the same sequence.
+    /// For packed sequences of the given lengths: each token attends to its whole sequence.
     ///
     /// # Errors
     /// As [`Ranges::new`].
@@ -106,13 +105,13 @@ impl Ranges {
         Self::new(sequences(lens).flat_map(|(start, end)| (start..end).map(move |_| (start, end))), device)
     }
 
-    /// The rows that these ranges are of.
+    /// The segment of these ranges in `rows`.
     pub fn of<'a>(&'a self, rows: &'a Tensor) -> Segment<'a> {
         Segment { rows, starts: &self.starts, ends: &self.ends }
     }
 }
 
-/// Start and end of each of several sequences that lie one after the other.
+/// Start and end of each of several packed sequences.
 pub fn sequences(lens: &[i64]) -> impl Iterator<Item = (i64, i64)> {
     lens.iter().scan(0, |end, &len| {
         let start = *end;
@@ -125,7 +124,7 @@ pub fn sequences(lens: &[i64]) -> impl Iterator<Item = (i64, i64)> {
 mod tests {
     use super::*;
 
-    /// Numbers as good as random. Not of `Tensor::randn`: libtorch has one default generator, from which other tests draw noise.
+    /// Numbers as good as random. Not `Tensor::randn`: other tests draw noise from libtorch's one default generator.
     fn numbers(rows: i64, width: i64) -> Tensor {
         let angles = Tensor::arange(rows * width, (Kind::Float, Device::Cpu)) * 12.9898 + (rows + width);
         (angles.sin() * 2.0).reshape([rows, width])
@@ -147,7 +146,7 @@ mod tests {
             let fast = attend(&query, heads, &segments).unwrap();
             let gathered = attend_gathered(&query, heads, &segments).unwrap();
             assert!(fast.allclose(&gathered, 1e-5, 1e-6, false));
-            // The second token sees the second segment alone.
+            // The second token attends to the second segment alone.
             let (key, value) = (second.narrow(1, 0, width).unsqueeze(0), second.narrow(1, width, width).unsqueeze(0));
             let whole = attention(&query.narrow(0, 1, 1).unsqueeze(0), &key, &value, heads, None).unwrap();
             assert!(fast.narrow(0, 1, 1).allclose(&whole.squeeze_dim(0), 1e-5, 1e-6, false));
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_spreads_to_the_tokens_that_see_it() {
+    fn nan_spreads_to_the_tokens_that_attend_to_it() {
         let query = Tensor::ones([2, 4], (Kind::Float, Device::Cpu));
         let rows = rows(2, 4);
         let _ = rows.get(1).fill_(f64::NAN);

@@ -2,12 +2,12 @@
 //!
 //! Source: diffusers 0.42 `models/attention.py`, `BasicTransformerBlock`.
 
-use super::PriorConfig;
+use super::config::PriorConfig;
+use crate::error::Result;
 use crate::kernels::Segment;
 use crate::nn::layers::attention::{attend, attention};
 use crate::nn::layers::{LayerNorm, Linear};
 use crate::weights::checkpoint::Weights;
-use anyhow::Result;
 use tch::Tensor;
 
 /// `BasicTransformerBlock`.
@@ -30,7 +30,7 @@ impl TransformerBlock {
         })
     }
 
-    /// A whole sequence at once, `(batch, tokens, inner_dim)`; `mask` is added to the scores.
+    /// The block over a whole sequence, `(batch, tokens, inner_dim)`; `mask` is added to the scores.
     pub(super) fn forward(&self, hidden_states: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let Projected { query, key_value } = self.project(hidden_states)?;
         let width = self.attn1.width;
@@ -38,36 +38,36 @@ impl TransformerBlock {
         self.finish(&attention(&query, &key, &value, self.attn1.heads, mask)?, hidden_states)
     }
 
-    /// What tokens `(…, inner_dim)` ask for and what they offer.
+    /// The queries, keys and values of tokens `(…, inner_dim)`.
     pub(super) fn project(&self, hidden_states: &Tensor) -> Result<Projected> {
         let projected = self.attn1.to_qkv.forward(&self.norm1.forward(hidden_states)?)?;
         let width = self.attn1.width;
         Ok(Projected { query: projected.f_narrow(-1, 0, width)?, key_value: projected.f_narrow(-1, width, 2 * width)? })
     }
 
-    /// What the tokens of `query` `(tokens, inner_dim)` see.
+    /// The attention of `query` `(tokens, inner_dim)` over cached keys and values, in the same shape.
     pub(super) fn attend(&self, query: &Tensor, segments: &[Segment]) -> Result<Tensor> {
         attend(query, self.attn1.heads, segments)
     }
 
-    /// From what tokens saw to what they become, both `(…, inner_dim)`.
+    /// The rest of the block after attention, `(…, inner_dim)`.
     pub(super) fn finish(&self, attended: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let hidden_states = self.attn1.to_out.forward_add(attended, residual)?;
         self.ff.forward_add(&self.norm3.forward(&hidden_states)?, &hidden_states)
     }
 }
 
-/// Tokens before attention.
+/// The queries, keys and values of some tokens.
 pub(super) struct Projected {
     /// `(…, inner_dim)`.
     pub(super) query: Tensor,
-    /// Keys, then values: `(…, 2 · inner_dim)`.
+    /// Keys and values side by side, `(…, 2 · inner_dim)`.
     pub(super) key_value: Tensor,
 }
 
 #[derive(Debug)]
 struct Attention {
-    /// `to_q`, `to_k` and `to_v` in one product.
+    /// `to_q`, `to_k` and `to_v` as one product.
     to_qkv: Linear,
     to_out: Linear,
     width: i64,
@@ -87,7 +87,7 @@ impl Attention {
     }
 }
 
-/// `net.0` widens four times and applies GELU, `net.2` narrows.
+/// An MLP with GELU, four times as wide inside.
 #[derive(Debug)]
 struct FeedForward {
     net_0: Linear,

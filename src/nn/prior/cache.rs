@@ -1,36 +1,36 @@
-//! The prior's prediction from cached keys and values: two new tokens a step in place of the whole sequence.
+//! The cached step: the prior's prediction from two new tokens per step, and cached keys and values for the others.
 //!
 //! With an attention mask the model is causal, and only the query's token is read. So, exactly:
 //!
-//! - padding is seen by no token that counts, and is left out; every token keeps its own position;
+//! - no token that matters attends to padding, so it is left out; every token keeps its position;
 //! - the keys and values of the text states and the text embedding depend on the prompt alone
-//!   ([`PriorTransformer::prefill`], once a prompt, shared by its samples and by all rows of the unconditional branch);
+//!   ([`PriorTransformer::prefill`], once per prompt, shared by its samples and by all rows of the unconditional branch);
 //! - the timestep comes before `x_t`, so its keys and values depend on prompt and timestep alone
 //!   ([`PriorTransformer::prefill_timesteps`], many timesteps in one pass);
 //! - that leaves `x_t` and the query for each step ([`PriorTransformer::step`]), and of these the query alone after the
 //!   last block's keys and values.
 //!
-//! Prompts of different lengths lie one after the other without padding.
+//! Prompts of different lengths are packed without padding.
 
-use super::PriorTransformer;
 use super::block::Projected;
+use super::transformer::PriorTransformer;
+use crate::error::{Error, Result};
 use crate::kernels::Segment;
 use crate::nn::layers::attention::{Ranges, sequences};
-use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
-/// Tokens after the text states: text embedding, timestep, `x_t`, query.
+/// The number of tokens after the text states: text embedding, timestep, `x_t`, query.
 pub const ADDITIONAL_TOKENS: i64 = 4;
 
 /// Keys and values of one kind of token in each block, `(tokens, 2 · inner_dim)`.
 type KeyValues = Vec<Tensor>;
 
-/// What several prompts give the prior: the states of their tokens without padding, and their embeddings.
+/// Several encoded prompts: the states of their tokens without padding, and their embeddings.
 #[derive(Debug)]
 pub struct TextCondition {
-    /// One prompt after the other, `(tokens of all prompts, embedding_dim)`.
+    /// The states of all prompts' tokens, packed, `(tokens of all prompts, embedding_dim)`.
     pub states: Tensor,
-    /// How many tokens each prompt has, at most `num_embeddings`.
+    /// The number of tokens of each prompt, at most `num_embeddings`.
     pub lens: Vec<i64>,
     /// `(prompts, embedding_proj_dim)`.
     pub embeds: Tensor,
@@ -48,24 +48,24 @@ pub struct Prefix {
 #[derive(Debug)]
 pub struct TimestepCache {
     key_values: KeyValues,
-    /// Start and end of each prompt's tokens, one a timestep.
+    /// Start and end of each prompt's tokens, one per timestep.
     prompts: Vec<(i64, i64)>,
 }
 
-/// Rows of one step that share a cache.
+/// The rows of one step that share a cache.
 #[derive(Debug, Clone, Copy)]
 pub struct Branch<'a> {
     /// The rows' prompts.
     pub prefix: &'a Prefix,
     /// The timesteps of the same prompts.
     pub timesteps: &'a TimestepCache,
-    /// Which of these timesteps the step is at.
+    /// The index of the step's timestep among these.
     pub step: usize,
-    /// Which prompt of the prefix each row is of.
+    /// The prompt of each row, as an index into the prefix.
     pub prompts: &'a [usize],
 }
 
-/// What the tokens of a step see: for each branch its prompts and timesteps, and what their own row has.
+/// What the tokens of a step attend to: the prompts and timesteps of each branch, and the tokens of their own row.
 struct StepRanges {
     branches: Vec<[Ranges; 2]>,
     own: Ranges,
@@ -80,7 +80,7 @@ impl StepRanges {
         for branch in branches {
             let prompt = |row: usize| row.checked_sub(first_row).and_then(|row| branch.prompts.get(row).copied());
             let pairs = |range: &dyn Fn(usize) -> (i64, i64)| {
-                // A row of another branch sees nothing of this one.
+                // A row of another branch attends to nothing of this one.
                 let of_row = |row| prompt(row).map_or((0, 0), range);
                 Ranges::new((0..rows).map(of_row).flat_map(|pair| std::iter::repeat_n(pair, tokens_per_row)), device)
             };
@@ -91,13 +91,13 @@ impl StepRanges {
             ]);
             first_row += branch.prompts.len();
         }
-        // x_t sees itself, the query sees both.
+        // x_t attends to itself, the query to both.
         let own = (0..rows as i64).flat_map(|row| [(2 * row, 2 * row + 1), (2 * row, 2 * row + 2)].into_iter());
         let own = own.filter(|(start, end)| end - start > 2 - tokens_per_row as i64);
         Ok(Self { branches: ranges, own: Ranges::new(own, device)? })
     }
 
-    /// The segments of these ranges in a block, given the own keys and values of the step's tokens there.
+    /// The segments of these ranges in a block, given the keys and values of the step's own tokens there.
     fn of<'a>(&'a self, branches: &'a [Branch], block: usize, own: &'a Tensor) -> Vec<Segment<'a>> {
         let mut segments = Vec::with_capacity(2 * branches.len() + 1);
         for (branch, [before, at]) in branches.iter().zip(&self.branches) {
@@ -116,7 +116,7 @@ impl Prefix {
         self.prompts.len()
     }
 
-    /// A copy of the last prompts, from `first` on.
+    /// A copy of the prompts from `first` on.
     ///
     /// # Errors
     /// If memory runs out.
@@ -127,12 +127,12 @@ impl Prefix {
 }
 
 impl TimestepCache {
-    /// For how many timesteps it has the tokens of every prompt.
+    /// The number of timesteps for which it holds the tokens of every prompt.
     pub fn steps(&self) -> usize {
         self.prompts.iter().map(|(start, end)| (end - start) as usize).min().unwrap_or(0)
     }
 
-    /// A copy of the last prompts, from `first` on.
+    /// A copy of the prompts from `first` on.
     ///
     /// # Errors
     /// If memory runs out.
@@ -150,7 +150,7 @@ fn tail(key_values: &KeyValues, prompts: &[(i64, i64)], first: usize) -> Result<
     Ok((key_values.iter().map(copy).collect::<Result<_>>()?, shifted.collect()))
 }
 
-/// Rows without what lies between them, which are their queries, in memory of their own.
+/// A contiguous copy of some rows, without the queries between them in memory.
 fn copy_rows(rows: &Tensor, (start, end): (i64, i64)) -> Result<Tensor> {
     let view = rows.f_narrow(0, start, end - start)?;
     let mut copy = Tensor::f_empty(view.size(), (view.kind(), view.device()))?;
@@ -159,26 +159,33 @@ fn copy_rows(rows: &Tensor, (start, end): (i64, i64)) -> Result<Tensor> {
 }
 
 impl PriorTransformer {
-    /// Whether the sequence ends in a query and has the learned positions that the cache relies on.
+    /// Checks that the sequence ends in a query and has the learned positions that the cache relies on.
     ///
     /// # Errors
-    /// If not, saying what is amiss.
+    /// [`Error::Config`] that names the key, without the file.
     pub fn check_cacheable(&self) -> Result<()> {
-        ensure!(self.prd_embedding.is_some(), "a prior without a query token cannot be cached");
+        if self.prd_embedding.is_none() {
+            return Err(Error::key("added_emb_type", "is null, so the prior has no query token and cannot be cached"));
+        }
         let tokens = self.config.additional_embeddings;
-        ensure!(tokens == ADDITIONAL_TOKENS, "a prior with {tokens} additional embeddings cannot be cached");
+        if tokens != ADDITIONAL_TOKENS {
+            let predicate = format!("is {tokens}, and only a prior with {ADDITIONAL_TOKENS} can be cached");
+            return Err(Error::key("additional_embeddings", predicate));
+        }
         Ok(())
     }
 
-    /// Runs the tokens that depend on the prompt alone, and for each prompt those of its first timesteps, all in one pass.
+    /// Runs the tokens that depend on the prompt alone, and those of each prompt's first timesteps, in one pass.
     ///
-    /// `timesteps` has a list for each prompt.
+    /// `timesteps` holds a list for each prompt.
     ///
     /// # Errors
     /// If the shapes do not fit, the prior cannot be cached, or memory runs out.
     pub fn prefill(&self, text: &TextCondition, timesteps: &[&[i64]]) -> Result<(Prefix, TimestepCache)> {
         self.check_cacheable()?;
-        ensure!(timesteps.len() == text.lens.len(), "one list of timesteps a prompt is needed");
+        if timesteps.len() != text.lens.len() {
+            return Err(Error::Internal("a prompt lacks its list of timesteps".into()));
+        }
         let text_tokens = self.text_tokens(text)?;
         let text_len = text_tokens.size()[0];
         let hidden_states =
@@ -186,7 +193,7 @@ impl PriorTransformer {
 
         let prompts: Vec<(i64, i64)> = sequences(&text.lens.iter().map(|len| len + 1).collect::<Vec<_>>()).collect();
         let of_timesteps = sequences(&timesteps.iter().map(|list| list.len() as i64).collect::<Vec<_>>()).collect();
-        // A text token sees what comes before it; a timestep's sees its prompt, and both see themselves.
+        // A text token attends to the tokens before it, a timestep's to its prompt, and both to themselves.
         let causal = prompts.iter().flat_map(|&(start, end)| (start..end).map(move |token| (start, token)));
         let whole = prompts.iter().zip(timesteps).flat_map(|(&prompt, list)| std::iter::repeat_n(prompt, list.len()));
         let before = Ranges::new(causal.chain(whole), self.device())?;
@@ -200,7 +207,7 @@ impl PriorTransformer {
         Ok((prefix, TimestepCache { key_values: of_steps, prompts: of_timesteps }))
     }
 
-    /// Runs the tokens of further timesteps for each prompt: each sees its prompt and itself.
+    /// Runs the tokens of further timesteps for each prompt: each attends to its prompt and itself.
     ///
     /// # Errors
     /// If memory runs out.
@@ -224,7 +231,7 @@ impl PriorTransformer {
     /// # Errors
     /// If the shapes do not fit or memory runs out.
     pub fn step(&self, branches: &[Branch], hidden_states: &Tensor) -> Result<Tensor> {
-        let (last, blocks) = self.transformer_blocks.split_last().context("a prior without blocks")?;
+        let (last, blocks) = self.transformer_blocks.split_last().ok_or_else(|| internal("blocks"))?;
         let seen = StepRanges::new(branches, 2, self.device())?;
         let mut hidden_states = self.norm_in(self.step_tokens(hidden_states)?)?;
         for (number, block) in blocks.iter().enumerate() {
@@ -232,7 +239,7 @@ impl PriorTransformer {
             let attended = block.attend(&query, &seen.of(branches, number, &key_value))?;
             hidden_states = block.finish(&attended, &hidden_states)?;
         }
-        // From the last block nothing but the queries is read.
+        // Only the queries are read from the last block.
         let seen = StepRanges::new(branches, 1, self.device())?;
         let queries = |tokens: &Tensor| tokens.f_slice(0, 1, None, 2);
         let Projected { query, key_value } = last.project(&hidden_states)?;
@@ -241,9 +248,9 @@ impl PriorTransformer {
         self.proj_to_clip_embeddings.forward(&self.norm_out.forward(&hidden_states)?)
     }
 
-    /// Runs tokens through all blocks for their keys and values, which `keep` gets from block after block.
+    /// Runs tokens through all blocks for their keys and values, which it passes to `keep` block by block.
     ///
-    /// A token sees itself and what `before` says: rows of `prefix` or, without one, of the tokens themselves.
+    /// A token attends to itself and to the range in `before`: rows of `prefix` or, without one, of the tokens themselves.
     fn run_for_cache(
         &self,
         mut hidden_states: Tensor,
@@ -264,9 +271,9 @@ impl PriorTransformer {
         Ok(())
     }
 
-    /// The tokens of each prompt's text and of its embedding, with their positions.
+    /// The tokens of each prompt's states and embedding, with their positions.
     fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
-        let states = self.project_text_states(Some(&text.states))?.context("no text states")?;
+        let states = self.project_text_states(Some(&text.states))?.ok_or_else(|| internal("text states"))?;
         let embeds = self.project_text_embedding(&text.embeds)?.f_add(&self.position(0)?)?;
         let positions = self.positional_embedding.f_select(0, 0)?;
         let mut tokens = Vec::with_capacity(2 * text.lens.len());
@@ -284,9 +291,9 @@ impl PriorTransformer {
         Ok(self.embed_timestep(&timesteps)?.f_add(&self.position(1)?)?)
     }
 
-    /// `x_t` and the query of each row, one after the other: `(2 · rows, inner_dim)`.
+    /// `x_t` and the query of each row, interleaved: `(2 · rows, inner_dim)`.
     fn step_tokens(&self, hidden_states: &Tensor) -> Result<Tensor> {
-        let query = self.prd_embedding.as_ref().context("no query token")?.f_reshape([1, -1])?;
+        let query = self.prd_embedding.as_ref().ok_or_else(|| internal("a query token"))?.f_reshape([1, -1])?;
         let noisy = self.proj_in.forward(hidden_states)?.f_add(&self.position(2)?)?;
         let query = query.f_add(&self.position(3)?)?.f_expand_as(&noisy)?;
         Ok(Tensor::f_stack(&[noisy, query], 1)?.f_flatten(0, 1)?)
@@ -296,4 +303,8 @@ impl PriorTransformer {
     fn position(&self, additional: i64) -> Result<Tensor> {
         Ok(self.positional_embedding.f_select(0, 0)?.f_narrow(0, self.config.num_embeddings + additional, 1)?)
     }
+}
+
+fn internal(missing: &str) -> Error {
+    Error::Internal(format!("the prior lacks {missing}"))
 }

@@ -1,9 +1,8 @@
 //! The configuration of a prior.
 
-use crate::bad_input;
 use crate::config::{Config, check_layers, check_sizes};
+use crate::error::{Error, Result};
 use crate::nn::layers::Activation;
-use anyhow::Result;
 use serde::Deserialize;
 
 /// `config.json` of a `PriorTransformer`; names and defaults as in diffusers.
@@ -12,7 +11,7 @@ use serde::Deserialize;
 pub struct PriorConfig {
     /// Number of attention heads.
     pub num_attention_heads: i64,
-    /// Width of a head. Heads times head width is the width of the transformer, its inner dimension.
+    /// Width of a head. The inner dimension of the transformer is the number of heads times this.
     pub attention_head_dim: i64,
     /// Number of transformer blocks.
     pub num_layers: i64,
@@ -24,7 +23,7 @@ pub struct PriorConfig {
     pub additional_embeddings: i64,
     /// Unused at inference.
     pub dropout: f64,
-    /// Activation between the two layers of the timestep's MLP: `silu`, `swish`, `mish`, `gelu` or `relu`.
+    /// Activation of the timestep's MLP: `silu`, `swish`, `mish`, `gelu` or `relu`.
     pub time_embed_act_fn: String,
     /// `layer` for a layer norm before the first block.
     pub norm_in_type: Option<String>,
@@ -32,13 +31,13 @@ pub struct PriorConfig {
     pub embedding_proj_norm_type: Option<String>,
     /// `linear` if text states are projected to the inner dimension.
     pub encoder_hid_proj_type: Option<String>,
-    /// `prd` if a learned query ends the sequence and is what the prediction is read from.
+    /// `prd` if the sequence ends in a learned query, from which the prediction is read.
     pub added_emb_type: Option<String>,
-    /// Width inside the timestep's MLP; the inner dimension if not given.
+    /// Width inside the timestep's MLP; by default the inner dimension.
     pub time_embed_dim: Option<i64>,
-    /// Width of `proj_embedding`; `embedding_dim` if not given.
+    /// Width of `proj_embedding`; by default `embedding_dim`.
     pub embedding_proj_dim: Option<i64>,
-    /// Width of the prediction; `embedding_dim` if not given.
+    /// Width of the prediction; by default `embedding_dim`.
     pub clip_embed_dim: Option<i64>,
 }
 
@@ -65,7 +64,7 @@ impl Default for PriorConfig {
 }
 
 impl PriorConfig {
-    /// Width of the transformer.
+    /// The inner dimension of the transformer.
     pub fn inner_dim(&self) -> i64 {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
@@ -98,8 +97,8 @@ impl PriorConfig {
             "gelu" => Activation::Gelu,
             "relu" => Activation::Relu,
             _ => {
-                let name = &self.time_embed_act_fn;
-                return Err(bad_input!("time_embed_act_fn {name:?} must be one of silu, swish, mish, gelu, relu"));
+                let predicate = format!("is {:?}, it must be silu, swish, mish, gelu or relu", self.time_embed_act_fn);
+                return Err(Error::key("time_embed_act_fn", predicate));
             }
         })
     }
@@ -122,7 +121,7 @@ impl Config for PriorConfig {
         check_layers("num_layers", self.num_layers)?;
         let counts = [("num_embeddings", self.num_embeddings), ("additional_embeddings", self.additional_embeddings)];
         if let Some((key, count)) = counts.into_iter().find(|(_, count)| *count < 0) {
-            return Err(bad_input!("{key} is {count}, it cannot be negative"));
+            return Err(Error::key(key, format!("is {count}, it cannot be negative")));
         }
         check_choice("norm_in_type", &self.norm_in_type, "layer")?;
         check_choice("embedding_proj_norm_type", &self.embedding_proj_norm_type, "layer")?;
@@ -134,7 +133,7 @@ impl Config for PriorConfig {
 
 fn check_choice(key: &str, value: &Option<String>, only: &str) -> Result<()> {
     match value {
-        Some(value) if value != only => Err(bad_input!("{key} {value:?} must be {only:?} or null")),
+        Some(value) if value != only => Err(Error::key(key, format!("is {value:?}, it must be {only:?} or null"))),
         _ => Ok(()),
     }
 }

@@ -1,9 +1,9 @@
 //! Embeds timesteps: sines and cosines, then an MLP.
 
-use super::PriorConfig;
+use super::config::PriorConfig;
+use crate::error::Result;
 use crate::nn::layers::{Activation, Linear};
 use crate::weights::checkpoint::Weights;
-use anyhow::Result;
 use tch::{Kind, Tensor};
 
 /// The sinusoidal embedding of timesteps, `(timesteps)` to `(timesteps, dim)` in float32: cosines, then sines.

@@ -81,7 +81,7 @@ fn open_npz(path: &Path, name: &str, rows: u64, record: &ShardRecord) -> Result<
     if entry.compression() != CompressionMethod::Stored {
         bail!("{name} is compressed");
     }
-    let (start, len) = (entry.data_start(), entry.size());
+    let (start, len) = (entry.data_start().with_context(|| format!("{name} has no place"))?, entry.size());
     open_npy_at(File::open(path)?, start, len, rows, record)
 }
 

@@ -1,15 +1,15 @@
-//! The names that files of weights have, and the order in which they are preferred.
+//! The names of weight files, and the order in which they are preferred.
 
 use crate::json;
 use serde_json::Value;
 
-/// The library that a component is saved and loaded by. Each looks for weights in an order of its own, which matters where
-/// a folder holds the weights of several saves.
+/// The library that saves and loads a component. Each looks for weights in its own order, which matters where a folder holds
+/// the weights of several saves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Library {
-    /// The prior's. Its index of shards comes before a file that holds everything.
+    /// The prior's. It prefers shards to a whole file.
     Diffusers,
-    /// The CLIP encoders'. A file that holds everything comes before an index of shards.
+    /// The CLIP encoders'. It prefers a whole file to shards.
     Transformers,
 }
 
@@ -25,7 +25,7 @@ impl Library {
         }
     }
 
-    /// The names without variant and ending of its safetensors and its torch files.
+    /// The names of its safetensors and its torch files, without variant and extension.
     fn stems(self) -> [&'static str; 2] {
         match self {
             Self::Diffusers => ["diffusion_pytorch_model", "diffusion_pytorch_model"],
@@ -41,28 +41,28 @@ impl Library {
     }
 }
 
-/// The endings of weight files.
-const ENDINGS: [&str; 2] = ["safetensors", "bin"];
+/// The extensions of weight files.
+const EXTENSIONS: [&str; 2] = ["safetensors", "bin"];
 
-/// The variants of weights, in the order in which one that is there is loaded.
+/// The variants of weights, in the order of preference for loading.
 pub const VARIANTS: [&str; 3] = ["", ".fp16", ".bf16"];
 
-/// The same for one that is still to be downloaded, where 16 bits are enough.
+/// The same for downloading, where 16 bits are enough.
 pub const SIXTEEN_BIT_VARIANTS: [&str; 3] = [".fp16", ".bf16", ""];
 
-/// Whether a file holds weights: it may be large.
+/// Whether a file holds weights, and so may be large.
 pub fn is_weights(path: &str) -> bool {
-    ENDINGS.iter().any(|ending| path.rsplit('.').next() == Some(ending))
+    EXTENSIONS.iter().any(|extension| path.rsplit('.').next() == Some(extension))
 }
 
-/// A file that may lead to weights.
+/// A file that may hold weights, or lead to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// Its name in the component's folder.
     pub name: String,
-    /// Whether it is an index, which names the files.
+    /// Whether it is an index of shards.
     pub is_index: bool,
-    /// Whether it is no variant: no other file holds more exact weights.
+    /// Whether it is not a variant: no other file holds more exact weights.
     pub is_plain: bool,
 }
 
@@ -77,36 +77,36 @@ pub fn candidates(library: Library, variants: [&'static str; 3]) -> impl Iterato
     })
 }
 
-/// The files under one library's names, in its order.
+/// The candidates under one library's names, in its order.
 fn of_library(library: Library, variant: &str) -> Vec<Candidate> {
     let is_plain = variant.is_empty();
     let candidate = |name: String, is_index: bool| Candidate { name, is_index, is_plain };
     let [safe, torch] = library.stems();
-    let whole = |stem: &str, ending: &str| candidate(format!("{stem}{variant}.{ending}"), false);
-    let index = |stem: &str, ending: &str| candidate(format!("{stem}.{ending}.index{variant}.json"), true);
-    let [safe_ending, torch_ending] = ENDINGS;
+    let whole = |stem: &str, extension: &str| candidate(format!("{stem}{variant}.{extension}"), false);
+    let index = |stem: &str, extension: &str| candidate(format!("{stem}.{extension}.index{variant}.json"), true);
+    let [safe_extension, torch_extension] = EXTENSIONS;
     let mut found = match library {
         Library::Diffusers => vec![
-            index(safe, safe_ending),
-            // An older spelling, with a variant.
-            candidate(format!("{safe}.{safe_ending}{variant}.index.json"), true),
-            whole(safe, safe_ending),
-            whole(torch, torch_ending),
-            // Which diffusers reads only if it is told not to look for safetensors.
-            index(torch, torch_ending),
+            index(safe, safe_extension),
+            // An older spelling of a variant.
+            candidate(format!("{safe}.{safe_extension}{variant}.index.json"), true),
+            whole(safe, safe_extension),
+            whole(torch, torch_extension),
+            // diffusers reads it with use_safetensors=False only.
+            index(torch, torch_extension),
         ],
         Library::Transformers => vec![
-            whole(safe, safe_ending),
-            index(safe, safe_ending),
-            whole(torch, torch_ending),
-            index(torch, torch_ending),
+            whole(safe, safe_extension),
+            index(safe, safe_extension),
+            whole(torch, torch_extension),
+            index(torch, torch_extension),
         ],
     };
-    // Neither library reads these, but models with them have been published.
-    let others = [(safe, safe_ending), (torch, torch_ending)];
-    found.extend(others.map(|(stem, ending)| candidate(format!("{stem}{variant}.{ending}.index.json"), true)));
+    // Neither library reads these, but models with them are published.
+    let others = [(safe, safe_extension), (torch, torch_extension)];
+    found.extend(others.map(|(stem, extension)| candidate(format!("{stem}{variant}.{extension}.index.json"), true)));
     if is_plain {
-        // Without a variant the spellings of an index are one.
+        // Without a variant, the spellings of an index are the same.
         let mut seen = std::collections::BTreeSet::new();
         found.retain(|candidate| seen.insert(candidate.name.clone()));
     }

@@ -1,26 +1,26 @@
 //! Where a tensor lies in its file.
 
-use crate::bad_input;
-use crate::error::{FETCH_AGAIN, OrBadInput};
-use anyhow::Result;
+use crate::error::{Error, Result};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use std::ops::Range;
 use tch::Kind;
 
-/// A tensor in one of a checkpoint's files. Whoever makes one has checked the range against the file's length, and that
-/// the numbers are all inside it.
+/// A tensor in one of a checkpoint's files. Its maker has checked that the range lies in the file, and all elements in the
+/// range.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct TensorEntry {
+    /// The index of its file.
     pub(crate) file: usize,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<i64>,
-    /// How its numbers lie, unless they lie one after the other. Its sizes hold as many numbers as `shape`.
+    /// Its memory layout, unless it is contiguous. The sizes have the element count of `shape`.
     pub(crate) strided: Option<Strided>,
+    /// Its bytes in the file.
     pub(crate) range: Range<usize>,
 }
 
-/// Numbers that do not lie one after the other.
+/// The memory layout of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Strided {
     pub(crate) sizes: Vec<i64>,
@@ -28,7 +28,7 @@ pub(crate) struct Strided {
 }
 
 impl Strided {
-    /// The layout of numbers that lie one after the other.
+    /// The contiguous layout of these sizes.
     pub(crate) fn contiguous(sizes: &[i64]) -> Self {
         let mut strides = vec![1; sizes.len()];
         for place in (1..sizes.len()).rev() {
@@ -37,7 +37,7 @@ impl Strided {
         Self { sizes: sizes.to_vec(), strides }
     }
 
-    /// Whether the numbers lie one after the other. A dimension of 1 may have any stride.
+    /// Whether the elements are contiguous. A dimension of 1 may have any stride.
     pub(crate) fn is_contiguous(&self) -> bool {
         let contiguous = Self::contiguous(&self.sizes);
         let strides = self.strides.iter().zip(&contiguous.strides).zip(&self.sizes);
@@ -45,32 +45,32 @@ impl Strided {
     }
 }
 
-impl Entry {
-    /// Number of numbers.
+impl TensorEntry {
+    /// The element count.
     pub(crate) fn elements(&self) -> u64 {
         self.shape.iter().fold(1, |product: u64, &size| product.saturating_mul(size as u64))
     }
 }
 
-/// The tensors in a safetensors file. `path` is what messages call it.
+/// The tensors in a safetensors file. `path` is its name in messages.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if it is truncated or corrupt.
-pub(crate) fn safetensors_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, Entry)>> {
-    let line = |why: &str| format!("{path} is not a sound safetensors file ({why}); {FETCH_AGAIN}");
+/// [`Error::File`] if it is truncated or damaged.
+pub(crate) fn safetensors_entries(bytes: &[u8], file: usize, path: &str) -> Result<Vec<(String, TensorEntry)>> {
     let (header_len, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|error| bad_input!("{}", line(&error.to_string())))?;
+        SafeTensors::read_metadata(bytes).map_err(|error| Error::damaged(path, "safetensors", error))?;
     let start = header_len + size_of::<u64>();
     let entries = metadata.tensors().into_iter().map(|(name, info)| {
         let shape = info.shape.iter().map(|&size| i64::try_from(size)).collect::<Result<_, _>>();
-        let shape = shape.or_bad_input(|| line(&format!("tensor {name} is too large")))?;
+        let too_large = |_| Error::damaged(path, "safetensors", format!("tensor {name} is too large"));
+        let shape = shape.map_err(too_large)?;
         let (from, to) = info.data_offsets;
-        Ok((name, Entry { file, dtype: info.dtype, shape, strided: None, range: start + from..start + to }))
+        Ok((name, TensorEntry { file, dtype: info.dtype, shape, strided: None, range: start + from..start + to }))
     });
     entries.collect()
 }
 
-/// libtorch's type of a number; `None` for those that it does not read.
+/// libtorch's name for an element type; `None` for those that are not supported.
 pub(crate) fn kind(dtype: Dtype) -> Option<Kind> {
     float_kind(dtype).or(match dtype {
         Dtype::I64 => Some(Kind::Int64),
@@ -83,7 +83,7 @@ pub(crate) fn kind(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// The same for the types of weights.
+/// As [`kind`], for the types of weights alone.
 pub(crate) fn float_kind(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::F32 => Some(Kind::Float),

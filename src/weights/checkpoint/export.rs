@@ -1,10 +1,9 @@
 //! Writes a checkpoint as one safetensors file.
 
-use super::Checkpoint;
-use super::borrowed::Borrowed;
-use super::entry::{Entry, float_kind, kind};
-use crate::bad_input;
-use anyhow::{Context, Error, Result, anyhow};
+use super::entry::{TensorEntry, float_kind, kind};
+use super::store::{Checkpoint, is_constant};
+use super::view::is_finite;
+use crate::error::{Error, Hint, Result};
 use rustix::io::Errno;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View, serialize_to_file};
@@ -14,89 +13,96 @@ use std::collections::HashMap;
 use std::path::Path;
 use tch::Device;
 
-/// A tensor on its way into a file. The library asks for one at a time, so no more than one is in memory.
-struct Outgoing<'a> {
+/// A tensor on its way into a file. safetensors asks for one at a time, so no more than one is in memory.
+struct Outgoing<'a, E> {
     checkpoint: &'a Checkpoint,
     name: &'a str,
-    entry: &'a Entry,
+    entry: &'a TensorEntry,
     dtype: Dtype,
     shape: Vec<usize>,
-    keep_going: &'a dyn Fn() -> Result<()>,
-    /// The library has no way to be told: whoever asked it to write looks here.
-    failure: &'a RefCell<Option<Error>>,
+    keep_going: &'a dyn Fn() -> Result<(), E>,
+    /// The first error: safetensors takes none from a [`View`].
+    failure: &'a RefCell<Option<E>>,
 }
 
 impl Checkpoint {
-    /// Writes all tensors, floats in `dtype` or, without one, each in its own; `keep_going` is asked before each.
+    /// Writes all tensors: floats in `dtype`, or each in its own type without one. `keep_going` is called before each tensor,
+    /// and its error ends the writing.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a number is too large for the type or a tensor's type cannot be read; the error of
-    /// `keep_going`; an error if the file cannot be written. Then there may be a part of it.
-    pub fn write_safetensors(
+    /// [`Error::Tensor`] if a number is too large for the type or a tensor's type is not supported; the error of `keep_going`;
+    /// [`Error::Io`] if the file cannot be written. It may be there in part then.
+    pub fn write_safetensors<E: From<Error>>(
         &self,
         path: &Path,
         dtype: Option<Dtype>,
-        keep_going: &dyn Fn() -> Result<()>,
-    ) -> Result<()> {
+        keep_going: &dyn Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
         let failure = RefCell::new(None);
-        let outgoing = |(name, entry): (&'_ String, &'_ Entry)| {
-            let is_float = float_kind(entry.dtype).is_some();
+        let exported = self.tensors.iter().filter(|(name, _)| !is_constant(name));
+        let tensors = exported.map(|(name, entry)| {
+            let dtype = dtype.filter(|_| float_kind(entry.dtype).is_some()).unwrap_or(entry.dtype);
             let shape = entry.shape.iter().map(|&size| size as usize).collect();
-            let dtype = dtype.filter(|_| is_float).unwrap_or(entry.dtype);
-            (name.clone(), (dtype, shape))
-        };
-        let plan: Vec<(String, (Dtype, Vec<usize>))> =
-            self.tensors.iter().filter(|(name, _)| !is_constant(name)).map(outgoing).collect();
-        let tensors = plan.iter().filter_map(|(name, (dtype, shape))| {
-            let entry = self.tensors.get(name)?;
-            let (dtype, shape, failure) = (*dtype, shape.clone(), &failure);
-            Some((name, Outgoing { checkpoint: self, name, entry, dtype, shape, keep_going, failure }))
+            (name, Outgoing { checkpoint: self, name, entry, dtype, shape, keep_going, failure: &failure })
         });
         let format = HashMap::from([("format".to_string(), "pt".to_string())]);
         let written = serialize_to_file(tensors, Some(format), path);
         match (failure.into_inner(), written) {
             (Some(error), _) => Err(error),
-            // What the system says where it cannot read what it is to write.
-            (None, Err(SafeTensorError::IoError(error))) if Errno::from_io_error(&error) == Some(Errno::FAULT) => {
-                let origin = &self.origin;
-                Err(anyhow!("{origin} was cut off, or its disk failed, while it was read; run again once it is whole"))
-            }
-            (None, written) => written.with_context(|| format!("cannot write {}: is the disk full?", path.display())),
+            (None, Err(error)) => Err(self.write_error(path, error).into()),
+            (None, Ok(())) => Ok(()),
+        }
+    }
+
+    fn write_error(&self, path: &Path, error: SafeTensorError) -> Error {
+        match error {
+            // The system's answer where it cannot read the bytes that it is to write.
+            SafeTensorError::IoError(error) if Errno::from_io_error(&error) == Some(Errno::FAULT) => Error::Io {
+                path: self.origin.clone(),
+                reason: "was truncated, or its disk failed, while it was read".into(),
+                hint: Some(Hint::Other("run again once it is complete".into())),
+                source: Some(error.into()),
+            },
+            error => Error::Io {
+                path: path.display().to_string(),
+                reason: "cannot be written: is the disk full?".into(),
+                hint: None,
+                source: Some(match error {
+                    SafeTensorError::IoError(error) => error.into(),
+                    error => error.into(),
+                }),
+            },
         }
     }
 }
 
-/// Old transformers saved these constants; they carry nothing.
-pub(crate) fn is_constant(name: &str) -> bool {
-    name.ends_with("position_ids")
-}
-
-impl Outgoing<'_> {
-    fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+impl<E: From<Error>> Outgoing<'_, E> {
+    fn bytes(&self) -> Result<Cow<'_, [u8]>, E> {
         (self.keep_going)()?;
         if self.dtype == self.entry.dtype && self.entry.strided.is_none() {
             return Ok(Cow::Borrowed(self.checkpoint.bytes(self.entry)));
         }
-        let (origin, name, dtype) = (&self.checkpoint.origin, self.name, self.dtype);
+        Ok(Cow::Owned(self.converted()?))
+    }
+
+    fn converted(&self) -> Result<Vec<u8>> {
+        let (name, dtype) = (self.name, self.dtype);
+        let refused = |reason: String| Error::tensor(&self.checkpoint.origin, name, reason);
         let kind =
-            kind(dtype).ok_or_else(|| bad_input!("{origin}: tensor {name} has type {dtype:?}, which is not read"))?;
-        let borrowed = Borrowed::new(self.checkpoint, self.entry)?;
-        let converted = borrowed.to_owned(kind, Device::Cpu)?;
-        if self.dtype != self.entry.dtype && !is_finite(&converted)? && borrowed.is_finite()? {
-            return Err(bad_input!("{origin}: tensor {name} has numbers too large for {dtype:?}; take f32 or bf16"));
+            kind(dtype).ok_or_else(|| refused(format!("tensor {name} has type {dtype:?}, which is not supported")))?;
+        let view = self.checkpoint.view(name, self.entry)?;
+        let converted = view.to_owned(kind, Device::Cpu)?;
+        if dtype != self.entry.dtype && !is_finite(&converted)? && view.is_finite()? {
+            let reason = format!("tensor {name} has numbers that are too large for {dtype:?}");
+            return Err(refused(reason).with_hint(Hint::Other("take f32 or bf16".into())));
         }
-        let elements = self.entry.elements() as usize;
         let mut bytes = vec![0; self.data_len()];
-        converted.f_copy_data_u8(&mut bytes, elements)?;
-        Ok(Cow::Owned(bytes))
+        converted.f_copy_data_u8(&mut bytes, self.entry.elements() as usize)?;
+        Ok(bytes)
     }
 }
 
-fn is_finite(tensor: &tch::Tensor) -> Result<bool> {
-    Ok(tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
-}
-
-impl View for Outgoing<'_> {
+impl<E: From<Error>> View for Outgoing<'_, E> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }

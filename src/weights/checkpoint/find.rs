@@ -1,38 +1,36 @@
-//! Which of the files in a component's folder are its weights.
+//! Finds the weights among the files in a component's folder.
 
 use super::candidates::{Candidate, Library, VARIANTS, candidates};
 use super::index::ShardIndex;
-use crate::bad_input;
-use crate::error::OrBadInput;
+use crate::error::{Error, Hint, Result};
 use crate::files::Folder;
-use anyhow::Result;
 
-/// What a component's weights are in.
+/// The files of a component's weights.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// A file.
+    /// A single file.
     Whole(String),
-    /// The files that the index of this name lists.
+    /// The index of this name, and what it says.
     Sharded(String, ShardIndex),
 }
 
-/// Finds the weights of a component, in the order in which its library looks: plain files of any format before variants.
+/// Finds the weights of a component, in its library's order: plain files of any format before variants.
 ///
-/// An index whose shards are not all there is what a later save of a whole file leaves of an earlier one in shards. It
-/// counts only where there is nothing else.
+/// An index without all of its shards is left over from an older save, which a later save of a whole file replaced. It counts
+/// only if there is nothing else.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if there are none, or the index is broken.
+/// [`Error::File`] if there are none, or the index is damaged.
 pub(crate) fn weights(folder: &Folder) -> Result<Found> {
     let library = Library::of_config(&folder.read_text("config.json").unwrap_or_default());
-    let mut cut_off = None;
+    let mut incomplete = None;
     for Candidate { name, is_index, .. } in candidates(library, VARIANTS) {
         if !folder.has_file(&name) {
             continue;
         }
         if !is_index {
-            if let Some((index, shard)) = &cut_off {
-                log::warn!("{folder}: {index} names {shard}, which is not there, so {name} is read");
+            if let Some((index, shard)) = &incomplete {
+                log::warn!("{folder}: {index} names {shard}, which is not there, so {name} is read instead");
             }
             return Ok(Found::Whole(name));
         }
@@ -40,21 +38,23 @@ pub(crate) fn weights(folder: &Folder) -> Result<Found> {
         let missing = index.shards().into_iter().find(|shard| !folder.has_file(shard)).map(String::from);
         match missing {
             None => return Ok(Found::Sharded(name, index)),
-            Some(shard) => cut_off = cut_off.or(Some((name, shard))),
+            Some(shard) => incomplete = incomplete.or(Some((name, shard))),
         }
     }
-    if let Some((index, shard)) = cut_off {
-        return Err(bad_input!("{} names {}, which is not there", folder.path_of(&index), folder.path_of(&shard)));
+    if let Some((index, shard)) = incomplete {
+        let reason = format!("names {}, which is not there", folder.path_of(&shard));
+        return Err(Error::file(folder.path_of(&index), reason).with_hint(Hint::FetchAgain));
     }
     let plain = candidates(library, VARIANTS).filter(|candidate| candidate.is_plain && !candidate.is_index);
     let expected = plain.map(|candidate| candidate.name).collect::<Vec<_>>().join(", ");
-    Err(bad_input!("{folder} must hold weights, whole or sharded with an index, as one of {expected}; it has none"))
+    Err(Error::file(
+        folder.to_string(),
+        format!("holds no weights: none of {expected}, whole or in shards with an index"),
+    ))
 }
 
 fn read_index(folder: &Folder, name: &str) -> Result<ShardIndex> {
-    let index = folder.path_of(name);
-    let text = folder.read_text(name).or_bad_input(|| format!("cannot read {index}"))?;
-    ShardIndex::parse(&text, &index)
+    ShardIndex::parse(&folder.read_text(name)?, &folder.path_of(name))
 }
 
 #[cfg(test)]
@@ -64,7 +64,7 @@ mod tests {
     const DIFFUSERS: &str = r#"{"_class_name": "PriorTransformer"}"#;
     const TRANSFORMERS: &str = r#"{"model_type": "clip_text_model"}"#;
 
-    /// The name of the file or index that is found in a folder of these files, each index listing the file `shard`.
+    /// The name of the file or index that is found among these files, each index listing the file `shard`.
     fn found(config: &str, names: &[&str]) -> Result<String> {
         let folder = tempfile::TempDir::new().unwrap();
         std::fs::write(folder.path().join("config.json"), config).unwrap();

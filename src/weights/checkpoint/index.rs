@@ -1,9 +1,7 @@
 //! The index of sharded weights, as both libraries write it: which file each tensor is in.
 
-use crate::bad_input;
-use crate::error::{FETCH_AGAIN, OrBadInput};
+use crate::error::{Error, Hint, Result};
 use crate::json;
-use anyhow::Result;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,25 +12,27 @@ pub struct ShardIndex {
 }
 
 impl ShardIndex {
-    /// Reads the text of the index that messages call `name`.
+    /// Parses an index; `origin` is its name in messages.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if it is none, or names something else than files beside it: a downloaded model might read,
-    /// or be written, where it should not.
-    pub fn parse(text: &str, name: &str) -> Result<Self> {
-        let index: Self = json::from_str(text)
-            .or_bad_input(|| format!("{name} is not an index of shards with a weight_map; {FETCH_AGAIN}"))?;
+    /// [`Error::File`] if it is not an index, or names anything but files beside it: a downloaded model must not read or write
+    /// elsewhere.
+    pub fn parse(text: &str, origin: &str) -> Result<Self> {
+        let index: Self = json::from_str(text).map_err(|error| {
+            let reason = format!("is not an index of shards with a weight_map ({error})");
+            Error::file(origin, reason).with_hint(Hint::FetchAgain)
+        })?;
         let is_plain = |shard: &str| {
-            let is_harmless = |character: char| !character.is_control() && !"/\\:".contains(character);
+            let is_harmless = |char: char| !char.is_control() && !"/\\:".contains(char);
             !["", ".", ".."].contains(&shard) && shard.chars().all(is_harmless)
         };
         match index.shards().into_iter().find(|shard| !is_plain(shard)) {
-            Some(shard) => Err(bad_input!("{name}: shard {shard:?} is not a plain file name")),
+            Some(shard) => Err(Error::file(origin, format!("names shard {shard:?}, which is not a plain file name"))),
             None => Ok(index),
         }
     }
 
-    /// The shards, each once.
+    /// The names of the shards, each once, sorted.
     pub fn shards(&self) -> Vec<&str> {
         let shards: BTreeSet<&str> = self.weight_map.values().map(String::as_str).collect();
         shards.into_iter().collect()
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(index.tensors().collect::<Vec<_>>(), ["a", "b", "c"]);
         for shard in ["", ".", "..", "../x", "/etc/passwd", "a\\b", "c:x", "a/b", "a\nb"] {
             let message = parse(shard).unwrap_err().to_string();
-            assert!(message.starts_with("model.index.json: shard"), "{message}");
+            assert!(message.starts_with("model.index.json names shard"), "{message}");
         }
         assert!(ShardIndex::parse("{}", "x").unwrap_err().to_string().contains("weight_map"));
     }

@@ -1,22 +1,21 @@
-//! Priors under the names that their authors gave them: Karlo's and Kandinsky 2.1's, whose code is one.
+//! Priors under their authors' tensor names: Karlo's and Kandinsky 2.1's, which share their code.
 //!
-//! Source: diffusers' `scripts/convert_kakao_brain_unclip_to_diffusers.py` and `convert_kandinsky_to_diffusers.py`. Nothing
-//! is copied: a tensor under its new name lies where it lay.
+//! Source: diffusers' `scripts/convert_kakao_brain_unclip_to_diffusers.py` and `convert_kandinsky_to_diffusers.py`. Tensors
+//! are renamed in place, without a copy.
 
-use super::Checkpoint;
-use super::entry::{Entry, Strided};
-use crate::bad_input;
-use crate::error::some_of;
-use anyhow::Result;
+use super::entry::{Strided, TensorEntry};
+use super::store::Checkpoint;
+use crate::error::{Error, Hint, Result};
+use crate::text;
 use std::collections::BTreeMap;
 
-/// What the authors' training programs put before every name.
+/// The prefixes of all names in the authors' files.
 const PREFIXES: [&str; 2] = ["model.", ""];
 
-/// A name that no other model has.
+/// A tensor that only these priors have.
 const TELLTALE: &str = "clip_img_proj.weight";
 
-/// Modules and tensors outside the blocks: the authors' name, diffusers' name.
+/// Modules and tensors outside the blocks: the authors' names and diffusers'.
 const OUTSIDE: [(&str, &str); 12] = [
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
@@ -32,7 +31,7 @@ const OUTSIDE: [(&str, &str); 12] = [
     ("transformer.resblocks", "transformer_blocks"),
 ];
 
-/// Modules of a block, likewise.
+/// The same for the modules of a block.
 const INSIDE: [(&str, &str); 5] = [
     ("attn.c_proj", "attn1.to_out.0"),
     ("mlp.c_fc", "ff.net.0.proj"),
@@ -41,19 +40,19 @@ const INSIDE: [(&str, &str); 5] = [
     ("ln_2", "norm3"),
 ];
 
-/// The one module that is three in diffusers.
+/// The module that is three in diffusers.
 const QKV: &str = "attn.c_qkv";
 
-/// Where a tensor goes.
+/// The name of a tensor in diffusers.
 enum Renamed {
-    /// To this name.
+    /// A single one.
     Whole(String),
-    /// To `to_q`, `to_k` and `to_v` of the attention `attn1` of this block, each with this name in it.
+    /// This name in each of `to_q`, `to_k` and `to_v` of the attention `attn1` of this block.
     Attention { block: String, name: String },
 }
 
 impl Checkpoint {
-    /// Whether this is a prior under its authors' names.
+    /// Whether this is a prior under its authors' tensor names.
     pub fn is_original_prior(&self) -> bool {
         self.original_prefix().is_some()
     }
@@ -62,11 +61,11 @@ impl Checkpoint {
         PREFIXES.into_iter().find(|prefix| self.tensors.contains_key(&format!("{prefix}{TELLTALE}")))
     }
 
-    /// The same prior under diffusers' names. `statistics` holds the mean and the standard deviation of CLIP's image
-    /// embeddings as the authors save them, a pair.
+    /// The same prior under diffusers' tensor names. `statistics` holds the mean and the standard deviation of CLIP image
+    /// embeddings as the authors save them, as a pair.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if heads of width `head_dim` do not fit the attention, or the statistics are no pair.
+    /// [`Error::Tensor`] if heads of width `head_dim` do not fit the attention, [`Error::File`] if the statistics are not a pair.
     pub fn with_diffusers_names(mut self, statistics: Option<Self>, head_dim: i64) -> Result<Self> {
         let prefix = self.original_prefix().unwrap_or_default();
         let mut ignored = Vec::new();
@@ -77,8 +76,10 @@ impl Checkpoint {
                 Some(Renamed::Attention { block, name: inner }) => {
                     for (part, target) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
                         let entry = attention_part(&entry, part as i64, head_dim).ok_or_else(|| {
-                            let (origin, shape) = (&self.origin, &entry.shape);
-                            bad_input!("{origin}: {name} is {shape:?}, which heads of width {head_dim} do not fit; give a --config of this very model")
+                            let shape = &entry.shape;
+                            let reason = format!("{name} is {shape:?}, which heads of width {head_dim} do not fit");
+                            let hint = Hint::Other("give the configuration of this very model".into());
+                            Error::tensor(&self.origin, &name, reason).with_hint(hint)
                         })?;
                         tensors.insert(format!("transformer_blocks.{block}.attn1.{target}.{inner}"), entry);
                     }
@@ -87,7 +88,7 @@ impl Checkpoint {
             }
         }
         if !ignored.is_empty() {
-            log::warn!("{}: left out what belongs to no prior: {}", self.origin, some_of(&ignored));
+            log::warn!("{}: tensors that do not belong to a prior are ignored: {}", self.origin, text::list(&ignored));
         }
         self.tensors = tensors;
         if let Some(statistics) = statistics {
@@ -96,16 +97,14 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// Adds the pair's files to this checkpoint's, and its tensors as `clip_mean` and `clip_std`, `(1, embedding_dim)`.
+    /// Adds the pair's tensors as `clip_mean` and `clip_std`, `(1, embedding_dim)`, and its files to this checkpoint's.
     fn add_statistics(&mut self, mut statistics: Self) -> Result<()> {
         let first = self.files.len();
-        for (place, name) in ["clip_mean", "clip_std"].into_iter().enumerate() {
-            let entry = statistics.tensors.remove(&place.to_string()).filter(|entry| entry.shape.len() == 1);
+        for (index, name) in ["clip_mean", "clip_std"].into_iter().enumerate() {
+            let entry = statistics.tensors.remove(&index.to_string()).filter(|entry| entry.shape.len() == 1);
             let mut entry = entry.ok_or_else(|| {
-                bad_input!(
-                    "{} is not a pair of CLIP's mean and standard deviation, (embedding_dim) each",
-                    statistics.origin
-                )
+                let reason = "is not a pair of CLIP's mean and standard deviation, (embedding_dim) each";
+                Error::file(&statistics.origin, reason)
             })?;
             entry.file += first;
             entry.shape.insert(0, 1);
@@ -134,9 +133,9 @@ fn rename(name: &str) -> Option<Renamed> {
     })
 }
 
-/// The queries, keys or values of a tensor that holds them head by head: `(heads · 3 · head_dim, …)` to
+/// The queries, keys or values of a tensor that interleaves them by heads: `(heads · 3 · head_dim, …)` to
 /// `(heads · head_dim, …)`.
-fn attention_part(entry: &Entry, part: i64, head_dim: i64) -> Option<Entry> {
+fn attention_part(entry: &TensorEntry, part: i64, head_dim: i64) -> Option<TensorEntry> {
     let (&rows, rest) = entry.shape.split_first()?;
     let head_rows = head_dim.checked_mul(3).filter(|&head_rows| head_rows > 0)?;
     if rows % head_rows != 0 || rows == 0 || entry.strided.is_some() {
@@ -146,13 +145,13 @@ fn attention_part(entry: &Entry, part: i64, head_dim: i64) -> Option<Entry> {
     let sizes = [&[heads, head_dim], rest].concat();
     let mut strides = Strided::contiguous(&sizes).strides;
     strides[0] = head_rows * width;
-    let number = entry.range.len() / usize::try_from(rows * width).ok().filter(|&count| count > 0)?;
-    let start = entry.range.start + (part * head_dim * width) as usize * number;
+    let element = entry.range.len() / usize::try_from(rows * width).ok().filter(|&count| count > 0)?;
+    let start = entry.range.start + (part * head_dim * width) as usize * element;
     let len = ((heads - 1) * head_rows + head_dim) * width;
-    Some(Entry {
+    Some(TensorEntry {
         shape: [&[heads * head_dim], rest].concat(),
         strided: Some(Strided { sizes, strides }),
-        range: start..start + len as usize * number,
+        range: start..start + len as usize * element,
         ..entry.clone()
     })
 }
@@ -190,9 +189,9 @@ mod tests {
     }
 
     #[test]
-    fn queries_keys_and_values_lie_head_by_head() {
+    fn queries_keys_and_values_are_interleaved_by_heads() {
         // Two heads of width 1 over two inputs: rows q, k, v of the first head, then of the second.
-        let entry = Entry { file: 0, dtype: Dtype::F32, shape: vec![6, 2], strided: None, range: 100..148 };
+        let entry = TensorEntry { file: 0, dtype: Dtype::F32, shape: vec![6, 2], strided: None, range: 100..148 };
         let keys = attention_part(&entry, 1, 1).unwrap();
         assert_eq!((keys.shape, keys.range), (vec![2, 2], 108..140));
         assert_eq!(keys.strided.unwrap(), Strided { sizes: vec![2, 1, 2], strides: vec![6, 2, 1] });

@@ -1,64 +1,59 @@
-//! Files that `torch.save` wrote: a zip archive since torch 1.6, and before that pickles with the numbers after them.
+//! Files of `torch.save`: a zip archive since torch 1.6, and before that pickles followed by the storages.
 //!
 //! Source: torch 2.13 `serialization.py`. Nothing in such a file is run: see [`crate::weights::pickle`].
 
 use super::archive::Archive;
-use super::entry::{Entry, Strided};
-use crate::bad_input;
-use crate::error::FETCH_AGAIN;
+use super::entry::{Strided, TensorEntry};
+use crate::error::{Error, Hint, Result};
 use crate::weights::pickle::{Foreign, Id, Pickle, PickleError, Storage, StoredTensor, Value};
-use anyhow::{Error, Result};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-/// What an archive starts with.
+/// The first bytes of an archive.
 const ZIP: &[u8] = b"PK\x03\x04";
 
-/// The first thing in a file from before torch 1.6, 0x1950a86a20f9469cfc6c.
+/// The first pickle in a file from before torch 1.6, 0x1950a86a20f9469cfc6c.
 const OLD_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
-/// The second thing.
+/// The second pickle.
 const OLD_VERSION: i64 = 1001;
 
-/// Keys under which training programs put the state dictionary that counts.
+/// Keys under which training programs put the state dictionary.
 const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
 
-/// Where the storages of a file lie in it, by key.
+/// The bytes of the storages in a file, by key.
 type Storages<'a> = HashMap<&'a str, Range<usize>>;
 
-/// What a file of `torch.save` holds.
+/// The contents of a file of `torch.save`.
 pub(crate) struct Contents {
-    /// The tensors, where they lie.
-    pub(crate) tensors: Vec<(String, Entry)>,
-    /// What is no plain tensor, and the function that would make it.
+    pub(crate) tensors: Vec<(String, TensorEntry)>,
+    /// The names of values that are not plain tensors, and the functions that would make them.
     pub(crate) foreign: Vec<(String, String)>,
 }
 
-/// What is in a file of `torch.save` with these `bytes`. `path` is what messages call it.
+/// The contents of a file of `torch.save` with these `bytes`. `path` is its name in messages.
 ///
-/// What was saved is a dictionary of tensors, perhaps inside one of [`WRAPPERS`], or a list of tensors, whose names are
-/// then their places.
+/// It holds a dictionary of tensors, perhaps inside one of [`WRAPPERS`], or a list of tensors, which are then named by their
+/// index.
 ///
 /// # Errors
-/// [`crate::error::BadInput`] if the file is broken, holds no tensors, or names functions that only an attack needs.
+/// [`Error::File`] if the file is damaged, holds no tensors, or names functions that only an attack needs.
 pub(crate) fn contents(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
     if bytes.starts_with(ZIP) { zip_entries(bytes, file, path) } else { old_entries(bytes, file, path) }
 }
 
 fn zip_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
-    let broken = |why: String| broken(path, &why);
-    let archive = Archive::read(bytes).map_err(broken)?;
-    if archive.byte_order().map_err(broken)?.is_some_and(|range| &bytes[range] == b"big") {
-        return Err(bad_input!(
-            "{path} has numbers in big-endian order, which is not read; save it on another machine"
-        ));
+    let damaged = |why: String| damaged(path, &why);
+    let archive = Archive::read(bytes).map_err(damaged)?;
+    if archive.byte_order().map_err(damaged)?.is_some_and(|range| &bytes[range] == b"big") {
+        return Err(big_endian(path));
     }
-    let (pickle, _) = Pickle::read(&bytes[archive.pickle().map_err(broken)?]).map_err(|error| refused(path, error))?;
+    let (pickle, _) = Pickle::read(&bytes[archive.pickle().map_err(damaged)?]).map_err(|error| refused(path, error))?;
     let mut storages = Storages::new();
     for storage in pickle.storages() {
-        let range = archive.storage(storage.key).map_err(broken)?;
-        check_size(storage, &range).map_err(broken)?;
+        let range = archive.storage(storage.key).map_err(damaged)?;
+        check_size(storage, &range).map_err(damaged)?;
         storages.insert(storage.key, range);
     }
     place_all(&pickle, &storages, file, path)
@@ -75,53 +70,53 @@ fn old_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
     if !matches!(first.root(), Value::LargeInt(magic) if *magic == OLD_MAGIC) {
         return Err(match first.foreign() {
             Some(foreign) => refused(path, PickleError::Forbidden(foreign.to_string())),
-            None => broken(path, "it is a pickle, but torch.save did not write it"),
+            None => damaged(path, "it is a pickle, but not one of torch.save"),
         });
     }
     if !matches!(next()?.root(), Value::Int(OLD_VERSION)) {
-        return Err(broken(path, "its version is unknown"));
+        return Err(damaged(path, "its version is unknown"));
     }
     check_old_system(&next()?, path)?;
     let pickle = next()?;
     let keys = next()?;
-    let storages = old_storages(bytes, position, &pickle, &keys).map_err(|why| broken(path, &why))?;
+    let storages = old_storages(bytes, position, &pickle, &keys).map_err(|why| damaged(path, &why))?;
     place_all(&pickle, &storages, file, path)
 }
 
-/// The third pickle of an old file tells of the machine that wrote it.
+/// The third pickle of an old file describes the machine that wrote it.
 fn check_old_system(pickle: &Pickle, path: &str) -> Result<()> {
-    let Value::Dict(system) = pickle.root() else { return Err(broken(path, "it does not tell how it was written")) };
+    let Value::Dict(system) = pickle.root() else { return Err(damaged(path, "its byte order is unknown")) };
     match pickle.item(system, "little_endian") {
         Some(Value::Bool(true)) => Ok(()),
-        _ => Err(bad_input!("{path} has numbers in big-endian order, which is not read; save it on another machine")),
+        _ => Err(big_endian(path)),
     }
 }
 
-/// After the pickles of an old file come its storages, in the order of `keys`: a number of numbers, and the numbers.
+/// The storages after the pickles of an old file, in the order of `keys`: each an element count, then the elements.
 fn old_storages<'a>(
     bytes: &[u8],
     mut position: usize,
     pickle: &Pickle<'a>,
     keys: &Pickle<'a>,
 ) -> Result<Storages<'a>, String> {
-    let cut_off = || "it is cut off".to_string();
+    let truncated = || "it is truncated".to_string();
     let known: HashMap<&str, &Storage> = pickle.storages().map(|storage| (storage.key, storage)).collect();
     let Value::Sequence(list) = keys.root() else { return Err("it has no list of storages".into()) };
     let mut storages = Storages::new();
     for key in list {
         let Value::Text(key) = keys.get(*key) else { return Err("it has a storage without a name".into()) };
         let storage = known.get(key).ok_or_else(|| format!("nothing in it refers to its storage {key:?}"))?;
-        let (len, _) = bytes[position..].split_first_chunk().ok_or_else(cut_off)?;
+        let (len, _) = bytes[position..].split_first_chunk().ok_or_else(truncated)?;
         position += size_of_val(len);
         if u64::from_le_bytes(*len) != storage.len as u64 {
-            return Err(format!("its storage {key:?} has another size than it says"));
+            return Err(format!("its storage {key:?} is not of the size that it should be"));
         }
         let end = storage.bytes().and_then(|size| position.checked_add(size)).filter(|&end| end <= bytes.len());
-        let range = position..end.ok_or_else(cut_off)?;
+        let range = position..end.ok_or_else(truncated)?;
         position = range.end;
         storages.insert(key, range);
     }
-    // Two references to a storage may not disagree on its size.
+    // References to a storage must agree on its size.
     for storage in pickle.storages() {
         let range = storages.get(storage.key).ok_or_else(|| format!("it has no storage {:?}", storage.key))?;
         check_size(storage, range)?;
@@ -132,20 +127,20 @@ fn old_storages<'a>(
 fn check_size(storage: &Storage, range: &Range<usize>) -> Result<(), String> {
     match storage.bytes() {
         Some(size) if size <= range.len() => Ok(()),
-        _ => Err(format!("its storage {:?} is cut off", storage.key)),
+        _ => Err(format!("its storage {:?} is truncated", storage.key)),
     }
 }
 
-/// The tensors of a pickle, in their file.
+/// The tensors of a pickle, as entries of their file.
 fn place_all(pickle: &Pickle, storages: &Storages, file: usize, path: &str) -> Result<Contents> {
-    // A name may be there any number of times; the last one counts, and is copied once.
+    // Of equal names the last one counts; each is copied once.
     let named: BTreeMap<Cow<str>, Item> = items(pickle).collect();
     let mut contents = Contents { tensors: Vec::new(), foreign: Vec::new() };
     for (name, item) in named {
         match item {
             Item::Tensor(tensor) => {
                 let storage = storages.get(tensor.storage.key);
-                let storage = storage.ok_or_else(|| broken(path, "a tensor in it has no storage"))?;
+                let storage = storage.ok_or_else(|| damaged(path, "a tensor in it has no storage"))?;
                 contents.tensors.push((name.into_owned(), place(tensor, storage.start, file)));
             }
             Item::Foreign(foreign) => contents.foreign.push((name.into_owned(), foreign.to_string())),
@@ -155,11 +150,11 @@ fn place_all(pickle: &Pickle, storages: &Storages, file: usize, path: &str) -> R
     match pickle.foreign() {
         _ if !contents.tensors.is_empty() => Ok(contents),
         Some(foreign) => Err(refused(path, PickleError::Forbidden(foreign.to_string()))),
-        None => Err(bad_input!("{path} holds no tensors, or none where a checkpoint has them; give a file of weights")),
+        None => Err(Error::file(path, "holds no tensors where a checkpoint has them")),
     }
 }
 
-/// What has a name in a checkpoint.
+/// A named value of a checkpoint.
 enum Item<'p, 'a> {
     Tensor(&'p StoredTensor<'a>),
     Foreign(Foreign<'a>),
@@ -176,9 +171,9 @@ impl<'p, 'a> From<&'p Value<'a>> for Item<'p, 'a> {
     }
 }
 
-fn place(tensor: &StoredTensor, storage: usize, file: usize) -> Entry {
+fn place(tensor: &StoredTensor, storage: usize, file: usize) -> TensorEntry {
     let strided = Strided { sizes: tensor.shape.clone(), strides: tensor.strides.clone() };
-    Entry {
+    TensorEntry {
         file,
         dtype: tensor.dtype,
         shape: tensor.shape.clone(),
@@ -187,7 +182,7 @@ fn place(tensor: &StoredTensor, storage: usize, file: usize) -> Entry {
     }
 }
 
-/// What a checkpoint is about, with the names.
+/// The named values of a checkpoint.
 fn items<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str>, Item<'p, 'a>)> + 'p> {
     let mut root = pickle.root();
     for _ in WRAPPERS {
@@ -205,7 +200,7 @@ fn items<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str
             _ => None,
         })),
         Value::Sequence(list) => {
-            let item = |(place, value): (usize, &Id)| (Cow::Owned(place.to_string()), pickle.get(*value).into());
+            let item = |(index, value): (usize, &Id)| (Cow::Owned(index.to_string()), pickle.get(*value).into());
             Box::new(list.iter().enumerate().map(item))
         }
         _ => Box::new(std::iter::empty()),
@@ -214,13 +209,19 @@ fn items<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str
 
 fn refused(path: &str, error: PickleError) -> Error {
     match error {
-        PickleError::Forbidden(name) => bad_input!(
-            "{path} asks to run `{name}`: not a plain checkpoint, and not read; get the weights as safetensors, or save the state dictionary alone"
-        ),
-        PickleError::Corrupt(why) => broken(path, &why),
+        PickleError::Forbidden(name) => {
+            Error::file(path, format!("asks to run `{name}`, so it is not a plain checkpoint and not read"))
+                .with_hint(Hint::SaveWeightsAlone)
+        }
+        PickleError::Corrupt(why) => damaged(path, &why),
     }
 }
 
-fn broken(path: &str, why: &str) -> Error {
-    bad_input!("{path} is not a sound torch file ({why}); {FETCH_AGAIN}")
+fn damaged(path: &str, why: &str) -> Error {
+    Error::damaged(path, "torch", why)
+}
+
+fn big_endian(path: &str) -> Error {
+    Error::file(path, "is in big-endian byte order, which is not supported")
+        .with_hint(Hint::Other("save it on a little-endian machine".into()))
 }

@@ -1,31 +1,58 @@
 //! A module's view of a checkpoint: tensors by name, checked against what the module needs.
 
-use super::borrowed::Borrowed;
 use super::entry::float_kind;
-use super::{Checkpoint, Report};
-use crate::bad_input;
-use crate::nn::precision::Precision;
-use anyhow::Result;
+use super::report::Report;
+use super::store::Checkpoint;
+use super::view::TensorView;
+use crate::error::{Error, Result};
+use crate::weights::precision::Precision;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
-/// Where and how a module is going to compute.
+/// Where and in which precision a module computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     /// The device that holds the weights.
     pub device: Device,
-    /// What products are computed in.
+    /// The precision of its products.
     pub precision: Precision,
 }
 
-/// A view of a checkpoint from one module: names are relative to the module's place.
+impl Checkpoint {
+    /// Builds a module from the tensors whose names start with `prefix` (empty, or ending in a dot).
+    ///
+    /// `build` runs twice: first against names, shapes and types alone, so that one error lists everything that is wrong, and
+    /// then to read.
+    ///
+    /// Tensors that the module does not ask for are ignored with a warning, as diffusers and transformers do, unless they show
+    /// that the module would compute something else: a bias of one of its layers, or a layer after its last.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensors`] with every missing, unexpected and wrong tensor, and the errors of `build`.
+    pub fn build<M>(&self, prefix: &str, placement: Placement, build: impl Fn(&Weights) -> Result<M>) -> Result<M> {
+        self.check(prefix, placement, &build)?;
+        build(&Weights { checkpoint: self, prefix: prefix.into(), placement, check: None })
+    }
+
+    /// The first of the two passes of [`Checkpoint::build`], which reads no numbers.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::build`].
+    pub fn check<M>(&self, prefix: &str, placement: Placement, build: impl Fn(&Weights) -> Result<M>) -> Result<()> {
+        let report = RefCell::new(Report::default());
+        build(&Weights { checkpoint: self, prefix: prefix.into(), placement, check: Some(&report) })?;
+        report.into_inner().finish(self.names(), prefix, self.origin())
+    }
+}
+
+/// A checkpoint as one module sees it: names are relative to the module.
 #[derive(Debug, Clone)]
 pub struct Weights<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
-    pub(crate) prefix: String,
-    pub(crate) placement: Placement,
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+    placement: Placement,
     /// Set in the first of the two passes of [`Checkpoint::build`], which checks and does not read.
-    pub(crate) check: Option<&'a RefCell<Report>>,
+    check: Option<&'a RefCell<Report>>,
 }
 
 impl<'a> Weights<'a> {
@@ -34,35 +61,35 @@ impl<'a> Weights<'a> {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    /// Says that tensors whose names start with one of these are parts of a larger model that the module is no part of.
-    pub fn leave_to_others(&self, starts: &[&str]) {
+    /// Ignores tensors whose names start with one of `prefixes`: the other parts of a larger model.
+    pub fn ignore(&self, prefixes: &[&str]) {
         if let Some(report) = self.check {
-            report.borrow_mut().others.extend(starts.iter().map(|start| format!("{}{start}", self.prefix)));
+            report.borrow_mut().ignored.extend(prefixes.iter().map(|prefix| format!("{}{prefix}", self.prefix)));
         }
     }
 
-    /// The same view in float32, for matrices that are small and matter.
+    /// The same view in float32, for small matrices that matter.
     pub fn exact(&self) -> Self {
         let placement = Placement { precision: Precision::F32, ..self.placement };
         Self { placement, ..self.clone() }
     }
 
-    /// What the module computes in.
+    /// The precision that the module computes in.
     pub fn precision(&self) -> Precision {
         self.placement.precision
     }
 
-    /// Where the module computes.
+    /// The device that the module computes on.
     pub fn device(&self) -> Device {
         self.placement.device
     }
 
-    /// Reads the tensor `name`, which must have the given shape, in float32 on the device of this view.
+    /// Reads the tensor `name`, which must have this shape, as float32 on the device of this view.
     ///
-    /// While a checkpoint is only checked, this and everything made from it is an undefined tensor.
+    /// In the pass that only checks the checkpoint, this and everything made from it is an undefined tensor.
     ///
     /// # Errors
-    /// If memory runs out. What does not fit is an error of [`Checkpoint::build`].
+    /// If memory runs out. A tensor that does not fit is an error of [`Checkpoint::build`].
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
         self.tensor_of_kind(name, shape, Kind::Float)
     }
@@ -76,35 +103,35 @@ impl<'a> Weights<'a> {
     }
 
     fn tensor_of_kind(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        match self.borrow(name, shape)? {
-            Some(borrowed) => borrowed.to_owned(kind, self.device()),
+        match self.view(name, shape)? {
+            Some(view) => view.to_owned(kind, self.device()),
             None => Ok(Tensor::new()),
         }
     }
 
-    /// The tensor `name` where it lies in its file; `None` while the checkpoint is only checked.
-    pub(crate) fn borrow(&self, name: &str, shape: &[i64]) -> Result<Option<Borrowed<'a>>> {
+    /// The tensor `name` as it lies in its file, with its deltas; `None` in the pass that only checks the checkpoint.
+    pub(super) fn view(&self, name: &str, shape: &[i64]) -> Result<Option<TensorView<'a>>> {
         let name = format!("{}{name}", self.prefix);
         if let Some(report) = self.check {
             self.check_tensor(&mut report.borrow_mut(), name, shape);
             return Ok(None);
         }
         let checkpoint = self.checkpoint;
-        let entry = checkpoint.tensors.get(&name);
-        let entry = entry.ok_or_else(|| bad_input!("{}: tensor {name} is missing", checkpoint.origin))?;
-        let borrowed = Borrowed::new(checkpoint, entry)?;
+        let Some(entry) = checkpoint.tensors.get(&name) else {
+            let (path, missing) = (checkpoint.origin.clone(), vec![name]);
+            return Err(Error::MissingTensors { path, missing, unexpected: Vec::new(), wrong: Vec::new() });
+        };
+        let view = checkpoint.view(&name, entry)?;
         match checkpoint.deltas.get(&name) {
-            Some(deltas) => borrowed.with_added(deltas).map(Some),
-            None => Ok(Some(borrowed)),
+            Some(deltas) => view.with_deltas(deltas).map(Some),
+            None => Ok(Some(view)),
         }
     }
 
     fn check_tensor(&self, report: &mut Report, name: String, shape: &[i64]) {
         match self.checkpoint.tensors.get(&name) {
             None => match self.checkpoint.foreign.get(&name) {
-                Some(function) => {
-                    report.wrong.push(format!("{name} would have to be made by `{function}`, which is not run"))
-                }
+                Some(function) => report.wrong.push(format!("{name} is a value of `{function}`, which is not run")),
                 None => report.missing.push(name.clone()),
             },
             Some(entry) if entry.shape != shape => {

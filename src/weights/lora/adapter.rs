@@ -1,13 +1,13 @@
-//! How a LoRA is merged: PEFT's `adapter_config.json`, or the header of a file that diffusers wrote.
+//! How a LoRA is merged: PEFT's `adapter_config.json`, or the header of a file of diffusers.
 
-use super::base::Base;
+use super::initialization;
 use super::pattern::Pattern;
-use crate::bad_input;
 use crate::config::{self, Config};
-use crate::error::{OrBadInput, shorten};
+use crate::error::{Error, Hint, Result};
 use crate::files::Folder;
 use crate::json::Json;
-use anyhow::Result;
+use crate::text::shorten;
+use crate::weights::delta::Base;
 use indexmap::IndexMap;
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -15,24 +15,24 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The file's name.
+/// The name of PEFT's configuration.
 const FILE: &str = "adapter_config.json";
 
-/// The entry of a safetensors header that holds the same. Source: diffusers 0.42 `loaders/lora_base.py`.
+/// The entry of a safetensors header that holds the configuration. Source: diffusers 0.42 `loaders/lora_base.py`.
 const HEADER_KEY: &str = "lora_adapter_metadata";
 
-/// What a pipeline puts before the keys there: the component that the LoRA is for.
+/// The prefixes of the keys there: the component that the LoRA is for.
 const COMPONENTS: [&str; 2] = ["prior.", "transformer."];
 
-/// Keys of PEFT's `LoraConfig` that have no say when a LoRA is merged into the linear layers of a prior, whatever they hold.
+/// Keys of PEFT's `LoraConfig` that do not matter for merging into linear layers, whatever their value.
 const HARMLESS: [&str; 17] = [
     "auto_mapping",
     "base_model_name_or_path",
-    // What an initialization was computed with; that itself is in `init_lora_weights`.
+    // The settings of an initialization, which `init_lora_weights` names.
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    // PEFT takes it as false where a layer is `nn.Linear`.
+    // PEFT takes it as false for `nn.Linear`.
     "fan_in_fan_out",
     "inference_mode",
     "loftq_config",
@@ -51,19 +51,19 @@ const HARMLESS: [&str; 17] = [
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 struct Fields {
-    /// The kind of adapter, `LORA`.
+    /// The adapter type, `LORA`.
     peft_type: Option<String>,
     /// The rank.
     r: Option<i64>,
-    /// The same for modules whose names match; the first pattern that does counts.
+    /// Ranks of the modules whose names match a pattern; the first that matches counts.
     rank_pattern: Option<IndexMap<String, i64>>,
-    /// What the product is scaled by, times the rank.
+    /// The scale of the product, times the rank.
     lora_alpha: f64,
-    /// The same for modules whose names match.
+    /// Alphas by pattern, as in `rank_pattern`.
     alpha_pattern: Option<IndexMap<String, f64>>,
-    /// Whether the square root of the rank takes the rank's place (arXiv 2312.03732).
+    /// Divides by the square root of the rank instead of the rank (arXiv 2312.03732).
     use_rslora: bool,
-    /// What the matrices were made of before training, which may have changed the model.
+    /// The initialization of the matrices, which may have changed the model.
     init_lora_weights: Value,
     /// Which biases were trained.
     bias: Option<String>,
@@ -84,7 +84,7 @@ enum Names {
     Listed(Vec<String>),
 }
 
-/// A number, or several.
+/// One number or several.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum Numbers {
@@ -118,15 +118,18 @@ impl Config for Fields {
     fn validate(&self) -> Result<()> {
         let mut ranks = self.rank_pattern.iter().flat_map(IndexMap::values).chain(&self.r);
         if let Some(rank) = ranks.find(|rank| **rank < 1) {
-            return Err(bad_input!("a rank is {rank}, it must be at least 1"));
+            return Err(Error::key("r", format!("or a rank of rank_pattern is {rank}, it must be at least 1")));
         }
         if let Some(other) = self.peft_type.as_deref().filter(|kind| *kind != "LORA") {
-            return Err(bad_input!("peft_type {other:?} is not supported; only \"LORA\" is"));
+            return Err(Error::key("peft_type", format!("is {other:?}, only \"LORA\" is supported")));
         }
+        let unsupported = |key: &str, value: &str| {
+            Error::key(key, format!("is {value}, which is not supported")).with_hint(Hint::MergeWithPeft)
+        };
         if let Some(bias) = self.bias.as_deref().filter(|bias| *bias != "none") {
-            return Err(bad_input!("bias is {bias:?}, which is not supported; merge the LoRA with PEFT"));
+            return Err(unsupported("bias", &format!("{bias:?}")));
         }
-        // Every other option of PEFT's, and of versions to come, is off if it is null, false or empty.
+        // All other options of PEFT, and of later versions of it, are off if they are null, false or empty.
         let is_off = |value: &Value| match value {
             Value::Null | Value::Bool(false) => true,
             Value::Array(values) => values.is_empty(),
@@ -135,41 +138,39 @@ impl Config for Fields {
         };
         let mut others = self.others.iter().filter(|(key, _)| !HARMLESS.contains(&key.as_str()));
         if let Some((key, value)) = others.find(|(_, value)| !is_off(value)) {
-            let value = shorten(&value.to_string(), 40);
-            return Err(bad_input!("{key} is {value}, which is not supported; merge the LoRA with PEFT"));
+            return Err(unsupported(key, &shorten(&value.to_string(), 40)));
         }
         let mut alphas = self.alpha_pattern.iter().flat_map(IndexMap::values).chain([&self.lora_alpha]);
         if alphas.any(|alpha| !alpha.is_finite()) {
-            return Err(bad_input!("an alpha is not a finite number"));
+            return Err(Error::key("lora_alpha", "or an alpha of alpha_pattern is not finite"));
         }
         Ok(())
     }
 }
 
-/// What of a configuration counts when a LoRA is merged.
+/// The parts of a configuration that matter for merging.
 #[derive(Debug)]
-pub(crate) struct AdapterConfig {
-    /// What messages call it.
+pub(super) struct AdapterConfig {
+    /// Its name in messages.
     origin: String,
-    /// Whether the LoRA's own file holds it. What lies beside a file is for names as PEFT writes them.
-    pub(crate) is_in_header: bool,
+    /// Whether it is in the header of the LoRA's own file. A file beside it is for tensors under PEFT's names alone.
+    pub(super) is_in_header: bool,
     rank: Option<i64>,
     rank_pattern: Vec<(Pattern, i64)>,
     alpha: f64,
     alpha_pattern: Vec<(Pattern, f64)>,
     use_rslora: bool,
     targets: Option<Targets>,
-    /// What the initialization took from the model.
-    pub(crate) base: Option<Base>,
+    /// The part of each matrix that the initialization subtracted from it.
+    pub(super) base: Option<Base>,
 }
 
 impl AdapterConfig {
-    /// Reads the configuration of the LoRA in the file `name`, if it has one: what its own header says comes before a file
-    /// beside it.
+    /// Reads the configuration of the LoRA in the file `name`, if it has one: from its header, else from a file beside it.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if it is broken or asks for what is not supported.
-    pub(crate) fn find(folder: &Folder, name: &str) -> Result<Option<Self>> {
+    /// [`Error::Config`] or [`Error::File`] if it is damaged, or something in it is not supported.
+    pub(super) fn find(folder: &Folder, name: &str) -> Result<Option<Self>> {
         let in_header = Self::in_header(folder, name)?;
         if in_header.is_some() { Ok(in_header) } else { Self::beside(folder) }
     }
@@ -178,59 +179,48 @@ impl AdapterConfig {
         if Path::new(name).extension().is_none_or(|extension| extension != "safetensors") {
             return Ok(None);
         }
-        let path = folder.path_of(name);
-        let bytes = folder.open(name).or_bad_input(|| format!("cannot read {path}"))?;
+        let (path, bytes) = (folder.path_of(name), folder.open(name)?);
         let (_, header) =
-            SafeTensors::read_metadata(&bytes).or_bad_input(|| format!("{path} is not a sound safetensors file"))?;
+            SafeTensors::read_metadata(&bytes).map_err(|error| Error::damaged(&path, "safetensors", error))?;
         let text = header.metadata().as_ref().and_then(|entries| entries.get(HEADER_KEY));
         text.map(|text| Self::parse_entry(text, format!("{HEADER_KEY} in {path}"))).transpose()
     }
 
-    /// Parses a header's entry, without the component's name before the keys. diffusers takes the modules from the file and
-    /// not from what it says.
+    /// Parses the entry of a header, without the component before each key. Its targets are ignored: diffusers takes the modules
+    /// that the file holds.
     fn parse_entry(text: &str, origin: String) -> Result<Self> {
         let Ok(Json::Object(entries)) = Json::parse(text) else {
-            return Err(bad_input!("{origin} is not a JSON object"));
+            return Err(Error::file(origin, "is not a JSON object"));
         };
         let plain = |key: &str| {
             let inner = COMPONENTS.iter().find_map(|component| key.strip_prefix(component)).unwrap_or(key);
-            // What is left with a dot is another component's.
+            // A dot in the rest means another component.
             (!inner.contains('.')).then(|| inner.to_string())
         };
         let entries = entries.into_iter().filter_map(|(key, value)| Some((plain(&key)?, value))).collect();
-        let mut config = Self::of_json(Json::Object(entries), origin)?;
+        let mut config = Self::new(config::from_json(Json::Object(entries), &origin)?, origin)?;
         (config.is_in_header, config.targets) = (true, None);
         Ok(config)
     }
 
     fn beside(folder: &Folder) -> Result<Option<Self>> {
-        let path = folder.path_of(FILE);
-        let text = folder.find_text(FILE).or_bad_input(|| format!("cannot read {path}"))?;
-        text.map(|text| Self::parse(&text, path)).transpose()
+        folder.find_text(FILE)?.map(|text| Self::parse(&text, folder.path_of(FILE))).transpose()
     }
 
     fn parse(text: &str, origin: String) -> Result<Self> {
-        Self::of_result(config::parse(text, &origin), origin)
+        Self::new(config::parse(text, &origin)?, origin)
     }
 
-    fn of_json(json: Json, origin: String) -> Result<Self> {
-        Self::of_result(config::from_json(json, &origin), origin)
-    }
-
-    fn of_result(fields: Result<Fields>, origin: String) -> Result<Self> {
-        let fields = fields?;
-        match Self::of_fields(fields, origin.clone()) {
-            Err(error) => Err(bad_input!("{origin}: {error}")),
-            config => config,
-        }
+    fn new(fields: Fields, origin: String) -> Result<Self> {
+        Self::of_fields(fields, origin.clone()).map_err(|error| error.with_path(&origin))
     }
 
     fn of_fields(fields: Fields, origin: String) -> Result<Self> {
-        let base = Base::of_init(&fields.init_lora_weights)?;
+        let base = initialization::base(&fields.init_lora_weights)?;
         if let Some(Base::RandomizedPrincipal) = base {
+            let init = &fields.init_lora_weights;
             log::warn!(
-                "{origin}: init_lora_weights is {}, which PEFT computes with random numbers; the exact decomposition that they approach is taken",
-                fields.init_lora_weights
+                "{origin}: init_lora_weights is {init}, a randomized algorithm; the exact decomposition is used"
             );
         }
         Ok(Self {
@@ -251,34 +241,45 @@ impl AdapterConfig {
         })
     }
 
-    /// What messages call it.
-    pub(crate) fn origin(&self) -> &str {
+    /// Its name in messages.
+    pub(super) fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// The rank that a module's matrices must have, if it is said.
+    /// The rank that a module's matrices must have, if there is one.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a pattern takes too long to match.
-    pub(crate) fn rank(&self, module: &str) -> Result<Option<i64>> {
-        Ok(first(&self.rank_pattern, module)?.or(self.rank))
+    /// [`Error::Config`] if a pattern takes too long to match.
+    pub(super) fn rank(&self, module: &str) -> Result<Option<i64>> {
+        Ok(self.first(&self.rank_pattern, module)?.or(self.rank))
     }
 
-    /// What the product of a module's matrices of this rank is multiplied by.
+    /// The factor of the product of a module's matrices of this rank.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a pattern takes too long to match.
-    pub(crate) fn strength(&self, module: &str, rank: i64) -> Result<f64> {
-        let alpha = first(&self.alpha_pattern, module)?.unwrap_or(self.alpha);
+    /// [`Error::Config`] if a pattern takes too long to match.
+    pub(super) fn strength(&self, module: &str, rank: i64) -> Result<f64> {
+        let alpha = self.first(&self.alpha_pattern, module)?.unwrap_or(self.alpha);
         Ok(alpha / if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 })
     }
 
-    /// Whether PEFT changes this module; it leaves out what a file holds for others.
+    /// Whether PEFT changes this module; it ignores what a file holds for others.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if a pattern takes too long to match.
-    pub(crate) fn targets(&self, module: &str) -> Result<bool> {
-        self.targets.as_ref().map_or(Ok(true), |targets| targets.contains(module))
+    /// [`Error::Config`] if a pattern takes too long to match.
+    pub(super) fn targets(&self, module: &str) -> Result<bool> {
+        let contains = |targets: &Targets| targets.contains(module).map_err(|error| error.with_path(&self.origin));
+        self.targets.as_ref().map_or(Ok(true), contains)
+    }
+
+    /// The value of the first pattern that matches. Source: PEFT's `get_pattern_key`.
+    fn first<T: Copy>(&self, patterns: &[(Pattern, T)], module: &str) -> Result<Option<T>> {
+        for (pattern, value) in patterns {
+            if pattern.matches(module).map_err(|error| error.with_path(&self.origin))? {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -286,26 +287,16 @@ fn patterns<T>(patterns: Option<IndexMap<String, T>>) -> Result<Vec<(Pattern, T)
     patterns.into_iter().flatten().map(|(pattern, value)| Ok((Pattern::of_end(&pattern)?, value))).collect()
 }
 
-/// The value of the first pattern that matches. Source: PEFT's `get_pattern_key`.
-fn first<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Result<Option<T>> {
-    for (pattern, value) in patterns {
-        if pattern.matches(module)? {
-            return Ok(Some(*value));
-        }
-    }
-    Ok(None)
-}
-
 /// Which modules a LoRA is for. Source: PEFT's `check_target_module_exists`.
 #[derive(Debug)]
 struct Targets {
     included: Selection,
     excluded: Option<Selection>,
-    /// The numbers of the blocks that it is for, and what finds a module's.
+    /// The numbers of the blocks that it is for, and the names of the lists that the blocks are in.
     blocks: Option<(Vec<u64>, Vec<String>)>,
 }
 
-/// Modules by their names.
+/// A set of modules, by name.
 #[derive(Debug)]
 enum Selection {
     All,
@@ -322,13 +313,13 @@ impl Selection {
     }
 
     fn contains(&self, module: &str) -> Result<bool> {
-        let is_end = |name: &String| {
+        let is_suffix = |name: &String| {
             module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
         match self {
             Self::All => Ok(true),
             Self::Matching(pattern) => pattern.matches(module),
-            Self::Ending(names) => Ok(names.iter().any(is_end)),
+            Self::Ending(names) => Ok(names.iter().any(is_suffix)),
         }
     }
 }
@@ -364,7 +355,7 @@ impl Targets {
         if blocks.is_some()
             && let Some(other) = block_lists.iter().find(|name| name.contains(|char: char| !is_word(char)))
         {
-            return Err(bad_input!("layers_pattern has {other:?}; only names are supported"));
+            return Err(Error::key("layers_pattern", format!("holds {other:?}, only names are supported")));
         }
         Ok(Some(Self { included, excluded, blocks: blocks.map(|numbers| (numbers, block_lists)) }))
     }
@@ -378,7 +369,7 @@ impl Targets {
         if !self.included.contains(module)? {
             return Ok(false);
         }
-        // PEFT asks for the block where a module is found by the end of its name, not by all of it.
+        // PEFT looks at the block of a module that is selected by the end of its name, but not by its whole name.
         let is_named_whole =
             matches!(&self.included, Selection::Ending(names) if names.iter().any(|name| name == module));
         Ok(match &self.blocks {
@@ -394,18 +385,18 @@ fn is_word(char: char) -> bool {
     char.is_ascii_alphanumeric() || char == '_'
 }
 
-/// The number of the block that a module is in, which is followed by something in its name: behind the first of these names
-/// that a number follows, or, without names, behind any two parts.
+/// The number of the block that a module is in: the one after the first of these lists that a number follows, or without
+/// lists, the first after at least two parts. It is never the last part of the name.
 fn block_of(module: &str, lists: &[String]) -> Option<u64> {
     let parts: Vec<&str> = module.split('.').collect();
     let numbers: Vec<(usize, u64)> = (1..parts.len().saturating_sub(1))
-        .filter(|&place| parts[place].chars().all(|char| char.is_ascii_digit()))
-        .filter_map(|place| Some((place, parts[place].parse().ok()?)))
+        .filter(|&index| parts[index].chars().all(|char| char.is_ascii_digit()))
+        .filter_map(|index| Some((index, parts[index].parse().ok()?)))
         .collect();
-    let find = |is_there: &dyn Fn(usize) -> bool| numbers.iter().find(|(place, _)| is_there(*place));
+    let find = |matches: &dyn Fn(usize) -> bool| numbers.iter().find(|(index, _)| matches(*index));
     let found = match lists {
-        [] => find(&|place| place >= 2),
-        _ => lists.iter().find_map(|name| find(&|place| parts[place - 1] == name)),
+        [] => find(&|index| index >= 2),
+        _ => lists.iter().find_map(|name| find(&|index| parts[index - 1] == name)),
     };
     found.map(|(_, number)| *number)
 }
@@ -439,7 +430,7 @@ mod tests {
             (r#""attn1.to_q": 3, "to_q": 2"#, 3.0),
             (r#""^attn1.to_q": 3, "to_[qk]": 2"#, 2.0),
             (r#""z": 1, ".*": 4, "to_q": 2"#, 4.0),
-            // As in Python, a key that comes again keeps its place and takes the new value.
+            // As in Python, a repeated key keeps its place and takes the new value.
             (r#""to_q": 2, ".*": 4, "to_q": 7"#, 7.0),
         ] {
             let config =
@@ -494,7 +485,7 @@ mod tests {
                 r#"{"target_modules": ["to_q", "transformer_blocks.1.attn1.to_q"], "layers_to_transform": []}"#,
                 [true, true, false],
             ),
-            // Without a list's name a block's number follows two names; a module that is named whole is in.
+            // Without lists, a block's number follows two names; a module that is named in full is always in.
             (r#"{"target_modules": ["to_q", "proj_in"], "layers_to_transform": [0, 1]}"#, [false, false, true]),
         ] {
             let config = parse(text).unwrap();
@@ -507,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_by_key() {
+    fn unsupported_keys_are_refused_by_name() {
         for (text, word) in [
             (r#"{"peft_type": "LOHA"}"#, "LOHA"),
             (r#"{"use_dora": true}"#, "use_dora is true"),
@@ -530,13 +521,14 @@ mod tests {
             (r#"{"init_lora_weights": "pissa_niter_x"}"#, "pissa_niter_x"),
             (r#"{"init_lora_weights": "new"}"#, "new"),
         ] {
-            let error = parse(text).unwrap_err().to_string();
-            assert!(error.contains(word) && error.contains(FILE), "{error}");
+            let error = parse(text).unwrap_err();
+            assert_eq!(error.path(), Some(FILE), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
         }
     }
 
     #[test]
-    fn what_says_nothing_is_accepted() {
+    fn keys_without_effect_are_accepted() {
         let text = r#"{"peft_type": "LORA", "r": 4, "fan_in_fan_out": true, "lora_dropout": 0.1, "bias": "none",
             "use_dora": false, "modules_to_save": null, "eva_config": {"rho": 2.0}, "loftq_config": {}, "task_type": null,
             "use_something_new": null, "init_lora_weights": "eva", "alpha_pattern": {}, "rank_pattern": null}"#;

@@ -1,30 +1,29 @@
-//! Regular expressions as Python's `re` understands them, for the patterns in PEFT's configurations.
+//! Regular expressions of Python's `re`, for the patterns in PEFT's configurations.
 //!
-//! Only what means the same in Python and in the engine used here is taken. Anything else is refused rather than guessed.
+//! Only syntax that means the same in Python and in the engine used here is accepted; the rest is refused rather than guessed.
 
-use crate::bad_input;
-use anyhow::Result;
+use crate::error::{Error, Result};
 use fancy_regex::Regex;
 
-/// What may follow a backslash and is no punctuation.
+/// The letters that may follow a backslash.
 const CLASSES: &str = "dDwWsSbB";
 
-/// What may follow `(?`.
+/// The group types that may follow `(?`.
 const GROUPS: [&str; 6] = [":", "=", "!", "<=", "<!", "P<"];
 
-/// A pattern that is matched against names of modules.
+/// A pattern for names of modules.
 #[derive(Debug)]
-pub(crate) struct Pattern {
+pub(super) struct Pattern {
     text: String,
     regex: Regex,
 }
 
 impl Pattern {
-    /// A pattern that matches a module if it matches the end of its name, from a dot on, as PEFT's `get_pattern_key` does.
+    /// A pattern that matches the end of a name, from its start or a dot on, as in PEFT's `get_pattern_key`.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] that names the pattern if it is none, or uses what Python and this engine read differently.
-    pub(crate) fn of_end(text: &str) -> Result<Self> {
+    /// [`Error::Config`] that names the pattern if it is invalid, or Python and this engine differ on it.
+    pub(super) fn of_end(text: &str) -> Result<Self> {
         Self::new(text, &format!(r"(.*\.)?({text})$"))
     }
 
@@ -32,12 +31,12 @@ impl Pattern {
     ///
     /// # Errors
     /// As [`Pattern::of_end`].
-    pub(crate) fn of_whole(text: &str) -> Result<Self> {
+    pub(super) fn of_whole(text: &str) -> Result<Self> {
         Self::new(text, &format!("(?:{text})$"))
     }
 
     fn new(text: &str, whole: &str) -> Result<Self> {
-        let refused = |why: &str| bad_input!("the regular expression {text:?} is not supported: {why}");
+        let refused = |why: &str| refuse(format!("the regular expression {text:?} is not supported: {why}"));
         check(text).map_err(|why| refused(&why))?;
         let regex = Regex::new(&format!(r"\A(?:{whole})")).map_err(|error| refused(&error.to_string()))?;
         Ok(Self { text: text.into(), regex })
@@ -46,15 +45,19 @@ impl Pattern {
     /// Whether it matches the name of a module.
     ///
     /// # Errors
-    /// [`crate::error::BadInput`] if that would take forever.
-    pub(crate) fn matches(&self, module: &str) -> Result<bool> {
+    /// [`Error::Config`] if that takes too many steps of backtracking.
+    pub(super) fn matches(&self, module: &str) -> Result<bool> {
         self.regex.is_match(module).map_err(|error| {
-            bad_input!("the regular expression {:?} cannot be matched against {module}: {error}", self.text)
+            refuse(format!("the regular expression {:?} cannot be matched against {module}: {error}", self.text))
         })
     }
 }
 
-/// Checks that a pattern means in this engine what it means in Python.
+fn refuse(reason: String) -> Error {
+    Error::Config { path: String::new(), key: None, reason, hint: None, source: None }
+}
+
+/// Checks that a pattern means the same in this engine and in Python.
 fn check(text: &str) -> Result<(), String> {
     let mut rest = text;
     let mut is_after_quantifier = false;
@@ -68,7 +71,10 @@ fn check(text: &str) -> Result<(), String> {
                 if let Some(kind) = rest.strip_prefix('?')
                     && !GROUPS.iter().any(|group| kind.starts_with(group))
                 {
-                    return Err(format!("(?{} is none of its groups", kind.chars().next().unwrap_or(')')));
+                    return Err(format!(
+                        "(?{} is not a group that Python and this engine share",
+                        kind.chars().next().unwrap_or(')')
+                    ));
                 }
             }
             '*' | '+' if was_after_quantifier => return Err("two quantifiers follow each other".into()),
@@ -76,10 +82,10 @@ fn check(text: &str) -> Result<(), String> {
             '?' => is_after_quantifier = !was_after_quantifier,
             '{' => {
                 let (count, after) = rest.split_once('}').ok_or("a { is not closed")?;
-                let (least, most) = count.split_once(',').unwrap_or((count, ""));
+                let (min, max) = count.split_once(',').unwrap_or((count, ""));
                 let is_number = |part: &str| part.chars().all(|char| char.is_ascii_digit());
-                if was_after_quantifier || least.is_empty() || !is_number(least) || !is_number(most) {
-                    return Err(format!("{{{count}}} is no count"));
+                if was_after_quantifier || min.is_empty() || !is_number(min) || !is_number(max) {
+                    return Err(format!("{{{count}}} is not a count"));
                 }
                 (rest, is_after_quantifier) = (after, true);
             }
@@ -89,10 +95,10 @@ fn check(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Takes what follows a backslash.
+/// Consumes what follows a backslash.
 fn escape(rest: &str) -> Result<&str, String> {
     let char = rest.chars().next().ok_or("it ends in a backslash")?;
-    // \< and \> are the ends of words in this engine.
+    // \< and \> are word boundaries in this engine.
     if char.is_ascii_punctuation() && !"<>".contains(char) || CLASSES.contains(char) {
         Ok(&rest[char.len_utf8()..])
     } else {
@@ -100,7 +106,7 @@ fn escape(rest: &str) -> Result<&str, String> {
     }
 }
 
-/// Takes what follows a `[`, with the `]`.
+/// Consumes what follows a `[`, up to and with the `]`.
 fn class(rest: &str) -> Result<&str, String> {
     let mut rest = rest.strip_prefix('^').unwrap_or(rest);
     if rest.starts_with(']') {
@@ -113,7 +119,7 @@ fn class(rest: &str) -> Result<&str, String> {
             ']' => return Ok(after),
             '\\' if after.starts_with(['b', 'B']) => return Err("\\b in a class is a backspace in Python".into()),
             '\\' => escape(after)?,
-            // Sets within sets, which Python does not have.
+            // Python has no nested sets.
             '[' => return Err("a [ is within a class".into()),
             '&' | '-' | '~' | '|' if after.starts_with(char) => {
                 return Err(format!("{char}{char} is within a class"));
@@ -160,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_reads_differently_is_refused() {
+    fn syntax_that_python_reads_differently_is_refused() {
         for pattern in [
             "(",
             "a{",
@@ -190,7 +196,7 @@ mod tests {
             let error = Pattern::of_end(pattern).unwrap_err().to_string();
             assert!(error.contains(&format!("{pattern:?}")), "{error}");
         }
-        // Backtracking that never ends is an error.
+        // Endless backtracking is an error.
         let endless = Pattern::of_end("((?=a)a|(?=.)a)*c").unwrap();
         assert!(endless.matches(&"a".repeat(200)).is_err());
     }

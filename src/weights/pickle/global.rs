@@ -1,16 +1,36 @@
-//! The Python functions and classes that a file of tensors needs.
+//! The Python functions and classes that a pickle may name: those that a file of tensors needs, and all others.
 
-use super::tensor::Numbers;
-use super::{Foreign, PickleError};
+use super::error::PickleError;
+use super::tensor::ElementType;
 use safetensors::tensor::Dtype;
+use std::fmt;
 
-/// Modules that nothing but an attack takes anything from: those that torch blocks, and what starts programs.
+/// Modules that only an attack names: those that torch blocks, and those that start programs.
 const ATTACKS: [&str; 7] = ["os", "posix", "nt", "sys", "subprocess", "pty", "runpy"];
 
-/// The same in Python's own functions.
+/// The same of Python's built-in functions.
 const BUILTIN_ATTACKS: [&str; 7] = ["eval", "exec", "execfile", "compile", "open", "breakpoint", "__import__"];
 
-/// One of them. Nothing here is run: the machine does by itself what it stands for.
+/// A Python function or class that is not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreign<'a> {
+    /// Its module.
+    pub module: &'a str,
+    /// Its name in the module.
+    pub name: &'a str,
+}
+
+/// The full name, shortened and escaped: it comes from an untrusted file.
+impl fmt::Display for Foreign<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        const MAX_CHARS: usize = 80;
+        let mut chars = self.module.chars().chain(['.']).chain(self.name.chars());
+        chars.by_ref().take(MAX_CHARS).flat_map(char::escape_debug).try_for_each(|char| write!(formatter, "{char}"))?;
+        if chars.next().is_some() { formatter.write_str("…") } else { Ok(()) }
+    }
+}
+
+/// A Python function or class that a file of tensors needs. It is not run either: the machine makes its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Global {
     /// `collections.OrderedDict`.
@@ -21,25 +41,25 @@ pub enum Global {
     Device,
     /// `torch._utils._rebuild_tensor`, `_rebuild_tensor_v2`: a tensor from a typed storage.
     RebuildTensor,
-    /// `torch._utils._rebuild_tensor_v3`: a tensor of a type that has no storage of its own.
+    /// `torch._utils._rebuild_tensor_v3`: a tensor of a type without a storage class.
     RebuildTensorOfType,
-    /// `torch._utils._rebuild_parameter`, with or without attributes of its own, and `torch.nn.Parameter`.
+    /// `torch._utils._rebuild_parameter`, with or without attributes, and `torch.nn.Parameter`.
     RebuildParameter,
-    /// `torch._tensor._rebuild_from_type_v2`: a tensor of a class, with attributes.
+    /// `torch._tensor._rebuild_from_type_v2`: a tensor of a subclass, or with attributes.
     RebuildFromType,
     /// `torch.Tensor`.
     TensorClass,
     /// `torch.FloatStorage` and its like.
-    Storage(Numbers),
+    Storage(ElementType),
     /// `torch.float32` and its like.
     Dtype(Dtype),
 }
 
 impl Global {
-    /// Finds what a pickle names; `None` for what is never run and gives nothing.
+    /// Looks up a name; `None` for a foreign one.
     ///
     /// # Errors
-    /// [`PickleError::Forbidden`] for what only an attack names.
+    /// [`PickleError::Forbidden`] for a name that only an attack needs.
     pub(super) fn find(module: &str, name: &str) -> Result<Option<Self>, PickleError> {
         let package = module.split('.').next().unwrap_or_default();
         let is_builtin = matches!(module, "builtins" | "__builtin__");
@@ -56,7 +76,7 @@ impl Global {
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
             | ("torch.nn.parameter", "Parameter") => Some(Self::RebuildParameter),
             ("torch._tensor", "_rebuild_from_type_v2") => Some(Self::RebuildFromType),
-            ("torch" | "torch.storage", "UntypedStorage") => Some(Self::Storage(Numbers::Untyped)),
+            ("torch" | "torch.storage", "UntypedStorage") => Some(Self::Storage(ElementType::Untyped)),
             ("torch" | "torch.cuda", name) => storage(name).or_else(|| dtype(name)),
             _ => None,
         })
@@ -75,9 +95,9 @@ fn storage(name: &str) -> Option<Global> {
         "CharStorage" => Dtype::I8,
         "ByteStorage" => Dtype::U8,
         "BoolStorage" => Dtype::BOOL,
-        _ => return Numbers::other(name).map(Global::Storage),
+        _ => return ElementType::other(name).map(Global::Storage),
     };
-    Some(Global::Storage(Numbers::Of(dtype)))
+    Some(Global::Storage(ElementType::Of(dtype)))
 }
 
 fn dtype(name: &str) -> Option<Global> {

@@ -1,38 +1,53 @@
-//! The machine that a pickle is a program for.
+//! The stack machine that a pickle is a program for.
 
+use super::error::PickleError;
+use super::global::{Foreign, Global};
 use super::reader::Reader;
-use super::tensor::MOST_DIMENSIONS;
-use super::{Foreign, Global, Id, MOST_OPCODES, Numbers, Pickle, PickleError, Storage, StoredTensor, Value};
+use super::tensor::{ElementType, MAX_DIMENSIONS, Storage, StoredTensor};
+use super::value::{Id, Pickle, Value};
 use safetensors::tensor::Dtype;
 use std::collections::HashMap;
 
+/// The maximum number of steps; a checkpoint of a thousand tensors takes some 50 000.
+pub(super) const MAX_OPCODES: usize = 1 << 20;
+
 type Result<T> = std::result::Result<T, PickleError>;
 
+impl<'a> Pickle<'a> {
+    /// Reads the pickle at the start of `bytes`, and returns its length with it.
+    ///
+    /// # Errors
+    /// [`PickleError`] if it is damaged or asks for more than a file of tensors needs.
+    pub fn read(bytes: &'a [u8]) -> Result<(Self, usize)> {
+        Machine::new(bytes).run()
+    }
+}
+
 /// A stack of values with marks in it, and a memo.
-pub(super) struct Machine<'a> {
+struct Machine<'a> {
     reader: Reader<'a>,
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id, ahash::RandomState>,
-    /// Steps that are left. Copying a value's parts costs steps too.
+    /// Steps that are left. Each part of a compound value costs one too.
     budget: usize,
 }
 
 impl<'a> Machine<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    fn new(bytes: &'a [u8]) -> Self {
         Self {
             reader: Reader::new(bytes),
             values: Vec::new(),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::default(),
-            budget: MOST_OPCODES,
+            budget: MAX_OPCODES,
         }
     }
 
-    /// Runs to the end of the program, and says where in the bytes that is.
-    pub(super) fn run(mut self) -> Result<(Pickle<'a>, usize)> {
+    /// Runs the program, and returns its length with the result.
+    fn run(mut self) -> Result<(Pickle<'a>, usize)> {
         const STOP: u8 = b'.';
         loop {
             let opcode = self.reader.u8()?;
@@ -47,7 +62,7 @@ impl<'a> Machine<'a> {
 
     fn step(&mut self, opcode: u8) -> Result<()> {
         match opcode {
-            // PROTO, FRAME: for readers of streams.
+            // PROTO, FRAME.
             0x80 => self.reader.u8().map(drop),
             0x95 => self.reader.take(8).map(drop),
             // MARK, POP, POP_MARK, DUP.
@@ -63,11 +78,11 @@ impl<'a> Machine<'a> {
                 Ok(())
             }
             // BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET.
-            b'q' => self.reader.u8().and_then(|place| self.memorize(place.into())),
-            b'r' => self.reader.u32().and_then(|place| self.memorize(place)),
+            b'q' => self.reader.u8().and_then(|slot| self.memorize(slot.into())),
+            b'r' => self.reader.u32().and_then(|slot| self.memorize(slot)),
             0x94 => self.memorize(self.memo.len() as u32),
-            b'h' => self.reader.u8().and_then(|place| self.recall(place.into())),
-            b'j' => self.reader.u32().and_then(|place| self.recall(place)),
+            b'h' => self.reader.u8().and_then(|slot| self.recall(slot.into())),
+            b'j' => self.reader.u32().and_then(|slot| self.recall(slot)),
             // APPEND, APPENDS, SETITEM, SETITEMS, ADDITEMS, BUILD.
             b'a' => self.pop().and_then(|item| self.append(vec![item])),
             b'e' => self.pop_to_mark().and_then(|items| self.append(items)),
@@ -102,9 +117,9 @@ impl<'a> Machine<'a> {
             b'J' => Value::Int(i32::from_le_bytes(reader.array()?).into()),
             b'K' => Value::Int(reader.u8()?.into()),
             b'M' => Value::Int(u16::from_le_bytes(reader.array()?).into()),
-            0x8a => whole_number(reader.counted(1)?),
-            0x8b => whole_number(reader.counted(4)?),
-            b'G' => Value::Float(f64::from_be_bytes(reader.array()?)),
+            0x8a => integer(reader.counted(1)?),
+            0x8b => integer(reader.counted(4)?),
+            b'G' => reader.take(8).map(|_| Value::Float)?,
             // SHORT_BINUNICODE, BINUNICODE, BINUNICODE8.
             0x8c => Value::Text(reader.text(1)?),
             b'X' => Value::Text(reader.text(4)?),
@@ -113,9 +128,9 @@ impl<'a> Machine<'a> {
             b'U' => old_string(reader.counted(1)?),
             b'T' => old_string(reader.counted(4)?),
             // SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8.
-            b'C' => Value::Bytes(reader.counted(1)?),
-            b'B' => Value::Bytes(reader.counted(4)?),
-            0x8e | 0x96 => Value::Bytes(reader.counted(8)?),
+            b'C' => reader.counted(1).map(|_| Value::Bytes)?,
+            b'B' => reader.counted(4).map(|_| Value::Bytes)?,
+            0x8e | 0x96 => reader.counted(8).map(|_| Value::Bytes)?,
             // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT, EMPTY_SET.
             b')' | b']' => Value::Sequence(Vec::new()),
             b'}' => Value::Dict(Vec::new()),
@@ -138,7 +153,7 @@ impl<'a> Machine<'a> {
         match self.top_value()? {
             Value::Sequence(list) => list.extend(items),
             Value::Foreign(_) => {}
-            _ => return Err(PickleError::corrupt("it appends to what is no list")),
+            _ => return Err(PickleError::corrupt("it appends to a value that is not a list")),
         }
         Ok(())
     }
@@ -148,13 +163,13 @@ impl<'a> Machine<'a> {
         match self.top_value()? {
             Value::Dict(dict) => dict.extend(pairs),
             Value::Foreign(_) => {}
-            _ => return Err(PickleError::corrupt("it sets items of what is no dictionary")),
+            _ => return Err(PickleError::corrupt("it sets items of a value that is not a dictionary")),
         }
         Ok(())
     }
 
-    /// The attributes of a dictionary, which torch gives to state dictionaries, say nothing about tensors. Those of a tensor
-    /// may replace its numbers.
+    /// Sets attributes. Those of a dictionary, which torch gives to state dictionaries, do not matter for tensors. Those of a
+    /// tensor may replace its elements.
     fn build(&mut self) -> Result<()> {
         self.pop()?;
         match self.top_value()? {
@@ -163,7 +178,7 @@ impl<'a> Machine<'a> {
                 *tensor = Value::Foreign(Foreign { module: "torch.Tensor", name: "__setstate__" });
                 Ok(())
             }
-            _ => Err(PickleError::corrupt("it sets attributes of what has none")),
+            _ => Err(PickleError::corrupt("it sets attributes of a value without any")),
         }
     }
 
@@ -176,7 +191,7 @@ impl<'a> Machine<'a> {
         let (module, name) = self.pop_pair()?;
         match (self.get(module), self.get(name)) {
             (&Value::Text(module), &Value::Text(name)) => self.named(module, name),
-            _ => Err(PickleError::corrupt("it names a function by what is no string")),
+            _ => Err(PickleError::corrupt("it names a function by a value that is not a string")),
         }
     }
 
@@ -185,7 +200,7 @@ impl<'a> Machine<'a> {
         self.push(known.map_or(Value::Foreign(Foreign { module, name }), Value::Global))
     }
 
-    /// What Python 2 pickled: an instance of a class that is named after its arguments.
+    /// An instance of a class that is named after its arguments, as Python 2 pickled it.
     fn instance(&mut self) -> Result<()> {
         let arguments = self.pop_to_mark()?;
         self.global()?;
@@ -193,7 +208,7 @@ impl<'a> Machine<'a> {
         self.call()
     }
 
-    /// The same of a class on the stack, before its arguments.
+    /// An instance of a class that is on the stack before its arguments.
     fn object(&mut self) -> Result<()> {
         let mut arguments = self.pop_to_mark()?;
         if arguments.is_empty() {
@@ -204,18 +219,18 @@ impl<'a> Machine<'a> {
         self.call()
     }
 
-    /// What a call gives.
+    /// A call of a function or class.
     fn call(&mut self) -> Result<()> {
         let (function, arguments) = self.pop_pair()?;
         let function = match *self.get(function) {
             Value::Global(function) => function,
             Value::Foreign(foreign) => return self.push(Value::Foreign(foreign)),
-            _ => return Err(PickleError::corrupt("it calls what is no function")),
+            _ => return Err(PickleError::corrupt("it calls a value that is not a function")),
         };
         let arguments = match self.get(arguments) {
             Value::Sequence(arguments) => arguments,
             &Value::Foreign(foreign) => return self.push(Value::Foreign(foreign)),
-            _ => return Err(PickleError::corrupt("it calls a function with what are no arguments")),
+            _ => return Err(PickleError::corrupt("it calls a function with a value that is not a tuple")),
         };
         let value = match (function, &arguments[..]) {
             (Global::OrderedDict, []) => Value::Dict(Vec::new()),
@@ -223,7 +238,7 @@ impl<'a> Machine<'a> {
             (Global::Device, [_, ..]) => Value::None,
             (Global::TensorClass, _) => Value::Foreign(Foreign { module: "torch", name: "Tensor" }),
             (Global::Size | Global::RebuildParameter, [value, ..]) => {
-                // A value that is there already.
+                // The value exists already.
                 let value = *value;
                 self.stack.push(value);
                 return Ok(());
@@ -235,7 +250,7 @@ impl<'a> Machine<'a> {
                         self.call_rebuild()
                     }
                     Value::Foreign(foreign) => self.push(Value::Foreign(foreign)),
-                    _ => Err(PickleError::corrupt("a tensor in it has a class that is none")),
+                    _ => Err(PickleError::corrupt("a tensor in it has a class that is not a class")),
                 };
             }
             (Global::RebuildTensor, [storage, offset, shape, strides, ..]) => {
@@ -249,24 +264,24 @@ impl<'a> Machine<'a> {
                 };
                 self.tensor(*storage, Some(dtype), [*offset, *shape, *strides])?
             }
-            _ => return Err(PickleError::corrupt("it calls a function with arguments that do not fit")),
+            _ => return Err(PickleError::corrupt("it calls a function with the wrong arguments")),
         };
         self.push(value)
     }
 
-    /// The call in a call, which is no such call itself: one in another, and so on, would lie on the stack of this program.
+    /// The call inside [`Global::RebuildFromType`], which must not be another one: nested calls would recurse here.
     fn call_rebuild(&mut self) -> Result<()> {
         match self.stack.iter().nth_back(1).map(|function| self.get(*function)) {
             Some(Value::Global(Global::RebuildFromType)) => {
-                Err(PickleError::corrupt("a tensor in it is made of a tensor of a class"))
+                Err(PickleError::corrupt("a tensor in it is nested in another"))
             }
             _ => self.call(),
         }
     }
 
-    /// An ordered dictionary as Python 2 pickled it: from a list of pairs.
+    /// An ordered dictionary from a list of pairs, as Python 2 pickled it.
     fn dict_of(&mut self, items: Id) -> Result<Value<'a>> {
-        let wrong = || PickleError::corrupt("it makes a dictionary of what are no pairs");
+        let wrong = || PickleError::corrupt("it makes a dictionary of values that are not pairs");
         let items = match self.get(items) {
             Value::Sequence(items) => items,
             &Value::Foreign(foreign) => return Ok(Value::Foreign(foreign)),
@@ -288,13 +303,13 @@ impl<'a> Machine<'a> {
             Value::Foreign(foreign) => return Ok(Value::Foreign(foreign)),
             _ => return Err(PickleError::corrupt("a tensor in it has no storage")),
         };
-        let dtype = match (dtype, storage.numbers) {
-            (Some(dtype), _) | (None, Numbers::Of(dtype)) => dtype,
-            (None, Numbers::Other(name, _)) => return Ok(Value::Foreign(Foreign { module: "torch", name })),
-            (None, Numbers::Untyped) => return Err(PickleError::corrupt("a tensor in it has no type")),
+        let dtype = match (dtype, storage.element) {
+            (Some(dtype), _) | (None, ElementType::Of(dtype)) => dtype,
+            (None, ElementType::Other(name, _)) => return Ok(Value::Foreign(Foreign { module: "torch", name })),
+            (None, ElementType::Untyped) => return Err(PickleError::corrupt("a tensor in it has no type")),
         };
         let Value::Int(offset) = *self.get(offset) else {
-            return Err(PickleError::corrupt("a tensor in it has no place in its storage"));
+            return Err(PickleError::corrupt("a tensor in it has no offset in its storage"));
         };
         let (shape, strides) = (self.integers(shape)?, self.integers(strides)?);
         self.spend(shape.len() + strides.len())?;
@@ -303,18 +318,18 @@ impl<'a> Machine<'a> {
 
     /// Sizes or strides.
     fn integers(&self, id: Id) -> Result<Vec<i64>> {
-        let wrong = || PickleError::corrupt("a tensor in it has sizes or strides that are no few whole numbers");
+        let wrong = || PickleError::corrupt("a tensor in it has sizes or strides that are not a few integers");
         let Value::Sequence(items) = self.get(id) else { return Err(wrong()) };
         let integer = |item: &Id| match self.get(*item) {
             Value::Int(integer) => Ok(*integer),
             _ => Err(wrong()),
         };
-        if items.len() > MOST_DIMENSIONS { Err(wrong()) } else { items.iter().map(integer).collect() }
+        if items.len() > MAX_DIMENSIONS { Err(wrong()) } else { items.iter().map(integer).collect() }
     }
 
-    /// What lies outside the pickle: `("storage", type, key, device, length)`, and in old files a view, which is `None`.
+    /// A reference to a storage, `("storage", type, key, device, length)`, and in old files a view, which must be `None`.
     fn persistent(&mut self) -> Result<()> {
-        let wrong = || PickleError::corrupt("it refers to what is no storage of numbers");
+        let wrong = || PickleError::corrupt("it refers to something that is not a storage");
         let id = self.pop()?;
         let Value::Sequence(parts) = self.get(id) else { return Err(wrong()) };
         let (parts, view) = parts.split_at_checked(5).ok_or_else(wrong)?;
@@ -323,10 +338,12 @@ impl<'a> Machine<'a> {
             return Err(wrong());
         };
         if view.iter().any(|view| !matches!(self.get(*view), Value::None)) {
-            return Err(PickleError::corrupt("a storage in it is a view of another; save it again with a later torch"));
+            return Err(PickleError::corrupt(
+                "a storage in it is a view of another, as only very old versions of torch write it",
+            ));
         }
-        let &Global::Storage(numbers) = kind else { return Err(wrong()) };
-        let storage = Storage { key, numbers, len: usize::try_from(*len).map_err(|_| wrong())? };
+        let &Global::Storage(element) = kind else { return Err(wrong()) };
+        let storage = Storage { key, element, len: usize::try_from(*len).map_err(|_| wrong())? };
         self.push(Value::Storage(storage))
     }
 
@@ -353,11 +370,11 @@ impl<'a> Machine<'a> {
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
-        let mark = self.marks.pop().ok_or_else(|| PickleError::corrupt("its pickle has no mark where it needs one"))?;
+        let mark = self.marks.pop().ok_or_else(|| PickleError::corrupt("its pickle lacks a mark"))?;
         Ok(self.stack.split_off(mark))
     }
 
-    /// What is on the stack above the last mark, if there is anything.
+    /// The top of the stack, if it is above the last mark.
     fn top(&self) -> Result<Id> {
         if self.stack.len() <= self.floor() { Err(empty()) } else { self.stack.last().copied().ok_or_else(empty) }
     }
@@ -375,31 +392,31 @@ impl<'a> Machine<'a> {
         &self.values[id.0 as usize]
     }
 
-    fn memorize(&mut self, place: u32) -> Result<()> {
+    fn memorize(&mut self, slot: u32) -> Result<()> {
         let top = self.top()?;
-        self.memo.insert(place, top);
+        self.memo.insert(slot, top);
         Ok(())
     }
 
-    fn recall(&mut self, place: u32) -> Result<()> {
-        let id = self.memo.get(&place).copied();
-        self.stack.push(id.ok_or_else(|| PickleError::corrupt(format!("its memo has nothing at {place}")))?);
+    fn recall(&mut self, slot: u32) -> Result<()> {
+        let id = self.memo.get(&slot).copied();
+        self.stack.push(id.ok_or_else(|| PickleError::corrupt(format!("slot {slot} of its memo is empty")))?);
         Ok(())
     }
 
     fn spend(&mut self, steps: usize) -> Result<()> {
         let rest = self.budget.checked_sub(steps);
         self.budget =
-            rest.ok_or_else(|| PickleError::corrupt(format!("its pickle takes more than {MOST_OPCODES} steps")))?;
+            rest.ok_or_else(|| PickleError::corrupt(format!("its pickle takes more than {MAX_OPCODES} steps")))?;
         Ok(())
     }
 }
 
 fn empty() -> PickleError {
-    PickleError::corrupt("its pickle takes from an empty stack")
+    PickleError::corrupt("its pickle pops an empty stack")
 }
 
-/// Keys and values one after the other.
+/// Keys and values from a list in which they alternate.
 fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>> {
     let (pairs, rest) = items.as_chunks::<2>();
     if !rest.is_empty() {
@@ -409,11 +426,11 @@ fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>> {
 }
 
 fn old_string(bytes: &[u8]) -> Value<'_> {
-    std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text)
+    std::str::from_utf8(bytes).map_or(Value::Bytes, Value::Text)
 }
 
-/// Little-endian in two's complement; nothing is 0.
-fn whole_number(bytes: &[u8]) -> Value<'_> {
+/// An integer, little-endian in two's complement; no bytes are 0.
+fn integer(bytes: &[u8]) -> Value<'_> {
     let Some(&last) = bytes.last() else { return Value::Int(0) };
     if bytes.len() > size_of::<i64>() {
         return Value::LargeInt(bytes);

@@ -1,8 +1,8 @@
-//! Takes a pickle's bytes apart.
+//! Reads the operands of a pickle's opcodes.
 
-use super::PickleError;
+use super::error::PickleError;
 
-/// The bytes of a pickle and a place in them.
+/// The bytes of a pickle and the position of the next opcode.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     position: usize,
@@ -19,7 +19,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], PickleError> {
         let rest = self.bytes.get(self.position..).unwrap_or_default();
-        let taken = rest.get(..len).ok_or_else(|| PickleError::corrupt("its pickle is cut off"))?;
+        let taken = rest.get(..len).ok_or_else(|| PickleError::corrupt("its pickle is truncated"))?;
         self.position += len;
         Ok(taken)
     }
@@ -38,7 +38,7 @@ impl<'a> Reader<'a> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    /// As many bytes as the byte, the 4 or the 8 bytes at this place say.
+    /// Bytes after their count, which is `width` bytes wide: 1, 4 or 8.
     pub(super) fn counted(&mut self, width: u8) -> Result<&'a [u8], PickleError> {
         let len = match width {
             1 => self.u8()?.into(),
@@ -53,11 +53,11 @@ impl<'a> Reader<'a> {
         utf8(self.counted(width)?)
     }
 
-    /// A line without its end.
+    /// A line, without the line break.
     pub(super) fn line(&mut self) -> Result<&'a str, PickleError> {
         let rest = self.bytes.get(self.position..).unwrap_or_default();
         let len = rest.iter().position(|&byte| byte == b'\n');
-        let len = len.ok_or_else(|| PickleError::corrupt("its pickle is cut off"))?;
+        let len = len.ok_or_else(|| PickleError::corrupt("its pickle is truncated"))?;
         self.position += len + 1;
         utf8(&rest[..len])
     }

@@ -1,24 +1,24 @@
-//! Tensors in a pickle: which numbers of which storage they are.
+//! Tensors in a pickle, as parts of storages.
 
-use super::PickleError;
+use super::error::PickleError;
 use safetensors::tensor::Dtype;
 
-/// The most dimensions of a tensor. No weights have more; libtorch would allow 64, and one tensor may stand for many.
-pub(super) const MOST_DIMENSIONS: usize = 8;
+/// The maximum number of dimensions. No weights have more; libtorch would allow 64, and each costs memory.
+pub(super) const MAX_DIMENSIONS: usize = 8;
 
-/// What the numbers of a storage are.
+/// The type of a storage's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Numbers {
-    /// Of this type.
+pub enum ElementType {
+    /// A type that weights may have.
     Of(Dtype),
-    /// Bytes that get their type from the tensor.
+    /// Bytes, whose type the tensor names.
     Untyped,
-    /// Complex or quantized ones, which no weights here are made of: the class of the storage, and a number's bytes.
+    /// Complex or quantized numbers, which are not supported: the class of the storage, and the bytes per element.
     Other(&'static str, usize),
 }
 
-impl Numbers {
-    /// The numbers of the storages of a class in `torch` that no weights here are made of.
+impl ElementType {
+    /// The element type of a storage class in `torch` that is not supported.
     pub(super) fn other(class: &str) -> Option<Self> {
         const CLASSES: [(&str, usize); 7] = [
             ("ComplexFloatStorage", 8),
@@ -41,43 +41,42 @@ impl Numbers {
     }
 }
 
-/// The memory of tensors, which lies outside the pickle.
+/// The memory of tensors, which is outside the pickle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Storage<'a> {
-    /// What the file calls it.
+    /// Its name in the file.
     pub key: &'a str,
-    /// What its numbers are.
-    pub numbers: Numbers,
-    /// Number of numbers, or of bytes.
+    pub(super) element: ElementType,
+    /// The element count.
     pub len: usize,
 }
 
 impl Storage<'_> {
-    /// Its size in bytes; `None` if there is no such size.
+    /// Its size in bytes; `None` if that overflows.
     pub fn bytes(&self) -> Option<usize> {
-        self.len.checked_mul(self.numbers.bytes())
+        self.len.checked_mul(self.element.bytes())
     }
 }
 
-/// A tensor that lies inside its storage.
+/// A tensor, which lies inside its storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTensor<'a> {
-    /// Where its numbers are.
+    /// Its memory.
     pub storage: Storage<'a>,
-    /// Their type.
+    /// Its element type.
     pub dtype: Dtype,
-    /// The place of its first byte in the storage.
+    /// The offset in bytes of its first element in the storage.
     pub start: usize,
-    /// One past its last byte.
+    /// The offset in bytes after its last element.
     pub end: usize,
-    /// Its sizes.
+    /// The size of each dimension.
     pub shape: Vec<i64>,
-    /// How many numbers further the next one along each dimension is.
+    /// The stride of each dimension, in elements.
     pub strides: Vec<i64>,
 }
 
 impl<'a> StoredTensor<'a> {
-    /// Checks that a tensor lies inside its storage, and is no larger.
+    /// Checks that a tensor lies inside its storage, and that a copy of it would not be larger.
     pub(super) fn new(
         storage: Storage<'a>,
         dtype: Dtype,
@@ -86,27 +85,27 @@ impl<'a> StoredTensor<'a> {
         strides: Vec<i64>,
     ) -> Result<Self, PickleError> {
         let outside = || PickleError::corrupt("a tensor in it reaches outside its storage");
-        if shape.len() != strides.len() || shape.len() > MOST_DIMENSIONS {
-            return Err(PickleError::corrupt("a tensor in it has sizes and strides that do not fit each other"));
+        if shape.len() != strides.len() || shape.len() > MAX_DIMENSIONS {
+            return Err(PickleError::corrupt("a tensor in it has sizes and strides of different lengths"));
         }
         if offset < 0 || shape.iter().chain(&strides).any(|&size| size < 0) {
-            return Err(PickleError::corrupt("a tensor in it has a negative size, stride or place"));
+            return Err(PickleError::corrupt("a tensor in it has a negative size, stride or offset"));
         }
         let (count, span) = extent(&shape, &strides).ok_or_else(outside)?;
-        let place = |elements: i64| usize::try_from(elements).ok()?.checked_mul(bytes_of(dtype));
-        let in_bytes = || Some((place(offset)?, place(offset.checked_add(span)?)?, place(count)?, storage.bytes()?));
-        let (start, end, size, most) = in_bytes().ok_or_else(outside)?;
-        // Strides of 0 could make any number of numbers out of one.
-        if end > most || size > most {
+        let bytes = |elements: i64| usize::try_from(elements).ok()?.checked_mul(bytes_of(dtype));
+        let in_bytes = || Some((bytes(offset)?, bytes(offset.checked_add(span)?)?, bytes(count)?, storage.bytes()?));
+        let (start, end, size, available) = in_bytes().ok_or_else(outside)?;
+        // Strides of 0 could repeat one element any number of times.
+        if end > available || size > available {
             return Err(outside());
         }
         Ok(Self { storage, dtype, start, end, shape, strides })
     }
 }
 
-/// How many numbers a tensor has, and how many lie from its first to its last; `None` if they are too many.
+/// The element count of a tensor, and the number of elements from its first to its last in memory; `None` on overflow.
 fn extent(shape: &[i64], strides: &[i64]) -> Option<(i64, i64)> {
-    // Also a tensor of nothing has sizes that libtorch multiplies.
+    // libtorch multiplies the sizes of an empty tensor too.
     let count = shape.iter().try_fold(1_i64, |count, &size| count.checked_mul(size.max(1)))?;
     if shape.contains(&0) {
         return Some((0, 0));
@@ -117,7 +116,7 @@ fn extent(shape: &[i64], strides: &[i64]) -> Option<(i64, i64)> {
     Some((count, last.checked_add(1)?))
 }
 
-/// Bytes of a number. No type that a pickle can name takes part of a byte.
+/// Bytes per element. No type that a pickle can name is smaller than a byte.
 fn bytes_of(dtype: Dtype) -> usize {
     dtype.bitsize() / 8
 }

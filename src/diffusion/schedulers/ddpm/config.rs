@@ -1,9 +1,8 @@
-//! The configuration of DDPM, and the timesteps that it leads to.
+//! The configuration of DDPM, and the timesteps that follow from it.
 
-use crate::bad_input;
 use crate::config::{Config, check_float, check_sizes};
 use crate::diffusion::levels::check_clip_sample_range;
-use anyhow::Result;
+use crate::{Error, Result};
 use serde::Deserialize;
 
 /// `scheduler_config.json` of a `DDPMScheduler`; names and defaults as in diffusers.
@@ -28,8 +27,8 @@ pub struct DdpmConfig {
     pub clip_sample_range: f64,
     /// What the model predicts.
     pub prediction_type: PredictionType,
-    /// Dynamic thresholding (arXiv 2205.11487) in place of clipping. It is for images: diffusers fails at it with
-    /// embeddings, and it is refused.
+    /// Dynamic thresholding (arXiv 2205.11487) in place of clipping. It is for images; with embeddings diffusers fails,
+    /// so it is refused here.
     pub thresholding: bool,
     /// Of the thresholding.
     pub dynamic_thresholding_ratio: f64,
@@ -147,12 +146,16 @@ impl Config for DdpmConfig {
             check_clip_sample_range(self.clip_sample_range)?;
         }
         if self.thresholding {
-            return Err(bad_input!("thresholding is true, it must be false: it is for images, and not for embeddings"));
+            return Err(Error::key(
+                "thresholding",
+                "is true, it must be false: it is for images, and not for embeddings",
+            ));
         }
         if let Some(betas) = &self.trained_betas {
             let (count, steps) = (betas.len(), self.num_train_timesteps);
             if count as i64 != steps {
-                return Err(bad_input!("trained_betas has {count} numbers, and num_train_timesteps is {steps}"));
+                let reason = format!("has {count} numbers, and num_train_timesteps is {steps}");
+                return Err(Error::key("trained_betas", reason));
             }
             betas.iter().try_for_each(|&beta| check_beta("trained_betas", beta))?;
         } else if !matches!(self.beta_schedule, BetaSchedule::SquaredcosCapV2 | BetaSchedule::Laplace) {
@@ -161,26 +164,25 @@ impl Config for DdpmConfig {
         }
         if !(0..self.num_train_timesteps).contains(&self.steps_offset) {
             let (offset, last) = (self.steps_offset, self.num_train_timesteps - 1);
-            return Err(bad_input!("steps_offset is {offset}, it must be between 0 and {last}"));
+            return Err(Error::key("steps_offset", format!("is {offset}, it must be between 0 and {last}")));
         }
         Ok(())
     }
 }
 
-/// Without noise at a timestep there is no way to it.
+/// A step to a timestep without noise would divide by zero.
 fn check_beta(key: &str, beta: f64) -> Result<()> {
     check_float(key, beta, f32::MIN_POSITIVE..=1.0)
 }
 
 impl DdpmConfig {
-    /// The most denoising steps such that any smaller number is possible too. Some larger ones may be; rows of a file are
-    /// held to this.
-    pub fn most_steps(&self) -> usize {
+    /// See [`SchedulerConfig::max_steps`](crate::diffusion::scheduler::SchedulerConfig::max_steps).
+    pub fn max_steps(&self) -> usize {
         let train = usize::try_from(self.num_train_timesteps).unwrap_or(0);
         (1..=train).take_while(|&steps| self.first_timestep(steps) < self.num_train_timesteps).last().unwrap_or(0)
     }
 
-    /// The noisiest timestep of a run, which `steps_offset` may lead beyond those of the training.
+    /// The noisiest timestep of a run, which `steps_offset` may put beyond the last training timestep.
     pub(super) fn first_timestep(&self, steps: usize) -> i64 {
         let train = self.num_train_timesteps;
         match self.timestep_spacing {

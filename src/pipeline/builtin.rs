@@ -1,16 +1,16 @@
-//! The built-in model: `emoji`, small, and trained on pictures of emoji.
+//! The built-in model, `emoji`: small, trained on pictures of emoji, compiled in.
 //!
-//! Its folder is `assets/emoji`, in diffusers' layout. The image encoder is left out: the one embedding a run needs of it, that of
-//! a black image, is in [`crate::pipeline::layout::ZERO_IMAGE_EMBED`].
+//! Its files are those of `assets/emoji`, in diffusers' layout. The image encoder is left out: the one embedding that
+//! it is needed for is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
 
 use crate::files::{BuiltinFile, BuiltinModel};
 
-/// Aligns bytes so that weights can be read in place, which `include_bytes!` alone does not. The tensors of a safetensors file
-/// are aligned to its start.
+/// Aligned so that weights can be read in place, which `include_bytes!` alone does not promise. Tensors in a
+/// safetensors file start at multiples of their element size.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-/// A file of the model's folder.
+/// A file of the model.
 macro_rules! file {
     ($path:literal) => {
         BuiltinFile {
@@ -26,7 +26,7 @@ macro_rules! file {
 /// The model's name on the command line.
 pub const EMOJI: &str = "emoji";
 
-/// The model itself.
+/// The built-in model.
 pub static EMOJI_MODEL: BuiltinModel = BuiltinModel {
     name: EMOJI,
     files: &[

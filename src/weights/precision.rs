@@ -1,29 +1,27 @@
 //! The number types that networks compute in.
 
 use crate::kernels;
-use anyhow::Result;
-use std::sync::OnceLock;
 use tch::{Device, Kind};
 
-/// What weights are kept in and products are computed in.
+/// The type that weights are kept in and products are computed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// Float32: diffusers' numbers with `torch_dtype=torch.float32`.
+    /// Float32: equal to diffusers with `torch_dtype=torch.float32`.
     F32,
     /// Products in bfloat16.
     Bf16,
     /// Products in float16.
     F16,
-    /// The large weights in int8 with a scale a channel, their inputs in uint8 with a scale a token, all else in float32.
-    /// For the CPU alone.
+    /// Large weights in int8 with a scale per channel, their inputs in uint8 with a scale per token, all else in float32. On
+    /// the CPU alone.
     Int8,
 }
 
 impl Precision {
-    /// The type that matrices are kept in, and the inputs and outputs of their products, unless they are quantized.
+    /// The type of matrices, and of the inputs and outputs of their products, where these are not quantized.
     ///
-    /// What runs from layer to layer beside the products, and is added to in each, is float32 always: rounding it every
-    /// time would cost more precision than all the rest, and it is small.
+    /// The residual stream is float32 always: rounding it after every layer would cost more precision than all the rest, and it
+    /// is small.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 | Self::Int8 => Kind::Float,
@@ -32,7 +30,7 @@ impl Precision {
         }
     }
 
-    /// Bytes of a weight in a large matrix.
+    /// Bytes per element of a large matrix.
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -41,7 +39,7 @@ impl Precision {
         }
     }
 
-    /// The name on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -51,7 +49,7 @@ impl Precision {
         }
     }
 
-    /// The same without quantization, for the networks that encode text and images.
+    /// The same without quantization, for the text and image encoders.
     pub fn unquantized(self) -> Self {
         if self == Self::Int8 { Self::F32 } else { self }
     }
@@ -84,49 +82,23 @@ fn cpu_has_bfloat16() -> bool {
     false
 }
 
-/// Whether an instruction set, by oneDNN's name, has products in bfloat16. Those that are not listed are later ones, or
-/// none and ignored.
+/// Whether an instruction set, by oneDNN's name, has products in bfloat16. Names that are not listed are newer ones, or
+/// unknown to oneDNN and ignored.
 #[cfg(target_arch = "x86_64")]
 fn has_bfloat16(instructions: &str) -> bool {
     const WITHOUT: [&str; 7] = ["SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"];
     !WITHOUT.iter().any(|name| name.eq_ignore_ascii_case(instructions))
 }
 
-/// The largest number that inputs of int8 products are quantized to.
-///
-/// Processors without VNNI add two products of 8 bits in 16 bits and saturate; one bit less always fits. What oneDNN runs
-/// depends on its environment variables too, so it is tried and not looked up.
-///
-/// # Errors
-/// If memory runs out.
-pub(super) fn int8_levels() -> Result<u8> {
-    static LEVELS: OnceLock<u8> = OnceLock::new();
-    match LEVELS.get() {
-        Some(&levels) => Ok(levels),
-        None => {
-            let levels = if kernels::holds_int8_products(u8::MAX)? { u8::MAX } else { u8::MAX / 2 };
-            Ok(*LEVELS.get_or_init(|| levels))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    #[test]
-    fn int8_products_do_not_saturate() {
-        let levels = int8_levels().unwrap();
-        assert!(kernels::holds_int8_products(levels).unwrap(), "{levels} levels");
-    }
-
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn instruction_sets_with_bfloat16_are_known() {
         for (name, expected) in
             [("avx2", false), ("AVX2_VNNI_2", false), ("AVX512_CORE_BF16", true), ("avx10_1_512", true)]
         {
-            assert_eq!(has_bfloat16(name), expected, "{name}");
+            assert_eq!(super::has_bfloat16(name), expected, "{name}");
         }
     }
 }

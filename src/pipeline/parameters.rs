@@ -1,0 +1,35 @@
+//! How many weights a model has.
+
+use super::layout::Layout;
+use crate::Result;
+use crate::files::Folder;
+use crate::nn::image_encoder::ImageEncoder;
+use crate::nn::text_encoder::TextEncoder;
+use crate::weights::checkpoint::Checkpoint;
+
+/// Number of weights of each network.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parameters {
+    pub(super) prior: u64,
+    pub(super) text_encoder: u64,
+    /// 0 if the model has none.
+    pub(super) image_encoder: u64,
+}
+
+impl Parameters {
+    /// Counts them in the headers of the files.
+    ///
+    /// # Errors
+    /// If weights are missing or damaged.
+    pub(super) fn count(layout: &Layout) -> Result<Self> {
+        let count = |folder: &Folder, others: &[&str]| -> Result<u64> {
+            Ok(Checkpoint::open_folder(folder)?.parameters_beside(others))
+        };
+        let image_encoder = layout.image_encoder.as_ref();
+        Ok(Self {
+            prior: count(&layout.prior, &[])?,
+            text_encoder: count(&layout.text_encoder, &TextEncoder::REST_OF_CLIP)?,
+            image_encoder: image_encoder.map_or(Ok(0), |folder| count(folder, &ImageEncoder::REST_OF_CLIP))?,
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! The library as a program that depends on it sees it.
+
+// In a test, a panic is a failure.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use ndarray::{Array2, ArrayView2, s};
+use prior_embed::{Component, Device, EmbedOptions, Error, Hint, LoadOptions, Prior, Progress, Truncation};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// A small model with everything in it.
+fn kandinsky() -> Prior {
+    Prior::open(fixture("pipelines/kandinsky22")).unwrap()
+}
+
+fn few_steps() -> EmbedOptions {
+    EmbedOptions::new().steps(3)
+}
+
+/// A copy of the small model, to damage.
+fn copy() -> TempDir {
+    fn copy_into(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in from.read_dir().unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy_into(&entry.path(), &target);
+            } else {
+                fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+    let folder = TempDir::new().unwrap();
+    copy_into(&fixture("pipelines/kandinsky22"), folder.path());
+    folder
+}
+
+fn difference(left: ArrayView2<f32>, right: ArrayView2<f32>) -> f32 {
+    assert_eq!(left.dim(), right.dim());
+    (&left - &right).iter().fold(0.0, |largest, value| value.abs().max(largest))
+}
+
+#[test]
+fn a_seed_decides_a_row() {
+    let mut prior = Prior::builtin().unwrap();
+    let prompts = ["a red apple", "two cats"];
+    let options = few_steps().samples(2);
+    let embeds = prior.embed(&prompts, &options.clone().seed(7)).unwrap().image_embeds;
+    assert_eq!(embeds.dim(), (4, prior.embedding_dim()));
+    let again = prior.embed(&prompts, &options.clone().seeds([7, 9])).unwrap().image_embeds;
+    assert_eq!(embeds, again);
+    let second = prior.embed(&["two cats".to_string()], &few_steps().seed(9)).unwrap().image_embeds;
+    assert!(difference(second.view(), embeds.slice(s![2..3, ..])) < 1e-5);
+    let other = prior.embed(&prompts, &options.seed(8)).unwrap().image_embeds;
+    assert!(difference(embeds.view(), other.view()) > 1e-3);
+    let none = prior.embed::<&str>(&[], &few_steps().negative_image_embeds(true)).unwrap();
+    assert_eq!((none.image_embeds.dim().0, none.negative_image_embeds.unwrap().dim().0), (0, 0));
+}
+
+#[test]
+fn negative_embeddings_are_of_a_black_image_or_of_the_negative_prompts() {
+    let mut prior = kandinsky();
+    let prompts = ["a red apple", "two cats", "a house"];
+    let options = few_steps().negative_image_embeds(true).batch_size(2);
+    let plain = prior.embed(&prompts, &options).unwrap();
+    let black = plain.negative_image_embeds.unwrap();
+    assert_eq!(black.dim(), plain.image_embeds.dim());
+    assert_eq!(black.row(0), black.row(2));
+    let each = prior.embed(&prompts, &options.clone().negative_prompts(["rain", "", "rain"])).unwrap();
+    let same = prior.embed(&prompts, &options.negative_prompt("rain")).unwrap();
+    let difference_in = |row: usize| {
+        let [each, same] = [&each, &same].map(|embeddings| embeddings.negative_image_embeds.as_ref().unwrap());
+        difference(each.slice(s![row..=row, ..]), same.slice(s![row..=row, ..]))
+    };
+    assert!(difference_in(0) < 1e-5 && difference_in(1) > 1e-3 && difference_in(2) < 1e-5);
+}
+
+/// Both compute one row at a time, so that not even the last bit depends on how rows are grouped.
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_gives_the_same_numbers() {
+    use ndarray_npy::ReadNpyExt;
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("embeds.npy");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_prior-embed"));
+    command.arg("-m").arg(fixture("pipelines/kandinsky22")).args(["-p", "a red apple", "-p", "two cats"]);
+    command.args(["--steps", "3", "--seed", "5", "--negative-prompt", "rain", "--batch-size", "1", "--out"]).arg(&out);
+    assert!(command.status().unwrap().success());
+    let expected = Array2::<f32>::read_npy(fs::File::open(out).unwrap()).unwrap();
+    let options = few_steps().seed(5).negative_prompt("rain").batch_size(1);
+    let embeds = kandinsky().embed(&["a red apple", "two cats"], &options).unwrap().image_embeds;
+    assert_eq!(embeds, expected);
+}
+
+#[test]
+fn the_text_encoder_may_be_freed_between_batches() {
+    let options = few_steps().batch_size(1);
+    let kept = kandinsky().embed(&["a red apple", "two cats"], &options).unwrap();
+    let mut prior = LoadOptions::new().keep_text_encoder(false).open(fixture("pipelines/kandinsky22")).unwrap();
+    for _ in 0..2 {
+        let freed = prior.embed(&["a red apple", "two cats"], &options).unwrap();
+        assert!(difference(kept.image_embeds.view(), freed.image_embeds.view()) < 1e-5);
+    }
+}
+
+#[test]
+fn a_lora_changes_the_prior_and_may_come_later() {
+    let lora = fixture("checkpoints/lora/peft");
+    let embed = |prior: &mut Prior| prior.embed(&["a red apple"], &few_steps()).unwrap().image_embeds;
+    let mut prior = kandinsky();
+    let plain = embed(&mut prior);
+    prior.add_lora(&lora, 1.0).unwrap();
+    let changed = embed(&mut prior);
+    assert!(difference(plain.view(), changed.view()) > 1e-4);
+    let mut first = kandinsky();
+    first.add_lora(&lora, 1.0).unwrap();
+    assert_eq!(embed(&mut first), changed);
+    assert!(Prior::builtin().unwrap().add_lora(&lora, 1.0).is_err(), "a LoRA for another model");
+}
+
+#[test]
+fn errors_are_told_apart_by_their_variants() {
+    let missing = Prior::open("/no/such/folder").unwrap_err();
+    assert!(matches!(&missing, Error::MissingComponent { component: Component::Prior, .. }), "{missing:?}");
+    assert!(missing.is_bad_input() && missing.hint().is_some());
+
+    let mut prior = kandinsky();
+    for (options, expected) in [
+        (few_steps().steps(0), "steps"),
+        (few_steps().steps(prior.max_steps() + 1), "steps"),
+        (few_steps().seeds([1, 2]), "seeds"),
+        (few_steps().negative_prompts(["a", "b"]), "negative_prompts"),
+    ] {
+        match prior.embed(&["a red apple"], &options) {
+            Err(Error::Option { option, .. }) => assert_eq!(option, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+    let far_away = LoadOptions::new().device(Device::Cuda(1000)).builtin();
+    assert!(matches!(far_away, Err(Error::Option { option: "device", .. })));
+
+    let model = copy();
+    fs::write(model.path().join("model_index.json"), "{").unwrap();
+    match Prior::open(model.path()) {
+        Err(Error::File { path, hint, .. }) => {
+            assert!(path.ends_with("model_index.json") && hint == Some(Hint::FetchAgain), "{path} {hint:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    fs::remove_file(model.path().join("model_index.json")).unwrap();
+    fs::remove_dir_all(model.path().join("image_encoder")).unwrap();
+    let mut prior = Prior::open(model.path()).unwrap();
+    let no_encoder = prior.embed(&["a"], &few_steps().negative_image_embeds(true));
+    let component = Component::ImageEncoder;
+    assert!(matches!(no_encoder, Err(Error::MissingComponent { component: found, .. }) if found == component));
+    fs::remove_dir_all(model.path().join("tokenizer")).unwrap();
+    let component = Component::Tokenizer;
+    let no_tokenizer = Prior::open(model.path());
+    assert!(matches!(no_tokenizer, Err(Error::MissingComponent { component: found, .. }) if found == component));
+}
+
+#[derive(Default)]
+struct Events {
+    loaded: Vec<Component>,
+    truncated: Vec<Vec<usize>>,
+    steps: Vec<(usize, usize)>,
+}
+
+impl Progress for Events {
+    fn loading(&mut self, component: Component) {
+        self.loaded.push(component);
+    }
+
+    fn truncated(&mut self, truncation: &Truncation) {
+        assert!(truncation.removed.len() < truncation.prompt.len() && truncation.max_tokens > 2);
+        self.truncated.push(truncation.rows.clone());
+    }
+
+    fn step(&mut self, done: usize, total: usize) {
+        self.steps.push((done, total));
+    }
+}
+
+#[test]
+fn progress_is_reported_over_all_batches() {
+    let long = "a very long caption ".repeat(50);
+    let mut events = Events::default();
+    let options = few_steps().batch_size(2).negative_prompt(&long).negative_image_embeds(true);
+    kandinsky().embed_with(&["a", "b", &long], &options, &mut events).unwrap();
+    assert_eq!(events.loaded, [Component::TextEncoder, Component::Prior]);
+    assert_eq!(events.steps, (1..=12).map(|done| (done, 12)).collect::<Vec<_>>());
+    // Row 2, and the negative prompt: of the first batch, and twice as the prompt of a negative embedding.
+    assert_eq!(events.truncated, [vec![], vec![2], vec![], vec![]]);
+}
+
+#[test]
+fn priors_in_several_threads_do_not_disturb_each_other() {
+    let embed = |seed: u64| {
+        let mut prior = kandinsky();
+        let options = few_steps().seed(seed);
+        (0..5).map(|_| prior.embed(&["a red apple"], &options).unwrap().image_embeds).collect::<Vec<_>>()
+    };
+    let expected = [embed(1), embed(2)];
+    let threads = [1, 2].map(|seed| std::thread::spawn(move || embed(seed)));
+    assert_eq!(threads.map(|thread| thread.join().unwrap()), expected);
+}
+
+#[test]
+fn a_run_leaves_the_process_as_it_was() {
+    let variables: Vec<_> = std::env::vars_os().collect();
+    let threads = tch::get_num_threads();
+    let draw = || Vec::<f32>::try_from(tch::Tensor::rand([4], tch::kind::FLOAT_CPU)).unwrap();
+    tch::manual_seed(5);
+    let expected = [draw(), draw()];
+    tch::manual_seed(5);
+    let first = draw();
+    Prior::builtin().unwrap().embed(&["a red apple"], &few_steps()).unwrap();
+    assert_eq!([first, draw()], expected, "libtorch's default generator was used");
+    assert_eq!(tch::get_num_threads(), threads);
+    assert_eq!(std::env::vars_os().collect::<Vec<_>>(), variables);
+}
