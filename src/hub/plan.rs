@@ -3,7 +3,7 @@
 //! The same search runs over a listing of the hub, over a snapshot in the cache, which may lack files that the hub has, and over
 //! a folder.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::Folder;
 use crate::pipeline::layout::{
     self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
@@ -269,12 +269,7 @@ impl Tree for Folder {
     }
 
     fn read_text(&mut self, path: &str) -> Result<String> {
-        Folder::read_text(self, path).map_err(|error| Error::File {
-            path: self.path_of(path),
-            reason: "cannot be read".into(),
-            hint: None,
-            source: Some(error.into()),
-        })
+        Folder::read_text(self, path)
     }
 
     fn is_remote(&self) -> bool {

@@ -78,7 +78,7 @@ fn shards_of_a_folder_need_no_merge() {
         command.args(["--resume", "--shard", "2/3"]).args(more);
         command
     };
-    assert!(assert_done(&mut again(&[])).contains("there already"));
+    assert!(assert_done(&mut again(&[])).contains("already there"));
     assert_refused(&place, &mut again(&["--seed", "9"]), 2, &["all", "--seed was 0, is 9"]);
     assert_refused(&place, place.bare().args(["merge", "all", "--out", "all.npy"]), 2, &["all", "no merge"]);
     // Parts with prompts can be merged into a folder.
@@ -184,7 +184,7 @@ fn a_finished_shard_is_not_an_error() {
         assert_eq!(assert_done(&mut command(&["--shard", "1/2"])), "");
         let bytes = fs::read(place.path(out)).unwrap();
         let note = assert_done(&mut command(&["--shard", "1/2", "--stats", "s.json"]));
-        assert!(note.contains("there already") && note.lines().count() == 1, "{note}");
+        assert!(note.contains("already there") && note.lines().count() == 1, "{note}");
         let stats: serde_json::Value = serde_json::from_slice(&fs::read(place.path("s.json")).unwrap()).unwrap();
         assert_eq!((&stats["rows"], &stats["resumed_rows"]), (&6.into(), &6.into()));
         for (options, word) in [
