@@ -23,7 +23,7 @@ pub(super) fn on_error() -> impl TypedValueParser<Value = OnError> {
 
 /// Parses `--out-dtype`.
 pub(super) fn output_dtype() -> impl TypedValueParser<Value = OutputDtype> {
-    one_of([("f32", OutputDtype::F32), ("f16", OutputDtype::F16)])
+    one_of(OutputDtype::ALL.map(|dtype| (dtype.name(), dtype)))
 }
 
 /// Parses `--shard`.

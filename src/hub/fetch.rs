@@ -71,7 +71,7 @@ impl Hub {
     /// If it is broken or not supported.
     pub fn cached_model(&self, name: &HubName, needs: Needs) -> Result<Option<(Model, bool)>> {
         let cached = self.cached(name, needs)?.filter(|cached| !cached.plan.files.is_empty());
-        Ok(cached.map(|cached| (self.from_cache(&cached, name, needs), cached.plan.is_usable())))
+        Ok(cached.map(|cached| (self.model_of(&cached, name, needs), cached.plan.is_usable())))
     }
 
     /// The repositories in the cache.
@@ -87,7 +87,7 @@ impl Hub {
         let ModelName::Hub(name) = name else { return Ok(local(name, needs)) };
         let mut cached = self.cached(name, needs)?;
         if let Some(cached) = cached.as_ref().filter(|cached| cached.plan.is_whole()) {
-            return Ok(self.from_cache(cached, name, needs));
+            return Ok(self.model_of(cached, name, needs));
         }
         if download != needs && !(self.is_offline && cached.as_ref().is_some_and(|cached| cached.plan.is_usable())) {
             cached = self.cached(name, download)?;
@@ -155,7 +155,7 @@ impl Hub {
         Ok(Some(Cached { snapshot, plan, commit }))
     }
 
-    fn from_cache(&self, Cached { snapshot, plan, commit }: &Cached, name: &HubName, needs: Needs) -> Model {
+    fn model_of(&self, Cached { snapshot, plan, commit }: &Cached, name: &HubName, needs: Needs) -> Model {
         let folder = Folder::from(snapshot.path());
         let files = files_in(&folder, plan);
         Model { files, folder, commit: Some(commit.clone()), repair: Some(self.repair(name, needs)) }
@@ -173,7 +173,7 @@ impl Hub {
                 "the image encoder of {name} is not in the cache: no negative embeddings without a negative prompt; run `{command}` for it"
             );
         }
-        self.from_cache(cached, name, needs)
+        self.model_of(cached, name, needs)
     }
 
     fn not_in_cache(&self, name: &HubName, needs: Needs, cached: Option<Cached>) -> Result<Error> {

@@ -131,11 +131,6 @@ impl TextEncoder {
         })
     }
 
-    /// The size of the vocabulary; ids must be below it.
-    pub fn vocab_size(&self) -> i64 {
-        self.token_embedding.size()[0]
-    }
-
     /// Encodes prompts, each as the ids of its start, text and end, and perhaps padding: ids below
     /// [`TextEncoder::vocab_size`], at most `max_position_embeddings` per prompt.
     ///

@@ -20,11 +20,6 @@ impl OutputDtype {
     /// All types.
     pub const ALL: [Self; 2] = [Self::F32, Self::F16];
 
-    /// The type of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
-    }
-
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {

@@ -84,6 +84,7 @@ pub enum BetaSchedule {
 /// The variance of the noise that a step adds. Models that predict it themselves are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
+#[expect(clippy::enum_variant_names, reason = "the names of diffusers")]
 pub enum VarianceType {
     /// That of the posterior.
     FixedSmall,
