@@ -161,7 +161,7 @@ impl LoadOptions {
         }
         let mut pipeline = Pipeline::open(folder, Placement { device, precision: self.precision })?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
-        Ok(Prior { pipeline, zero_embed: None })
+        Ok(Prior { pipeline, keeps_text_encoder: self.keep_text_encoder, zero_embed: None })
     }
 }
 
@@ -193,6 +193,7 @@ impl crate::hub::Progress for Download<'_> {
 #[derive(Debug)]
 pub struct Prior {
     pipeline: Pipeline,
+    keeps_text_encoder: bool,
     /// The embedding of a black image, once it is computed.
     zero_embed: Option<Array1<f32>>,
 }
@@ -287,13 +288,13 @@ impl Prior {
         let image_embeds = self.embed_rows(&images, &settings, batch_size, &mut call)?;
         call.first_row = None;
         let negative_image_embeds = match zero_embed {
-            Some(embed) => Some(embed.broadcast(image_embeds.dim()).map(|embeds| embeds.to_owned())),
+            Some(embed) => embed.broadcast(image_embeds.dim()).map(|embeds| embeds.to_owned()),
             None if options.negative_image_embeds => {
-                Some(Some(self.embed_rows(&negatives, &settings, batch_size, &mut call)?))
+                Some(self.embed_rows(&negatives, &settings, batch_size, &mut call)?)
             }
             None => None,
         };
-        Ok(Embeddings { image_embeds, negative_image_embeds: negative_image_embeds.flatten() })
+        Ok(Embeddings { image_embeds, negative_image_embeds })
     }
 
     fn embed_rows(
@@ -326,8 +327,10 @@ impl Prior {
     }
 
     fn batch_size(&self, rows: usize, wanted: Option<usize>) -> Result<usize> {
-        // The embedding of a black image is here by now.
-        let demand = Demand { rows, is_uniform: true, zero_embed: false, free_memory: None };
+        // A plan for a single batch of uniform rows counts on the text encoder being freed. The embedding of a black image
+        // is here by now.
+        let is_uniform = !self.keeps_text_encoder;
+        let demand = Demand { rows, is_uniform, zero_embed: false, free_memory: None };
         self.pipeline.plan_batch(demand, wanted.map(|size| size.max(1)))
     }
 }
