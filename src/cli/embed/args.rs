@@ -73,7 +73,7 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Output", long)]
     pub(super) resume: bool,
 
-    /// Compute only share I of N of the rows, I from 1 to N; `prior-embed merge` joins the outputs
+    /// Compute only share I of N of the rows, I from 1 to N; `prior-embed merge` joins files, and a folder needs no merge
     #[arg(help_heading = "Output", long, value_name = "I/N", value_parser = shard)]
     pub(super) shard: Option<Shard>,
 
