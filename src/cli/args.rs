@@ -58,22 +58,21 @@ impl RevisionArgs {
 
 /// Where embeddings go.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Output")]
 pub(super) struct TargetArgs {
     /// Output file: .npy, .npz, .safetensors, .jsonl or .parquet; `-` for standard output
-    #[arg(short, long, value_name = "FILE", required_unless_present = "out_dir")]
+    #[arg(help_heading = "Output", short, long, value_name = "FILE", required_unless_present = "out_dir")]
     pub(super) out: Option<PathBuf>,
 
     /// Output folder of numbered files, instead of --out, as clip-retrieval and embedding-reader use it
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "format"])]
+    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with_all = ["out", "format"])]
     pub(super) out_dir: Option<PathBuf>,
 
     /// Rows per file of --out-dir [default: 1000000]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one_row)]
+    #[arg(help_heading = "Output", long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one_row)]
     pub(super) rows_per_file: Option<u64>,
 
     /// Output format if not by extension: npy, npz, safetensors, jsonl or parquet
-    #[arg(long, value_name = "NAME", value_parser = output_format)]
+    #[arg(help_heading = "Output", long, value_name = "NAME", value_parser = output_format)]
     pub(super) format: Option<OutputFormat>,
 }
 

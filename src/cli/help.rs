@@ -1,9 +1,10 @@
 //! `prior-embed help [COMMAND or TOPIC]`.
 
 use super::context::Context;
-use super::stdout::print;
+use super::stdout;
 use crate::bad_input;
 use anyhow::Result;
+use clap::error::ErrorKind;
 
 /// Texts on more than one option. A new topic is a file and a line here.
 const TOPICS: [(&str, &str); 5] = [
@@ -31,22 +32,26 @@ pub(super) struct Args {
 /// # Errors
 /// [`crate::error::BadInput`] if there is no such command or topic, or printing fails.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
-    let mut command = (context.command)();
-    command.build();
-    let text = match args.topic.as_deref() {
-        None => command.render_long_help().to_string(),
-        Some(name) => match (TOPICS.iter().find(|(topic, _)| *topic == name), command.find_subcommand_mut(name)) {
-            // `models` is both.
-            (Some((_, text)), Some(command)) => format!("{text}\n{}", command.render_long_help()),
-            (Some((_, text)), None) => (*text).to_string(),
-            (None, Some(command)) => command.render_long_help().to_string(),
-            (None, None) => {
-                let topics = TOPICS.map(|(topic, _)| topic).join(", ");
-                return Err(bad_input!("there is no help on {name:?}; topics are {topics}, and the names of commands"));
+    let name = args.topic.as_deref();
+    let topic = TOPICS.iter().find(|(topic, _)| Some(*topic) == name);
+    if let Some((_, text)) = topic {
+        stdout::print(text.trim_end())?;
+    }
+    let arguments = std::iter::once("prior-embed").chain(name).chain(["--help"]);
+    match (context.command)().try_get_matches_from(arguments) {
+        Err(help) if help.kind() == ErrorKind::DisplayHelp => {
+            // `models` is a topic and a command.
+            if topic.is_some() {
+                stdout::print("")?;
             }
-        },
-    };
-    print(text.trim_end())?;
+            stdout::write_with(|| help.print())?;
+        }
+        _ if topic.is_some() => {}
+        _ => {
+            let (name, topics) = (name.unwrap_or_default(), TOPICS.map(|(topic, _)| topic).join(", "));
+            return Err(bad_input!("there is no help on {name:?}; topics are {topics}, and the names of commands"));
+        }
+    }
     Ok(0)
 }
 

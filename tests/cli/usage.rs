@@ -255,7 +255,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("-p x -o n.npy --dtype fp16", "[possible values: auto, f32, bf16, f16, int8]; a similar value exists: 'f16'"),
         (
             "-p x -o n.npy --scheduler ddpm",
-            "--scheduler ddpm: the built-in model emoji ships unclip; leave --scheduler out",
+            "--scheduler ddpm: the built-in model emoji ships unclip; leave out --scheduler",
         ),
         ("-p x -o n.npy --out-dtype bf16", "[possible values: f32, f16]"),
         ("-p x -o n.npy --format csv", "it must be npy, npz, safetensors, jsonl or parquet"),
