@@ -15,6 +15,7 @@ import unittest
 import numpy as np
 
 from ..built import SCRIPTS
+from ..decoding import builtin
 from ..decoding.builtin import Decoder
 from ..decoding.nearest import Emoji
 from .decode_script import DIM, EMOJI, PIXELS, ScriptTest, embeddings, npy, npz, random_weights, read_picture
@@ -65,9 +66,7 @@ class PictureTest(ScriptTest):
 
     def test_the_built_in_decoder_and_index(self):
         decoder = ASSETS / "decoder" / "decoder.safetensors"
-        from ..builtin import load
-
-        content = npy(embeddings(2, load(decoder).dim))
+        content = npy(embeddings(2, builtin.load(decoder).dim))
         script = [str(self.python), str(SCRIPTS / "decode.py"), "-", "--nearest", "5", "--out", "grid.png"]
         result = subprocess.run(script, input=content, capture_output=True, cwd=self.folder, env=self.environment)
         self.assertEqual((result.returncode, result.stderr), (0, b""))
