@@ -11,7 +11,8 @@
 //! [`retry`] repeats requests, [`download`] downloads a file, [`remote`] a commit, and [`fetch`] finds a model. The network is
 //! used only to download files.
 //!
-//! The cache is shared with Python's huggingface_hub.
+//! The cache is shared with Python's huggingface_hub; its layout is hf-hub's. The transfer is our own: hf-hub 0.5 has no
+//! time-outs, hashes or rate limits, and 1.0 does not resume over plain HTTP.
 
 mod cache;
 mod client;
