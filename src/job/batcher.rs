@@ -1,8 +1,8 @@
 //! Cuts the rows of all prompts into blocks.
 
-use super::JobProgress;
 use super::first_pass::{FirstPass, Hash};
 use super::options::{OnError, RowOptions};
+use super::progress::JobProgress;
 use super::prompts::{Entries, refused};
 use super::read_ahead::{Next, ReadAhead};
 use super::report::Report;

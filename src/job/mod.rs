@@ -21,36 +21,38 @@ mod first_pass;
 mod gate;
 mod options;
 mod plan;
+mod progress;
 mod prompts;
 mod read_ahead;
 mod report;
 mod run;
 mod stop;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 pub use options::{OnError, RowOptions};
 pub use plan::ComputeOptions;
+pub use progress::JobProgress;
 pub use prompts::{Entries, Prompts};
 pub use report::{IfExists, Report};
 pub use stop::{Stop, signal_exit_code};
+pub use summary::{Outcome, Summary};
 pub use worker::Opener;
 
 use crate::bad_input;
 use crate::output::merge::{earlier_setting, finished};
 use crate::output::{EmbeddingWriter, Interrupted, WriteOptions};
-use crate::pipeline::{Pipeline, Timings};
-use crate::rows::Notice;
+use crate::pipeline::Pipeline;
 use anyhow::Result;
 use batcher::{Batcher, Feed, Position};
 use first_pass::FirstPass;
 use gate::Gate;
 use plan::{BATCH_SIZE, Plan};
 use run::Run;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use worker::{Computation, Negatives, Shared};
 
 /// Added to a row's seed for its negative embedding where the number of rows is not known.
@@ -61,37 +63,6 @@ const BLOCKS_PER_WORKER: usize = 3;
 
 /// Bytes of text that may be read and not written yet, beside the block that is being read.
 const MAX_TEXT_BYTES: usize = 64 << 20;
-
-/// Receives the events of a job. All methods do nothing by default.
-pub trait JobProgress: Send + Sync {
-    /// Everything has been checked, and work begins: on `rows` rows, if that is known, of which an earlier run wrote
-    /// `done`.
-    fn begin(&self, _rows: Option<u64>, _done: u64) {}
-    /// A component is about to be loaded.
-    fn loading(&self, _component: &str) {}
-    /// Work worth `rows` rows is done.
-    fn computed(&self, _rows: f64) {}
-    /// `rows` rows are written in all, and `batches` batches by this run.
-    fn written(&self, _rows: u64, _batches: u64) {}
-    /// A prompt was too long and was truncated. `rows` rows show it; none if it is a negative prompt. The text says
-    /// which prompt, and where it was cut.
-    fn truncated(&self, _rows: u64, _text: &str) {}
-    /// Something about the prompts' file that is not an error.
-    fn notice(&self, _notice: &Notice) {}
-    /// `rows` rows are zeros because they cannot be used; the text says why.
-    fn skipped(&self, _rows: u64, _text: &str) {}
-    /// All rows are computed, and the output is being completed.
-    fn completing(&self, _output: &str) {}
-    /// Some time has passed.
-    fn tick(&self) {}
-    /// The run ends early, and waits for workers to stop.
-    fn stopping(&self) {}
-    /// No more events will come, except of completing the output.
-    fn end(&self) {}
-}
-
-/// Ignores all events.
-impl JobProgress for () {}
 
 /// A run.
 pub struct Job {
@@ -114,59 +85,12 @@ pub struct Job {
     pub report: Option<Report>,
 }
 
-/// How a run ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Outcome {
-    /// Everything is written.
-    #[default]
-    Done,
-    /// An earlier run with the same settings had written everything.
-    WasDone,
-    /// The reader of the output has closed it.
-    ReaderGone,
-    /// A signal stopped it.
-    Stopped {
-        /// The signal.
-        signal: i32,
-        /// Whether the rows are kept for a run that resumes.
-        kept: bool,
-    },
-}
-
-/// What a run did.
-#[derive(Debug, Default)]
-pub struct Summary {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Rows of the output, those of an earlier run included.
-    pub rows: u64,
-    /// Rows that an earlier run wrote.
-    pub resumed: u64,
-    /// Rows that were to be written, if that was known.
-    pub total: Option<u64>,
-    /// Rows that are zeros because they could not be used, and the report that lists them.
-    pub skipped: Option<(u64, PathBuf)>,
-    /// Where time went, summed over all workers.
-    pub timings: Timings,
-    /// Time spent reading prompts, and waiting for those of a pipe.
-    pub read: Duration,
-    /// Time spent writing.
-    pub write: Duration,
-    /// Workers.
-    pub workers: usize,
-    /// CPU threads of all workers.
-    pub threads: usize,
-    /// Rows computed together.
-    pub batch_size: usize,
-    /// The memory that was planned for, in bytes; not known for a GPU.
-    pub memory: Option<u64>,
-}
-
 impl Job {
     /// Runs the job until it is done or `stop` is raised. All threads that it starts have ended when it returns.
     ///
-    /// # Errors [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way. Rows that are
-    /// written by then are kept for a run that resumes, if their prompts can be read again.
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way. Rows that are written
+    /// by then are kept for a run that resumes, if their prompts can be read again.
     pub fn run(self, progress: Arc<dyn JobProgress>, stop: &Stop) -> Result<Summary> {
         match self.prepare(&progress, stop) {
             Ok(Prepared::Run(run)) => run.run(stop),

@@ -1,6 +1,6 @@
 //! Where a job's prompts come from.
 
-use super::JobProgress;
+use super::progress::JobProgress;
 use crate::bad_input;
 use crate::rows::{BadRow, Place, PromptReader, PromptRecord, PromptRow, ReadOptions};
 use anyhow::{Error, Result};

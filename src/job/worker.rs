@@ -1,9 +1,9 @@
 //! Computes blocks: each worker has a thread and a pipeline of its own.
 
-use super::JobProgress;
 use super::batcher::{Batcher, Block};
 use super::gate::Gate;
 use super::options::RowOptions;
+use super::progress::JobProgress;
 use crate::error::Component;
 use crate::output::{ArrayName, OutputRow};
 use crate::pipeline::{Pipeline, Progress, Row, Settings, Timings, Truncation};

@@ -3,7 +3,6 @@
 use super::part::Part;
 use crate::bad_input;
 use crate::bad_input::{BadInput, OrBadInput};
-use crate::cli::errors::one_line;
 use crate::dir::{Access, Dir};
 use crate::output::batch::Interrupted;
 use crate::output::claim::stopped_run;
@@ -95,8 +94,7 @@ fn record(output: &Output, options: &WriteOptions) -> Result<OutputRecord> {
 }
 
 fn not_this(name: &str, error: &Error) -> Error {
-    let why = one_line(error, false);
-    bad_input!("{name} is there already, and not as this run wrote it ({why}); give another name, or --overwrite")
+    bad_input!("{name} is there already, and not as this run wrote it ({error}); give another name, or --overwrite")
 }
 
 /// Compares an output with the checksums in its record.

@@ -2,7 +2,6 @@
 
 use crate::bad_input;
 use crate::bad_input::{BadInput, OrBadInput};
-use crate::cli::errors::one_line;
 use crate::output::arrays::Arrays;
 use crate::output::formats::OutputFormat;
 use crate::output::options::Output;
@@ -101,7 +100,7 @@ fn broken(name: &str, error: Error) -> Error {
     let line = if error.chain().any(is_of_system) {
         format!("cannot read {name}")
     } else {
-        format!("{name} is damaged ({}); make it again", one_line(&error, false))
+        format!("{name} is damaged ({error}); make it again")
     };
     error.context(BadInput(line))
 }
