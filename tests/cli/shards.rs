@@ -126,7 +126,7 @@ fn a_shard_that_is_done_is_no_error_for_a_job_that_is_sent_again() {
         assert_eq!(assert_done(&mut command(&["--shard", "1/2"])), "");
         let bytes = fs::read(place.path(out)).unwrap();
         let note = assert_done(&mut command(&["--shard", "1/2", "--stats", "s.json"]));
-        assert!(note.contains("there already") && note.lines().count() == 1, "{note}");
+        assert!(note.contains("already there") && note.lines().count() == 1, "{note}");
         let stats: serde_json::Value = serde_json::from_slice(&fs::read(place.path("s.json")).unwrap()).unwrap();
         assert_eq!((&stats["rows"], &stats["resumed_rows"]), (&6.into(), &6.into()));
         for (options, word) in [
