@@ -19,7 +19,7 @@ pub(super) struct Args {
     target: TargetArgs,
 
     /// Replace an existing output
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     overwrite: bool,
 }
 
