@@ -11,10 +11,10 @@ use crate::error::{Error, Hint};
 pub struct BadInput(pub String);
 
 /// Makes an [`anyhow::Error`] that is marked as [`BadInput`].
-#[macro_export]
 macro_rules! bad_input {
     ($($part:tt)*) => { ::anyhow::Error::new($crate::bad_input::BadInput(format!($($part)*))) };
 }
+pub(crate) use bad_input;
 
 /// Marks the error of a result as [`BadInput`].
 pub trait OrBadInput<T> {

@@ -76,6 +76,7 @@ mod text;
 mod tokenizer;
 mod weights;
 
+pub(crate) use bad_input::bad_input;
 pub use error::{Component, Error, Hint, Result};
 pub use pipeline::{Progress, Truncation};
 pub use prior::{Device, EmbedOptions, Embeddings, LoadOptions, Prior};

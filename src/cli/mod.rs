@@ -5,8 +5,8 @@
 //!                        └───────► embed: Args ─► Request ─► job
 //! ```
 //!
-//! [`embed`] is what the program does without a command. Everything that a person reads goes through [`screen`]
-//! (standard error) or [`stdout`].
+//! `embed` is what the program does without a command. Everything that a person reads goes through `screen`
+//! (standard error) or `stdout`.
 
 mod args;
 mod commands;
