@@ -36,6 +36,7 @@ fn check_share<S: Strategy>(
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
     TestRunner::new(config).run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
     let found = f64::from(accepted.get()) / f64::from(all.get());
+    eprintln!("{found:.2} of {cases} inputs are accepted");
     assert!(share.contains(&found), "{found:.2} of the inputs are accepted, not {share:?}");
 }
 
