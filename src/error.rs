@@ -224,9 +224,6 @@ pub enum Error {
     /// A defect of this library.
     #[error("internal error: {0}")]
     Internal(String),
-    /// An error of a part of the library that has not moved to this type yet.
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
 }
 
 impl Component {
@@ -323,8 +320,7 @@ impl Error {
             | Self::OutOfMemory { .. }
             | Self::Cancelled
             | Self::Torch(_)
-            | Self::Internal(_)
-            | Self::Other(_) => false,
+            | Self::Internal(_) => false,
             _ => true,
         }
     }

@@ -7,7 +7,6 @@ use std::borrow::Cow;
 /// The exit code for an error: 2 for wrong usage or bad input, 1 for a failure while running.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::Other(inner)) => exit_code(inner),
         Some(error) if error.is_bad_input() => 2,
         _ if error.is::<BadInput>() => 2,
         _ => 1,
@@ -103,8 +102,6 @@ mod tests {
         assert_eq!(exit_code(&typed().into()), 2);
         assert_eq!(exit_code(&anyhow::Error::new(typed()).context("cannot load")), 2);
         assert_eq!(exit_code(&Error::Internal("x".into()).into()), 1);
-        assert_eq!(exit_code(&Error::Other(bad_input!("x")).into()), 2);
-        assert_eq!(exit_code(&Error::Other(typed().into()).into()), 2);
     }
 
     #[test]

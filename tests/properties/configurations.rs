@@ -72,8 +72,7 @@ fn parse<C: Config>(text: &str) -> Result<Option<C>, TestCaseError> {
         Ok(config) => Ok(Some(config)),
         Err(error) => {
             let is_typed = matches!(&error, Error::Config { path, .. } if path == "config.json");
-            // Some checks of schedulers are not typed yet.
-            prop_assert!(is_typed || matches!(error, Error::Other(_)), "{error:?}");
+            prop_assert!(is_typed, "{error:?}");
             Ok(None)
         }
     }
