@@ -1,13 +1,14 @@
 //! Values of options that are neither numbers nor text.
 
 use super::args::one_of;
+use crate::diffusion::schedulers;
 use crate::job::OnError;
 use crate::nn::precision::Precision;
 use crate::output::OutputDtype;
 use crate::output::shard::Shard;
 use crate::rows::{FORMATS, PromptFormat};
 use clap::ValueEnum;
-use clap::builder::TypedValueParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use tch::{Cuda, Device};
 
@@ -75,16 +76,17 @@ impl std::str::FromStr for LoraOption {
     }
 }
 
-/// `--scheduler`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum SchedulerName {
-    /// The model's own.
-    Auto,
-    /// `UnCLIPScheduler`.
-    Unclip,
-    /// `DDPMScheduler`.
-    Ddpm,
+/// Parses `--scheduler`.
+pub(super) fn scheduler() -> impl TypedValueParser<Value = SchedulerName> {
+    let names = schedulers::ALL.map(|class| class.name);
+    // The parser accepts no name but these and `auto`.
+    PossibleValuesParser::new(["auto"].into_iter().chain(names))
+        .map(move |given| SchedulerName(names.into_iter().find(|name| *name == given)))
 }
+
+/// `--scheduler`: the name of a class, or `None` for the model's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SchedulerName(Option<&'static str>);
 
 impl SchedulerName {
     /// Checks that a model ships this scheduler. Messages call the model `model`.
@@ -92,14 +94,7 @@ impl SchedulerName {
     /// # Errors
     /// [`crate::bad_input::BadInput`] with both schedulers' names.
     pub(super) fn check(self, ships: &str, model: &str) -> anyhow::Result<()> {
-        let wanted = match self {
-            Self::Auto => return Ok(()),
-            Self::Unclip => "unclip",
-            Self::Ddpm => "ddpm",
-        };
-        if wanted == ships {
-            return Ok(());
-        }
+        let Some(wanted) = self.0.filter(|wanted| *wanted != ships) else { return Ok(()) };
         Err(crate::bad_input!("--scheduler {wanted}: {model} ships {ships}; leave out --scheduler, or give {ships}"))
     }
 }

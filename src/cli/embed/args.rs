@@ -2,7 +2,8 @@
 
 use crate::cli::args::{RevisionArgs, TargetArgs, at_least_one, text};
 use crate::cli::values::{
-    BatchSize, DeviceName, Dtype, LoraOption, SchedulerName, finite, on_error, output_dtype, prompt_format, seed, shard,
+    BatchSize, DeviceName, Dtype, LoraOption, SchedulerName, finite, on_error, output_dtype, prompt_format, scheduler,
+    seed, shard,
 };
 use crate::job::OnError;
 use crate::output::OutputDtype;
@@ -127,7 +128,8 @@ pub(in crate::cli) struct Args {
     pub(super) samples_per_prompt: usize,
 
     /// Scheduler: auto (the model's own), unclip or ddpm; the model must ship it
-    #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
+    #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "auto", hide_possible_values = true,
+          value_parser = scheduler())]
     pub(super) scheduler: SchedulerName,
 
     /// Device: auto, cpu, cuda, cuda:I or mps
