@@ -162,7 +162,7 @@ fn find(path: &Path) -> Result<(Folder, String)> {
         return Ok((folder, name));
     }
     let name = path.file_name().filter(|_| path.is_file()).and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| Error::lora(path.display().to_string(), "there is no LoRA"))?;
+    let name = name.ok_or_else(|| Error::lora(path.display().to_string(), "there is no such file or folder"))?;
     Ok((Folder::from(parent(path)), name.into()))
 }
 
