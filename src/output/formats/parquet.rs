@@ -9,6 +9,7 @@ use crate::output::dtype::OutputDtype;
 use crate::output::record::{METADATA_KEY, OutputRecord};
 use crate::output::sink::{Layout, PartRow, ReadRows, Shape, Sink, contents};
 use crate::output::store::Store;
+use crate::rows::parquet::guard::guarded;
 use anyhow::{Context, Result, bail};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, UInt64Type};
@@ -19,13 +20,11 @@ use arrow_schema::{DataType, Field, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use std::fs::File;
 use std::io::{BufWriter, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -94,7 +93,7 @@ impl Sink for Parquet {
     fn open(&self, path: &Path, record: &OutputRecord) -> Result<Box<dyn ReadRows>> {
         let builder = open(path)?.with_batch_size(READ_ROWS);
         let batch = RecordBatch::new_empty(builder.schema().clone());
-        Ok(Box::new(Table { batches: caught(|| builder.build())?, batch, next: 0, arrays: record.arrays }))
+        Ok(Box::new(Table { batches: guarded(|| builder.build())?, batch, next: 0, arrays: record.arrays }))
     }
 
     fn read_record(&self, path: &Path) -> Result<Option<String>> {
@@ -218,16 +217,11 @@ fn values_column(store: &Store, rows: usize, input: &mut impl Read) -> Result<Ar
     Ok(Arc::new(FixedSizeListArray::try_new(item(store.dtype), store.dim as i32, values, None)?))
 }
 
-/// Runs the decoder, which panics on some damaged files.
-fn caught<T>(decode: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
-    Ok(catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(ParquetError::General("decoder error".into())))?)
-}
-
 /// Opens a file, and checks where its row groups say that they are and how large.
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
     let file = File::open(path)?;
     let file_bytes = i64::try_from(file.metadata()?.len())?;
-    let builder = caught(|| ParquetRecordBatchReaderBuilder::try_new(file))?;
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file))?;
     for group in builder.metadata().row_groups() {
         let is_inside = |start: i64, bytes: i64| {
             start >= 0 && bytes >= 0 && start.checked_add(bytes).is_some_and(|end| end <= file_bytes)
@@ -285,7 +279,7 @@ impl ReadRows for Table {
 
     fn is_at_end(&mut self) -> Result<bool> {
         while self.next == self.batch.num_rows() {
-            match caught(|| Ok(self.batches.next().transpose()))?? {
+            match guarded(|| Ok(self.batches.next().transpose()))?? {
                 Some(batch) => (self.batch, self.next) = (batch, 0),
                 None => return Ok(true),
             }
