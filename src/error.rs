@@ -356,7 +356,7 @@ impl Error {
 
     /// An [`Error::Config`] on the value of `key`, whose file is not known; `predicate` follows the key.
     pub(crate) fn key(key: &str, predicate: impl fmt::Display) -> Self {
-        let reason = format!("{key} {predicate}");
+        let reason = quoting(&format!("{key} {predicate}"));
         Self::Config { path: String::new(), key: Some(key.into()), reason, hint: None, source: None }
     }
 
@@ -395,6 +395,11 @@ impl Error {
         }
         self
     }
+}
+
+/// A message that quotes a file's own words, of which it may have a megabyte.
+pub(crate) fn quoting(message: &str) -> String {
+    crate::text::without_middle(message, 600, 200).into_owned()
 }
 
 fn prefix(path: &str) -> String {
