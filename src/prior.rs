@@ -267,8 +267,7 @@ impl Prior {
         progress: &mut dyn Progress,
     ) -> Result<Embeddings> {
         let images = options.rows(prompts)?;
-        let settings = Settings { steps: options.steps, guidance_scale: options.guidance_scale };
-        self.pipeline.check_steps(settings.steps)?;
+        let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
         // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
         let negatives: Vec<Row> = match options.negative_image_embeds && options.negative_prompts.is_given() {
             true => {
@@ -374,8 +373,8 @@ impl Progress for Call<'_> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedOptions {
     seeds: Seeds,
-    steps: usize,
-    guidance_scale: f64,
+    steps: Option<usize>,
+    guidance_scale: Option<f64>,
     samples: usize,
     negative_prompts: Negative,
     negative_image_embeds: bool,
@@ -405,8 +404,8 @@ impl Default for EmbedOptions {
     fn default() -> Self {
         Self {
             seeds: Seeds::From(0),
-            steps: 25,
-            guidance_scale: 4.0,
+            steps: None,
+            guidance_scale: None,
             samples: 1,
             negative_prompts: Negative::None,
             negative_image_embeds: false,
@@ -433,15 +432,15 @@ impl EmbedOptions {
         self
     }
 
-    /// Number of denoising steps.
+    /// Number of denoising steps. A one-step prior takes none.
     pub fn steps(mut self, steps: usize) -> Self {
-        self.steps = steps;
+        self.steps = Some(steps);
         self
     }
 
-    /// Classifier-free guidance; off at 1 and below.
+    /// Classifier-free guidance; off at 1 and below. A one-step prior takes none.
     pub fn guidance_scale(mut self, scale: f64) -> Self {
-        self.guidance_scale = scale;
+        self.guidance_scale = Some(scale);
         self
     }
 

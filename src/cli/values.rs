@@ -89,6 +89,11 @@ pub(super) fn scheduler() -> impl TypedValueParser<Value = SchedulerName> {
 pub(super) struct SchedulerName(Option<&'static str>);
 
 impl SchedulerName {
+    /// Whether it is the model's own.
+    pub(super) fn is_auto(self) -> bool {
+        self.0.is_none()
+    }
+
     /// Checks that a model ships this scheduler. Messages call the model `model`.
     ///
     /// # Errors

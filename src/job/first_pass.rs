@@ -123,6 +123,7 @@ pub(super) mod tests {
             wants_negative: false,
             on_error: OnError::Fail,
             max_steps: 1000,
+            is_one_step: false,
         }
     }
 

@@ -1,16 +1,16 @@
 //! Opens a pipeline, checks that its components fit each other, and loads its networks when they are needed.
 
-use super::layout::{Layout, SCHEDULER_CONFIG};
+use super::layout::{Layout, SCHEDULER, SCHEDULER_CONFIG};
 use super::negative::NegativeCache;
 use super::parameters::Parameters;
 use super::progress::Progress;
-use super::request::Timings;
+use super::request::{Settings, Timings};
 use super::text::TextStage;
 use crate::config;
 use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
 use crate::error::{Component, Hint};
 use crate::files::Folder;
-use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
+use crate::nn::prior::{PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
 use crate::tokenizer::Tokenizer;
@@ -35,7 +35,8 @@ pub struct Pipeline {
     pub(super) prior_config: PriorConfig,
     pub(super) prior: Option<PriorTransformer>,
     pub(super) loras: Vec<Lora>,
-    pub(super) scheduler: Box<dyn SchedulerConfig>,
+    /// Not with a one-step prior.
+    pub(super) scheduler: Option<Box<dyn SchedulerConfig>>,
     pub(super) parameters: OnceCell<Parameters>,
     pub(super) negative: Option<NegativeCache>,
     pub(super) keeps_text_encoder: bool,
@@ -59,11 +60,14 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::open`].
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
-        let scheduler = read_scheduler(&layout)?;
-        let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+        let prior_config = read_prior_config(&layout)?;
+        let scheduler = match prior_config.is_one_step() {
+            true => None,
+            false => Some(read_scheduler(&layout)?),
+        };
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
-        check_fit(&layout, &tokenizer, &text_config, &prior_config, &*scheduler)?;
+        check_fit(&layout, &tokenizer, &text_config, &prior_config, scheduler.as_deref())?;
         Ok(Self {
             layout,
             placement,
@@ -169,22 +173,41 @@ impl Pipeline {
         usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
     }
 
-    /// The class of the model's scheduler.
-    pub fn scheduler_class(&self) -> SchedulerClass {
-        self.layout.scheduler_class
+    /// Whether the prior makes an embedding in one step: without a scheduler, guidance or a number of steps.
+    pub fn is_one_step(&self) -> bool {
+        self.prior_config.is_one_step()
+    }
+
+    /// The class of the model's scheduler; `None` with a one-step prior.
+    pub fn scheduler_class(&self) -> Option<SchedulerClass> {
+        self.scheduler.as_ref().map(|_| self.layout.scheduler_class)
     }
 
     /// The largest number of denoising steps such that the model can do any smaller one.
     pub fn max_steps(&self) -> usize {
-        self.scheduler.max_steps()
+        self.scheduler.as_ref().map_or(Settings::ONE_STEP.steps, |scheduler| scheduler.max_steps())
     }
 
-    /// Checks that the model can do so many denoising steps.
+    /// The settings of a run: those that are given, or the defaults.
     ///
     /// # Errors
-    /// [`Error::Option`] if it cannot.
-    pub fn check_steps(&self, steps: usize) -> Result<()> {
-        self.scheduler.scheduler(steps).map(drop)
+    /// [`Error::Option`] if the model cannot do so many denoising steps, or has a one-step prior and one is given.
+    pub fn settings(&self, steps: Option<usize>, guidance_scale: Option<f64>) -> Result<Settings> {
+        let Some(scheduler) = &self.scheduler else {
+            let given = [("steps", steps.is_some()), ("guidance_scale", guidance_scale.is_some())];
+            return match given.into_iter().find(|(_, is_given)| *is_given) {
+                Some((option, _)) => {
+                    let reason =
+                        format!("{option} is set, and {} has a one-step prior, which takes none", self.folder());
+                    Err(Error::Option { option, reason })
+                }
+                None => Ok(Settings::ONE_STEP),
+            };
+        };
+        let default = Settings::default();
+        let steps = steps.unwrap_or(default.steps);
+        scheduler.scheduler(steps)?;
+        Ok(Settings { steps, guidance_scale: guidance_scale.unwrap_or(default.guidance_scale) })
     }
 
     /// Where the time went so far.
@@ -193,13 +216,27 @@ impl Pipeline {
     }
 }
 
+/// Reads the prior's configuration, and checks that it and the weights, if they are there, are of one kind of prior.
+///
+/// # Errors
+/// If it is missing, damaged or not supported.
+pub(super) fn read_prior_config(layout: &Layout) -> Result<PriorConfig> {
+    let config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+    // Checked now, not after all prompts have been encoded. Damaged weights are reported when they are loaded.
+    let checkpoint = Checkpoint::open_folder(&layout.prior).ok();
+    let names = checkpoint.iter().flat_map(Checkpoint::names);
+    let checked = config.check_kind(names, &layout.prior.to_string());
+    checked.map_err(|error| error.with_path(&layout.prior.path_of(CONFIG)))?;
+    Ok(config)
+}
+
 /// Reads the scheduler's configuration.
 ///
 /// # Errors
 /// If it is missing, damaged or not supported.
 pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>> {
-    let path = layout.scheduler.path_of(SCHEDULER_CONFIG);
-    (layout.scheduler_class.parse)(&layout.scheduler.read_text(SCHEDULER_CONFIG)?, &path)
+    let folder = layout.scheduler.as_ref().ok_or_else(|| SCHEDULER.missing_in(&layout.folder))?;
+    (layout.scheduler_class.parse)(&folder.read_text(SCHEDULER_CONFIG)?, &folder.path_of(SCHEDULER_CONFIG))
 }
 
 /// The tensors in components' folders that are not finite.
@@ -219,7 +256,7 @@ fn check_fit(
     tokenizer: &Tokenizer,
     text: &TextEncoderConfig,
     prior: &PriorConfig,
-    scheduler: &dyn SchedulerConfig,
+    scheduler: Option<&dyn SchedulerConfig>,
 ) -> Result<()> {
     let mismatch = |reason: String| Err(Error::Mismatch { path: layout.folder.to_string(), reason });
     if prior.added_emb_type.is_none() {
@@ -235,7 +272,7 @@ fn check_fit(
         ),
         (
             "the number of tokens after the text",
-            ADDITIONAL_TOKENS,
+            prior.expected_tokens(),
             "the prior's additional_embeddings",
             prior.additional_embeddings,
         ),
@@ -255,7 +292,7 @@ fn check_fit(
         let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
         return mismatch(format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}"));
     }
-    if scheduler.needs_variance() {
+    if scheduler.is_some_and(SchedulerConfig::needs_variance) {
         let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
         return mismatch(reason.into());
     }

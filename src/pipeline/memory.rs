@@ -99,11 +99,12 @@ impl Pipeline {
             prior: prior.saturating_mul(self.placement.precision.bytes()),
             text_encoder: encoder_bytes(text_encoder),
             image_encoder: if demand.zero_embed { encoder_bytes(image_encoder) } else { 0 },
-            token: self.token_bytes(),
+            // A one-step prior keeps nothing from block to block.
+            token: if self.is_one_step() { 0 } else { self.token_bytes() },
             activations: ACTIVATIONS
                 * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
                 * self.placement.precision.unquantized().bytes(),
-            prompt_tokens: self.prior_config.num_embeddings as u64 + 1,
+            prompt_tokens: (self.prior_config.num_embeddings + if self.is_one_step() { 3 } else { 1 }) as u64,
             demand,
         })
     }

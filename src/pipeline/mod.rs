@@ -1,7 +1,8 @@
 //! The whole story on a page: prompts to image embeddings.
 //!
 //! ```text
-//! prompts ──► tokenizer ──► text encoder ──► prior.prefill ──► sampler ──► x · std + mean ──► embeddings
+//! prompts ──► tokenizer ──► text encoder ─┬─► prior.prefill ──► sampler ──► x · std + mean ─┬─► embeddings
+//!                                         └─► one_step: prior.predict ──────────────────────┘
 //! ```
 //!
 //! [`Pipeline::embed`] is that story. Beside it, [`layout`] finds the components in a folder as diffusers saves it,
@@ -20,6 +21,7 @@ pub mod layout;
 mod load;
 mod memory;
 mod negative;
+mod one_step;
 mod parameters;
 mod progress;
 mod request;
@@ -39,9 +41,11 @@ use crate::{Error, Result};
 use embeds::{first_non_finite, to_array};
 use ndarray::Array2;
 use negative::NegativeCache;
+use one_step::predict;
 use progress::check_cancelled;
 use std::collections::HashMap;
 use std::time::Instant;
+use tch::Tensor;
 
 impl Pipeline {
     /// The image embeddings of a batch of rows, `(rows, embedding_dim)`.
@@ -52,16 +56,16 @@ impl Pipeline {
     /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or memory
     /// runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
     pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Array2<f32>> {
-        let scheduler = self.scheduler.scheduler(settings.steps)?;
+        let scheduler = self.scheduler.as_ref().map(|config| config.scheduler(settings.steps)).transpose()?;
         if rows.is_empty() {
             return Ok(Array2::zeros((0, self.embedding_dim())));
         }
         let guidance = Guidance::new(settings.guidance_scale);
-        let timesteps = scheduler.timesteps();
+        let timesteps = scheduler.as_ref().map_or(&[][..], |scheduler| scheduler.timesteps());
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
         let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, timesteps));
-        let needs_negative = guidance.is_on() && !is_cached;
+        let needs_negative = scheduler.is_some() && guidance.is_on() && !is_cached;
         // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
         let (beside, apart): (&[&str], &[&str]) = match (needs_negative, self.keeps_text_encoder) {
             (false, _) => (&[], &[]),
@@ -87,12 +91,17 @@ impl Pipeline {
             self.text.encoder = None;
         }
 
-        // 2. Prefill: what does not change from step to step is computed once a prompt.
         check_cancelled(progress)?;
         self.load_prior(progress)?;
         check_cancelled(progress)?;
         let start = Instant::now();
         let prior = self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))?;
+        let Some(scheduler) = scheduler.as_deref() else {
+            let embeds = predict(prior, &text, &prompt_of_row, rows, progress)?;
+            return self.finish(&embeds, rows, start);
+        };
+
+        // 2. Prefill: what does not change from step to step is computed once a prompt.
         let first_timesteps = |prompts: usize| &timesteps[..chunk_len(prompts).min(settings.steps)];
         let for_each = |prompts: usize| std::iter::repeat_n(first_timesteps(prompts), prompts);
         let together: Vec<&[i64]> = for_each(prompts.len()).chain(for_each(beside.len())).collect();
@@ -117,13 +126,17 @@ impl Pipeline {
             progress.step(done, settings.steps);
             check_cancelled(progress)
         };
-        let embeds = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
-        let embeds = to_array(&embeds)?;
+        let embeds = sample(prior, scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         if !self.keeps_text_encoder {
             self.negative = None;
         }
-        self.timings.prior += start.elapsed();
+        self.finish(&embeds, rows, start)
+    }
 
+    /// The embeddings as an array, once they are checked. The prior has worked since `start`.
+    fn finish(&mut self, embeds: &Tensor, rows: &[Row], start: Instant) -> Result<Array2<f32>> {
+        let embeds = to_array(embeds)?;
+        self.timings.prior += start.elapsed();
         match first_non_finite(&embeds) {
             Some(row) => {
                 let what = format!("the embedding of {:?}", progress::shorten(rows[row].prompt));

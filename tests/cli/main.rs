@@ -12,6 +12,7 @@ mod faults;
 mod foreign;
 mod formats;
 mod lora;
+mod one_step;
 mod output;
 mod precision;
 mod resume;

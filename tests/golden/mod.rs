@@ -6,6 +6,7 @@ mod clip;
 mod common;
 mod ddpm;
 mod noise;
+mod one_step;
 mod pipelines;
 mod prior;
 mod scheduler;

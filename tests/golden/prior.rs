@@ -16,7 +16,7 @@ fn priors_match() {
         let output = prior
             .forward(
                 fixture.tensor("inputs.hidden_states"),
-                fixture.tensor("inputs.timestep"),
+                Some(fixture.tensor("inputs.timestep")),
                 fixture.tensor("inputs.proj_embedding"),
                 fixture.get("inputs.encoder_hidden_states"),
                 fixture.get("inputs.attention_mask"),
@@ -111,7 +111,7 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
         let fast = prior.step(&branches, &hidden_states).unwrap();
         let (embeds, states) = (embeds.index_select(0, &index), states.index_select(0, &index));
         let timestep = Tensor::from_slice(&[timestep]);
-        let whole = prior.forward(&hidden_states, &timestep, &embeds, Some(&states), Some(&mask)).unwrap();
+        let whole = prior.forward(&hidden_states, Some(&timestep), &embeds, Some(&states), Some(&mask)).unwrap();
         let error = super::common::relative_error(&fast, &whole.predicted_image_embedding);
         assert!(error < 1e-5, "timestep {timestep:?}: off by {error:.1e}");
     }

@@ -59,8 +59,10 @@ impl Parameters {
 fn prior(config: &PriorConfig) -> Checkpoint {
     let (dim, inner) = (config.embedding_dim, config.inner_dim());
     let mut parameters = Parameters::default();
-    parameters.linear("time_embedding.linear_1", inner, config.time_embed_dim.unwrap_or(inner));
-    parameters.linear("time_embedding.linear_2", config.time_embed_dim.unwrap_or(inner), inner);
+    if !config.is_one_step() {
+        parameters.linear("time_embedding.linear_1", inner, config.time_embed_dim.unwrap_or(inner));
+        parameters.linear("time_embedding.linear_2", config.time_embed_dim.unwrap_or(inner), inner);
+    }
     for name in ["proj_in", "embedding_proj", "encoder_hidden_states_proj"] {
         parameters.linear(name, dim, inner);
     }
@@ -174,7 +176,7 @@ proptest! {
             num_layers: layers,
             embedding_dim,
             num_embeddings: 8,
-            time_embed_act_fn: time_embed_act_fn.into(),
+            time_embed_act_fn: Some(time_embed_act_fn.into()),
             time_embed_dim: Some(embedding_dim + 3),
             ..PriorConfig::default()
         };
@@ -194,6 +196,43 @@ proptest! {
                 let some = run((start, len));
                 let same = some == together.narrow(0, start as i64, len as i64);
                 prop_assert!(same, "{placement:?}: rows {start} and {len} more of {}", lens.len());
+            }
+        }
+    }
+
+    /// A prompt's tokens are shared by its samples, which changes nothing either.
+    #[test]
+    fn an_embedding_of_a_one_step_prior_does_not_depend_on_its_batch(
+        heads in 1..6_i64,
+        head_dim in 1..14_i64,
+        layers in 1..4_i64,
+        embedding_dim in 1..40_i64,
+        lens in prop::collection::vec(1..9_i64, 9..40),
+        samples in 1..4_usize,
+        threads in 1..4,
+    ) {
+        let config = PriorConfig {
+            num_attention_heads: heads,
+            attention_head_dim: head_dim,
+            num_layers: layers,
+            embedding_dim,
+            num_embeddings: 8,
+            additional_embeddings: 3,
+            ..PriorConfig::default()
+        };
+        tch::set_num_threads(threads);
+        let checkpoint = prior(&config);
+        let rows = Rows::random(&lens, embedding_dim);
+        let prompts: Vec<usize> = (0..lens.len()).flat_map(|prompt| vec![prompt; samples]).collect();
+        let noise = random(&[prompts.len() as i64, embedding_dim]);
+        for placement in placements() {
+            let prior = checkpoint.build("", placement, |weights| PriorTransformer::load(weights, &config)).unwrap();
+            let together = prior.predict(&rows.condition(0, lens.len()), &prompts, &noise).unwrap();
+            prop_assert!(together.isfinite().all().int64_value(&[]) == 1);
+            for row in [0, 1, prompts.len() / 2, prompts.len() - 1] {
+                let own = noise.narrow(0, row as i64, 1);
+                let alone = prior.predict(&rows.condition(prompts[row], 1), &[0], &own).unwrap();
+                prop_assert!(alone == together.narrow(0, row as i64, 1), "{placement:?}: row {row} of {}", prompts.len());
             }
         }
     }

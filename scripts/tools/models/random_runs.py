@@ -71,16 +71,23 @@ def describe(spec, settings, saved="", loras=()):
     return ", ".join(part for part in parts if part)
 
 
+def relative_error(found, expected):
+    """The largest difference, in units of the largest reference value; infinite if an array is missing or misshapen."""
+    if expected is None:
+        return 0.0 if found is None else float("inf")
+    expected = expected.numpy()
+    if found is None or found.shape != expected.shape or found.dtype != np.float32:
+        return float("inf")
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    return float(error) if np.isfinite(error) else float("inf")
+
+
 def run_binary(binary, folder, settings, out, extra):
     """prior-embed's arrays, by name."""
     command = [
         binary,
         "--model",
         folder,
-        "--steps",
-        settings["steps"],
-        "--guidance-scale",
-        settings["guidance_scale"],
         "--seed",
         settings["seed"],
         "--samples-per-prompt",
@@ -90,6 +97,9 @@ def run_binary(binary, folder, settings, out, extra):
         "--overwrite",
         *[f"--prompt={prompt}" for prompt in settings["prompts"]],
     ]
+    # A one-step prior takes neither.
+    if settings["steps"] is not None:
+        command += ["--steps", settings["steps"], "--guidance-scale", settings["guidance_scale"]]
     if settings["negative_prompt"] is not None:
         command.append(f"--negative-prompt={settings['negative_prompt']}")
     done = subprocess.run([str(part) for part in command + extra], capture_output=True, text=True)

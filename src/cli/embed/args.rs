@@ -105,15 +105,14 @@ pub(in crate::cli) struct Args {
           action = clap::ArgAction::Append)]
     pub(in crate::cli) negative_prompt: Option<String>,
 
-    /// Denoising steps
-    #[arg(help_heading = "Sampling", long, value_name = "N", default_value_t = 25, allow_negative_numbers = true,
+    /// Denoising steps; a one-step prior takes none [default: 25]
+    #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
           value_parser = at_least_one("a number of steps"))]
-    pub(in crate::cli) steps: usize,
+    pub(in crate::cli) steps: Option<usize>,
 
-    /// Scale of classifier-free guidance; 1 and below turn it off
-    #[arg(help_heading = "Sampling", long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true,
-          value_parser = finite)]
-    pub(super) guidance_scale: f64,
+    /// Scale of classifier-free guidance; 1 and below turn it off, a one-step prior takes none [default: 4]
+    #[arg(help_heading = "Sampling", long, value_name = "G", allow_negative_numbers = true, value_parser = finite)]
+    pub(super) guidance_scale: Option<f64>,
 
     /// Seed: row r of the output draws its noise with seed S + r
     ///

@@ -28,7 +28,7 @@ pub(super) struct Request {
     pub(super) load: Placement,
     pub(super) loras: Vec<LoraOption>,
     pub(super) scheduler: SchedulerName,
-    /// Not of the model: the largest number of steps, and whether there are negative embeddings.
+    /// Without what the model decides: steps, guidance and their limits, and whether there are negative embeddings.
     pub(super) rows: RowOptions,
     pub(super) compute: ComputeOptions,
 }
@@ -46,12 +46,13 @@ impl Request {
         let model = args.revision.model(&model_name, &context.hub)?;
         let rows = RowOptions {
             negative_prompt: args.negative_prompt.clone(),
-            settings: Settings { steps: args.steps, guidance_scale: args.guidance_scale },
+            settings: Settings::default(),
             seed: args.seed,
             samples: args.samples_per_prompt as u64,
             wants_negative: false,
             on_error: args.on_error,
             max_steps: usize::MAX,
+            is_one_step: false,
         };
         Ok(Self {
             prompts,
