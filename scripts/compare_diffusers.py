@@ -26,7 +26,7 @@ from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
 from tools.models import adapters
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
-from tools.models import one_step_runs
+from tools.models import one_step_runs, shap_e_runs
 from tools.models.random_runs import TEXTS, describe, random_spec, relative_error, run_binary
 from tools.models.weights import set_up
 
@@ -186,7 +186,7 @@ def compare(index, options):
 
 
 # What compares a random pipeline of each kind of prior.
-KINDS = {"diffusion": compare, "one-step": one_step_runs.compare}
+KINDS = {"diffusion": compare, "one-step": one_step_runs.compare, "shap-e": shap_e_runs.compare}
 
 
 def arguments():

@@ -2,6 +2,7 @@
 
 use crate::error::{Component, Hint};
 use crate::files::Folder;
+use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::{Demand, Pipeline, Progress, Row, Settings, Truncation};
 use crate::weights::checkpoint::Placement;
@@ -235,9 +236,15 @@ impl Prior {
         self.pipeline.add_lora(path.as_ref(), scale)
     }
 
-    /// The embedding dimension.
+    /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
         self.pipeline.embedding_dim()
+    }
+
+    /// The shape `(tokens, dim)` of a row that is no embedding but a sequence of latents, as Shap-E's prior makes them:
+    /// [`Embeddings::image_embeds`] holds each in one row.
+    pub fn row_shape(&self) -> Option<[usize; 2]> {
+        self.pipeline.row_shape()
     }
 
     /// The largest number of denoising steps such that the model can do any smaller one.
@@ -268,6 +275,7 @@ impl Prior {
     ) -> Result<Embeddings> {
         let images = options.rows(prompts)?;
         let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
+        self.check_negatives(options)?;
         // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
         let negatives: Vec<Row> = match options.negative_image_embeds && options.negative_prompts.is_given() {
             true => {
@@ -294,6 +302,23 @@ impl Prior {
             None => None,
         };
         Ok(Embeddings { image_embeds, negative_image_embeds })
+    }
+
+    /// Refuses what is negative where the prior takes none.
+    fn check_negatives(&self, options: &EmbedOptions) -> Result<()> {
+        let given = [
+            ("negative_prompts", options.negative_prompts.is_given()),
+            ("negative_image_embeds", options.negative_image_embeds),
+        ];
+        let is_sequence = self.pipeline.kind() == PriorKind::Sequence;
+        match given.into_iter().find(|(_, is_given)| is_sequence && *is_given) {
+            Some((option, _)) => {
+                let title = self.pipeline.kind().title();
+                let reason = format!("{option} is set, and {} has {title}, which takes none", self.pipeline.folder());
+                Err(Error::Option { option, reason })
+            }
+            None => Ok(()),
+        }
     }
 
     fn embed_rows(

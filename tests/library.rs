@@ -146,6 +146,25 @@ fn a_one_step_prior_has_no_steps_and_no_guidance_to_choose() {
 }
 
 #[test]
+fn shap_e_gives_latents_and_takes_no_negative_prompt() {
+    let mut prior = Prior::open(fixture("shap_e/shap_e")).unwrap();
+    assert_eq!((prior.row_shape(), prior.embedding_dim()), (Some([6, 5]), 30));
+    let latents = prior.embed(&["a red apple", ""], &few_steps()).unwrap();
+    assert!(latents.image_embeds.dim() == (2, 30) && latents.negative_image_embeds.is_none());
+    for (options, expected) in [
+        (few_steps().negative_prompt("blurry"), "negative_prompts"),
+        (few_steps().negative_image_embeds(true), "negative_image_embeds"),
+    ] {
+        match prior.embed(&["a"], &options) {
+            Err(Error::Option { option, reason }) => {
+                assert!(option == expected && reason.contains("Shap-E"), "{reason}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn errors_are_told_apart_by_their_variants() {
     let missing = Prior::open("/no/such/folder").unwrap_err();
     assert!(matches!(&missing, Error::MissingComponent { component: Component::Prior, .. }), "{missing:?}");

@@ -89,8 +89,12 @@ fn lines(info: &Info) -> String {
     lines.push(line("folder", &info.folder));
     let [heads, width, layers] = [prior.num_attention_heads, prior.attention_head_dim, prior.num_layers];
     let one_step = if prior.is_one_step { ", one step" } else { "" };
+    let made = match prior.latents {
+        Some(latents) => format!("{latents} latents of"),
+        None => "embeddings of".into(),
+    };
     let prior_line =
-        format!("{layers} layers of {heads} heads x {width}, embeddings of {} numbers{one_step}", prior.embedding_dim);
+        format!("{layers} layers of {heads} heads x {width}, {made} {} numbers{one_step}", prior.embedding_dim);
     lines.push(line("prior", &prior_line));
     let text_line = format!("CLIP, {} layers of width {}", text_encoder.num_hidden_layers, text_encoder.hidden_size);
     lines.push(line("text encoder", &text_line));

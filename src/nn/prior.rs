@@ -15,5 +15,5 @@ mod timestep;
 mod transformer;
 
 pub use cache::{Branch, Prefix, TextCondition, TimestepCache};
-pub use config::PriorConfig;
+pub use config::{PriorConfig, PriorKind};
 pub use transformer::PriorTransformer;

@@ -43,6 +43,8 @@ pub struct PriorShape {
     pub embedding_dim: i64,
     /// Whether it makes an embedding in one step.
     pub is_one_step: bool,
+    /// The number of latents that it makes in place of an embedding, each of the embedding dimension.
+    pub latents: Option<i64>,
 }
 
 /// The shape of a `CLIPTextModelWithProjection`.
@@ -127,6 +129,7 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
             num_layers: prior.num_layers,
             embedding_dim: prior.embedding_dim,
             is_one_step: prior.is_one_step(),
+            latents: prior.is_sequence().then_some(prior.num_embeddings),
         },
         text_encoder: TextEncoderShape {
             num_hidden_layers: text.num_hidden_layers,

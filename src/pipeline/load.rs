@@ -10,7 +10,7 @@ use crate::config;
 use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
 use crate::error::{Component, Hint};
 use crate::files::Folder;
-use crate::nn::prior::{PriorConfig, PriorTransformer};
+use crate::nn::prior::{PriorConfig, PriorKind, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
 use crate::tokenizer::Tokenizer;
@@ -68,6 +68,8 @@ impl Pipeline {
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
         check_fit(&layout, &tokenizer, &text_config, &prior_config, scheduler.as_deref())?;
+        // Shap-E's pipeline pads with token 0 whatever the tokenizer says.
+        let tokenizer = if prior_config.is_sequence() { tokenizer.padded_with(0) } else { tokenizer };
         Ok(Self {
             layout,
             placement,
@@ -168,9 +170,25 @@ impl Pipeline {
         &self.layout.folder
     }
 
-    /// The embedding dimension.
+    /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
-        usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
+        let dim = match self.prior_config.is_sequence() {
+            true => self.prior_config.num_embeddings.saturating_mul(self.prior_config.embedding_dim),
+            false => self.prior_config.embedding_dim,
+        };
+        usize::try_from(dim).unwrap_or(0)
+    }
+
+    /// The shape of a row that is a sequence of latents, `(tokens, dim)`; `None` for an embedding.
+    pub fn row_shape(&self) -> Option<[usize; 2]> {
+        let PriorConfig { num_embeddings, embedding_dim, .. } = self.prior_config;
+        let shape = [usize::try_from(num_embeddings).ok()?, usize::try_from(embedding_dim).ok()?];
+        self.prior_config.is_sequence().then_some(shape)
+    }
+
+    /// The kind of the prior.
+    pub fn kind(&self) -> PriorKind {
+        self.prior_config.kind()
     }
 
     /// Whether the prior makes an embedding in one step: without a scheduler, guidance or a number of steps.
@@ -258,9 +276,12 @@ fn check_fit(
     prior: &PriorConfig,
     scheduler: Option<&dyn SchedulerConfig>,
 ) -> Result<()> {
-    let mismatch = |reason: String| Err(Error::Mismatch { path: layout.folder.to_string(), reason });
+    if prior.is_sequence() {
+        return check_sequence_fit(layout, tokenizer, text, prior, scheduler);
+    }
     if prior.added_emb_type.is_none() {
-        return mismatch("the prior has no query token (added_emb_type is null), so it gives no CLIP embedding".into());
+        let reason = "the prior has no query token (added_emb_type is null), so it gives no CLIP embedding";
+        return Err(mismatch(layout, reason.into()));
     }
     let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
     let equal = [
@@ -285,16 +306,74 @@ fn check_fit(
         ),
         ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
     ];
-    if let Some((left, left_value, right, right_value)) = equal.into_iter().find(|(_, left, _, right)| left != right) {
-        return mismatch(format!("{left} ({left_value}) and {right} ({right_value}) must be equal"));
+    check_equal(layout, &equal)?;
+    check_lengths(layout, tokenizer, text)?;
+    check_variance(layout, scheduler)
+}
+
+/// The same with a prior of a sequence of latents, which takes text embeddings alone.
+fn check_sequence_fit(
+    layout: &Layout,
+    tokenizer: &Tokenizer,
+    text: &TextEncoderConfig,
+    prior: &PriorConfig,
+    scheduler: Option<&dyn SchedulerConfig>,
+) -> Result<()> {
+    check_equal(
+        layout,
+        &[
+            (
+                "the number of tokens with positions beside the latents",
+                0,
+                "the prior's additional_embeddings",
+                prior.additional_embeddings,
+            ),
+            (
+                "the text encoder's projection_dim",
+                text.projection_dim,
+                "the prior's embedding_proj_dim",
+                prior.embedding_proj_dim(),
+            ),
+            (
+                "twice the prior's embedding_dim",
+                prior.embedding_dim.saturating_mul(2),
+                "the prior's clip_embed_dim",
+                prior.clip_embed_dim(),
+            ),
+        ],
+    )?;
+    check_lengths(layout, tokenizer, text)?;
+    check_variance(layout, scheduler)
+}
+
+/// Two sizes, each after its name, that must be equal.
+type Sizes<'a> = (&'a str, i64, &'a str, i64);
+
+fn check_equal(layout: &Layout, sizes: &[Sizes]) -> Result<()> {
+    match sizes.iter().find(|(_, left, _, right)| left != right) {
+        Some((left, left_value, right, right_value)) => {
+            Err(mismatch(layout, format!("{left} ({left_value}) and {right} ({right_value}) must be equal")))
+        }
+        None => Ok(()),
     }
-    if tokenizer.max_length() as i64 > text.max_position_embeddings {
-        let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
-        return mismatch(format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}"));
+}
+
+fn check_lengths(layout: &Layout, tokenizer: &Tokenizer, text: &TextEncoderConfig) -> Result<()> {
+    let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
+    if length as i64 <= max {
+        return Ok(());
     }
+    Err(mismatch(layout, format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}")))
+}
+
+fn check_variance(layout: &Layout, scheduler: Option<&dyn SchedulerConfig>) -> Result<()> {
     if scheduler.is_some_and(SchedulerConfig::needs_variance) {
         let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
-        return mismatch(reason.into());
+        return Err(mismatch(layout, reason.into()));
     }
     Ok(())
+}
+
+fn mismatch(layout: &Layout, reason: String) -> Error {
+    Error::Mismatch { path: layout.folder.to_string(), reason }
 }

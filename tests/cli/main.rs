@@ -18,6 +18,7 @@ mod precision;
 mod resume;
 mod rows;
 mod schedulers;
+mod shap_e;
 mod shards;
 mod streams;
 mod terminal;

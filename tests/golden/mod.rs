@@ -10,4 +10,5 @@ mod one_step;
 mod pipelines;
 mod prior;
 mod scheduler;
+mod shap_e;
 mod tokenizer;

@@ -66,7 +66,8 @@ def describe(spec, settings, saved="", loras=()):
         "" if spec.image_encoder else "no image encoder",
         f"prompts {len(settings['prompts'])}x{settings['samples_per_prompt']}",
         "" if settings["negative_prompt"] is None else "negative",
-        f"steps {settings['steps']} guidance {settings['guidance_scale']} seed {settings['seed']}",
+        "" if settings["steps"] is None else f"steps {settings['steps']} guidance {settings['guidance_scale']}",
+        f"seed {settings['seed']}",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -14,6 +14,8 @@ use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
 use crate::job::{Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
+use crate::nn::prior::PriorKind;
+use crate::output::OutputFormat;
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::{Pipeline, Settings as SamplingSettings};
 use anyhow::Result;
@@ -40,7 +42,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> Result<u8> {
     let open = request.opener(&model.folder);
     let pipeline = open()?;
-    check_one_step(args, &pipeline)?;
+    check_kind(args, &request.outputs, &pipeline)?;
     if let Some(class) = pipeline.scheduler_class() {
         request.scheduler.check(class.name, &pipeline.folder().to_string())?;
     }
@@ -56,7 +58,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         wants_negative,
         settings: sampling,
         max_steps: pipeline.max_steps(),
-        is_one_step: pipeline.is_one_step(),
+        kind: pipeline.kind(),
         ..options
     };
     let Outputs { write, stats, report } = outputs;
@@ -90,19 +92,39 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     Ok(0)
 }
 
-/// Refuses options of the denoising where there is none.
-fn check_one_step(args: &Args, pipeline: &Pipeline) -> Result<()> {
-    let given = [
-        ("--steps", args.steps.is_some()),
-        ("--guidance-scale", args.guidance_scale.is_some()),
-        ("--scheduler", !args.scheduler.is_auto()),
-    ];
-    match given.into_iter().find(|(_, is_given)| pipeline.is_one_step() && *is_given) {
-        Some((option, _)) => Err(bad_input!(
-            "{option}: {} has a one-step prior, which takes no steps, guidance or scheduler; leave out {option}",
-            pipeline.folder()
+/// Refuses options that the model's kind of prior does not take.
+fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()> {
+    let (folder, kind) = (pipeline.folder(), pipeline.kind());
+    let (given, takes) = match kind {
+        PriorKind::Diffusion => return Ok(()),
+        PriorKind::OneStep => (
+            &[
+                ("--steps", args.steps.is_some()),
+                ("--guidance-scale", args.guidance_scale.is_some()),
+                ("--scheduler", !args.scheduler.is_auto()),
+            ][..],
+            "no steps, guidance or scheduler",
+        ),
+        PriorKind::Sequence => (
+            &[
+                ("--negative-prompt", args.negative_prompt.is_some()),
+                ("--negative-out", args.negative_out.is_some()),
+                ("--normalize", args.normalize),
+                ("--shard", args.shard.is_some()),
+            ][..],
+            "no negative prompts and makes no embeddings but latents in 3D arrays, which are written as they are",
+        ),
+    };
+    if let Some((option, _)) = given.iter().find(|(_, is_given)| *is_given) {
+        let title = kind.title();
+        return Err(bad_input!("{option}: {folder} has {title}, which takes {takes}; leave out {option}"));
+    }
+    match outputs.write.outputs.iter().find(|output| output.format != OutputFormat::Npy) {
+        Some(output) if kind == PriorKind::Sequence => Err(bad_input!(
+            "{:?}: {folder} makes 3D arrays, which only .npy holds; give a name that ends in .npy",
+            output.path.display().to_string()
         )),
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::files::Folder;
 use crate::hub::{ModelName, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Opener, Prompts, RowOptions};
 use crate::nn::precision::Precision;
+use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::{Pipeline, Settings};
 use crate::rows::ReadOptions;
@@ -28,7 +29,7 @@ pub(super) struct Request {
     pub(super) load: Placement,
     pub(super) loras: Vec<LoraOption>,
     pub(super) scheduler: SchedulerName,
-    /// Without what the model decides: steps, guidance and their limits, and whether there are negative embeddings.
+    /// Without what the model decides: steps, guidance, the kind of prior, and whether there are negative embeddings.
     pub(super) rows: RowOptions,
     pub(super) compute: ComputeOptions,
 }
@@ -52,7 +53,7 @@ impl Request {
             wants_negative: false,
             on_error: args.on_error,
             max_steps: usize::MAX,
-            is_one_step: false,
+            kind: PriorKind::Diffusion,
         };
         Ok(Self {
             prompts,

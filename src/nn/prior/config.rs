@@ -11,6 +11,28 @@ pub(super) const ADDITIONAL_TOKENS: i64 = 4;
 /// The same in a one-step prior, which has no timestep.
 const ONE_STEP_TOKENS: i64 = 3;
 
+/// What a prior makes, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PriorKind {
+    /// An image embedding by denoising.
+    Diffusion,
+    /// An image embedding in one pass, without steps or guidance.
+    OneStep,
+    /// A sequence of latents by denoising, without negative prompts.
+    Sequence,
+}
+
+impl PriorKind {
+    /// Its name in messages.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Diffusion => "a diffusion prior",
+            Self::OneStep => "a one-step prior",
+            Self::Sequence => "Shap-E's prior",
+        }
+    }
+}
+
 /// `config.json` of a `PriorTransformer`; names and defaults as in diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
@@ -82,6 +104,21 @@ impl PriorConfig {
     /// Source: `src/priors/prior_transformer.py` of eclipse-t2i/eclipse-inference.
     pub fn is_one_step(&self) -> bool {
         self.additional_embeddings == ONE_STEP_TOKENS && self.added_emb_type.is_some() && self.time_key().is_none()
+    }
+
+    /// Whether the prior denoises a sequence of latents, as Shap-E's does (arXiv 2305.02463): it takes a text embedding
+    /// alone, has no query and no mask, and predicts the latents and their variance.
+    pub fn is_sequence(&self) -> bool {
+        self.added_emb_type.is_none() && self.encoder_hid_proj_type.is_none()
+    }
+
+    /// What kind of prior it is.
+    pub fn kind(&self) -> PriorKind {
+        match self {
+            _ if self.is_one_step() => PriorKind::OneStep,
+            _ if self.is_sequence() => PriorKind::Sequence,
+            _ => PriorKind::Diffusion,
+        }
     }
 
     /// The key on the timestep's embedding that is set, if any. Old versions of diffusers wrote none.
