@@ -7,7 +7,8 @@ use super::progress::Progress;
 use super::request::Timings;
 use super::text::TextStage;
 use crate::config;
-use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
+use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig, SchedulerOptions};
+use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
@@ -43,13 +44,28 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    /// As [`Pipeline::open_with`], to sample as the model's own configuration says.
     ///
     /// # Errors
     /// If a component is missing, damaged, not supported, or does not fit the others.
+    #[cfg(test)]
     pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
+        Self::open_with(folder, placement, SchedulerOptions::default())
+    }
+
+    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    ///
+    /// # Errors
+    /// If a component is missing, damaged, not supported, or does not fit the others, and [`Error::Option`] if the
+    /// scheduler has no use for an option.
+    pub fn open_with(
+        folder: impl Into<Folder>,
+        placement: Placement,
+        scheduler_options: SchedulerOptions,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let mut pipeline = Self::of_layout(Layout::find(&folder.into())?, placement)?;
+        let layout = Layout { scheduler_options, ..Layout::find(&folder.into())? };
+        let mut pipeline = Self::of_layout(layout, placement)?;
         pipeline.timings.load = start.elapsed();
         Ok(pipeline)
     }
@@ -57,7 +73,7 @@ impl Pipeline {
     /// Opens a model whose components were found before.
     ///
     /// # Errors
-    /// As [`Pipeline::open`].
+    /// As [`Pipeline::open_with`].
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
         let scheduler = read_scheduler(&layout)?;
         let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
@@ -169,9 +185,14 @@ impl Pipeline {
         usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
     }
 
-    /// The class of the model's scheduler.
+    /// The class of the scheduler in force.
     pub fn scheduler_class(&self) -> SchedulerClass {
-        self.layout.scheduler_class
+        self.scheduler_options().class.unwrap_or(self.layout.scheduler_class)
+    }
+
+    /// How to sample otherwise than the model's own configuration says.
+    pub fn scheduler_options(&self) -> &SchedulerOptions {
+        &self.layout.scheduler_options
     }
 
     /// The largest number of denoising steps such that the model can do any smaller one.
@@ -179,12 +200,12 @@ impl Pipeline {
         self.scheduler.max_steps()
     }
 
-    /// Checks that the model can do so many denoising steps.
+    /// Checks that the model can do so many denoising steps, and returns how often its prior runs for them.
     ///
     /// # Errors
     /// [`Error::Option`] if it cannot.
-    pub fn check_steps(&self, steps: usize) -> Result<()> {
-        self.scheduler.scheduler(steps).map(drop)
+    pub fn check_steps(&self, steps: usize) -> Result<usize> {
+        Ok(self.scheduler.scheduler(steps)?.timesteps().len())
     }
 
     /// Where the time went so far.
@@ -193,13 +214,14 @@ impl Pipeline {
     }
 }
 
-/// Reads the scheduler's configuration.
+/// Reads the scheduler's configuration, for the class in force.
 ///
 /// # Errors
 /// If it is missing, damaged or not supported.
 pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>> {
     let path = layout.scheduler.path_of(SCHEDULER_CONFIG);
-    (layout.scheduler_class.parse)(&layout.scheduler.read_text(SCHEDULER_CONFIG)?, &path)
+    let text = layout.scheduler.read_text(SCHEDULER_CONFIG)?;
+    schedulers::configure(&text, &path, layout.scheduler_class, &layout.scheduler_options)
 }
 
 /// The tensors in components' folders that are not finite.

@@ -52,15 +52,15 @@ impl Pipeline {
     /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or memory
     /// runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
     pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Array2<f32>> {
-        let scheduler = self.scheduler.scheduler(settings.steps)?;
+        let mut scheduler = self.scheduler.scheduler(settings.steps)?;
         if rows.is_empty() {
             return Ok(Array2::zeros((0, self.embedding_dim())));
         }
         let guidance = Guidance::new(settings.guidance_scale);
-        let timesteps = scheduler.timesteps();
+        let timesteps = scheduler.timesteps().to_vec();
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
-        let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, timesteps));
+        let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, &timesteps));
         let needs_negative = guidance.is_on() && !is_cached;
         // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
         let (beside, apart): (&[&str], &[&str]) = match (needs_negative, self.keeps_text_encoder) {
@@ -93,9 +93,9 @@ impl Pipeline {
         check_cancelled(progress)?;
         let start = Instant::now();
         let prior = self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))?;
-        let first_timesteps = |prompts: usize| &timesteps[..chunk_len(prompts).min(settings.steps)];
+        let first_timesteps = |prompts: usize| &timesteps[..chunk_len(prompts).min(timesteps.len())];
         let for_each = |prompts: usize| std::iter::repeat_n(first_timesteps(prompts), prompts);
-        let together: Vec<&[i64]> = for_each(prompts.len()).chain(for_each(beside.len())).collect();
+        let together: Vec<&[f64]> = for_each(prompts.len()).chain(for_each(beside.len())).collect();
         let (prefix, timestep_cache) = prior.prefill(&text, &together)?;
         if needs_negative {
             let (prefix, timestep_cache) = match &text_apart {
@@ -103,7 +103,7 @@ impl Pipeline {
                 None => (prefix.tail(prompts.len())?, timestep_cache.tail(prompts.len())?),
             };
             let prompts = negative_prompts.iter().map(|prompt| prompt.to_string()).collect();
-            self.negative = Some(NegativeCache { prompts, timesteps: timesteps.to_vec(), prefix, timestep_cache });
+            self.negative = Some(NegativeCache { prompts, timesteps: timesteps.clone(), prefix, timestep_cache });
         }
 
         // 3. Denoise, each row from its own noise.
@@ -114,10 +114,10 @@ impl Pipeline {
         let mut done = 0;
         let mut after_step = || {
             done += 1;
-            progress.step(done, settings.steps);
+            progress.step(done, timesteps.len());
             check_cancelled(progress)
         };
-        let embeds = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
+        let embeds = sample(prior, &mut *scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         let embeds = to_array(&embeds)?;
         if !self.keeps_text_encoder {
             self.negative = None;

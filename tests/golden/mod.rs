@@ -8,5 +8,6 @@ mod ddpm;
 mod noise;
 mod pipelines;
 mod prior;
+mod samplers;
 mod scheduler;
 mod tokenizer;

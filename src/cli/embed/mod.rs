@@ -39,7 +39,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> Result<u8> {
     let open = request.opener(&model.folder);
     let pipeline = open()?;
-    request.scheduler.check(pipeline.scheduler_class().name, &pipeline.folder().to_string())?;
     pipeline.check_steps(request.rows.settings.steps)?;
     let wants_negative = request.wants_negative(&pipeline)?;
     warn_of_model(args, &pipeline, wants_negative);
