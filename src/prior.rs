@@ -1,5 +1,7 @@
 //! The public face: a prior, its options, and what it gives.
 
+use crate::diffusion::scheduler::SchedulerOptions;
+use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::nn::prior::PriorKind;
@@ -56,6 +58,8 @@ pub struct LoadOptions {
     device: Device,
     precision: Precision,
     keep_text_encoder: bool,
+    scheduler: String,
+    scheduler_options: SchedulerOptions,
     #[cfg(feature = "hub")]
     image_encoder: bool,
     #[cfg(feature = "hub")]
@@ -68,6 +72,8 @@ impl Default for LoadOptions {
             device: Device::Cpu,
             precision: Precision::F32,
             keep_text_encoder: true,
+            scheduler: "auto".into(),
+            scheduler_options: SchedulerOptions::default(),
             #[cfg(feature = "hub")]
             image_encoder: false,
             #[cfg(feature = "hub")]
@@ -102,6 +108,31 @@ impl LoadOptions {
         self
     }
 
+    /// The scheduler: `auto` (the model's own, the default), `unclip`, `ddpm`, `ddim`, `dpm-solver++`, `euler`,
+    /// `euler-ancestral` or `heun`, made as diffusers makes it `from_config` of the model's own.
+    pub fn scheduler(mut self, name: impl Into<String>) -> Self {
+        self.scheduler = name.into();
+        self
+    }
+
+    /// η of `ddim`, the share of DDPM's noise that each step adds: 0 (the default) to 1.
+    pub fn eta(mut self, eta: f64) -> Self {
+        self.scheduler_options.eta = Some(eta);
+        self
+    }
+
+    /// The order of `dpm-solver++`: 1, 2 (the default, unless the model has its own) or 3.
+    pub fn solver_order(mut self, order: i64) -> Self {
+        self.scheduler_options.solver_order = Some(order);
+        self
+    }
+
+    /// Whether `dpm-solver++` solves the stochastic differential equation, whose steps add noise.
+    pub fn sde(mut self, sde: bool) -> Self {
+        self.scheduler_options.sde = sde;
+        self
+    }
+
     /// Whether [`LoadOptions::from_pretrained`] downloads the image encoder too, for negative embeddings without a
     /// negative prompt. Off by default: it may be the largest file.
     #[cfg(feature = "hub")]
@@ -127,7 +158,7 @@ impl LoadOptions {
     /// Opens the built-in model, a small one trained on pictures of emoji.
     ///
     /// # Errors
-    /// [`Error::Option`] if the device or the precision is not available.
+    /// [`Error::Option`] if the device or the precision is not available, or the scheduler has no use for an option.
     pub fn builtin(&self) -> Result<Prior> {
         self.open_folder(Folder::builtin(&EMOJI_MODEL))
     }
@@ -160,7 +191,10 @@ impl LoadOptions {
             let reason = "int8 needs a CPU with oneDNN (x86-64)".into();
             return Err(Error::Option { option: "precision", reason });
         }
-        let mut pipeline = Pipeline::open(folder, Placement { device, precision: self.precision })?;
+        let scheduler =
+            SchedulerOptions { class: schedulers::named(&self.scheduler)?, ..self.scheduler_options.clone() };
+        let placement = Placement { device, precision: self.precision };
+        let mut pipeline = Pipeline::open_with(folder, placement, scheduler)?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
         Ok(Prior { pipeline, keeps_text_encoder: self.keep_text_encoder, zero_embed: None })
     }
@@ -275,6 +309,7 @@ impl Prior {
     ) -> Result<Embeddings> {
         let images = options.rows(prompts)?;
         let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
+        let steps = self.pipeline.passes(settings.steps)?;
         self.check_negatives(options)?;
         // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
         let negatives: Vec<Row> = match options.negative_image_embeds && options.negative_prompts.is_given() {
@@ -291,7 +326,7 @@ impl Prior {
         };
         let batch_size = self.batch_size(images.len() + negatives.len(), options.batch_size)?;
         let batches = images.len().div_ceil(batch_size) + negatives.len().div_ceil(batch_size);
-        let mut call = Call { progress, first_row: Some(0), done: 0, total: batches * settings.steps };
+        let mut call = Call { progress, first_row: Some(0), done: 0, steps, total: batches * steps };
         let image_embeds = self.embed_rows(&images, &settings, batch_size, &mut call)?;
         call.first_row = None;
         let negative_image_embeds = match zero_embed {
@@ -331,7 +366,7 @@ impl Prior {
         let mut embeds = vec![Array2::zeros((0, self.embedding_dim()))];
         for batch in rows.chunks(batch_size) {
             embeds.push(self.pipeline.embed(batch, settings, call)?);
-            call.done += settings.steps;
+            call.done += call.steps;
             call.first_row = call.first_row.map(|row| row + batch.len());
         }
         let views: Vec<_> = embeds.iter().map(|embeds| embeds.view()).collect();
@@ -364,6 +399,8 @@ struct Call<'a> {
     progress: &'a mut dyn Progress,
     /// The output's row that the batch begins at; `None` in the batches of negative embeddings.
     first_row: Option<usize>,
+    /// Steps of a batch.
+    steps: usize,
     /// Steps of the batches before.
     done: usize,
     total: usize,

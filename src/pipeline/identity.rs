@@ -31,7 +31,7 @@ impl Pipeline {
     /// If a file cannot be read.
     pub fn identity(&self, is_thorough: bool, zero_embed: bool) -> Result<String> {
         let Layout { folder, prior, text_encoder, tokenizer, image_encoder, has_zero_image_embed, .. } = &self.layout;
-        let Layout { scheduler, .. } = &self.layout;
+        let Layout { scheduler, scheduler_class, .. } = &self.layout;
         let image_encoder = image_encoder.as_ref().filter(|_| zero_embed);
         let mut hasher = Sha256::new();
         for component in [prior, text_encoder].into_iter().chain(image_encoder) {
@@ -48,8 +48,8 @@ impl Pipeline {
             }
         }
         // It may come from the index, which is not among the files.
-        if let Some(class) = self.scheduler_class() {
-            hasher.update(class.class_name);
+        if !self.is_one_step() {
+            hasher.update(scheduler_class.class_name);
         }
         for lora in &self.loras {
             hasher.update(lora.identity()?);

@@ -3,7 +3,7 @@
 //! Their names differ: Kandinsky's prior pipelines have `text_encoder`, Karlo has `prior_scheduler`, and Stable
 //! unCLIP's and Kandinsky's combined pipelines prefix all with `prior_`, since the plain names are the decoder's.
 
-use crate::diffusion::scheduler::SchedulerClass;
+use crate::diffusion::scheduler::{SchedulerClass, SchedulerOptions};
 use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
@@ -83,8 +83,10 @@ pub struct Layout {
     pub tokenizer: Folder,
     /// The scheduler: `scheduler_config.json`. A one-step prior does without.
     pub scheduler: Option<Folder>,
-    /// The scheduler's class.
+    /// The scheduler's own class.
     pub scheduler_class: SchedulerClass,
+    /// How to sample otherwise than its configuration says.
+    pub scheduler_options: SchedulerOptions,
     /// `CLIPVisionModelWithProjection`, or a `CLIPModel`. Not every model has one, and a download leaves its weights
     /// out where a run does not need them.
     pub image_encoder: Option<Folder>,
@@ -114,6 +116,7 @@ impl Layout {
             tokenizer,
             scheduler,
             scheduler_class,
+            scheduler_options: SchedulerOptions::default(),
             image_encoder: find(&IMAGE_ENCODER)?.filter(has_weights),
             has_zero_image_embed: folder.has_file(ZERO_IMAGE_EMBED),
         })

@@ -7,7 +7,8 @@ use super::progress::Progress;
 use super::request::{Settings, Timings};
 use super::text::TextStage;
 use crate::config;
-use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
+use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig, SchedulerOptions};
+use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::nn::prior::{PriorConfig, PriorKind, PriorTransformer};
@@ -44,13 +45,28 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    /// As [`Pipeline::open_with`], to sample as the model's own configuration says.
     ///
     /// # Errors
     /// If a component is missing, damaged, not supported, or does not fit the others.
+    #[cfg(test)]
     pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
+        Self::open_with(folder, placement, SchedulerOptions::default())
+    }
+
+    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    ///
+    /// # Errors
+    /// If a component is missing, damaged, not supported, or does not fit the others, and [`Error::Option`] if the
+    /// scheduler has no use for an option.
+    pub fn open_with(
+        folder: impl Into<Folder>,
+        placement: Placement,
+        scheduler_options: SchedulerOptions,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let mut pipeline = Self::of_layout(Layout::find(&folder.into())?, placement)?;
+        let layout = Layout { scheduler_options, ..Layout::find(&folder.into())? };
+        let mut pipeline = Self::of_layout(layout, placement)?;
         pipeline.timings.load = start.elapsed();
         Ok(pipeline)
     }
@@ -58,11 +74,11 @@ impl Pipeline {
     /// Opens a model whose components were found before.
     ///
     /// # Errors
-    /// As [`Pipeline::open`].
+    /// As [`Pipeline::open_with`].
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
         let prior_config = read_prior_config(&layout)?;
         let scheduler = match prior_config.is_one_step() {
-            true => None,
+            true => refuse_scheduler(&layout).map(|()| None)?,
             false => Some(read_scheduler(&layout)?),
         };
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
@@ -196,9 +212,14 @@ impl Pipeline {
         self.prior_config.is_one_step()
     }
 
-    /// The class of the model's scheduler; `None` with a one-step prior.
+    /// The class of the scheduler in force; `None` with a one-step prior.
     pub fn scheduler_class(&self) -> Option<SchedulerClass> {
-        self.scheduler.as_ref().map(|_| self.layout.scheduler_class)
+        self.scheduler.as_ref().map(|_| self.scheduler_options().class.unwrap_or(self.layout.scheduler_class))
+    }
+
+    /// How to sample otherwise than the model's own configuration says.
+    pub fn scheduler_options(&self) -> &SchedulerOptions {
+        &self.layout.scheduler_options
     }
 
     /// The largest number of denoising steps such that the model can do any smaller one.
@@ -228,6 +249,17 @@ impl Pipeline {
         Ok(Settings { steps, guidance_scale: guidance_scale.unwrap_or(default.guidance_scale) })
     }
 
+    /// How often the prior runs for so many denoising steps.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if the model cannot do so many.
+    pub fn passes(&self, steps: usize) -> Result<usize> {
+        match &self.scheduler {
+            Some(scheduler) => Ok(scheduler.scheduler(steps)?.timesteps().len()),
+            None => Ok(1),
+        }
+    }
+
     /// Where the time went so far.
     pub fn timings(&self) -> Timings {
         self.timings
@@ -248,13 +280,27 @@ pub(super) fn read_prior_config(layout: &Layout) -> Result<PriorConfig> {
     Ok(config)
 }
 
-/// Reads the scheduler's configuration.
+/// Reads the scheduler's configuration, for the class in force.
 ///
 /// # Errors
 /// If it is missing, damaged or not supported.
 pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>> {
     let folder = layout.scheduler.as_ref().ok_or_else(|| SCHEDULER.missing_in(&layout.folder))?;
-    (layout.scheduler_class.parse)(&folder.read_text(SCHEDULER_CONFIG)?, &folder.path_of(SCHEDULER_CONFIG))
+    let (text, path) = (folder.read_text(SCHEDULER_CONFIG)?, folder.path_of(SCHEDULER_CONFIG));
+    schedulers::configure(&text, &path, layout.scheduler_class, &layout.scheduler_options)
+}
+
+/// Refuses a choice of scheduler, for a one-step prior.
+fn refuse_scheduler(layout: &Layout) -> Result<()> {
+    let options = &layout.scheduler_options;
+    let class = options.class.map(|_| "scheduler");
+    match class.or_else(|| options.given().next()) {
+        Some(option) => {
+            let reason = format!("{option} is set, and {} has a one-step prior, which takes none", layout.folder);
+            Err(Error::Option { option, reason })
+        }
+        None => Ok(()),
+    }
 }
 
 /// The tensors in components' folders that are not finite.
@@ -342,6 +388,13 @@ fn check_sequence_fit(
             ),
         ],
     )?;
+    // As in diffusers' pipeline, which gives it no generator.
+    if let Some(scheduler) = scheduler
+        && scheduler.scheduler(2)?.noisy_steps() > 0
+    {
+        let reason = "the scheduler adds noise at its steps, and Shap-E's prior takes only one that does not: heun";
+        return Err(mismatch(layout, reason.into()));
+    }
     check_lengths(layout, tokenizer, text)?;
     check_variance(layout, scheduler)
 }

@@ -72,10 +72,17 @@ fn negative_embeddings_are_of_the_negative_prompt_or_of_a_black_image() {
 #[test]
 fn options_of_the_denoising_are_refused_with_the_reason() {
     let (place, _) = with_model("kandinsky22");
-    for (option, value) in [("--steps", "1"), ("--steps", "25"), ("--guidance-scale", "4"), ("--scheduler", "unclip")] {
+    for (option, value, name) in [
+        ("--steps", "1", "--steps"),
+        ("--steps", "25", "--steps"),
+        ("--guidance-scale", "4", "--guidance-scale"),
+        ("--scheduler", "unclip", "scheduler"),
+        ("--scheduler", "ddim", "scheduler"),
+        ("--eta", "0.5", "eta"),
+    ] {
         let mut command = place.bare();
         command.args(["-m", "model", "-p", "x", "--out", "e.npy", option, value]);
-        assert_refused(&place, &mut command, 2, &[option, "model", "one-step"]);
+        assert_refused(&place, &mut command, 2, &[name, "model", "one-step"]);
     }
     embed(&place, &["-p", "x", "--scheduler", "auto"]);
 }

@@ -9,6 +9,7 @@ mod noise;
 mod one_step;
 mod pipelines;
 mod prior;
+mod samplers;
 mod scheduler;
 mod shap_e;
 mod tokenizer;

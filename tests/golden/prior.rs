@@ -57,7 +57,7 @@ fn steps_on_the_cache_match() {
         if prior.check_cacheable().is_err() {
             continue;
         }
-        let timesteps = Vec::<i64>::try_from(fixture.tensor("inputs.timestep")).unwrap();
+        let timesteps = Vec::<f64>::try_from(fixture.tensor("inputs.timestep").to_kind(Kind::Double)).unwrap();
         let embeds = embeds.shallow_clone();
         let text = TextCondition { states: without_padding(states, &lens), lens: lens.clone(), embeds };
         let (prefix, cache) = prior.prefill(&text, &vec![timesteps.as_slice(); lens.len()]).unwrap();
@@ -89,7 +89,7 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
     let lens = [1, 9, 2, 5, 9];
     let (states, embeds) =
         (random(&[5, config.num_embeddings, config.embedding_dim]), random(&[5, config.embedding_dim]));
-    let timesteps = [999, 500, 42, 0];
+    let timesteps = [999.0, 500.25, 42.0, 0.0];
     let text =
         TextCondition { states: without_padding(&states, &lens), lens: lens.to_vec(), embeds: embeds.shallow_clone() };
     // The timesteps of all prompts come with the prefix or after it, or some of some prompts with it.

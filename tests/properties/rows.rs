@@ -4,14 +4,15 @@
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::{BatchNoise, RowNoise};
 use crate::diffusion::sampler::{Condition, sample};
-use crate::diffusion::scheduler::Scheduler;
-use crate::diffusion::schedulers::unclip::{PredictionType, UnclipConfig, UnclipScheduler};
+use crate::diffusion::scheduler::{SchedulerConfig, SchedulerOptions};
+use crate::diffusion::schedulers;
 use crate::files::Folder;
 use crate::nn::precision::Precision;
 use crate::nn::prior::{PriorConfig, PriorTransformer, TextCondition};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use proptest::prelude::*;
+use serde_json::json;
 use std::cell::Cell;
 use tch::{Device, Tensor};
 
@@ -135,14 +136,16 @@ impl Rows {
 /// The embeddings of `len` rows from `start` on, led away from the first text of `unconditional`.
 fn embed(
     prior: &PriorTransformer,
-    scheduler: &UnclipScheduler,
+    scheduler: &dyn SchedulerConfig,
     guidance: f64,
     rows: &Rows,
     unconditional: &Rows,
     (start, len): (usize, usize),
 ) -> Tensor {
+    let mut scheduler = scheduler.scheduler(5).unwrap();
+    let timesteps = scheduler.timesteps().to_vec();
     let prefill = |text: TextCondition| {
-        let timesteps = vec![&Scheduler::timesteps(scheduler)[..2]; text.lens.len()];
+        let timesteps = vec![&timesteps[..2]; text.lens.len()];
         prior.prefill(&text, &timesteps).unwrap()
     };
     let (prefix, timesteps) = prefill(rows.condition(start, len));
@@ -153,7 +156,8 @@ fn embed(
     let prompts: Vec<usize> = (0..len).collect();
     let conditional = Condition { prefix: &prefix, prompts: &prompts, timesteps: &timesteps };
     let led_away = Condition { prefix: &no_prefix, prompts: &vec![0; len], timesteps: &no_timesteps };
-    sample(prior, scheduler, Guidance::new(guidance), conditional, Some(led_away), &noise, &mut || Ok(())).unwrap()
+    sample(prior, &mut *scheduler, Guidance::new(guidance), conditional, Some(led_away), &noise, &mut || Ok(()))
+        .unwrap()
 }
 
 proptest! {
@@ -169,6 +173,7 @@ proptest! {
         guidance in prop::sample::select(vec![1.0, 4.0, 10.0]),
         lens in prop::collection::vec(1..9_i64, 9..70),
         threads in 1..4,
+        class in prop::sample::select(schedulers::ALL.to_vec()),
     ) {
         let config = PriorConfig {
             num_attention_heads: heads,
@@ -181,15 +186,14 @@ proptest! {
             ..PriorConfig::default()
         };
         tch::set_num_threads(threads);
-        let scheduler_config =
-            UnclipConfig { prediction_type: PredictionType::Sample, clip_sample_range: 10.0, ..UnclipConfig::default() };
-        let mut scheduler = UnclipScheduler::new(&scheduler_config).unwrap();
-        scheduler.set_timesteps(5).unwrap();
+        let prediction_type = if class.name == "euler-ancestral" { "v_prediction" } else { "sample" };
+        let scheduler = json!({"prediction_type": prediction_type, "clip_sample_range": 10});
+        let scheduler = schedulers::configure(&scheduler.to_string(), "", class, &SchedulerOptions::default()).unwrap();
         let checkpoint = prior(&config);
         let (rows, unconditional) = (Rows::random(&lens, embedding_dim), Rows::random(&[2], embedding_dim));
         for placement in placements() {
             let prior = checkpoint.build("", placement, |weights| PriorTransformer::load(weights, &config)).unwrap();
-            let run = |range| embed(&prior, &scheduler, guidance, &rows, &unconditional, range);
+            let run = |range| embed(&prior, &*scheduler, guidance, &rows, &unconditional, range);
             let together = run((0, lens.len()));
             prop_assert!(together.isfinite().all().int64_value(&[]) == 1);
             for (start, len) in [(0, 1), (lens.len() - 1, 1), (1, 2), (2, 7), (lens.len() / 2, lens.len() / 3)] {

@@ -126,10 +126,26 @@ pub(in crate::cli) struct Args {
           value_parser = at_least_one("a number of samples"))]
     pub(super) samples_per_prompt: usize,
 
-    /// Scheduler: auto (the model's own), unclip or ddpm; the model must ship it
+    /// Scheduler: auto (the model's own), unclip, ddpm, ddim, dpm-solver++, euler, euler-ancestral or heun
+    ///
+    /// Another than the model's own is made as diffusers makes it, with `from_config` of the model's configuration. See
+    /// `prior-embed help schedulers`.
     #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "auto", hide_possible_values = true,
           value_parser = scheduler())]
     pub(super) scheduler: SchedulerName,
+
+    /// Share of DDPM's noise that a step of ddim adds, 0 to 1 [default: 0]
+    #[arg(help_heading = "Sampling", long, value_name = "ETA", allow_negative_numbers = true, value_parser = finite)]
+    pub(super) eta: Option<f64>,
+
+    /// Order of dpm-solver++: 1, 2 or 3 [default: the model's, or 2]
+    #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i64).range(1..=3))]
+    pub(super) solver_order: Option<i64>,
+
+    /// Have dpm-solver++ solve the stochastic differential equation, whose steps add noise
+    #[arg(help_heading = "Sampling", long)]
+    pub(super) sde: bool,
 
     /// Device: auto, cpu, cuda, cuda:I or mps
     #[arg(help_heading = "Computation", long, value_name = "NAME", default_value = "auto")]

@@ -43,9 +43,6 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     let open = request.opener(&model.folder);
     let pipeline = open()?;
     check_kind(args, &request.outputs, &pipeline)?;
-    if let Some(class) = pipeline.scheduler_class() {
-        request.scheduler.check(class.name, &pipeline.folder().to_string())?;
-    }
     let sampling = pipeline.settings(args.steps, args.guidance_scale)?;
     let wants_negative = request.wants_negative(&pipeline)?;
     warn_of_model(args, &pipeline, sampling, wants_negative);
@@ -98,12 +95,8 @@ fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()>
     let (given, takes) = match kind {
         PriorKind::Diffusion => return Ok(()),
         PriorKind::OneStep => (
-            &[
-                ("--steps", args.steps.is_some()),
-                ("--guidance-scale", args.guidance_scale.is_some()),
-                ("--scheduler", !args.scheduler.is_auto()),
-            ][..],
-            "no steps, guidance or scheduler",
+            &[("--steps", args.steps.is_some()), ("--guidance-scale", args.guidance_scale.is_some())][..],
+            "neither steps nor guidance",
         ),
         PriorKind::Sequence => (
             &[

@@ -5,7 +5,8 @@ use super::outputs::Outputs;
 use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
-use crate::cli::values::{BatchSize, LoraOption, SchedulerName};
+use crate::cli::values::{BatchSize, LoraOption};
+use crate::diffusion::scheduler::SchedulerOptions;
 use crate::files::Folder;
 use crate::hub::{ModelName, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Opener, Prompts, RowOptions};
@@ -28,7 +29,7 @@ pub(super) struct Request {
     pub(super) model: ModelName,
     pub(super) load: Placement,
     pub(super) loras: Vec<LoraOption>,
-    pub(super) scheduler: SchedulerName,
+    pub(super) scheduler: SchedulerOptions,
     /// Without what the model decides: steps, guidance, the kind of prior, and whether there are negative embeddings.
     pub(super) rows: RowOptions,
     pub(super) compute: ComputeOptions,
@@ -63,7 +64,12 @@ impl Request {
             model,
             load,
             loras: args.lora.clone(),
-            scheduler: args.scheduler,
+            scheduler: SchedulerOptions {
+                class: args.scheduler.0,
+                eta: args.eta,
+                solver_order: args.solver_order,
+                sde: args.sde,
+            },
             rows,
             compute: compute(args),
         })
@@ -82,9 +88,9 @@ impl Request {
 
     /// Opens the model in `folder` as often as it is called.
     pub(super) fn opener(&self, folder: &Folder) -> Opener {
-        let (folder, load, loras) = (folder.clone(), self.load, self.loras.clone());
+        let (folder, load, loras, scheduler) = (folder.clone(), self.load, self.loras.clone(), self.scheduler.clone());
         Arc::new(move || {
-            let mut pipeline = Pipeline::open(&folder, load)?;
+            let mut pipeline = Pipeline::open_with(&folder, load, scheduler.clone())?;
             for lora in &loras {
                 pipeline.add_lora(&lora.path, lora.scale)?;
             }

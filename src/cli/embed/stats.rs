@@ -72,6 +72,9 @@ pub(super) struct Settings {
     negative_prompt: Option<String>,
     /// Null with a one-step prior.
     scheduler: Option<&'static str>,
+    eta: Option<f64>,
+    solver_order: Option<i64>,
+    sde: bool,
     device: String,
     dtype: &'static str,
     /// CPU threads of all workers together.
@@ -95,6 +98,9 @@ impl Settings {
             samples_per_prompt: rows.samples,
             negative_prompt: rows.negative_prompt.clone(),
             scheduler: pipeline.scheduler_class().map(|class| class.name),
+            eta: request.scheduler.eta,
+            solver_order: request.scheduler.solver_order,
+            sde: request.scheduler.sde,
             device: format!("{device:?}").to_lowercase(),
             dtype: precision.name(),
             threads: 0,

@@ -180,7 +180,7 @@ impl PriorTransformer {
     ///
     /// # Errors
     /// If the shapes do not fit, the prior cannot be cached, or memory runs out.
-    pub fn prefill(&self, text: &TextCondition, timesteps: &[&[i64]]) -> Result<(Prefix, TimestepCache)> {
+    pub fn prefill(&self, text: &TextCondition, timesteps: &[&[f64]]) -> Result<(Prefix, TimestepCache)> {
         self.check_cacheable()?;
         if timesteps.len() != text.lens.len() {
             return Err(Error::Internal("a prompt lacks its list of timesteps".into()));
@@ -210,7 +210,7 @@ impl PriorTransformer {
     ///
     /// # Errors
     /// If memory runs out.
-    pub fn prefill_timesteps(&self, prefix: &Prefix, timesteps: &[i64]) -> Result<TimestepCache> {
+    pub fn prefill_timesteps(&self, prefix: &Prefix, timesteps: &[f64]) -> Result<TimestepCache> {
         let tokens = self.norm_in(self.timestep_tokens(timesteps)?)?;
         let hidden_states = tokens.f_repeat([prefix.len() as i64, 1])?;
         let before = prefix.prompts.iter().flat_map(|&prompt| std::iter::repeat_n(prompt, timesteps.len()));
@@ -286,7 +286,7 @@ impl PriorTransformer {
     }
 
     /// The tokens of timesteps, with their position.
-    fn timestep_tokens(&self, timesteps: &[i64]) -> Result<Tensor> {
+    fn timestep_tokens(&self, timesteps: &[f64]) -> Result<Tensor> {
         let timesteps = Tensor::f_from_slice(timesteps)?.f_to_device(self.device())?;
         Ok(self.embed_timestep(&timesteps)?.f_add(&self.position(1)?)?)
     }

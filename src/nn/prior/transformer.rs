@@ -12,7 +12,6 @@ use tch::{Device, Kind, Tensor};
 const MASKED: f64 = -10000.0;
 
 /// The output of [`PriorTransformer::forward`].
-#[cfg_attr(not(test), expect(dead_code, reason = "the reference of the cached step"))]
 #[derive(Debug)]
 pub struct PriorTransformerOutput {
     /// The prediction for each row, `(batch, clip_embed_dim)`; `(batch, tokens, clip_embed_dim)` without a `prd` token.
@@ -92,7 +91,6 @@ impl PriorTransformer {
     ///
     /// # Errors
     /// If the shapes do not fit each other or the configuration, or memory runs out.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the reference of the cached step"))]
     pub fn forward(
         &self,
         hidden_states: &Tensor,
