@@ -17,7 +17,6 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.checkpointing import save_accelerator_state
@@ -27,7 +26,8 @@ from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
 from tools.models import adapters
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
-from tools.models.random_runs import TEXTS, describe, random_spec, run_binary
+from tools.models import one_step_runs, shap_e_runs
+from tools.models.random_runs import TEXTS, describe, random_spec, relative_error, run_binary
 from tools.models.weights import set_up
 
 
@@ -151,17 +151,6 @@ def convert(draw, binary, spec, folder, work):
     return out
 
 
-def relative_error(found, expected):
-    """The largest difference, in units of the largest reference value; infinite if an array is missing or misshapen."""
-    if expected is None:
-        return 0.0 if found is None else float("inf")
-    expected = expected.numpy()
-    if found is None or found.shape != expected.shape or found.dtype != np.float32:
-        return float("inf")
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    return float(error) if np.isfinite(error) else float("inf")
-
-
 def compare(index, options):
     """Makes pipeline number `index`, runs both sides, and returns the errors of image and negative embeddings."""
     draw = random.Random(f"{options.seed} {index}")
@@ -196,10 +185,15 @@ def compare(index, options):
     return errors
 
 
+# What compares a random pipeline of each kind of prior.
+KINDS = {"diffusion": compare, "one-step": one_step_runs.compare, "shap-e": shap_e_runs.compare}
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=24, help="how many pipelines (default 24)")
+    parser.add_argument("--prior", choices=KINDS, default="diffusion", help="the kind of prior (default diffusion)")
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
     parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
@@ -218,7 +212,7 @@ def main():
     # accelerate's logger asks for it.
     PartialState(cpu=True)
     indices = range(options.count) if options.only is None else [options.only]
-    errors = [compare(index, options) for index in indices]
+    errors = [KINDS[options.prior](index, options) for index in indices]
     worst = [max(column) for column in zip(*errors, strict=True)]
     failed = sum(max(pair) > options.tolerance for pair in errors)
     print(

@@ -5,7 +5,18 @@ Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the
 
 import sys
 
-from tools.fixtures import builtin, checkpoints, ddpm, networks, pipelines, scheduling, tokenizers
+from tools.fixtures import (
+    builtin,
+    checkpoints,
+    ddpm,
+    networks,
+    one_step,
+    pipelines,
+    samplers,
+    scheduling,
+    shap_e,
+    tokenizers,
+)
 from tools.models.weights import set_up
 
 GROUPS = {
@@ -13,6 +24,9 @@ GROUPS = {
     "schedulers": scheduling.write_all,
     "ddpm": ddpm.write_all,
     "pipelines": pipelines.write_all,
+    "one_step": one_step.write_all,
+    "shap_e": shap_e.write_all,
+    "samplers": samplers.write_all,
     "checkpoints": checkpoints.write_all,
     "tokenizers": tokenizers.write_all,
     "builtin": builtin.write_all,

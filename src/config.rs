@@ -22,6 +22,9 @@ pub trait Config: DeserializeOwned {
     /// keys that have nothing to do with inference.
     const WARNS_OF_UNKNOWN_KEYS: bool;
 
+    /// Keys that are not warned of: they are known to have no meaning here.
+    const IGNORED_KEYS: &'static [&'static str] = &[];
+
     /// The component's part of a configuration, which may be that of a larger model.
     fn part(whole: Json) -> Json {
         whole
@@ -69,7 +72,7 @@ pub fn from_json<C: Config>(json: Json, origin: &str) -> Result<C> {
         let reason = quoting(&format!("{place}{}", error.inner()));
         Error::Config { path: origin.into(), key, reason, hint: None, source: None }
     })?;
-    unknown.retain(|key| !key.starts_with('_'));
+    unknown.retain(|key| !key.starts_with('_') && !C::IGNORED_KEYS.contains(&key.as_str()));
     if C::WARNS_OF_UNKNOWN_KEYS && !unknown.is_empty() {
         log::warn!("{origin}: unknown keys are ignored: {}", text::list(&unknown));
     }

@@ -1,7 +1,10 @@
 //! The public face: a prior, its options, and what it gives.
 
+use crate::diffusion::scheduler::SchedulerOptions;
+use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
+use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::{Demand, Pipeline, Progress, Row, Settings, Truncation};
 use crate::weights::checkpoint::Placement;
@@ -55,6 +58,8 @@ pub struct LoadOptions {
     device: Device,
     precision: Precision,
     keep_text_encoder: bool,
+    scheduler: String,
+    scheduler_options: SchedulerOptions,
     #[cfg(feature = "hub")]
     image_encoder: bool,
     #[cfg(feature = "hub")]
@@ -67,6 +72,8 @@ impl Default for LoadOptions {
             device: Device::Cpu,
             precision: Precision::F32,
             keep_text_encoder: true,
+            scheduler: "auto".into(),
+            scheduler_options: SchedulerOptions::default(),
             #[cfg(feature = "hub")]
             image_encoder: false,
             #[cfg(feature = "hub")]
@@ -101,6 +108,31 @@ impl LoadOptions {
         self
     }
 
+    /// The scheduler: `auto` (the model's own, the default), `unclip`, `ddpm`, `ddim`, `dpm-solver++`, `euler`,
+    /// `euler-ancestral` or `heun`, made as diffusers makes it `from_config` of the model's own.
+    pub fn scheduler(mut self, name: impl Into<String>) -> Self {
+        self.scheduler = name.into();
+        self
+    }
+
+    /// η of `ddim`, the share of DDPM's noise that each step adds: 0 (the default) to 1.
+    pub fn eta(mut self, eta: f64) -> Self {
+        self.scheduler_options.eta = Some(eta);
+        self
+    }
+
+    /// The order of `dpm-solver++`: 1, 2 (the default, unless the model has its own) or 3.
+    pub fn solver_order(mut self, order: i64) -> Self {
+        self.scheduler_options.solver_order = Some(order);
+        self
+    }
+
+    /// Whether `dpm-solver++` solves the stochastic differential equation, whose steps add noise.
+    pub fn sde(mut self, sde: bool) -> Self {
+        self.scheduler_options.sde = sde;
+        self
+    }
+
     /// Whether [`LoadOptions::from_pretrained`] downloads the image encoder too, for negative embeddings without a
     /// negative prompt. Off by default: it may be the largest file.
     #[cfg(feature = "hub")]
@@ -126,7 +158,7 @@ impl LoadOptions {
     /// Opens the built-in model, a small one trained on pictures of emoji.
     ///
     /// # Errors
-    /// [`Error::Option`] if the device or the precision is not available.
+    /// [`Error::Option`] if the device or the precision is not available, or the scheduler has no use for an option.
     pub fn builtin(&self) -> Result<Prior> {
         self.open_folder(Folder::builtin(&EMOJI_MODEL))
     }
@@ -159,7 +191,10 @@ impl LoadOptions {
             let reason = "int8 needs a CPU with oneDNN (x86-64)".into();
             return Err(Error::Option { option: "precision", reason });
         }
-        let mut pipeline = Pipeline::open(folder, Placement { device, precision: self.precision })?;
+        let scheduler =
+            SchedulerOptions { class: schedulers::named(&self.scheduler)?, ..self.scheduler_options.clone() };
+        let placement = Placement { device, precision: self.precision };
+        let mut pipeline = Pipeline::open_with(folder, placement, scheduler)?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
         Ok(Prior { pipeline, keeps_text_encoder: self.keep_text_encoder, zero_embed: None })
     }
@@ -235,9 +270,15 @@ impl Prior {
         self.pipeline.add_lora(path.as_ref(), scale)
     }
 
-    /// The embedding dimension.
+    /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
         self.pipeline.embedding_dim()
+    }
+
+    /// The shape `(tokens, dim)` of a row that is no embedding but a sequence of latents, as Shap-E's prior makes them:
+    /// [`Embeddings::image_embeds`] holds each in one row.
+    pub fn row_shape(&self) -> Option<[usize; 2]> {
+        self.pipeline.row_shape()
     }
 
     /// The largest number of denoising steps such that the model can do any smaller one.
@@ -267,8 +308,9 @@ impl Prior {
         progress: &mut dyn Progress,
     ) -> Result<Embeddings> {
         let images = options.rows(prompts)?;
-        let settings = Settings { steps: options.steps, guidance_scale: options.guidance_scale };
-        self.pipeline.check_steps(settings.steps)?;
+        let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
+        let steps = self.pipeline.passes(settings.steps)?;
+        self.check_negatives(options)?;
         // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
         let negatives: Vec<Row> = match options.negative_image_embeds && options.negative_prompts.is_given() {
             true => {
@@ -284,7 +326,7 @@ impl Prior {
         };
         let batch_size = self.batch_size(images.len() + negatives.len(), options.batch_size)?;
         let batches = images.len().div_ceil(batch_size) + negatives.len().div_ceil(batch_size);
-        let mut call = Call { progress, first_row: Some(0), done: 0, total: batches * settings.steps };
+        let mut call = Call { progress, first_row: Some(0), done: 0, steps, total: batches * steps };
         let image_embeds = self.embed_rows(&images, &settings, batch_size, &mut call)?;
         call.first_row = None;
         let negative_image_embeds = match zero_embed {
@@ -297,6 +339,23 @@ impl Prior {
         Ok(Embeddings { image_embeds, negative_image_embeds })
     }
 
+    /// Refuses what is negative where the prior takes none.
+    fn check_negatives(&self, options: &EmbedOptions) -> Result<()> {
+        let given = [
+            ("negative_prompts", options.negative_prompts.is_given()),
+            ("negative_image_embeds", options.negative_image_embeds),
+        ];
+        let is_sequence = self.pipeline.kind() == PriorKind::Sequence;
+        match given.into_iter().find(|(_, is_given)| is_sequence && *is_given) {
+            Some((option, _)) => {
+                let title = self.pipeline.kind().title();
+                let reason = format!("{option} is set, and {} has {title}, which takes none", self.pipeline.folder());
+                Err(Error::Option { option, reason })
+            }
+            None => Ok(()),
+        }
+    }
+
     fn embed_rows(
         &mut self,
         rows: &[Row],
@@ -307,7 +366,7 @@ impl Prior {
         let mut embeds = vec![Array2::zeros((0, self.embedding_dim()))];
         for batch in rows.chunks(batch_size) {
             embeds.push(self.pipeline.embed(batch, settings, call)?);
-            call.done += settings.steps;
+            call.done += call.steps;
             call.first_row = call.first_row.map(|row| row + batch.len());
         }
         let views: Vec<_> = embeds.iter().map(|embeds| embeds.view()).collect();
@@ -340,6 +399,8 @@ struct Call<'a> {
     progress: &'a mut dyn Progress,
     /// The output's row that the batch begins at; `None` in the batches of negative embeddings.
     first_row: Option<usize>,
+    /// Steps of a batch.
+    steps: usize,
     /// Steps of the batches before.
     done: usize,
     total: usize,
@@ -374,8 +435,8 @@ impl Progress for Call<'_> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedOptions {
     seeds: Seeds,
-    steps: usize,
-    guidance_scale: f64,
+    steps: Option<usize>,
+    guidance_scale: Option<f64>,
     samples: usize,
     negative_prompts: Negative,
     negative_image_embeds: bool,
@@ -405,8 +466,8 @@ impl Default for EmbedOptions {
     fn default() -> Self {
         Self {
             seeds: Seeds::From(0),
-            steps: 25,
-            guidance_scale: 4.0,
+            steps: None,
+            guidance_scale: None,
             samples: 1,
             negative_prompts: Negative::None,
             negative_image_embeds: false,
@@ -433,15 +494,15 @@ impl EmbedOptions {
         self
     }
 
-    /// Number of denoising steps.
+    /// Number of denoising steps. A one-step prior takes none.
     pub fn steps(mut self, steps: usize) -> Self {
-        self.steps = steps;
+        self.steps = Some(steps);
         self
     }
 
-    /// Classifier-free guidance; off at 1 and below.
+    /// Classifier-free guidance; off at 1 and below. A one-step prior takes none.
     pub fn guidance_scale(mut self, scale: f64) -> Self {
-        self.guidance_scale = scale;
+        self.guidance_scale = Some(scale);
         self
     }
 

@@ -125,6 +125,46 @@ fn a_lora_changes_the_prior_and_may_come_later() {
 }
 
 #[test]
+fn a_one_step_prior_has_no_steps_and_no_guidance_to_choose() {
+    let mut prior = Prior::open(fixture("one_step/kandinsky22")).unwrap();
+    let options = EmbedOptions::new().samples(2).negative_prompt("blurry").negative_image_embeds(true);
+    let embeds = prior.embed(&["a red apple", ""], &options).unwrap();
+    assert_eq!(embeds.image_embeds.dim(), (4, prior.embedding_dim()));
+    let negative = EmbedOptions::new().samples(4).seed(4);
+    let negative = prior.embed(&["blurry"], &negative).unwrap().image_embeds;
+    assert!(difference(embeds.negative_image_embeds.unwrap().view(), negative.view()) < 1e-5);
+    for (options, expected) in
+        [(EmbedOptions::new().steps(25), "steps"), (EmbedOptions::new().guidance_scale(4.0), "guidance_scale")]
+    {
+        match prior.embed(&["a"], &options) {
+            Err(Error::Option { option, reason }) => {
+                assert!(option == expected && reason.contains("one-step"), "{reason}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn shap_e_gives_latents_and_takes_no_negative_prompt() {
+    let mut prior = Prior::open(fixture("shap_e/shap_e")).unwrap();
+    assert_eq!((prior.row_shape(), prior.embedding_dim()), (Some([6, 5]), 30));
+    let latents = prior.embed(&["a red apple", ""], &few_steps()).unwrap();
+    assert!(latents.image_embeds.dim() == (2, 30) && latents.negative_image_embeds.is_none());
+    for (options, expected) in [
+        (few_steps().negative_prompt("blurry"), "negative_prompts"),
+        (few_steps().negative_image_embeds(true), "negative_image_embeds"),
+    ] {
+        match prior.embed(&["a"], &options) {
+            Err(Error::Option { option, reason }) => {
+                assert!(option == expected && reason.contains("Shap-E"), "{reason}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn errors_are_told_apart_by_their_variants() {
     let missing = Prior::open("/no/such/folder").unwrap_err();
     assert!(matches!(&missing, Error::MissingComponent { component: Component::Prior, .. }), "{missing:?}");

@@ -88,8 +88,13 @@ fn lines(info: &Info) -> String {
     }
     lines.push(line("folder", &info.folder));
     let [heads, width, layers] = [prior.num_attention_heads, prior.attention_head_dim, prior.num_layers];
+    let one_step = if prior.is_one_step { ", one step" } else { "" };
+    let made = match prior.latents {
+        Some(latents) => format!("{latents} latents of"),
+        None => "embeddings of".into(),
+    };
     let prior_line =
-        format!("{layers} layers of {heads} heads x {width}, embeddings of {} numbers", prior.embedding_dim);
+        format!("{layers} layers of {heads} heads x {width}, {made} {} numbers{one_step}", prior.embedding_dim);
     lines.push(line("prior", &prior_line));
     let text_line = format!("CLIP, {} layers of width {}", text_encoder.num_hidden_layers, text_encoder.hidden_size);
     lines.push(line("text encoder", &text_line));
@@ -103,8 +108,10 @@ fn lines(info: &Info) -> String {
         let memory = memory.iter().map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes)));
         lines.push(line("weights take", &memory.collect::<Vec<_>>().join(", ")));
     }
-    let scheduler_line = format!("{}, {} training timesteps", scheduler.class, scheduler.num_train_timesteps);
-    lines.push(line("scheduler", &format!("{scheduler_line}, predicts the {}", scheduler.predicts())));
+    if let Some(scheduler) = scheduler {
+        let scheduler_line = format!("{}, {} training timesteps", scheduler.class, scheduler.num_train_timesteps);
+        lines.push(line("scheduler", &format!("{scheduler_line}, predicts the {}", scheduler.predicts())));
+    }
     lines.push(line(
         "tokenizer",
         &format!("CLIP BPE, {} tokens, {} a prompt", tokenizer.vocabulary, tokenizer.max_tokens),

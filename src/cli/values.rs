@@ -1,6 +1,7 @@
 //! Values of options that are neither numbers nor text.
 
 use super::args::one_of;
+use crate::diffusion::scheduler::SchedulerClass;
 use crate::diffusion::schedulers;
 use crate::job::OnError;
 use crate::nn::precision::Precision;
@@ -79,25 +80,13 @@ impl std::str::FromStr for LoraOption {
 /// Parses `--scheduler`.
 pub(super) fn scheduler() -> impl TypedValueParser<Value = SchedulerName> {
     let names = schedulers::ALL.map(|class| class.name);
-    // The parser accepts no name but these and `auto`.
     PossibleValuesParser::new(["auto"].into_iter().chain(names))
-        .map(move |given| SchedulerName(names.into_iter().find(|name| *name == given)))
+        .try_map(|name| schedulers::named(&name).map(SchedulerName))
 }
 
-/// `--scheduler`: the name of a class, or `None` for the model's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SchedulerName(Option<&'static str>);
-
-impl SchedulerName {
-    /// Checks that a model ships this scheduler. Messages call the model `model`.
-    ///
-    /// # Errors
-    /// [`crate::bad_input::BadInput`] with both schedulers' names.
-    pub(super) fn check(self, ships: &str, model: &str) -> anyhow::Result<()> {
-        let Some(wanted) = self.0.filter(|wanted| *wanted != ships) else { return Ok(()) };
-        Err(crate::bad_input!("--scheduler {wanted}: {model} ships {ships}; leave out --scheduler, or give {ships}"))
-    }
-}
+/// `--scheduler`: a class, or `None` for the model's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SchedulerName(pub(super) Option<SchedulerClass>);
 
 /// `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -110,6 +110,7 @@ fn networks(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Network>> {
         Some(path) => open_prior(path, &prior_config)?,
         None => Checkpoint::open_folder(&layout.prior)?,
     };
+    prior_config.check_kind(checkpoint.names(), checkpoint.origin())?;
     checkpoint.check("", placement, |weights| PriorTransformer::load(weights, &prior_config))?;
     let stem = "diffusion_pytorch_model";
     let mut networks = vec![Network { name: "prior", stem, folder: layout.prior.clone(), checkpoint }];
@@ -200,9 +201,11 @@ fn write_network(
 /// Writes what has no weights: the tokenizer, the scheduler, the image processor, and the index.
 fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
     copy_texts(&layout.tokenizer, &target.join("tokenizer"))?;
-    let scheduler = target.join("scheduler");
-    fs::create_dir(&scheduler).with_context(|| cannot_write(&scheduler))?;
-    copy(&layout.scheduler, SCHEDULER_CONFIG, &scheduler)?;
+    if let Some(folder) = &layout.scheduler {
+        let scheduler = target.join("scheduler");
+        fs::create_dir(&scheduler).with_context(|| cannot_write(&scheduler))?;
+        copy(folder, SCHEDULER_CONFIG, &scheduler)?;
+    }
     let processors = ["prior_image_processor", "image_processor"].map(|name| layout.folder.join(name));
     let processor = processors.iter().find(|folder| layout.image_encoder.is_some() && folder.is_dir());
     if let Some(processor) = processor {
@@ -232,7 +235,7 @@ fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
         "image_encoder": entry(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
         "image_processor": entry(has_processor, "transformers", "CLIPImageProcessor"),
         "prior": ["diffusers", PRIOR_CLASS],
-        "scheduler": ["diffusers", layout.scheduler_class.class_name],
+        "scheduler": entry(layout.scheduler.is_some(), "diffusers", layout.scheduler_class.class_name),
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
     });

@@ -5,7 +5,127 @@
 //! each kind of processor. Rescaling to zero SNR makes 3.8e-6 of such a bit. Here roots are the nearest number, as on
 //! Intel processors with AVX2.
 
+use crate::config::check_float;
+use crate::{Error, Result};
+use serde::Deserialize;
 use std::f64::consts::FRAC_PI_2;
+
+/// How the betas grow from timestep to timestep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Evenly.
+    Linear,
+    /// Their roots evenly.
+    ScaledLinear,
+    /// So that their cumulative product follows `cos²` (arXiv 2102.09672).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredcosCapV2,
+    /// So that it falls exponentially (Shap-E, arXiv 2305.02463).
+    Exp,
+    /// So that it follows Laplace's distribution (arXiv 2407.03297).
+    Laplace,
+    /// Along a sigmoid.
+    Sigmoid,
+}
+
+impl BetaSchedule {
+    /// The schedules that every scheduler of diffusers has.
+    pub(super) const COMMON: [Self; 3] = [Self::Linear, Self::ScaledLinear, Self::SquaredcosCapV2];
+
+    /// Its name in a configuration.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::ScaledLinear => "scaled_linear",
+            Self::SquaredcosCapV2 => "squaredcos_cap_v2",
+            Self::Exp => "exp",
+            Self::Laplace => "laplace",
+            Self::Sigmoid => "sigmoid",
+        }
+    }
+}
+
+/// A scheduler's keys on its betas.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Betas<'a> {
+    pub(super) num_train_timesteps: i64,
+    pub(super) beta_start: f64,
+    pub(super) beta_end: f64,
+    pub(super) beta_schedule: BetaSchedule,
+    pub(super) trained_betas: Option<&'a [f64]>,
+    pub(super) rescale_betas_zero_snr: bool,
+}
+
+impl Betas<'_> {
+    /// Checks the keys; `known` are the schedules that the scheduler has.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key.
+    pub(super) fn validate(self, known: &[BetaSchedule]) -> Result<()> {
+        let steps = self.num_train_timesteps;
+        if let Some(betas) = self.trained_betas {
+            if betas.len() as i64 != steps {
+                let reason = format!("has {} numbers, and num_train_timesteps is {steps}", betas.len());
+                return Err(Error::key("trained_betas", reason));
+            }
+            return betas.iter().try_for_each(|&beta| check_beta("trained_betas", beta));
+        }
+        if !known.contains(&self.beta_schedule) {
+            let known: Vec<String> = known.iter().map(|schedule| format!("{:?}", schedule.name())).collect();
+            let reason =
+                format!("is {:?}, which this scheduler lacks; it has {}", self.beta_schedule.name(), known.join(", "));
+            return Err(Error::key("beta_schedule", reason));
+        }
+        if matches!(self.beta_schedule, BetaSchedule::Linear | BetaSchedule::ScaledLinear | BetaSchedule::Sigmoid) {
+            check_beta("beta_start", self.beta_start)?;
+            check_beta("beta_end", self.beta_end)?;
+        }
+        Ok(())
+    }
+
+    /// `ᾱ_t`, the share of `x_0` in the variance at each training timestep.
+    pub(super) fn alphas_cumprod(self) -> Vec<f32> {
+        let betas = self.betas();
+        alphas_cumprod(&if self.rescale_betas_zero_snr { rescale_zero_terminal_snr(&betas) } else { betas })
+    }
+
+    /// As [`Betas::alphas_cumprod`], but where it is rescaled to zero the last is nearly so: what divides by it stays
+    /// finite.
+    pub(super) fn positive_alphas_cumprod(self) -> Vec<f32> {
+        let mut products = self.alphas_cumprod();
+        if let Some(last) = products.last_mut().filter(|_| self.rescale_betas_zero_snr) {
+            *last = 2.0_f32.powi(-24);
+        }
+        products
+    }
+
+    /// One beta a training timestep, before they are rescaled.
+    fn betas(self) -> Vec<f32> {
+        let Self { num_train_timesteps: steps, beta_start: start, beta_end: end, .. } = self;
+        if let Some(betas) = self.trained_betas {
+            return betas.iter().map(|&beta| beta as f32).collect();
+        }
+        match self.beta_schedule {
+            BetaSchedule::Linear => linspace(start as f32, end as f32, steps),
+            BetaSchedule::ScaledLinear => {
+                linspace(start.sqrt() as f32, end.sqrt() as f32, steps).into_iter().map(|root| root * root).collect()
+            }
+            BetaSchedule::SquaredcosCapV2 => betas_for_alpha_bar(steps, cosine),
+            BetaSchedule::Exp => betas_for_alpha_bar(steps, |t| (t * -12.0).exp()),
+            BetaSchedule::Laplace => betas_for_alpha_bar(steps, laplace),
+            BetaSchedule::Sigmoid => {
+                let (scale, offset) = ((end - start) as f32, start as f32);
+                linspace(-6.0, 6.0, steps).into_iter().map(|x| sigmoid(x) * scale + offset).collect()
+            }
+        }
+    }
+}
+
+/// A step to a timestep without noise would divide by zero.
+fn check_beta(key: &str, beta: f64) -> Result<()> {
+    check_float(key, beta, f32::MIN_POSITIVE..=1.0)
+}
 
 /// `steps` numbers from `start` to `end` at even distances, both halves counted from their own end: `torch.linspace`.
 pub(super) fn linspace(start: f32, end: f32, steps: i64) -> Vec<f32> {
@@ -19,7 +139,7 @@ pub(super) fn linspace(start: f32, end: f32, steps: i64) -> Vec<f32> {
 }
 
 /// `torch.sigmoid`, for numbers that are not large.
-pub(super) fn sigmoid(x: f32) -> f32 {
+fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
@@ -47,7 +167,7 @@ pub(super) fn cosine(t: f64) -> f64 {
 }
 
 /// Laplace's distribution (arXiv 2407.03297).
-pub(super) fn laplace(t: f64) -> f64 {
+fn laplace(t: f64) -> f64 {
     let log_snr = -0.5 * 1.0_f64.copysign(0.5 - t) * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
     let snr = log_snr.exp();
     (snr / (1.0 + snr)).sqrt()
@@ -63,7 +183,7 @@ pub(super) fn alphas_cumprod(betas: &[f32]) -> Vec<f32> {
 }
 
 /// Betas such that nothing of `x_0` is left at the last timestep: algorithm 1 of arXiv 2305.08891.
-pub(super) fn rescale_zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
+fn rescale_zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = alphas_cumprod(betas).into_iter().map(f32::sqrt).collect();
     let (Some(first), Some(last)) = (roots.first(), roots.last()) else { return Vec::new() };
     // Shifted so that the last is zero, and scaled so that the first stays.

@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use tch::Tensor;
 
 /// The noise levels of one step, in float32 as diffusers keeps them.
+#[derive(Debug)]
 pub(super) struct Levels {
     pub(super) alpha_prod_t: f32,
     pub(super) alpha_prod_t_prev: f32,
@@ -44,6 +45,26 @@ impl Levels {
         let noise_part = noise.f_mul_scalar(f64::from(self.beta_prod_t().sqrt()))?;
         Ok(sample.f_sub(&noise_part)?.f_div_scalar(f64::from(self.alpha_prod_t.sqrt()))?)
     }
+
+    /// The predicted `x_0` where the model predicts the velocity (arXiv 2202.00512).
+    ///
+    /// # Errors
+    /// As [`Levels::posterior_mean`].
+    pub(super) fn original_from_velocity(&self, velocity: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let velocity_part = velocity.f_mul_scalar(f64::from(self.beta_prod_t().sqrt()))?;
+        Ok(sample.f_mul_scalar(f64::from(self.alpha_prod_t.sqrt()))?.f_sub(&velocity_part)?)
+    }
+}
+
+/// Refuses dynamic thresholding (arXiv 2205.11487), at which diffusers fails with embeddings.
+///
+/// # Errors
+/// [`Error::Config`] if it is on.
+pub(super) fn check_no_thresholding(thresholding: bool) -> Result<()> {
+    if !thresholding {
+        return Ok(());
+    }
+    Err(Error::key("thresholding", "is true, it must be false: it is for images, and not for embeddings"))
 }
 
 /// Checks the range that the predicted `x_0` is clipped to. libtorch refuses finite bounds that float32 cannot hold. As
@@ -62,5 +83,14 @@ pub(super) fn check_clip_sample_range(range: f64) -> Result<()> {
 /// The error of a number of steps that a model trained with `train` timesteps cannot do.
 pub(super) fn impossible_steps(steps: usize, train: usize) -> Error {
     let reason = format!("{steps} steps are not possible, the model was trained with 1 to {train}");
+    Error::Option { option: "steps", reason }
+}
+
+/// The error of a number of steps whose schedule is not finite, so that no embedding would be.
+pub(super) fn not_a_number(steps: usize, timestep: f64) -> Error {
+    let reason = format!(
+        "{steps} steps are not possible: at timestep {timestep} the scheduler's own numbers are not finite, as in \
+         diffusers; take another number of steps or another scheduler"
+    );
     Error::Option { option: "steps", reason }
 }

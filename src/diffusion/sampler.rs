@@ -28,6 +28,9 @@ pub struct Condition<'a> {
 
 /// Denoises a batch of rows to their image embeddings, `(rows, clip_embed_dim)`, float32.
 ///
+/// The loop is that of diffusers 0.42 `pipelines/stable_diffusion/pipeline_stable_unclip.py`, which works with every
+/// scheduler; UnCLIP's takes the next timestep too, as in `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
+///
 /// `unconditional` is the condition of the negative prompts, unused where guidance is off. `after_step` is called once
 /// a step.
 ///
@@ -35,7 +38,7 @@ pub struct Condition<'a> {
 /// If shapes do not fit or memory runs out, and those of `after_step`, which end the loop.
 pub fn sample(
     prior: &PriorTransformer,
-    scheduler: &dyn Scheduler,
+    scheduler: &mut dyn Scheduler,
     guidance: Guidance,
     conditional: Condition,
     unconditional: Option<Condition>,
@@ -46,13 +49,17 @@ pub fn sample(
     let conditions: Vec<Condition> =
         unconditional.filter(|_| guidance.is_on()).into_iter().chain([conditional]).collect();
     let mut windows: Vec<Window> = conditions.iter().map(|&condition| Window::new(condition)).collect();
-    let mut latents = noise.latents.shallow_clone();
+    let mut latents = match scheduler.init_noise_sigma() {
+        1.0 => noise.latents.shallow_clone(),
+        sigma => noise.latents.f_mul_scalar(sigma)?,
+    };
     for step in 0..scheduler.timesteps().len() {
         for window in &mut windows {
             window.move_to(step, prior, scheduler.timesteps())?;
         }
         let branches: Vec<Branch> = windows.iter().map(|window| window.branch(step)).collect();
-        let input = Tensor::f_cat(&vec![&latents; branches.len()], 0)?;
+        let scaled = scheduler.scale_model_input(step, &latents)?;
+        let input = Tensor::f_cat(&vec![&scaled; branches.len()], 0)?;
         let predicted = guide(guidance, prior.step(&branches, &input)?.f_to_kind(Kind::Float)?)?;
         latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
         after_step()?;
@@ -77,7 +84,7 @@ impl<'a> Window<'a> {
     }
 
     /// Moves on to the window that `step` is in.
-    fn move_to(&mut self, step: usize, prior: &PriorTransformer, timesteps: &[i64]) -> Result<()> {
+    fn move_to(&mut self, step: usize, prior: &PriorTransformer, timesteps: &[f64]) -> Result<()> {
         let (first, cache) = self.cache();
         if step < first + cache.steps() {
             return Ok(());

@@ -19,8 +19,9 @@ pub struct Preset {
 
 /// The short names, the smallest download first.
 ///
-/// Each prior has 1.02 G parameters, the text encoder 0.12 G (ViT-L/14) or 0.69 G (ViT-bigG/14).
-pub const PRESETS: [Preset; 4] = [
+/// Each prior has 1.02 G parameters, but Shap-E's 0.3 G; the text encoder 0.12 G (ViT-L/14) or 0.69 G (ViT-bigG/14).
+pub const PRESETS: [Preset; 5] = [
+    Preset { name: "shap-e", repository: "openai/shap-e", dimension: 1024, licence: "mit", bytes: 1_730_000_000 },
     Preset {
         name: "karlo",
         repository: "kakaobrain/karlo-v1-alpha",

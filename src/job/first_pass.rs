@@ -110,6 +110,7 @@ impl Hash {
 pub(super) mod tests {
     use super::super::prompts::Prompts;
     use super::*;
+    use crate::nn::prior::PriorKind;
     use crate::pipeline::Settings;
     use crate::rows::{BadRow, ReadOptions};
     use tempfile::TempDir;
@@ -123,6 +124,7 @@ pub(super) mod tests {
             wants_negative: false,
             on_error: OnError::Fail,
             max_steps: 1000,
+            kind: PriorKind::Diffusion,
         }
     }
 

@@ -129,6 +129,7 @@ impl Job {
             plan.add_to(&mut self.write.fingerprint, &self.pipeline, &self.options, first_pass)?;
         }
         (self.write.dim, self.write.total_rows) = (Some(self.pipeline.embedding_dim()), rows);
+        self.write.row_shape = self.pipeline.row_shape();
         // The prompts of a pipe do not come again. A single batch is computed again as quickly as it is resumed.
         self.write.keep = !is_stream;
         self.write.restart = plan.is_single;

@@ -1,5 +1,6 @@
 //! What applies to every row unless its prompt says otherwise.
 
+use crate::nn::prior::PriorKind;
 use crate::pipeline::Settings;
 use crate::rows::{BadRow, PromptRecord, PromptRow};
 
@@ -29,6 +30,8 @@ pub struct RowOptions {
     pub on_error: OnError,
     /// The largest number of steps that the model supports.
     pub max_steps: usize,
+    /// The kind of the model's prior: not every one takes all settings.
+    pub kind: PriorKind,
 }
 
 impl RowOptions {
@@ -48,6 +51,16 @@ impl RowOptions {
             PromptRow::Bad(row) => return Err(row),
         };
         let bad = |reason: String| Err(BadRow { place, reason });
+        let unused = match self.kind {
+            PriorKind::Diffusion => &[][..],
+            PriorKind::OneStep => {
+                &[("steps", record.steps.is_some()), ("guidance_scale", record.guidance_scale.is_some())]
+            }
+            PriorKind::Sequence => &[("negative_prompt", record.negative_prompt.is_some())],
+        };
+        if let Some((key, _)) = unused.iter().find(|(_, is_set)| *is_set) {
+            return bad(format!("{key:?} is set, and {} takes none", self.kind.title()));
+        }
         if let Some(steps) = record.steps.filter(|steps| *steps > self.max_steps) {
             return bad(format!("\"steps\" is {steps}, and this model takes 1 to {}", self.max_steps));
         }

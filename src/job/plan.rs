@@ -132,6 +132,12 @@ impl Plan {
             .push("--negative-prompt", negative_prompt.map_or_else(|| "not set".into(), |text| format!("{text:?}")));
         fingerprint.push("--steps", rows.settings.steps);
         fingerprint.push("--guidance-scale", rows.settings.guidance_scale);
+        fingerprint.push("--scheduler", pipeline.scheduler_class().map_or("none", |class| class.name));
+        let scheduler = pipeline.scheduler_options();
+        fingerprint.push("--eta", scheduler.eta.unwrap_or_default());
+        fingerprint
+            .push("--solver-order", scheduler.solver_order.map_or_else(|| "not set".into(), |order| order.to_string()));
+        fingerprint.push("--sde", scheduler.sde);
         fingerprint.push("--seed", rows.seed);
         fingerprint.push("--samples-per-prompt", rows.samples);
         fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());

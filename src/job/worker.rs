@@ -161,7 +161,7 @@ impl Computation {
             for (rows, targets) in rows.chunks(self.batch_size).zip(targets.chunks(self.batch_size)) {
                 // A row of the output is done when all that is computed for it is.
                 let share = (rows.len() * block.rows.len()) as f64 / count as f64;
-                let rows_per_step = share / settings.steps as f64;
+                let rows_per_step = share / pipeline.passes(settings.steps)? as f64;
                 let mut batch_progress = BatchProgress { progress, cancel, targets, rows_per_step };
                 pipeline.keep_text_encoder(!(block.is_only && batches == 1));
                 let embeds = pipeline.embed(rows, settings, &mut batch_progress)?;

@@ -55,6 +55,8 @@ pub struct WriteOptions {
     pub fingerprint: Fingerprint,
     /// The embedding dimension, if known; needed for an output without rows.
     pub dim: Option<usize>,
+    /// The shape of a row that is no vector; only `.npy` holds such.
+    pub row_shape: Option<[usize; 2]>,
     /// Rows of the whole (of all shards), if known.
     pub total_rows: Option<u64>,
     /// The shard that the rows are, if they are not all.
@@ -77,6 +79,7 @@ impl WriteOptions {
             keep: true,
             fingerprint: Fingerprint::default(),
             dim: None,
+            row_shape: None,
             total_rows: None,
             shard: None,
             interrupt: Arc::default(),

@@ -1,12 +1,11 @@
 //! A model's architecture and size, from its configurations and, if they are here, the headers of its weights.
 
 use super::layout::{Layout, ModelFile};
-use super::load::{CONFIG, read_scheduler};
+use super::load::{CONFIG, read_prior_config, read_scheduler};
 use super::parameters::Parameters;
 use crate::Result;
 use crate::config;
 use crate::files::Folder;
-use crate::nn::prior::PriorConfig;
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights::checkpoint::candidates::is_weights;
@@ -25,8 +24,8 @@ pub struct Description {
     pub parameters: Option<ParameterCounts>,
     /// Bytes of the weights of prior and text encoder in each `--dtype`. Encoders are never quantized.
     pub memory_bytes: Option<BTreeMap<&'static str, u64>>,
-    /// The scheduler.
-    pub scheduler: SchedulerShape,
+    /// The scheduler; a one-step prior has none.
+    pub scheduler: Option<SchedulerShape>,
     /// The tokenizer.
     pub tokenizer: TokenizerShape,
 }
@@ -42,6 +41,10 @@ pub struct PriorShape {
     pub num_layers: i64,
     /// The embedding dimension.
     pub embedding_dim: i64,
+    /// Whether it makes an embedding in one step.
+    pub is_one_step: bool,
+    /// The number of latents that it makes in place of an embedding, each of the embedding dimension.
+    pub latents: Option<i64>,
 }
 
 /// The shape of a `CLIPTextModelWithProjection`.
@@ -105,9 +108,9 @@ pub struct TokenizerShape {
 /// If a component is missing, damaged or not supported.
 pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
     let layout = Layout::find(folder)?;
-    let prior: PriorConfig = config::read(&layout.prior, CONFIG)?;
+    let prior = read_prior_config(&layout)?;
     let text: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
-    let scheduler = read_scheduler(&layout)?;
+    let scheduler = if prior.is_one_step() { None } else { Some(read_scheduler(&layout)?) };
     // For its errors.
     Tokenizer::open(&layout.tokenizer, text.max_position_embeddings as usize)?;
     let parameters = count_parameters(&layout, files)?;
@@ -125,6 +128,8 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
             attention_head_dim: prior.attention_head_dim,
             num_layers: prior.num_layers,
             embedding_dim: prior.embedding_dim,
+            is_one_step: prior.is_one_step(),
+            latents: prior.is_sequence().then_some(prior.num_embeddings),
         },
         text_encoder: TextEncoderShape {
             num_hidden_layers: text.num_hidden_layers,
@@ -134,11 +139,11 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
         },
         parameters,
         memory_bytes,
-        scheduler: SchedulerShape {
+        scheduler: scheduler.map(|scheduler| SchedulerShape {
             class: layout.scheduler_class.class_name,
             num_train_timesteps: scheduler.num_train_timesteps(),
             prediction_type: scheduler.prediction_type().into(),
-        },
+        }),
         tokenizer: TokenizerShape { vocabulary: text.vocab_size, max_tokens: text.max_position_embeddings },
     })
 }

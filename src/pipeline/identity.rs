@@ -39,7 +39,8 @@ impl Pipeline {
                 add_file(&mut hasher, component, &name, is_thorough)?;
             }
         }
-        for component in [prior, text_encoder, tokenizer, scheduler].into_iter().chain(image_encoder) {
+        let scheduler = scheduler.as_ref().filter(|_| !self.is_one_step());
+        for component in [prior, text_encoder, tokenizer].into_iter().chain(scheduler).chain(image_encoder) {
             let mut names = component.file_names();
             names.sort();
             for name in names.iter().filter(|name| is_description(name)) {
@@ -47,7 +48,9 @@ impl Pipeline {
             }
         }
         // It may come from the index, which is not among the files.
-        hasher.update(scheduler_class.class_name);
+        if !self.is_one_step() {
+            hasher.update(scheduler_class.class_name);
+        }
         for lora in &self.loras {
             hasher.update(lora.identity()?);
         }

@@ -3,7 +3,7 @@
 //! Their names differ: Kandinsky's prior pipelines have `text_encoder`, Karlo has `prior_scheduler`, and Stable
 //! unCLIP's and Kandinsky's combined pipelines prefix all with `prior_`, since the plain names are the decoder's.
 
-use crate::diffusion::scheduler::SchedulerClass;
+use crate::diffusion::scheduler::{SchedulerClass, SchedulerOptions};
 use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
@@ -81,10 +81,12 @@ pub struct Layout {
     pub text_encoder: Folder,
     /// `CLIPTokenizer`: its vocabulary and configuration.
     pub tokenizer: Folder,
-    /// The scheduler: `scheduler_config.json`.
-    pub scheduler: Folder,
-    /// The scheduler's class.
+    /// The scheduler: `scheduler_config.json`. A one-step prior does without.
+    pub scheduler: Option<Folder>,
+    /// The scheduler's own class.
     pub scheduler_class: SchedulerClass,
+    /// How to sample otherwise than its configuration says.
+    pub scheduler_options: SchedulerOptions,
     /// `CLIPVisionModelWithProjection`, or a `CLIPModel`. Not every model has one, and a download leaves its weights
     /// out where a run does not need them.
     pub image_encoder: Option<Folder>,
@@ -100,22 +102,21 @@ impl Layout {
     pub fn find(folder: &Folder) -> Result<Self> {
         let index = read_index(folder)?;
         let find = |part: &Part| find(folder, index.as_ref(), part);
-        let need = |part: &Part| {
-            find(part)?.ok_or_else(|| {
-                let ([prefixed, plain], path) = (part.names, folder.to_string());
-                let hint = format!("put it in a folder {plain}/ or {prefixed}/ there");
-                Error::MissingComponent { component: part.component, path, hint: Some(Hint::Other(hint.into())) }
-            })
-        };
+        let need = |part: &Part| find(part)?.ok_or_else(|| part.missing_in(folder));
         let [prior, text_encoder, tokenizer] = [need(&PRIOR)?, need(&TEXT_ENCODER)?, need(&TOKENIZER)?];
-        let scheduler = need(&SCHEDULER)?;
+        let scheduler = find(&SCHEDULER)?;
+        let scheduler_class = match &scheduler {
+            Some(folder) => scheduler_class(index.as_ref(), folder)?,
+            None => schedulers::ALL[0],
+        };
         Ok(Self {
             folder: folder.clone(),
             prior,
             text_encoder,
             tokenizer,
-            scheduler_class: scheduler_class(index.as_ref(), &scheduler)?,
             scheduler,
+            scheduler_class,
+            scheduler_options: SchedulerOptions::default(),
             image_encoder: find(&IMAGE_ENCODER)?.filter(has_weights),
             has_zero_image_embed: folder.has_file(ZERO_IMAGE_EMBED),
         })
@@ -163,6 +164,13 @@ pub(crate) fn choose(
 }
 
 impl Part {
+    /// The error on a model in `folder` that lacks it.
+    pub(super) fn missing_in(&self, folder: &Folder) -> Error {
+        let [prefixed, plain] = self.names;
+        let hint = Hint::Other(format!("put it in a folder {plain}/ or {prefixed}/ there").into());
+        Error::MissingComponent { component: self.component, path: folder.to_string(), hint: Some(hint) }
+    }
+
     /// Checks that the class that the file `path` has under `key` is supported.
     fn check_class(&self, path: &str, key: &str, class: &str) -> Result<()> {
         if self.classes.contains(&class) {

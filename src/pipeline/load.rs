@@ -1,16 +1,17 @@
 //! Opens a pipeline, checks that its components fit each other, and loads its networks when they are needed.
 
-use super::layout::{Layout, SCHEDULER_CONFIG};
+use super::layout::{Layout, SCHEDULER, SCHEDULER_CONFIG};
 use super::negative::NegativeCache;
 use super::parameters::Parameters;
 use super::progress::Progress;
-use super::request::Timings;
+use super::request::{Settings, Timings};
 use super::text::TextStage;
 use crate::config;
-use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
+use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig, SchedulerOptions};
+use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
-use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
+use crate::nn::prior::{PriorConfig, PriorKind, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
 use crate::tokenizer::Tokenizer;
@@ -35,7 +36,8 @@ pub struct Pipeline {
     pub(super) prior_config: PriorConfig,
     pub(super) prior: Option<PriorTransformer>,
     pub(super) loras: Vec<Lora>,
-    pub(super) scheduler: Box<dyn SchedulerConfig>,
+    /// Not with a one-step prior.
+    pub(super) scheduler: Option<Box<dyn SchedulerConfig>>,
     pub(super) parameters: OnceCell<Parameters>,
     pub(super) negative: Option<NegativeCache>,
     pub(super) keeps_text_encoder: bool,
@@ -43,13 +45,28 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    /// As [`Pipeline::open_with`], to sample as the model's own configuration says.
     ///
     /// # Errors
     /// If a component is missing, damaged, not supported, or does not fit the others.
+    #[cfg(test)]
     pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
+        Self::open_with(folder, placement, SchedulerOptions::default())
+    }
+
+    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    ///
+    /// # Errors
+    /// If a component is missing, damaged, not supported, or does not fit the others, and [`Error::Option`] if the
+    /// scheduler has no use for an option.
+    pub fn open_with(
+        folder: impl Into<Folder>,
+        placement: Placement,
+        scheduler_options: SchedulerOptions,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let mut pipeline = Self::of_layout(Layout::find(&folder.into())?, placement)?;
+        let layout = Layout { scheduler_options, ..Layout::find(&folder.into())? };
+        let mut pipeline = Self::of_layout(layout, placement)?;
         pipeline.timings.load = start.elapsed();
         Ok(pipeline)
     }
@@ -57,13 +74,18 @@ impl Pipeline {
     /// Opens a model whose components were found before.
     ///
     /// # Errors
-    /// As [`Pipeline::open`].
+    /// As [`Pipeline::open_with`].
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
-        let scheduler = read_scheduler(&layout)?;
-        let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+        let prior_config = read_prior_config(&layout)?;
+        let scheduler = match prior_config.is_one_step() {
+            true => refuse_scheduler(&layout).map(|()| None)?,
+            false => Some(read_scheduler(&layout)?),
+        };
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
-        check_fit(&layout, &tokenizer, &text_config, &prior_config, &*scheduler)?;
+        check_fit(&layout, &tokenizer, &text_config, &prior_config, scheduler.as_deref())?;
+        // Shap-E's pipeline pads with token 0 whatever the tokenizer says.
+        let tokenizer = if prior_config.is_sequence() { tokenizer.padded_with(0) } else { tokenizer };
         Ok(Self {
             layout,
             placement,
@@ -164,27 +186,78 @@ impl Pipeline {
         &self.layout.folder
     }
 
-    /// The embedding dimension.
+    /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
-        usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
+        let dim = match self.prior_config.is_sequence() {
+            true => self.prior_config.num_embeddings.saturating_mul(self.prior_config.embedding_dim),
+            false => self.prior_config.embedding_dim,
+        };
+        usize::try_from(dim).unwrap_or(0)
     }
 
-    /// The class of the model's scheduler.
-    pub fn scheduler_class(&self) -> SchedulerClass {
-        self.layout.scheduler_class
+    /// The shape of a row that is a sequence of latents, `(tokens, dim)`; `None` for an embedding.
+    pub fn row_shape(&self) -> Option<[usize; 2]> {
+        let PriorConfig { num_embeddings, embedding_dim, .. } = self.prior_config;
+        let shape = [usize::try_from(num_embeddings).ok()?, usize::try_from(embedding_dim).ok()?];
+        self.prior_config.is_sequence().then_some(shape)
+    }
+
+    /// The kind of the prior.
+    pub fn kind(&self) -> PriorKind {
+        self.prior_config.kind()
+    }
+
+    /// Whether the prior makes an embedding in one step: without a scheduler, guidance or a number of steps.
+    pub fn is_one_step(&self) -> bool {
+        self.prior_config.is_one_step()
+    }
+
+    /// The class of the scheduler in force; `None` with a one-step prior.
+    pub fn scheduler_class(&self) -> Option<SchedulerClass> {
+        self.scheduler.as_ref().map(|_| self.scheduler_options().class.unwrap_or(self.layout.scheduler_class))
+    }
+
+    /// How to sample otherwise than the model's own configuration says.
+    pub fn scheduler_options(&self) -> &SchedulerOptions {
+        &self.layout.scheduler_options
     }
 
     /// The largest number of denoising steps such that the model can do any smaller one.
     pub fn max_steps(&self) -> usize {
-        self.scheduler.max_steps()
+        self.scheduler.as_ref().map_or(Settings::ONE_STEP.steps, |scheduler| scheduler.max_steps())
     }
 
-    /// Checks that the model can do so many denoising steps.
+    /// The settings of a run: those that are given, or the defaults.
     ///
     /// # Errors
-    /// [`Error::Option`] if it cannot.
-    pub fn check_steps(&self, steps: usize) -> Result<()> {
-        self.scheduler.scheduler(steps).map(drop)
+    /// [`Error::Option`] if the model cannot do so many denoising steps, or has a one-step prior and one is given.
+    pub fn settings(&self, steps: Option<usize>, guidance_scale: Option<f64>) -> Result<Settings> {
+        let Some(scheduler) = &self.scheduler else {
+            let given = [("steps", steps.is_some()), ("guidance_scale", guidance_scale.is_some())];
+            return match given.into_iter().find(|(_, is_given)| *is_given) {
+                Some((option, _)) => {
+                    let reason =
+                        format!("{option} is set, and {} has a one-step prior, which takes none", self.folder());
+                    Err(Error::Option { option, reason })
+                }
+                None => Ok(Settings::ONE_STEP),
+            };
+        };
+        let default = Settings::default();
+        let steps = steps.unwrap_or(default.steps);
+        scheduler.scheduler(steps)?;
+        Ok(Settings { steps, guidance_scale: guidance_scale.unwrap_or(default.guidance_scale) })
+    }
+
+    /// How often the prior runs for so many denoising steps.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if the model cannot do so many.
+    pub fn passes(&self, steps: usize) -> Result<usize> {
+        match &self.scheduler {
+            Some(scheduler) => Ok(scheduler.scheduler(steps)?.timesteps().len()),
+            None => Ok(1),
+        }
     }
 
     /// Where the time went so far.
@@ -193,13 +266,41 @@ impl Pipeline {
     }
 }
 
-/// Reads the scheduler's configuration.
+/// Reads the prior's configuration, and checks that it and the weights, if they are there, are of one kind of prior.
+///
+/// # Errors
+/// If it is missing, damaged or not supported.
+pub(super) fn read_prior_config(layout: &Layout) -> Result<PriorConfig> {
+    let config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+    // Checked now, not after all prompts have been encoded. Damaged weights are reported when they are loaded.
+    let checkpoint = Checkpoint::open_folder(&layout.prior).ok();
+    let names = checkpoint.iter().flat_map(Checkpoint::names);
+    let checked = config.check_kind(names, &layout.prior.to_string());
+    checked.map_err(|error| error.with_path(&layout.prior.path_of(CONFIG)))?;
+    Ok(config)
+}
+
+/// Reads the scheduler's configuration, for the class in force.
 ///
 /// # Errors
 /// If it is missing, damaged or not supported.
 pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>> {
-    let path = layout.scheduler.path_of(SCHEDULER_CONFIG);
-    (layout.scheduler_class.parse)(&layout.scheduler.read_text(SCHEDULER_CONFIG)?, &path)
+    let folder = layout.scheduler.as_ref().ok_or_else(|| SCHEDULER.missing_in(&layout.folder))?;
+    let (text, path) = (folder.read_text(SCHEDULER_CONFIG)?, folder.path_of(SCHEDULER_CONFIG));
+    schedulers::configure(&text, &path, layout.scheduler_class, &layout.scheduler_options)
+}
+
+/// Refuses a choice of scheduler, for a one-step prior.
+fn refuse_scheduler(layout: &Layout) -> Result<()> {
+    let options = &layout.scheduler_options;
+    let class = options.class.map(|_| "scheduler");
+    match class.or_else(|| options.given().next()) {
+        Some(option) => {
+            let reason = format!("{option} is set, and {} has a one-step prior, which takes none", layout.folder);
+            Err(Error::Option { option, reason })
+        }
+        None => Ok(()),
+    }
 }
 
 /// The tensors in components' folders that are not finite.
@@ -219,11 +320,14 @@ fn check_fit(
     tokenizer: &Tokenizer,
     text: &TextEncoderConfig,
     prior: &PriorConfig,
-    scheduler: &dyn SchedulerConfig,
+    scheduler: Option<&dyn SchedulerConfig>,
 ) -> Result<()> {
-    let mismatch = |reason: String| Err(Error::Mismatch { path: layout.folder.to_string(), reason });
+    if prior.is_sequence() {
+        return check_sequence_fit(layout, tokenizer, text, prior, scheduler);
+    }
     if prior.added_emb_type.is_none() {
-        return mismatch("the prior has no query token (added_emb_type is null), so it gives no CLIP embedding".into());
+        let reason = "the prior has no query token (added_emb_type is null), so it gives no CLIP embedding";
+        return Err(mismatch(layout, reason.into()));
     }
     let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
     let equal = [
@@ -235,7 +339,7 @@ fn check_fit(
         ),
         (
             "the number of tokens after the text",
-            ADDITIONAL_TOKENS,
+            prior.expected_tokens(),
             "the prior's additional_embeddings",
             prior.additional_embeddings,
         ),
@@ -248,16 +352,81 @@ fn check_fit(
         ),
         ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
     ];
-    if let Some((left, left_value, right, right_value)) = equal.into_iter().find(|(_, left, _, right)| left != right) {
-        return mismatch(format!("{left} ({left_value}) and {right} ({right_value}) must be equal"));
+    check_equal(layout, &equal)?;
+    check_lengths(layout, tokenizer, text)?;
+    check_variance(layout, scheduler)
+}
+
+/// The same with a prior of a sequence of latents, which takes text embeddings alone.
+fn check_sequence_fit(
+    layout: &Layout,
+    tokenizer: &Tokenizer,
+    text: &TextEncoderConfig,
+    prior: &PriorConfig,
+    scheduler: Option<&dyn SchedulerConfig>,
+) -> Result<()> {
+    check_equal(
+        layout,
+        &[
+            (
+                "the number of tokens with positions beside the latents",
+                0,
+                "the prior's additional_embeddings",
+                prior.additional_embeddings,
+            ),
+            (
+                "the text encoder's projection_dim",
+                text.projection_dim,
+                "the prior's embedding_proj_dim",
+                prior.embedding_proj_dim(),
+            ),
+            (
+                "twice the prior's embedding_dim",
+                prior.embedding_dim.saturating_mul(2),
+                "the prior's clip_embed_dim",
+                prior.clip_embed_dim(),
+            ),
+        ],
+    )?;
+    // As in diffusers' pipeline, which gives it no generator.
+    if let Some(scheduler) = scheduler
+        && scheduler.scheduler(2)?.noisy_steps() > 0
+    {
+        let reason = "the scheduler adds noise at its steps, and Shap-E's prior takes only one that does not: heun";
+        return Err(mismatch(layout, reason.into()));
     }
-    if tokenizer.max_length() as i64 > text.max_position_embeddings {
-        let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
-        return mismatch(format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}"));
+    check_lengths(layout, tokenizer, text)?;
+    check_variance(layout, scheduler)
+}
+
+/// Two sizes, each after its name, that must be equal.
+type Sizes<'a> = (&'a str, i64, &'a str, i64);
+
+fn check_equal(layout: &Layout, sizes: &[Sizes]) -> Result<()> {
+    match sizes.iter().find(|(_, left, _, right)| left != right) {
+        Some((left, left_value, right, right_value)) => {
+            Err(mismatch(layout, format!("{left} ({left_value}) and {right} ({right_value}) must be equal")))
+        }
+        None => Ok(()),
     }
-    if scheduler.needs_variance() {
+}
+
+fn check_lengths(layout: &Layout, tokenizer: &Tokenizer, text: &TextEncoderConfig) -> Result<()> {
+    let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
+    if length as i64 <= max {
+        return Ok(());
+    }
+    Err(mismatch(layout, format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}")))
+}
+
+fn check_variance(layout: &Layout, scheduler: Option<&dyn SchedulerConfig>) -> Result<()> {
+    if scheduler.is_some_and(SchedulerConfig::needs_variance) {
         let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
-        return mismatch(reason.into());
+        return Err(mismatch(layout, reason.into()));
     }
     Ok(())
+}
+
+fn mismatch(layout: &Layout, reason: String) -> Error {
+    Error::Mismatch { path: layout.folder.to_string(), reason }
 }

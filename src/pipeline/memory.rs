@@ -4,6 +4,7 @@ use super::load::Pipeline;
 use super::parameters::Parameters;
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::error::Hint;
+use crate::nn::prior::PriorKind;
 use crate::{Error, Result};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;
@@ -56,7 +57,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::OutOfMemory`] if not even a batch of one row, or of `wanted` rows, fits.
     pub fn plan_batch(&self, demand: Demand, wanted: Option<usize>) -> Result<usize> {
-        let max = demand.rows.clamp(1, MAX_BATCH);
+        // A sequence of latents has as many tokens as a batch of embeddings.
+        let max = demand.rows.clamp(1, if self.prior_config.is_sequence() { 1 } else { MAX_BATCH });
         let Some(free) = demand.free_memory.or_else(|| self.free_bytes()) else { return Ok(wanted.unwrap_or(max)) };
         let needs = self.needs(demand)?;
         // Networks that are loaded need no more.
@@ -95,15 +97,24 @@ impl Pipeline {
     fn needs(&self, demand: Demand) -> Result<MemoryNeeds> {
         let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
         let encoder_bytes = |weights: u64| weights.saturating_mul(self.placement.precision.unquantized().bytes());
+        let activations = ACTIVATIONS
+            * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
+            * self.placement.precision.unquantized().bytes();
+        let tokens = self.prior_config.num_embeddings as u64;
+        // A one-step prior keeps nothing from block to block, and neither does one of latents, whose rows are long: those
+        // of a text embedding and a timestep, and the same without a text.
+        let (token, prompt_tokens) = match self.kind() {
+            PriorKind::Diffusion => (self.token_bytes(), tokens + 1),
+            PriorKind::OneStep => (0, tokens + 3),
+            PriorKind::Sequence => (activations, 2 * (tokens + 2)),
+        };
         Ok(MemoryNeeds {
             prior: prior.saturating_mul(self.placement.precision.bytes()),
             text_encoder: encoder_bytes(text_encoder),
             image_encoder: if demand.zero_embed { encoder_bytes(image_encoder) } else { 0 },
-            token: self.token_bytes(),
-            activations: ACTIVATIONS
-                * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
-                * self.placement.precision.unquantized().bytes(),
-            prompt_tokens: self.prior_config.num_embeddings as u64 + 1,
+            token,
+            activations,
+            prompt_tokens,
             demand,
         })
     }

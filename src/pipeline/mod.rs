@@ -1,7 +1,9 @@
 //! The whole story on a page: prompts to image embeddings.
 //!
 //! ```text
-//! prompts ──► tokenizer ──► text encoder ──► prior.prefill ──► sampler ──► x · std + mean ──► embeddings
+//! prompts ──► tokenizer ──► text encoder ─┬─► prior.prefill ──► sampler ──► x · std + mean ─┬─► embeddings
+//!                                         ├─► one_step: prior.predict ──────────────────────┘
+//!                                         └─► shap_e: prior.forward, step by step ─────────────► latents
 //! ```
 //!
 //! [`Pipeline::embed`] is that story. Beside it, [`layout`] finds the components in a folder as diffusers saves it,
@@ -20,9 +22,11 @@ pub mod layout;
 mod load;
 mod memory;
 mod negative;
+mod one_step;
 mod parameters;
 mod progress;
 mod request;
+mod shap_e;
 mod text;
 mod zero_embed;
 
@@ -34,14 +38,17 @@ pub use request::{Row, Settings, Timings};
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::BatchNoise;
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
-use crate::nn::prior::TextCondition;
+use crate::nn::prior::{PriorKind, TextCondition};
 use crate::{Error, Result};
 use embeds::{first_non_finite, to_array};
 use ndarray::Array2;
 use negative::NegativeCache;
+use one_step::predict;
 use progress::check_cancelled;
+use shap_e::denoise;
 use std::collections::HashMap;
 use std::time::Instant;
+use tch::Tensor;
 
 impl Pipeline {
     /// The image embeddings of a batch of rows, `(rows, embedding_dim)`.
@@ -52,16 +59,16 @@ impl Pipeline {
     /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or memory
     /// runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
     pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Array2<f32>> {
-        let scheduler = self.scheduler.scheduler(settings.steps)?;
+        let mut scheduler = self.scheduler.as_ref().map(|config| config.scheduler(settings.steps)).transpose()?;
         if rows.is_empty() {
             return Ok(Array2::zeros((0, self.embedding_dim())));
         }
         let guidance = Guidance::new(settings.guidance_scale);
-        let timesteps = scheduler.timesteps();
+        let timesteps = scheduler.as_ref().map_or_else(Vec::new, |scheduler| scheduler.timesteps().to_vec());
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
-        let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, timesteps));
-        let needs_negative = guidance.is_on() && !is_cached;
+        let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, &timesteps));
+        let needs_negative = self.kind() == PriorKind::Diffusion && guidance.is_on() && !is_cached;
         // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
         let (beside, apart): (&[&str], &[&str]) = match (needs_negative, self.keeps_text_encoder) {
             (false, _) => (&[], &[]),
@@ -87,15 +94,24 @@ impl Pipeline {
             self.text.encoder = None;
         }
 
-        // 2. Prefill: what does not change from step to step is computed once a prompt.
         check_cancelled(progress)?;
         self.load_prior(progress)?;
         check_cancelled(progress)?;
         let start = Instant::now();
         let prior = self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))?;
-        let first_timesteps = |prompts: usize| &timesteps[..chunk_len(prompts).min(settings.steps)];
+        let Some(scheduler) = scheduler.as_deref_mut() else {
+            let embeds = predict(prior, &text, &prompt_of_row, rows, progress)?;
+            return self.finish(&embeds, rows, start);
+        };
+        if self.kind() == PriorKind::Sequence {
+            let latents = denoise(prior, scheduler, guidance, &text.embeds, &prompt_of_row, rows, progress)?;
+            return self.finish(&latents, rows, start);
+        }
+
+        // 2. Prefill: what does not change from step to step is computed once a prompt.
+        let first_timesteps = |prompts: usize| &timesteps[..chunk_len(prompts).min(timesteps.len())];
         let for_each = |prompts: usize| std::iter::repeat_n(first_timesteps(prompts), prompts);
-        let together: Vec<&[i64]> = for_each(prompts.len()).chain(for_each(beside.len())).collect();
+        let together: Vec<&[f64]> = for_each(prompts.len()).chain(for_each(beside.len())).collect();
         let (prefix, timestep_cache) = prior.prefill(&text, &together)?;
         if needs_negative {
             let (prefix, timestep_cache) = match &text_apart {
@@ -103,7 +119,7 @@ impl Pipeline {
                 None => (prefix.tail(prompts.len())?, timestep_cache.tail(prompts.len())?),
             };
             let prompts = negative_prompts.iter().map(|prompt| prompt.to_string()).collect();
-            self.negative = Some(NegativeCache { prompts, timesteps: timesteps.to_vec(), prefix, timestep_cache });
+            self.negative = Some(NegativeCache { prompts, timesteps: timesteps.clone(), prefix, timestep_cache });
         }
 
         // 3. Denoise, each row from its own noise.
@@ -114,16 +130,20 @@ impl Pipeline {
         let mut done = 0;
         let mut after_step = || {
             done += 1;
-            progress.step(done, settings.steps);
+            progress.step(done, timesteps.len());
             check_cancelled(progress)
         };
-        let embeds = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
-        let embeds = to_array(&embeds)?;
+        let embeds = sample(prior, scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         if !self.keeps_text_encoder {
             self.negative = None;
         }
-        self.timings.prior += start.elapsed();
+        self.finish(&embeds, rows, start)
+    }
 
+    /// The embeddings as an array, once they are checked. The prior has worked since `start`.
+    fn finish(&mut self, embeds: &Tensor, rows: &[Row], start: Instant) -> Result<Array2<f32>> {
+        let embeds = to_array(embeds)?;
+        self.timings.prior += start.elapsed();
         match first_non_finite(&embeds) {
             Some(row) => {
                 let what = format!("the embedding of {:?}", progress::shorten(rows[row].prompt));

@@ -7,14 +7,14 @@ use crate::nn::prior::{Prefix, TimestepCache};
 #[derive(Debug)]
 pub(super) struct NegativeCache {
     pub(super) prompts: Vec<String>,
-    pub(super) timesteps: Vec<i64>,
+    pub(super) timesteps: Vec<f64>,
     pub(super) prefix: Prefix,
     pub(super) timestep_cache: TimestepCache,
 }
 
 impl NegativeCache {
     /// Whether the cache is of these prompts and timesteps.
-    pub(super) fn is_of(&self, prompts: &[&str], timesteps: &[i64]) -> bool {
+    pub(super) fn is_of(&self, prompts: &[&str], timesteps: &[f64]) -> bool {
         self.prompts == prompts && self.timesteps == timesteps
     }
 

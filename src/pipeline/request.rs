@@ -35,6 +35,18 @@ pub struct Timings {
     pub prior: Duration,
 }
 
+impl Settings {
+    /// Those of a one-step prior, which has nothing to choose.
+    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0 };
+}
+
+impl Default for Settings {
+    /// Those of diffusers' Kandinsky 2.2 prior pipeline.
+    fn default() -> Self {
+        Self { steps: 25, guidance_scale: 4.0 }
+    }
+}
+
 impl std::ops::AddAssign for Timings {
     fn add_assign(&mut self, other: Self) {
         self.load += other.load;

@@ -57,6 +57,6 @@ impl Pipeline {
 
     /// Whether [`Pipeline::zero_embed`] gives one.
     pub fn has_zero_embed(&self) -> bool {
-        self.layout.image_encoder.is_some() || self.layout.has_zero_image_embed
+        !self.prior_config.is_sequence() && (self.layout.image_encoder.is_some() || self.layout.has_zero_image_embed)
     }
 }

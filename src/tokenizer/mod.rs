@@ -91,6 +91,11 @@ impl Tokenizer {
         Ok(Self { backend, max_length, pad_id: i64::from(pad_id), ends_at_spaces })
     }
 
+    /// The same with another token as padding.
+    pub fn padded_with(self, pad_id: i64) -> Self {
+        Self { pad_id, ..self }
+    }
+
     /// The number of ids in every [`Encoding`].
     pub fn max_length(&self) -> usize {
         self.max_length

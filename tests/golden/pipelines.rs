@@ -32,13 +32,13 @@ fn embed(pipeline: &mut Pipeline, rows: &[Row], settings: &Settings) -> Tensor {
 }
 
 impl Case {
-    fn image_rows(&self) -> Vec<Row<'_>> {
+    pub fn image_rows(&self) -> Vec<Row<'_>> {
         let negative_prompt = self.negative_prompt.as_deref().unwrap_or_default();
         let prompts = self.prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, self.samples_per_prompt));
         prompts.zip(self.seed..).map(|(prompt, seed)| Row { prompt, negative_prompt, seed }).collect()
     }
 
-    fn settings(&self) -> Settings {
+    pub fn settings(&self) -> Settings {
         Settings { steps: self.steps, guidance_scale: self.guidance_scale }
     }
 

@@ -16,7 +16,7 @@ fn priors_match() {
         let output = prior
             .forward(
                 fixture.tensor("inputs.hidden_states"),
-                fixture.tensor("inputs.timestep"),
+                Some(fixture.tensor("inputs.timestep")),
                 fixture.tensor("inputs.proj_embedding"),
                 fixture.get("inputs.encoder_hidden_states"),
                 fixture.get("inputs.attention_mask"),
@@ -57,7 +57,7 @@ fn steps_on_the_cache_match() {
         if prior.check_cacheable().is_err() {
             continue;
         }
-        let timesteps = Vec::<i64>::try_from(fixture.tensor("inputs.timestep")).unwrap();
+        let timesteps = Vec::<f64>::try_from(fixture.tensor("inputs.timestep").to_kind(Kind::Double)).unwrap();
         let embeds = embeds.shallow_clone();
         let text = TextCondition { states: without_padding(states, &lens), lens: lens.clone(), embeds };
         let (prefix, cache) = prior.prefill(&text, &vec![timesteps.as_slice(); lens.len()]).unwrap();
@@ -89,7 +89,7 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
     let lens = [1, 9, 2, 5, 9];
     let (states, embeds) =
         (random(&[5, config.num_embeddings, config.embedding_dim]), random(&[5, config.embedding_dim]));
-    let timesteps = [999, 500, 42, 0];
+    let timesteps = [999.0, 500.25, 42.0, 0.0];
     let text =
         TextCondition { states: without_padding(&states, &lens), lens: lens.to_vec(), embeds: embeds.shallow_clone() };
     // The timesteps of all prompts come with the prefix or after it, or some of some prompts with it.
@@ -111,7 +111,7 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
         let fast = prior.step(&branches, &hidden_states).unwrap();
         let (embeds, states) = (embeds.index_select(0, &index), states.index_select(0, &index));
         let timestep = Tensor::from_slice(&[timestep]);
-        let whole = prior.forward(&hidden_states, &timestep, &embeds, Some(&states), Some(&mask)).unwrap();
+        let whole = prior.forward(&hidden_states, Some(&timestep), &embeds, Some(&states), Some(&mask)).unwrap();
         let error = super::common::relative_error(&fast, &whole.predicted_image_embedding);
         assert!(error < 1e-5, "timestep {timestep:?}: off by {error:.1e}");
     }

@@ -4,9 +4,10 @@ mod configurations;
 mod rows;
 mod weights;
 
-use crate::diffusion::scheduler::Scheduler;
-use crate::diffusion::schedulers::ddpm::{DdpmConfig, DdpmScheduler, TimestepSpacing};
+use crate::diffusion::scheduler::{Scheduler, SchedulerConfig};
+use crate::diffusion::schedulers::ddpm::{DdpmConfig, DdpmScheduler};
 use crate::diffusion::schedulers::unclip::{UnclipConfig, UnclipScheduler};
+use crate::diffusion::spacing::TimestepSpacing;
 use crate::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -71,7 +72,7 @@ proptest! {
         if is_possible {
             let timesteps = scheduler.timesteps();
             prop_assert_eq!(timesteps.len(), steps);
-            prop_assert!(timesteps[0] < train && timesteps[steps - 1] >= 0);
+            prop_assert!(timesteps[0] < train as f64 && timesteps[steps - 1] >= 0.0);
             prop_assert!(timesteps.windows(2).all(|pair| pair[0] > pair[1]));
         }
     }
@@ -83,9 +84,9 @@ proptest! {
         if scheduler.set_timesteps(steps).is_ok() {
             let timesteps = scheduler.timesteps();
             prop_assert_eq!(timesteps.len(), steps);
-            prop_assert_eq!(timesteps[0], train - 1);
+            prop_assert_eq!(timesteps[0], (train - 1) as f64);
             prop_assert!(timesteps.windows(2).all(|pair| pair[0] > pair[1]));
-            prop_assert!(steps == 1 || timesteps[steps - 1] == 0);
+            prop_assert!(steps == 1 || timesteps[steps - 1] == 0.0);
         } else {
             prop_assert!(steps as i64 > train);
         }

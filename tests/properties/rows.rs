@@ -4,14 +4,15 @@
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::{BatchNoise, RowNoise};
 use crate::diffusion::sampler::{Condition, sample};
-use crate::diffusion::scheduler::Scheduler;
-use crate::diffusion::schedulers::unclip::{PredictionType, UnclipConfig, UnclipScheduler};
+use crate::diffusion::scheduler::{SchedulerConfig, SchedulerOptions};
+use crate::diffusion::schedulers;
 use crate::files::Folder;
 use crate::nn::precision::Precision;
 use crate::nn::prior::{PriorConfig, PriorTransformer, TextCondition};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use proptest::prelude::*;
+use serde_json::json;
 use std::cell::Cell;
 use tch::{Device, Tensor};
 
@@ -59,8 +60,10 @@ impl Parameters {
 fn prior(config: &PriorConfig) -> Checkpoint {
     let (dim, inner) = (config.embedding_dim, config.inner_dim());
     let mut parameters = Parameters::default();
-    parameters.linear("time_embedding.linear_1", inner, config.time_embed_dim.unwrap_or(inner));
-    parameters.linear("time_embedding.linear_2", config.time_embed_dim.unwrap_or(inner), inner);
+    if !config.is_one_step() {
+        parameters.linear("time_embedding.linear_1", inner, config.time_embed_dim.unwrap_or(inner));
+        parameters.linear("time_embedding.linear_2", config.time_embed_dim.unwrap_or(inner), inner);
+    }
     for name in ["proj_in", "embedding_proj", "encoder_hidden_states_proj"] {
         parameters.linear(name, dim, inner);
     }
@@ -133,14 +136,16 @@ impl Rows {
 /// The embeddings of `len` rows from `start` on, led away from the first text of `unconditional`.
 fn embed(
     prior: &PriorTransformer,
-    scheduler: &UnclipScheduler,
+    scheduler: &dyn SchedulerConfig,
     guidance: f64,
     rows: &Rows,
     unconditional: &Rows,
     (start, len): (usize, usize),
 ) -> Tensor {
+    let mut scheduler = scheduler.scheduler(5).unwrap();
+    let timesteps = scheduler.timesteps().to_vec();
     let prefill = |text: TextCondition| {
-        let timesteps = vec![&Scheduler::timesteps(scheduler)[..2]; text.lens.len()];
+        let timesteps = vec![&timesteps[..2]; text.lens.len()];
         prior.prefill(&text, &timesteps).unwrap()
     };
     let (prefix, timesteps) = prefill(rows.condition(start, len));
@@ -151,7 +156,8 @@ fn embed(
     let prompts: Vec<usize> = (0..len).collect();
     let conditional = Condition { prefix: &prefix, prompts: &prompts, timesteps: &timesteps };
     let led_away = Condition { prefix: &no_prefix, prompts: &vec![0; len], timesteps: &no_timesteps };
-    sample(prior, scheduler, Guidance::new(guidance), conditional, Some(led_away), &noise, &mut || Ok(())).unwrap()
+    sample(prior, &mut *scheduler, Guidance::new(guidance), conditional, Some(led_away), &noise, &mut || Ok(()))
+        .unwrap()
 }
 
 proptest! {
@@ -167,6 +173,7 @@ proptest! {
         guidance in prop::sample::select(vec![1.0, 4.0, 10.0]),
         lens in prop::collection::vec(1..9_i64, 9..70),
         threads in 1..4,
+        class in prop::sample::select(schedulers::ALL.to_vec()),
     ) {
         let config = PriorConfig {
             num_attention_heads: heads,
@@ -174,26 +181,62 @@ proptest! {
             num_layers: layers,
             embedding_dim,
             num_embeddings: 8,
-            time_embed_act_fn: time_embed_act_fn.into(),
+            time_embed_act_fn: Some(time_embed_act_fn.into()),
             time_embed_dim: Some(embedding_dim + 3),
             ..PriorConfig::default()
         };
         tch::set_num_threads(threads);
-        let scheduler_config =
-            UnclipConfig { prediction_type: PredictionType::Sample, clip_sample_range: 10.0, ..UnclipConfig::default() };
-        let mut scheduler = UnclipScheduler::new(&scheduler_config).unwrap();
-        scheduler.set_timesteps(5).unwrap();
+        let prediction_type = if class.name == "euler-ancestral" { "v_prediction" } else { "sample" };
+        let scheduler = json!({"prediction_type": prediction_type, "clip_sample_range": 10});
+        let scheduler = schedulers::configure(&scheduler.to_string(), "", class, &SchedulerOptions::default()).unwrap();
         let checkpoint = prior(&config);
         let (rows, unconditional) = (Rows::random(&lens, embedding_dim), Rows::random(&[2], embedding_dim));
         for placement in placements() {
             let prior = checkpoint.build("", placement, |weights| PriorTransformer::load(weights, &config)).unwrap();
-            let run = |range| embed(&prior, &scheduler, guidance, &rows, &unconditional, range);
+            let run = |range| embed(&prior, &*scheduler, guidance, &rows, &unconditional, range);
             let together = run((0, lens.len()));
             prop_assert!(together.isfinite().all().int64_value(&[]) == 1);
             for (start, len) in [(0, 1), (lens.len() - 1, 1), (1, 2), (2, 7), (lens.len() / 2, lens.len() / 3)] {
                 let some = run((start, len));
                 let same = some == together.narrow(0, start as i64, len as i64);
                 prop_assert!(same, "{placement:?}: rows {start} and {len} more of {}", lens.len());
+            }
+        }
+    }
+
+    /// A prompt's tokens are shared by its samples, which changes nothing either.
+    #[test]
+    fn an_embedding_of_a_one_step_prior_does_not_depend_on_its_batch(
+        heads in 1..6_i64,
+        head_dim in 1..14_i64,
+        layers in 1..4_i64,
+        embedding_dim in 1..40_i64,
+        lens in prop::collection::vec(1..9_i64, 9..40),
+        samples in 1..4_usize,
+        threads in 1..4,
+    ) {
+        let config = PriorConfig {
+            num_attention_heads: heads,
+            attention_head_dim: head_dim,
+            num_layers: layers,
+            embedding_dim,
+            num_embeddings: 8,
+            additional_embeddings: 3,
+            ..PriorConfig::default()
+        };
+        tch::set_num_threads(threads);
+        let checkpoint = prior(&config);
+        let rows = Rows::random(&lens, embedding_dim);
+        let prompts: Vec<usize> = (0..lens.len()).flat_map(|prompt| vec![prompt; samples]).collect();
+        let noise = random(&[prompts.len() as i64, embedding_dim]);
+        for placement in placements() {
+            let prior = checkpoint.build("", placement, |weights| PriorTransformer::load(weights, &config)).unwrap();
+            let together = prior.predict(&rows.condition(0, lens.len()), &prompts, &noise).unwrap();
+            prop_assert!(together.isfinite().all().int64_value(&[]) == 1);
+            for row in [0, 1, prompts.len() / 2, prompts.len() - 1] {
+                let own = noise.narrow(0, row as i64, 1);
+                let alone = prior.predict(&rows.condition(prompts[row], 1), &[0], &own).unwrap();
+                prop_assert!(alone == together.narrow(0, row as i64, 1), "{placement:?}: row {row} of {}", prompts.len());
             }
         }
     }

@@ -1,6 +1,8 @@
 """Pipelines with random weights: the one place where scripts, benchmarks and tests get them from.
 
     pipelines    priors with their text and image encoders: `Spec`, `save_pipeline`, and diffusers' runs of them
+    one_step     the same for one-step priors
+    shap_e       the same for Shap-E
     stable       the same for StableUnCLIPPipeline's prior
     decoders     the decoders behind them
     adapters     LoRAs for priors

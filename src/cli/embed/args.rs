@@ -105,15 +105,14 @@ pub(in crate::cli) struct Args {
           action = clap::ArgAction::Append)]
     pub(in crate::cli) negative_prompt: Option<String>,
 
-    /// Denoising steps
-    #[arg(help_heading = "Sampling", long, value_name = "N", default_value_t = 25, allow_negative_numbers = true,
+    /// Denoising steps; a one-step prior takes none [default: 25]
+    #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
           value_parser = at_least_one("a number of steps"))]
-    pub(in crate::cli) steps: usize,
+    pub(in crate::cli) steps: Option<usize>,
 
-    /// Scale of classifier-free guidance; 1 and below turn it off
-    #[arg(help_heading = "Sampling", long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true,
-          value_parser = finite)]
-    pub(super) guidance_scale: f64,
+    /// Scale of classifier-free guidance; 1 and below turn it off, a one-step prior takes none [default: 4]
+    #[arg(help_heading = "Sampling", long, value_name = "G", allow_negative_numbers = true, value_parser = finite)]
+    pub(super) guidance_scale: Option<f64>,
 
     /// Seed: row r of the output draws its noise with seed S + r
     ///
@@ -127,10 +126,26 @@ pub(in crate::cli) struct Args {
           value_parser = at_least_one("a number of samples"))]
     pub(super) samples_per_prompt: usize,
 
-    /// Scheduler: auto (the model's own), unclip or ddpm; the model must ship it
+    /// Scheduler: auto (the model's own), unclip, ddpm, ddim, dpm-solver++, euler, euler-ancestral or heun
+    ///
+    /// Another than the model's own is made as diffusers makes it, with `from_config` of the model's configuration. See
+    /// `prior-embed help schedulers`.
     #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "auto", hide_possible_values = true,
           value_parser = scheduler())]
     pub(super) scheduler: SchedulerName,
+
+    /// Share of DDPM's noise that a step of ddim adds, 0 to 1 [default: 0]
+    #[arg(help_heading = "Sampling", long, value_name = "ETA", allow_negative_numbers = true, value_parser = finite)]
+    pub(super) eta: Option<f64>,
+
+    /// Order of dpm-solver++: 1, 2 or 3 [default: the model's, or 2]
+    #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i64).range(1..=3))]
+    pub(super) solver_order: Option<i64>,
+
+    /// Have dpm-solver++ solve the stochastic differential equation, whose steps add noise
+    #[arg(help_heading = "Sampling", long)]
+    pub(super) sde: bool,
 
     /// Device: auto, cpu, cuda, cuda:I or mps
     #[arg(help_heading = "Computation", long, value_name = "NAME", default_value = "auto")]

@@ -5,11 +5,13 @@ use super::outputs::Outputs;
 use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
-use crate::cli::values::{BatchSize, LoraOption, SchedulerName};
+use crate::cli::values::{BatchSize, LoraOption};
+use crate::diffusion::scheduler::SchedulerOptions;
 use crate::files::Folder;
 use crate::hub::{ModelName, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Opener, Prompts, RowOptions};
 use crate::nn::precision::Precision;
+use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::{Pipeline, Settings};
 use crate::rows::ReadOptions;
@@ -27,8 +29,8 @@ pub(super) struct Request {
     pub(super) model: ModelName,
     pub(super) load: Placement,
     pub(super) loras: Vec<LoraOption>,
-    pub(super) scheduler: SchedulerName,
-    /// Not of the model: the largest number of steps, and whether there are negative embeddings.
+    pub(super) scheduler: SchedulerOptions,
+    /// Without what the model decides: steps, guidance, the kind of prior, and whether there are negative embeddings.
     pub(super) rows: RowOptions,
     pub(super) compute: ComputeOptions,
 }
@@ -46,12 +48,13 @@ impl Request {
         let model = args.revision.model(&model_name, &context.hub)?;
         let rows = RowOptions {
             negative_prompt: args.negative_prompt.clone(),
-            settings: Settings { steps: args.steps, guidance_scale: args.guidance_scale },
+            settings: Settings::default(),
             seed: args.seed,
             samples: args.samples_per_prompt as u64,
             wants_negative: false,
             on_error: args.on_error,
             max_steps: usize::MAX,
+            kind: PriorKind::Diffusion,
         };
         Ok(Self {
             prompts,
@@ -61,7 +64,12 @@ impl Request {
             model,
             load,
             loras: args.lora.clone(),
-            scheduler: args.scheduler,
+            scheduler: SchedulerOptions {
+                class: args.scheduler.0,
+                eta: args.eta,
+                solver_order: args.solver_order,
+                sde: args.sde,
+            },
             rows,
             compute: compute(args),
         })
@@ -80,9 +88,9 @@ impl Request {
 
     /// Opens the model in `folder` as often as it is called.
     pub(super) fn opener(&self, folder: &Folder) -> Opener {
-        let (folder, load, loras) = (folder.clone(), self.load, self.loras.clone());
+        let (folder, load, loras, scheduler) = (folder.clone(), self.load, self.loras.clone(), self.scheduler.clone());
         Arc::new(move || {
-            let mut pipeline = Pipeline::open(&folder, load)?;
+            let mut pipeline = Pipeline::open_with(&folder, load, scheduler.clone())?;
             for lora in &loras {
                 pipeline.add_lora(&lora.path, lora.scale)?;
             }

@@ -4,7 +4,7 @@ use super::request::Request;
 use crate::cli::progress::RunProgress;
 use crate::job::Summary;
 use crate::output::destination::Destination;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{self, Pipeline};
 use crate::weights::checkpoint::Placement;
 use anyhow::Result;
 use serde::Serialize;
@@ -70,7 +70,11 @@ pub(super) struct Settings {
     seed: u64,
     samples_per_prompt: u64,
     negative_prompt: Option<String>,
-    scheduler: &'static str,
+    /// Null with a one-step prior.
+    scheduler: Option<&'static str>,
+    eta: Option<f64>,
+    solver_order: Option<i64>,
+    sde: bool,
     device: String,
     dtype: &'static str,
     /// CPU threads of all workers together.
@@ -82,18 +86,21 @@ pub(super) struct Settings {
 
 impl Settings {
     /// Those of a request. What the job decides is filled in by [`Stats::new`].
-    pub(super) fn new(request: &Request, pipeline: &Pipeline) -> Self {
+    pub(super) fn new(request: &Request, sampling: pipeline::Settings, pipeline: &Pipeline) -> Self {
         let Placement { device, precision } = pipeline.placement();
         let Request { model_name, loras, rows, .. } = request;
         Self {
             model: model_name.clone(),
             lora: loras.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),
-            steps: rows.settings.steps,
-            guidance_scale: rows.settings.guidance_scale,
+            steps: sampling.steps,
+            guidance_scale: sampling.guidance_scale,
             seed: rows.seed,
             samples_per_prompt: rows.samples,
             negative_prompt: rows.negative_prompt.clone(),
-            scheduler: pipeline.scheduler_class().name,
+            scheduler: pipeline.scheduler_class().map(|class| class.name),
+            eta: request.scheduler.eta,
+            solver_order: request.scheduler.solver_order,
+            sde: request.scheduler.sde,
             device: format!("{device:?}").to_lowercase(),
             dtype: precision.name(),
             threads: 0,

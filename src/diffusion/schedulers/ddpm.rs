@@ -4,24 +4,23 @@
 
 mod config;
 
-#[cfg(test)]
-pub use config::TimestepSpacing;
-pub use config::{BetaSchedule, DdpmConfig, PredictionType, VarianceType};
+pub use config::{DdpmConfig, VarianceType};
 
-use crate::config::{Config, parse};
-use crate::diffusion::betas::{
-    alphas_cumprod, betas_for_alpha_bar, cosine, laplace, linspace, rescale_zero_terminal_snr, sigmoid,
+use crate::Result;
+use crate::config::Config;
+use crate::diffusion::levels::Levels;
+use crate::diffusion::prediction::PredictionType;
+use crate::diffusion::scheduler::{
+    Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, need_noise, no_step, parse,
 };
-use crate::diffusion::levels::{Levels, impossible_steps};
-use crate::diffusion::scheduler::{Scheduler, SchedulerClass, SchedulerConfig, StepOutput};
-use crate::{Error, Result};
 use tch::Tensor;
 
 /// diffusers' `DDPMScheduler`.
 pub const CLASS: SchedulerClass = SchedulerClass {
     class_name: "DDPMScheduler",
     name: "ddpm",
-    parse: |text, origin| Ok(Box::new(parse::<DdpmConfig>(text, origin)?)),
+    options: &[],
+    parse: |text, origin, _| parse::<DdpmConfig>(text, origin),
 };
 
 impl SchedulerConfig for DdpmConfig {
@@ -36,15 +35,11 @@ impl SchedulerConfig for DdpmConfig {
     }
 
     fn max_steps(&self) -> usize {
-        self.max_steps()
+        self.spacing().max_steps()
     }
 
     fn prediction_type(&self) -> &str {
-        match self.prediction_type {
-            PredictionType::Epsilon => "epsilon",
-            PredictionType::Sample => "sample",
-            PredictionType::VPrediction => "v_prediction",
-        }
+        self.prediction_type.name()
     }
 }
 
@@ -53,7 +48,7 @@ impl SchedulerConfig for DdpmConfig {
 pub struct DdpmScheduler {
     config: DdpmConfig,
     alphas_cumprod: Vec<f32>,
-    timesteps: Vec<i64>,
+    timesteps: Vec<f64>,
 }
 
 impl DdpmScheduler {
@@ -63,13 +58,9 @@ impl DdpmScheduler {
     /// If a value of the configuration is wrong.
     pub fn new(config: &DdpmConfig) -> Result<Self> {
         config.validate()?;
-        let mut betas = betas(config);
-        if config.rescale_betas_zero_snr {
-            betas = rescale_zero_terminal_snr(&betas);
-        }
         Ok(Self {
-            alphas_cumprod: alphas_cumprod(&betas),
-            timesteps: (0..config.num_train_timesteps).rev().collect(),
+            alphas_cumprod: config.betas().alphas_cumprod(),
+            timesteps: (0..config.num_train_timesteps).rev().map(|timestep| timestep as f64).collect(),
             config: config.clone(),
         })
     }
@@ -82,26 +73,10 @@ impl DdpmScheduler {
 
     /// Chooses the timesteps of a run.
     ///
-    /// Of [`TimestepSpacing::Trailing`], a rounding error makes diffusers run one more timestep, -1, for 62 of the 1000
-    /// step counts; here there are as many timesteps as steps.
-    ///
     /// # Errors
     /// [`Error::Option`] if there are no steps, more than training timesteps, or `steps_offset` leads beyond those.
     pub fn set_timesteps(&mut self, steps: usize) -> Result<()> {
-        let train = self.alphas_cumprod.len();
-        if !(1..=train).contains(&steps) {
-            return Err(impossible_steps(steps, train));
-        }
-        let first = self.config.first_timestep(steps);
-        if first >= train as i64 {
-            let (offset, last) = (self.config.steps_offset, train - 1);
-            let reason = format!(
-                "{steps} steps are not possible: with the scheduler's steps_offset of {offset} they start at timestep \
-                 {first}, and the last is {last}; take fewer"
-            );
-            return Err(Error::Option { option: "steps", reason });
-        }
-        self.timesteps = self.config.spread(steps);
+        self.timesteps = self.config.spacing().whole(steps)?;
         Ok(())
     }
 
@@ -124,18 +99,14 @@ impl DdpmScheduler {
         match self.config.prediction_type {
             PredictionType::Epsilon => levels.original_from_noise(model_output, sample),
             PredictionType::Sample => Ok(model_output.shallow_clone()),
-            PredictionType::VPrediction => {
-                let signal = sample.f_mul_scalar(f64::from(levels.alpha_prod_t.sqrt()))?;
-                let velocity = model_output.f_mul_scalar(f64::from(levels.beta_prod_t().sqrt()))?;
-                Ok(signal.f_sub(&velocity)?)
-            }
+            PredictionType::VPrediction => levels.original_from_velocity(model_output, sample),
         }
     }
 
     fn levels(&self, step: usize) -> Result<Levels> {
-        let level = |timestep: i64| usize::try_from(timestep).ok().and_then(|index| self.alphas_cumprod.get(index));
+        let level = |timestep: f64| self.alphas_cumprod.get(timestep as usize);
         let alpha_prod_t = self.timesteps.get(step).and_then(|&t| level(t));
-        let alpha_prod_t = *alpha_prod_t.ok_or_else(|| Error::Internal(format!("the scheduler has no step {step}")))?;
+        let alpha_prod_t = *alpha_prod_t.ok_or_else(|| no_step(step))?;
         // After the last timestep there is no noise left.
         let alpha_prod_t_prev = self.timesteps.get(step + 1).and_then(|&t| level(t)).copied().unwrap_or(1.0);
         let alpha = alpha_prod_t / alpha_prod_t_prev;
@@ -144,14 +115,22 @@ impl DdpmScheduler {
 }
 
 impl Scheduler for DdpmScheduler {
-    fn timesteps(&self) -> &[i64] {
+    fn timesteps(&self) -> &[f64] {
         &self.timesteps
     }
 
-    fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput> {
-        if model_output.size() != sample.size() {
-            return Err(Error::Internal("the model's output and the sample differ in shape".into()));
-        }
+    fn noisy_steps(&self) -> usize {
+        self.timesteps.iter().filter(|&&timestep| timestep > 0.0).count()
+    }
+
+    fn step(
+        &mut self,
+        step: usize,
+        model_output: &Tensor,
+        sample: &Tensor,
+        noise: Option<&Tensor>,
+    ) -> Result<StepOutput> {
+        check_shapes(model_output, sample)?;
 
         // 1. Noise levels.
         let levels = self.levels(step)?;
@@ -170,32 +149,11 @@ impl Scheduler for DdpmScheduler {
 
         // 5. Noise.
         let prev_sample = if step < self.noisy_steps() {
-            let noise = noise.ok_or_else(|| Error::Internal(format!("step {step} needs noise")))?;
+            let noise = need_noise(step, noise)?;
             mean.f_add(&noise.f_mul_scalar(f64::from(self.noise_scale(step)?))?)?
         } else {
             mean
         };
         Ok(StepOutput { prev_sample, pred_original_sample })
-    }
-}
-
-/// The betas of a configuration, one a training timestep.
-fn betas(config: &DdpmConfig) -> Vec<f32> {
-    let steps = config.num_train_timesteps;
-    let DdpmConfig { beta_start: start, beta_end: end, .. } = *config;
-    if let Some(betas) = &config.trained_betas {
-        return betas.iter().map(|&beta| beta as f32).collect();
-    }
-    match config.beta_schedule {
-        BetaSchedule::Linear => linspace(start as f32, end as f32, steps),
-        BetaSchedule::ScaledLinear => {
-            linspace(start.sqrt() as f32, end.sqrt() as f32, steps).into_iter().map(|root| root * root).collect()
-        }
-        BetaSchedule::SquaredcosCapV2 => betas_for_alpha_bar(steps, cosine),
-        BetaSchedule::Laplace => betas_for_alpha_bar(steps, laplace),
-        BetaSchedule::Sigmoid => {
-            let (scale, offset) = ((end - start) as f32, start as f32);
-            linspace(-6.0, 6.0, steps).into_iter().map(|x| sigmoid(x) * scale + offset).collect()
-        }
     }
 }

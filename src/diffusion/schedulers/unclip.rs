@@ -3,10 +3,13 @@
 //! Source: diffusers 0.42 `schedulers/scheduling_unclip.py`; formulas (6), (7) and (15) are those of DDPM
 //! (arXiv 2006.11239).
 
-use crate::config::{Config, check_sizes, parse};
+use crate::config::{Config, check_sizes};
 use crate::diffusion::betas::{alphas_cumprod, betas_for_alpha_bar, cosine};
 use crate::diffusion::levels::{Levels, check_clip_sample_range, impossible_steps};
-use crate::diffusion::scheduler::{Scheduler, SchedulerClass, SchedulerConfig, StepOutput};
+use crate::diffusion::scheduler::{
+    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, keys_that_count, no_step, parse,
+};
+use crate::json::Json;
 use crate::{Error, Result};
 use serde::Deserialize;
 use tch::Tensor;
@@ -15,7 +18,8 @@ use tch::Tensor;
 pub const CLASS: SchedulerClass = SchedulerClass {
     class_name: "UnCLIPScheduler",
     name: "unclip",
-    parse: |text, origin| Ok(Box::new(parse::<UnclipConfig>(text, origin)?)),
+    options: &[],
+    parse: |text, origin, _| parse::<UnclipConfig>(text, origin),
 };
 
 /// `scheduler_config.json` of an `UnCLIPScheduler`; names and defaults as in diffusers.
@@ -79,6 +83,11 @@ pub enum BetaSchedule {
 
 impl Config for UnclipConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = true;
+    const IGNORED_KEYS: &'static [&'static str] = KEYS;
+
+    fn part(whole: Json) -> Json {
+        keys_that_count(whole)
+    }
 
     fn validate(&self) -> Result<()> {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
@@ -122,7 +131,7 @@ pub struct UnclipScheduler {
     betas: Vec<f32>,
     alphas: Vec<f32>,
     alphas_cumprod: Vec<f32>,
-    timesteps: Vec<i64>,
+    timesteps: Vec<f64>,
 }
 
 impl UnclipScheduler {
@@ -139,7 +148,7 @@ impl UnclipScheduler {
             prediction_type: config.prediction_type,
             clip: config.clip_sample.then_some(config.clip_sample_range),
             alphas_cumprod: alphas_cumprod(&betas),
-            timesteps: (0..config.num_train_timesteps).rev().collect(),
+            timesteps: (0..config.num_train_timesteps).rev().map(|timestep| timestep as f64).collect(),
             betas,
             alphas,
         })
@@ -158,8 +167,8 @@ impl UnclipScheduler {
         }
         let last = (train - 1) as f64;
         self.timesteps = match steps {
-            1 => vec![train as i64 - 1],
-            _ => (0..steps).rev().map(|k| (k as f64 * (last / (steps - 1) as f64)).round_ties_even() as i64).collect(),
+            1 => vec![last],
+            _ => (0..steps).rev().map(|k| (k as f64 * (last / (steps - 1) as f64)).round_ties_even()).collect(),
         };
         Ok(())
     }
@@ -289,15 +298,25 @@ impl UnclipScheduler {
 }
 
 impl Scheduler for UnclipScheduler {
-    fn timesteps(&self) -> &[i64] {
+    fn timesteps(&self) -> &[f64] {
         &self.timesteps
     }
 
-    fn step(&self, step: usize, model_output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<StepOutput> {
-        let timestep = self.timesteps.get(step).copied();
-        let timestep = timestep.ok_or_else(|| Error::Internal(format!("the scheduler has no step {step}")))?;
+    fn noisy_steps(&self) -> usize {
+        self.timesteps.iter().filter(|&&timestep| timestep > 0.0).count()
+    }
+
+    fn step(
+        &mut self,
+        step: usize,
+        model_output: &Tensor,
+        sample: &Tensor,
+        noise: Option<&Tensor>,
+    ) -> Result<StepOutput> {
+        let timestep_of = |step: usize| self.timesteps.get(step).map(|&timestep| timestep as i64);
+        let timestep = timestep_of(step).ok_or_else(|| no_step(step))?;
         // After the last timestep there is no noise left.
-        let prev_timestep = self.timesteps.get(step + 1).copied().unwrap_or(-1);
+        let prev_timestep = timestep_of(step + 1).unwrap_or(-1);
         UnclipScheduler::step(self, model_output, timestep, sample, Some(prev_timestep), noise)
     }
 }

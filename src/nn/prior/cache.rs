@@ -14,14 +14,12 @@
 //! Prompts of different lengths are packed without padding.
 
 use super::block::Projected;
+use super::config::ADDITIONAL_TOKENS;
 use super::transformer::PriorTransformer;
 use crate::error::{Error, Result};
 use crate::kernels::Segment;
 use crate::nn::layers::attention::{Ranges, sequences};
 use tch::{Device, Tensor};
-
-/// The number of tokens after the text states: text embedding, timestep, `x_t`, query.
-pub const ADDITIONAL_TOKENS: i64 = 4;
 
 /// Keys and values of one kind of token in each block, `(tokens, 2 · inner_dim)`.
 type KeyValues = Vec<Tensor>;
@@ -182,7 +180,7 @@ impl PriorTransformer {
     ///
     /// # Errors
     /// If the shapes do not fit, the prior cannot be cached, or memory runs out.
-    pub fn prefill(&self, text: &TextCondition, timesteps: &[&[i64]]) -> Result<(Prefix, TimestepCache)> {
+    pub fn prefill(&self, text: &TextCondition, timesteps: &[&[f64]]) -> Result<(Prefix, TimestepCache)> {
         self.check_cacheable()?;
         if timesteps.len() != text.lens.len() {
             return Err(Error::Internal("a prompt lacks its list of timesteps".into()));
@@ -212,7 +210,7 @@ impl PriorTransformer {
     ///
     /// # Errors
     /// If memory runs out.
-    pub fn prefill_timesteps(&self, prefix: &Prefix, timesteps: &[i64]) -> Result<TimestepCache> {
+    pub fn prefill_timesteps(&self, prefix: &Prefix, timesteps: &[f64]) -> Result<TimestepCache> {
         let tokens = self.norm_in(self.timestep_tokens(timesteps)?)?;
         let hidden_states = tokens.f_repeat([prefix.len() as i64, 1])?;
         let before = prefix.prompts.iter().flat_map(|&prompt| std::iter::repeat_n(prompt, timesteps.len()));
@@ -274,7 +272,7 @@ impl PriorTransformer {
     }
 
     /// The tokens of each prompt's states and embedding, with their positions.
-    fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
+    pub(super) fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
         let states = self.project_text_states(Some(&text.states))?.ok_or_else(|| internal("text states"))?;
         let embeds = self.project_text_embedding(&text.embeds)?.f_add(&self.position(0)?)?;
         let positions = self.positional_embedding.f_select(0, 0)?;
@@ -288,16 +286,17 @@ impl PriorTransformer {
     }
 
     /// The tokens of timesteps, with their position.
-    fn timestep_tokens(&self, timesteps: &[i64]) -> Result<Tensor> {
+    fn timestep_tokens(&self, timesteps: &[f64]) -> Result<Tensor> {
         let timesteps = Tensor::f_from_slice(timesteps)?.f_to_device(self.device())?;
         Ok(self.embed_timestep(&timesteps)?.f_add(&self.position(1)?)?)
     }
 
-    /// `x_t` and the query of each row, interleaved: `(2 · rows, inner_dim)`.
-    fn step_tokens(&self, hidden_states: &Tensor) -> Result<Tensor> {
+    /// `x_t` and the query of each row, the last tokens of a sequence, interleaved: `(2 · rows, inner_dim)`.
+    pub(super) fn step_tokens(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let first = self.config.additional_embeddings - 2;
         let query = self.prd_embedding.as_ref().ok_or_else(|| internal("a query token"))?.f_reshape([1, -1])?;
-        let noisy = self.proj_in.forward(hidden_states)?.f_add(&self.position(2)?)?;
-        let query = query.f_add(&self.position(3)?)?.f_expand_as(&noisy)?;
+        let noisy = self.proj_in.forward(hidden_states)?.f_add(&self.position(first)?)?;
+        let query = query.f_add(&self.position(first + 1)?)?.f_expand_as(&noisy)?;
         Ok(Tensor::f_stack(&[noisy, query], 1)?.f_flatten(0, 1)?)
     }
 
@@ -307,6 +306,6 @@ impl PriorTransformer {
     }
 }
 
-fn internal(missing: &str) -> Error {
+pub(super) fn internal(missing: &str) -> Error {
     Error::Internal(format!("the prior lacks {missing}"))
 }

@@ -1,9 +1,23 @@
-//! The configuration of DDPM, and the timesteps that follow from it.
+//! The configuration of DDPM.
 
-use crate::config::{Config, check_float, check_sizes};
-use crate::diffusion::levels::check_clip_sample_range;
-use crate::{Error, Result};
+use crate::Result;
+use crate::config::{Config, check_sizes};
+use crate::diffusion::betas::{BetaSchedule, Betas};
+use crate::diffusion::levels::{check_clip_sample_range, check_no_thresholding};
+use crate::diffusion::prediction::PredictionType;
+use crate::diffusion::scheduler::{KEYS, keys_that_count};
+use crate::diffusion::spacing::{Spacing, TimestepSpacing};
+use crate::json::Json;
 use serde::Deserialize;
+
+/// The schedules that diffusers' `DDPMScheduler` has.
+const BETA_SCHEDULES: [BetaSchedule; 5] = [
+    BetaSchedule::Linear,
+    BetaSchedule::ScaledLinear,
+    BetaSchedule::SquaredcosCapV2,
+    BetaSchedule::Laplace,
+    BetaSchedule::Sigmoid,
+];
 
 /// `scheduler_config.json` of a `DDPMScheduler`; names and defaults as in diffusers.
 #[derive(Debug, Clone, Deserialize)]
@@ -64,23 +78,6 @@ impl Default for DdpmConfig {
     }
 }
 
-/// How the betas grow from timestep to timestep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BetaSchedule {
-    /// Evenly.
-    Linear,
-    /// Their roots evenly.
-    ScaledLinear,
-    /// So that their cumulative product follows `cos²` (arXiv 2102.09672).
-    #[serde(rename = "squaredcos_cap_v2")]
-    SquaredcosCapV2,
-    /// So that it follows Laplace's distribution (arXiv 2407.03297).
-    Laplace,
-    /// Along a sigmoid.
-    Sigmoid,
-}
-
 /// The variance of the noise that a step adds. Models that predict it themselves are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -114,104 +111,44 @@ impl TryFrom<String> for VarianceType {
     }
 }
 
-/// What the model predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PredictionType {
-    /// The noise.
-    Epsilon,
-    /// `x_0`.
-    Sample,
-    /// The velocity, `√ᾱ_t · noise - √(1 - ᾱ_t) · x_0` (arXiv 2210.02303).
-    VPrediction,
-}
-
-/// Which of the training timesteps are run (table 2 of arXiv 2305.08891).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimestepSpacing {
-    /// From the last to the first.
-    Linspace,
-    /// From the first on, at whole distances.
-    Leading,
-    /// From the last on, downwards.
-    Trailing,
-}
-
 impl Config for DdpmConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = true;
+    const IGNORED_KEYS: &'static [&'static str] = KEYS;
+
+    fn part(whole: Json) -> Json {
+        keys_that_count(whole)
+    }
 
     fn validate(&self) -> Result<()> {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
         if self.clip_sample {
             check_clip_sample_range(self.clip_sample_range)?;
         }
-        if self.thresholding {
-            return Err(Error::key(
-                "thresholding",
-                "is true, it must be false: it is for images, and not for embeddings",
-            ));
-        }
-        if let Some(betas) = &self.trained_betas {
-            let (count, steps) = (betas.len(), self.num_train_timesteps);
-            if count as i64 != steps {
-                let reason = format!("has {count} numbers, and num_train_timesteps is {steps}");
-                return Err(Error::key("trained_betas", reason));
-            }
-            betas.iter().try_for_each(|&beta| check_beta("trained_betas", beta))?;
-        } else if !matches!(self.beta_schedule, BetaSchedule::SquaredcosCapV2 | BetaSchedule::Laplace) {
-            check_beta("beta_start", self.beta_start)?;
-            check_beta("beta_end", self.beta_end)?;
-        }
-        if !(0..self.num_train_timesteps).contains(&self.steps_offset) {
-            let (offset, last) = (self.steps_offset, self.num_train_timesteps - 1);
-            return Err(Error::key("steps_offset", format!("is {offset}, it must be between 0 and {last}")));
-        }
-        Ok(())
+        check_no_thresholding(self.thresholding)?;
+        self.betas().validate(&BETA_SCHEDULES)?;
+        self.spacing().validate()
     }
-}
-
-/// A step to a timestep without noise would divide by zero.
-fn check_beta(key: &str, beta: f64) -> Result<()> {
-    check_float(key, beta, f32::MIN_POSITIVE..=1.0)
 }
 
 impl DdpmConfig {
-    /// See [`SchedulerConfig::max_steps`](crate::diffusion::scheduler::SchedulerConfig::max_steps).
-    pub fn max_steps(&self) -> usize {
-        let train = usize::try_from(self.num_train_timesteps).unwrap_or(0);
-        (1..=train).take_while(|&steps| self.first_timestep(steps) < self.num_train_timesteps).last().unwrap_or(0)
-    }
-
-    /// The noisiest timestep of a run, which `steps_offset` may put beyond the last training timestep.
-    pub(super) fn first_timestep(&self, steps: usize) -> i64 {
-        let train = self.num_train_timesteps;
-        match self.timestep_spacing {
-            TimestepSpacing::Linspace if steps == 1 => 0,
-            TimestepSpacing::Linspace | TimestepSpacing::Trailing => train - 1,
-            TimestepSpacing::Leading => (steps as i64 - 1) * (train / steps as i64) + self.steps_offset,
+    /// The keys on betas.
+    pub(super) fn betas(&self) -> Betas<'_> {
+        Betas {
+            num_train_timesteps: self.num_train_timesteps,
+            beta_start: self.beta_start,
+            beta_end: self.beta_end,
+            beta_schedule: self.beta_schedule,
+            trained_betas: self.trained_betas.as_deref(),
+            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
         }
     }
 
-    /// The timesteps of a run, the noisiest first.
-    pub(super) fn spread(&self, steps: usize) -> Vec<i64> {
-        let train = self.num_train_timesteps;
-        match self.timestep_spacing {
-            TimestepSpacing::Linspace => {
-                let last = (train - 1) as f64;
-                let distance = if steps > 1 { last / (steps - 1) as f64 } else { 0.0 };
-                (0..steps).rev().map(|k| (k as f64 * distance).round_ties_even() as i64).collect()
-            }
-            TimestepSpacing::Leading => {
-                let distance = train / steps as i64;
-                (0..steps as i64).rev().map(|k| k * distance + self.steps_offset).collect()
-            }
-            TimestepSpacing::Trailing => {
-                let train = train as f64;
-                // `numpy.arange` takes the difference of its first two numbers for all.
-                let distance = (train - train / steps as f64) - train;
-                (0..steps).map(|k| (train + k as f64 * distance).round_ties_even() as i64 - 1).collect()
-            }
+    /// The keys on timesteps.
+    pub(super) fn spacing(&self) -> Spacing {
+        Spacing {
+            timestep_spacing: self.timestep_spacing,
+            num_train_timesteps: self.num_train_timesteps,
+            steps_offset: self.steps_offset,
         }
     }
 }
