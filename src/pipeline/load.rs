@@ -1,6 +1,6 @@
 //! Opens a pipeline, checks that its components fit each other, and loads its networks when they are needed.
 
-use super::layout::{Layout, SCHEDULER_CONFIG};
+use super::layout::{CONFIG, Layout, Replacements, SCHEDULER_CONFIG};
 use super::negative::NegativeCache;
 use super::parameters::Parameters;
 use super::progress::Progress;
@@ -10,6 +10,7 @@ use crate::config;
 use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig};
 use crate::error::{Component, Hint};
 use crate::files::Folder;
+use crate::nn::image_encoder::ImageEncoderConfig;
 use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
@@ -18,11 +19,9 @@ use crate::weights::checkpoint::{Checkpoint, Placement, Weights};
 use crate::weights::lora::Lora;
 use crate::{Error, Result};
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
-
-/// The file that a network is configured in.
-pub const CONFIG: &str = "config.json";
 
 /// A model. Its networks are loaded when they are first needed.
 #[derive(Debug)]
@@ -43,22 +42,27 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    /// Opens the model in a folder, some of whose components may come from elsewhere: reads and checks all that is
+    /// small, and no weights.
     ///
     /// # Errors
     /// If a component is missing, damaged, not supported, or does not fit the others.
+    pub fn open_with(folder: &Folder, replacements: &Replacements, placement: Placement) -> Result<Self> {
+        Self::of_layout(Layout::find(folder, replacements)?, placement)
+    }
+
+    /// The same with the model's own components.
+    #[cfg(test)]
     pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
-        let start = Instant::now();
-        let mut pipeline = Self::of_layout(Layout::find(&folder.into())?, placement)?;
-        pipeline.timings.load = start.elapsed();
-        Ok(pipeline)
+        Self::open_with(&folder.into(), &Replacements::new(), placement)
     }
 
     /// Opens a model whose components were found before.
     ///
     /// # Errors
-    /// As [`Pipeline::open`].
+    /// As [`Pipeline::open_with`].
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
+        let start = Instant::now();
         let scheduler = read_scheduler(&layout)?;
         let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
@@ -75,7 +79,7 @@ impl Pipeline {
             parameters: OnceCell::new(),
             negative: None,
             keeps_text_encoder: true,
-            timings: Timings::default(),
+            timings: Timings { load: start.elapsed(), ..Timings::default() },
         })
     }
 
@@ -138,15 +142,16 @@ impl Pipeline {
     }
 
     /// The error on a result that is not finite: names the tensors of `components` that are to blame, if any.
-    pub(super) fn explain_non_finite(&self, what: &str, components: &[&Folder]) -> Error {
-        let names = non_finite_tensors(components).unwrap_or_default();
-        if names.is_empty() {
+    pub(super) fn explain_non_finite(&self, what: &str, components: &[Component]) -> Error {
+        let found = non_finite_tensors(&self.layout, components).unwrap_or_default();
+        if found.is_empty() {
             let reason = format!("{what} is not finite (NaN or infinity)");
             return Error::NotFinite { reason, hint: Some(Hint::UseFloat32) };
         }
-        let (folder, names) = (&self.layout.folder, text::list(&names));
-        let reason = format!("{what} is not finite: {folder} has NaN or infinity in {names}");
-        Error::NotFinite { reason, hint: Some(Hint::FetchAgain) }
+        let list =
+            |(folder, names): (String, Vec<String>)| format!("{folder} has NaN or infinity in {}", text::list(&names));
+        let places = found.into_iter().map(list).collect::<Vec<_>>().join(", ");
+        Error::NotFinite { reason: format!("{what} is not finite: {places}"), hint: Some(Hint::FetchAgain) }
     }
 
     /// Where and in which type the prior computes.
@@ -202,15 +207,21 @@ pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>
     (layout.scheduler_class.parse)(&layout.scheduler.read_text(SCHEDULER_CONFIG)?, &path)
 }
 
-/// The tensors in components' folders that are not finite.
-fn non_finite_tensors(components: &[&Folder]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for folder in components {
-        let component = folder.name();
-        let found = Checkpoint::open_folder(folder)?.non_finite_tensors()?;
-        names.extend(found.into_iter().map(|name| format!("{component}/{name}")));
+/// The tensors of components that are not finite, by folder: the model's own, or that of a component from elsewhere.
+fn non_finite_tensors(layout: &Layout, components: &[Component]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for &component in components {
+        let Some(folder) = layout.folder_of(component) else { continue };
+        let names = Checkpoint::open_folder(folder)?.non_finite_tensors()?.into_iter();
+        let (place, names): (String, Vec<String>) = match layout.is_replaced(component) {
+            true => (folder.to_string(), names.collect()),
+            false => (layout.folder.to_string(), names.map(|name| format!("{}/{name}", folder.name())).collect()),
+        };
+        if !names.is_empty() {
+            found.entry(place).or_default().extend(names);
+        }
     }
-    Ok(names)
+    Ok(found)
 }
 
 /// Checks the sizes at which components meet.
@@ -226,38 +237,76 @@ fn check_fit(
         return mismatch("the prior has no query token (added_emb_type is null), so it gives no CLIP embedding".into());
     }
     let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
+    use Component::{Prior, TextEncoder, Tokenizer as TokenizerFiles};
     let equal = [
         (
-            "the tokenizer's model_max_length",
-            tokenizer.max_length() as i64,
-            "the prior's num_embeddings",
-            prior.num_embeddings,
+            (TokenizerFiles, "the tokenizer's model_max_length", tokenizer.max_length() as i64),
+            (Prior, "the prior's num_embeddings", prior.num_embeddings),
         ),
         (
-            "the number of tokens after the text",
-            ADDITIONAL_TOKENS,
-            "the prior's additional_embeddings",
-            prior.additional_embeddings,
+            (Prior, "the number of tokens after the text", ADDITIONAL_TOKENS),
+            (Prior, "the prior's additional_embeddings", prior.additional_embeddings),
         ),
-        ("the text encoder's hidden_size", text.hidden_size, "the width of the prior's text states", state_dim),
         (
-            "the text encoder's projection_dim",
-            text.projection_dim,
-            "the prior's embedding_proj_dim",
-            prior.embedding_proj_dim(),
+            (TextEncoder, "the text encoder's hidden_size", text.hidden_size),
+            (Prior, "the width of the prior's text states", state_dim),
         ),
-        ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
+        (
+            (TextEncoder, "the text encoder's projection_dim", text.projection_dim),
+            (Prior, "the prior's embedding_proj_dim", prior.embedding_proj_dim()),
+        ),
+        (
+            (Prior, "the prior's embedding_dim", prior.embedding_dim),
+            (Prior, "the prior's clip_embed_dim", prior.clip_embed_dim()),
+        ),
     ];
-    if let Some((left, left_value, right, right_value)) = equal.into_iter().find(|(_, left, _, right)| left != right) {
-        return mismatch(format!("{left} ({left_value}) and {right} ({right_value}) must be equal"));
+    if let Some((left, right)) = equal.into_iter().find(|((_, _, left), (_, _, right))| left != right) {
+        let ((left, left_size, left_value), (right, right_size, right_value)) = (left, right);
+        let origins = origins(layout, &[left, right]);
+        return mismatch(format!("{left_size} ({left_value}) and {right_size} ({right_value}) must be equal{origins}"));
     }
     if tokenizer.max_length() as i64 > text.max_position_embeddings {
         let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
-        return mismatch(format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}"));
+        let origins = origins(layout, &[TokenizerFiles, TextEncoder]);
+        return mismatch(format!(
+            "the tokenizer gives {length} tokens and the text encoder takes at most {max}{origins}"
+        ));
     }
     if scheduler.needs_variance() {
         let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
         return mismatch(reason.into());
     }
+    if layout.is_replaced(Component::ImageEncoder) {
+        check_image_encoder(layout, prior)?;
+    }
     Ok(())
+}
+
+/// Checks that an image encoder's embeddings are as wide as the prior's.
+///
+/// # Errors
+/// [`Error::Mismatch`] if they are not, or an error if its configuration is damaged.
+pub(super) fn check_image_encoder(layout: &Layout, prior: &PriorConfig) -> Result<()> {
+    let Some(folder) = &layout.image_encoder else { return Ok(()) };
+    let config: ImageEncoderConfig = config::read(folder, CONFIG)?;
+    let (image, prior) = (config.projection_dim, prior.embedding_dim);
+    if image == prior {
+        return Ok(());
+    }
+    let origins = origins(layout, &[Component::ImageEncoder, Component::Prior]);
+    let sizes = format!("the image encoder's projection_dim ({image}) and the prior's embedding_dim ({prior})");
+    Err(Error::Mismatch { path: layout.folder.to_string(), reason: format!("{sizes} must be equal{origins}") })
+}
+
+/// Where two components come from, as the end of a sentence; empty if both are the model's own.
+fn origins(layout: &Layout, components: &[Component; 2]) -> String {
+    let is_replaced = |component: &Component| layout.is_replaced(*component);
+    if components[0] == components[1] || !components.iter().any(is_replaced) {
+        return String::new();
+    }
+    let origin = |component: &Component| {
+        layout.folder_of(*component).map(|folder| format!("the {component} is that of {folder}"))
+    };
+    let origins = components.iter().filter_map(origin).collect::<Vec<_>>().join(", ");
+    format!("; {origins}")
 }

@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 
 /// Runs the job with a model that is on this machine.
 fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> Result<u8> {
-    let open = request.opener(&model.folder);
+    let open = request.opener(model);
     let pipeline = open()?;
     request.scheduler.check(pipeline.scheduler_class().name, &pipeline.folder().to_string())?;
     pipeline.check_steps(request.rows.settings.steps)?;
@@ -89,6 +89,9 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
             "--negative-prompt",
             &format!("--guidance-scale {scale} turns guidance off, except for rows with a scale of their own"),
         );
+    }
+    if args.image_encoder.is_some() && (!wants_negative || args.negative_prompt.is_some()) {
+        warn_no_effect("--image-encoder", "it makes negative embeddings without a negative prompt, and there are none");
     }
     if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
         warn_no_effect("--threads", "the model runs on a GPU");
