@@ -210,7 +210,18 @@ fn components_that_do_not_fit_are_named() {
         &["hidden_size (12)", "text states (16)", other, &format!("{own}/prior")],
     );
     refuse(&place, &["--tokenizer", other], &["model_max_length (20)", "num_embeddings (77)", other, "prior"]);
-    refuse(&place, &["--prior", other], &["the prior is that of", other, "text_encoder", "16", "12"]);
+    refuse(
+        &place,
+        &["--prior", other],
+        &["model_max_length (77)", "num_embeddings (20)", "the prior is that of", other],
+    );
+    let karlo = fixtures().join("pipelines/unclip_layout");
+    let karlo = karlo.to_str().unwrap();
+    refuse(
+        &place,
+        &["--prior", karlo],
+        &["hidden_size (16)", "text states (12)", karlo, &format!("{own}/text_encoder")],
+    );
     let clip = place.copy(Path::new(&fixture("clip")), "clip");
     edit(&clip.join("config.json"), |config| config["projection_dim"] = json!(8));
     refuse(&place, &["--image-encoder", "clip"], &["projection_dim (8)", "embedding_dim (16)", "clip", "/prior"]);
