@@ -1,7 +1,7 @@
 """Compares prior-embed with diffusers on random pipelines of many shapes; exits with 1 if any embedding differs.
 
-Models are saved once or over an older one, LoRAs of every kind are merged, and some priors are converted with another
-model as `--config`. Run it with `scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32.
+Models are saved once or over an older one, LoRAs of every kind are merged, some priors are converted with another
+model as `--config`, and some components come from elsewhere. Run it with `scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32.
 Arguments after `--` go to prior-embed as they are.
 """
 
@@ -25,6 +25,7 @@ from tools.built import BINARY
 from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
 from tools.models import adapters
+from tools.models.elsewhere import replace_components
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
 from tools.models import one_step_runs, shap_e_runs
 from tools.models.random_runs import TEXTS, describe, random_spec, relative_error, run_binary
@@ -164,15 +165,20 @@ def compare(index, options):
             names = KARLO
             lay_out("unclip_layout", folder, names)
         pipeline = load_pipeline(readable(folder, work / "readable"), names, spec.variant)
+        apart = random.Random(f"{options.seed} {index} components")
+        component_options, replaced = [], []
+        if options.components or apart.random() < 0.25:
+            component_options, replaced = replace_components(apart, spec, pipeline, work)
         lora_options, loras = add_loras(draw, pipeline, work)
         image, negative = run_case(pipeline, settings)
         is_converted = not names and not spec.variant and draw.random() < 0.3
         saved += " converted" if is_converted else ""
-        print(f"{index:3} {describe(spec, settings, saved.strip(), loras)}: ", end="", flush=True)
+        saved += f", {', '.join(replaced)}" if replaced else ""
+        print(f"{index:3} {describe(spec, settings, saved.strip(" ,"), loras)}: ", end="", flush=True)
         try:
             if is_converted:
                 folder = convert(draw, options.binary, spec, folder, work)
-            found = run_binary(options.binary, folder, settings, work / "out.npz", [*lora_options, *options.extra])
+            found = run_binary(options.binary, folder, settings, work / "out.npz", [*component_options, *lora_options, *options.extra])
         except (RuntimeError, OSError) as error:
             print(f"FAILED: {error}\n    settings: {json.dumps(settings)}")
             return float("inf"), float("inf")
@@ -197,6 +203,7 @@ def arguments():
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
     parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
+    parser.add_argument("--components", action="store_true", help="take components from elsewhere in every pipeline")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="the largest relative error allowed (default 1e-4)"
     )

@@ -8,6 +8,7 @@ import sys
 from tools.fixtures import (
     builtin,
     checkpoints,
+    components,
     ddpm,
     networks,
     one_step,
@@ -27,6 +28,7 @@ GROUPS = {
     "one_step": one_step.write_all,
     "shap_e": shap_e.write_all,
     "samplers": samplers.write_all,
+    "components": components.write_all,
     "checkpoints": checkpoints.write_all,
     "tokenizers": tokenizers.write_all,
     "builtin": builtin.write_all,

@@ -18,7 +18,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A component of a prior pipeline, as diffusers saves it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Component {
     /// `prior/`
@@ -233,6 +233,17 @@ impl Component {
             Self::Prior => "prior",
             Self::TextEncoder => "text encoder",
             Self::ImageEncoder => "image encoder",
+            Self::Tokenizer => "tokenizer",
+            Self::Scheduler => "scheduler",
+        }
+    }
+
+    /// The name of the option that takes it from elsewhere.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Self::Prior => "prior",
+            Self::TextEncoder => "text-encoder",
+            Self::ImageEncoder => "image-encoder",
             Self::Tokenizer => "tokenizer",
             Self::Scheduler => "scheduler",
         }

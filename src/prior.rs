@@ -6,12 +6,15 @@ use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI_MODEL;
+use crate::pipeline::component::component_at;
+use crate::pipeline::layout::Replacements;
 use crate::pipeline::{Demand, Pipeline, Progress, Row, Settings, Truncation};
 use crate::weights::checkpoint::Placement;
 use crate::weights::precision::Precision;
 use crate::{Error, Result};
 use ndarray::{Array1, Array2, Axis, concatenate};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Where a [`Prior`] computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,6 +48,37 @@ impl Device {
     }
 }
 
+/// Where a component comes from that takes the place of a model's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ComponentSource {
+    /// A folder that holds the component or a whole model, or a file of weights with its `config.json` beside it. A text
+    /// or image encoder may be a whole `CLIPModel`.
+    Path(PathBuf),
+    /// The same by name: `owner/name[@revision][/subfolder]` on the Hugging Face hub, a model's short name, or a path.
+    #[cfg(feature = "hub")]
+    Name(String),
+}
+
+impl From<&Path> for ComponentSource {
+    fn from(path: &Path) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+impl From<PathBuf> for ComponentSource {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+#[cfg(feature = "hub")]
+impl From<&str> for ComponentSource {
+    fn from(name: &str) -> Self {
+        Self::Name(name.into())
+    }
+}
+
 /// How to load a [`Prior`]: a builder in the manner of [`std::fs::OpenOptions`].
 ///
 /// ```
@@ -60,8 +94,9 @@ pub struct LoadOptions {
     keep_text_encoder: bool,
     scheduler: String,
     scheduler_options: SchedulerOptions,
+    components: BTreeMap<Component, ComponentSource>,
     #[cfg(feature = "hub")]
-    image_encoder: bool,
+    download_image_encoder: bool,
     #[cfg(feature = "hub")]
     hub: crate::hub::HubOptions,
 }
@@ -74,8 +109,9 @@ impl Default for LoadOptions {
             keep_text_encoder: true,
             scheduler: "auto".into(),
             scheduler_options: SchedulerOptions::default(),
+            components: BTreeMap::new(),
             #[cfg(feature = "hub")]
-            image_encoder: false,
+            download_image_encoder: false,
             #[cfg(feature = "hub")]
             hub: crate::hub::HubOptions::default(),
         }
@@ -133,11 +169,36 @@ impl LoadOptions {
         self
     }
 
-    /// Whether [`LoadOptions::from_pretrained`] downloads the image encoder too, for negative embeddings without a
-    /// negative prompt. Off by default: it may be the largest file.
+    /// The prior from elsewhere, as in diffusers' `from_pretrained(…, prior=…)`; the scheduler stays the model's.
+    pub fn prior(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::Prior, source.into())
+    }
+
+    /// The text encoder from elsewhere; the tokenizer stays the model's.
+    pub fn text_encoder(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::TextEncoder, source.into())
+    }
+
+    /// The image encoder from elsewhere.
+    pub fn image_encoder(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::ImageEncoder, source.into())
+    }
+
+    /// The tokenizer from elsewhere.
+    pub fn tokenizer(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::Tokenizer, source.into())
+    }
+
+    fn component(mut self, component: Component, source: ComponentSource) -> Self {
+        self.components.insert(component, source);
+        self
+    }
+
+    /// Whether [`LoadOptions::from_pretrained`] downloads the model's own image encoder too, for negative embeddings
+    /// without a negative prompt. Off by default: it may be the largest file.
     #[cfg(feature = "hub")]
-    pub fn image_encoder(mut self, needed: bool) -> Self {
-        self.image_encoder = needed;
+    pub fn download_image_encoder(mut self, needed: bool) -> Self {
+        self.download_image_encoder = needed;
         self
     }
 
@@ -160,15 +221,15 @@ impl LoadOptions {
     /// # Errors
     /// [`Error::Option`] if the device or the precision is not available, or the scheduler has no use for an option.
     pub fn builtin(&self) -> Result<Prior> {
-        self.open_folder(Folder::builtin(&EMOJI_MODEL))
+        self.open_local(Folder::builtin(&EMOJI_MODEL))
     }
 
-    /// Opens the model in a folder as diffusers saves it.
+    /// Opens the model in a folder as diffusers saves it. Components from the hub are downloaded.
     ///
     /// # Errors
     /// As [`LoadOptions::builtin`], or if a component is missing, damaged, not supported, or does not fit the others.
     pub fn open(&self, folder: impl AsRef<Path>) -> Result<Prior> {
-        self.open_folder(Folder::from(folder.as_ref()))
+        self.open_local(Folder::from(folder.as_ref()))
     }
 
     /// Opens a model by name, as [`Prior::from_pretrained`], and reports the progress of the download.
@@ -177,15 +238,46 @@ impl LoadOptions {
     /// As [`LoadOptions::open`], or if there is no such model or it cannot be downloaded.
     #[cfg(feature = "hub")]
     pub fn from_pretrained(&self, name: &str, progress: &mut dyn Progress) -> Result<Prior> {
-        use crate::hub::{Hub, ModelName, Needs, Wish};
-        let image_encoder = if self.image_encoder { Wish::Needed } else { Wish::No };
-        let needs = Needs { weights: true, sixteen_bit: self.precision != Precision::F32, image_encoder };
-        let name = ModelName::parse(name, None)?;
-        let model = Hub::new(self.hub.clone()).open(&name, needs, &mut Download { progress, total: 0 })?;
-        self.open_folder(model.folder)
+        self.open_model(crate::hub::ModelSource::parse(name, None, &[])?, progress)
     }
 
-    fn open_folder(&self, folder: Folder) -> Result<Prior> {
+    #[cfg(feature = "hub")]
+    fn open_model(&self, mut source: crate::hub::ModelSource, progress: &mut dyn Progress) -> Result<Prior> {
+        use crate::hub::{ComponentName, Hub, Needs, Wish};
+        let is_given = self.components.contains_key(&Component::ImageEncoder);
+        let image_encoder = if self.download_image_encoder || is_given { Wish::Needed } else { Wish::No };
+        let needs = Needs { weights: true, sixteen_bit: self.precision != Precision::F32, image_encoder };
+        for (&component, from) in &self.components {
+            let name = match from {
+                ComponentSource::Path(path) => ComponentName::Path(path.clone()),
+                ComponentSource::Name(name) => ComponentName::parse(name, component)?,
+            };
+            source.components.insert(component, name);
+        }
+        let model = Hub::new(self.hub.clone()).open(&source, needs, &mut Forward { progress, total: 0 })?;
+        self.open_folder(&model.folder, &model.replacements())
+    }
+
+    fn open_local(&self, folder: Folder) -> Result<Prior> {
+        let mut replacements = Replacements::new();
+        for (&component, source) in &self.components {
+            let path = match source {
+                ComponentSource::Path(path) => path,
+                #[cfg(feature = "hub")]
+                ComponentSource::Name(_) => {
+                    let model = match folder.as_path() {
+                        Some(path) => crate::hub::ModelName::Folder(path.into()),
+                        None => crate::hub::ModelName::Builtin,
+                    };
+                    return self.open_model(model.into(), &mut ());
+                }
+            };
+            replacements.insert(component, component_at(path, component)?);
+        }
+        self.open_folder(&folder, &replacements)
+    }
+
+    fn open_folder(&self, folder: &Folder, replacements: &Replacements) -> Result<Prior> {
         let device = self.device.torch()?;
         if self.precision == Precision::Int8 && !self.precision.is_fast_on(device) {
             let reason = "int8 needs a CPU with oneDNN (x86-64)".into();
@@ -194,21 +286,21 @@ impl LoadOptions {
         let scheduler =
             SchedulerOptions { class: schedulers::named(&self.scheduler)?, ..self.scheduler_options.clone() };
         let placement = Placement { device, precision: self.precision };
-        let mut pipeline = Pipeline::open_with(folder, placement, scheduler)?;
+        let mut pipeline = Pipeline::open_with(folder, replacements, placement, scheduler)?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
         Ok(Prior { pipeline, keeps_text_encoder: self.keep_text_encoder, zero_embed: None })
     }
 }
 
-/// Passes the events of a download on.
+/// Passes the events of downloads on.
 #[cfg(feature = "hub")]
-struct Download<'a> {
+struct Forward<'a> {
     progress: &'a mut dyn Progress,
     total: u64,
 }
 
 #[cfg(feature = "hub")]
-impl crate::hub::Progress for Download<'_> {
+impl crate::hub::DownloadProgress for Forward<'_> {
     fn begin(&mut self, _model: &str, _files: usize, bytes: u64) {
         self.total = bytes;
     }
@@ -251,7 +343,7 @@ impl Prior {
     }
 
     /// Opens a model by name with the default [`LoadOptions`]: `karlo`, `kandinsky-2.1`, `kandinsky-2.2`,
-    /// `stable-unclip`, `emoji` (the built-in one), `owner/name[@revision]` on the Hugging Face hub, or the path of a
+    /// `stable-unclip`, `eclipse-karlo`, `eclipse-kandinsky-2.2`, `emoji` (the built-in one), `owner/name[@revision]` on the Hugging Face hub, or the path of a
     /// folder. Downloads what is not in the cache yet.
     ///
     /// # Errors

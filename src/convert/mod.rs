@@ -9,13 +9,15 @@ mod target;
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
 use crate::config;
+use crate::error::Component;
 use crate::files::{Folder, parent};
 use crate::json;
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
 use crate::nn::prior::{PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
-use crate::pipeline::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
+use crate::pipeline::layout::{Layout, Replacements, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use crate::pipeline::{CONFIG, Pipeline};
+use crate::tokenizer;
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::weights::precision::Precision;
 use anyhow::{Context, Result};
@@ -39,14 +41,16 @@ const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
 /// The input of a conversion.
 #[derive(Debug)]
 pub enum Input {
-    /// A whole model.
-    Model(Folder),
+    /// A whole model, and the components that take the place of its own.
+    Model(Folder, Replacements),
     /// A prior alone, with the tensor names of its authors or of diffusers.
     Prior {
         /// The file, or the folder with a configuration and weights.
         path: PathBuf,
         /// The model that the other components are taken from.
         rest: Folder,
+        /// The components that take the place of that model's own.
+        replacements: Replacements,
     },
 }
 
@@ -80,13 +84,14 @@ pub fn convert(
     options: ConvertOptions,
     keep_going: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    let (folder, path) = match input {
-        Input::Model(folder) => (folder, None),
-        Input::Prior { path, rest } => (rest, Some(path)),
+    let (folder, replacements, path) = match input {
+        Input::Model(folder, replacements) => (folder, replacements, None),
+        Input::Prior { path, rest, replacements } => (rest, replacements, Some(path)),
     };
-    let inputs: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folder.as_path()).collect();
+    let folders = replacements.values().chain([folder]).filter_map(Folder::as_path);
+    let inputs: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folders).collect();
     let target = Target::open(target, options.overwrite, &inputs)?;
-    let mut layout = Layout::find(folder)?;
+    let mut layout = Layout::find(folder, replacements)?;
     if let Some(own) = path.and_then(|path| own_folder(path)) {
         layout.prior = own;
     }
@@ -100,6 +105,15 @@ pub fn convert(
     write_rest(&layout, target.path())?;
     keep_going()?;
     target.finish()
+}
+
+/// Refuses a file that is known to be something else than a prior that can be converted.
+///
+/// # Errors
+/// [`crate::Error`] that says what it is and what it would need, or that the file is damaged.
+pub fn check_prior(path: &Path) -> Result<()> {
+    let checkpoint = open_file(path)?;
+    if checkpoint.is_original_prior() { Ok(()) } else { Ok(checkpoint.refuse_foreign()?) }
 }
 
 /// The components with weights, checked against their configurations.
@@ -154,13 +168,7 @@ fn folder_of(path: &Path) -> Folder {
 fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
     let shown = path.display();
     let folder = folder_of(path);
-    let checkpoint = if path.is_dir() {
-        Checkpoint::open_folder(&folder)?
-    } else {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| bad_input!("the file name of {shown} is not UTF-8; rename it"))?;
-        Checkpoint::open_file(&folder, name)?
-    };
+    let checkpoint = if path.is_dir() { Checkpoint::open_folder(&folder)? } else { open_file(path)? };
     if !checkpoint.is_original_prior() {
         return Ok(checkpoint);
     }
@@ -172,6 +180,12 @@ fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
     }
     let statistics = (!has_statistics).then(|| Checkpoint::open_file(&folder, STATISTICS)).transpose()?;
     Ok(checkpoint.with_diffusers_names(statistics, config.attention_head_dim)?)
+}
+
+fn open_file(path: &Path) -> Result<Checkpoint> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| bad_input!("the file name of {} is not UTF-8; rename it", path.display()))?;
+    Ok(Checkpoint::open_file(&folder_of(path), name)?)
 }
 
 fn write_network(
@@ -200,7 +214,16 @@ fn write_network(
 
 /// Writes what has no weights: the tokenizer, the scheduler, the image processor, and the index.
 fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
-    copy_texts(&layout.tokenizer, &target.join("tokenizer"))?;
+    let tokenizer = target.join("tokenizer");
+    match layout.is_replaced(Component::Tokenizer) {
+        false => copy_texts(&layout.tokenizer, &tokenizer)?,
+        // It may have other components' files beside it.
+        true => {
+            fs::create_dir(&tokenizer).with_context(|| cannot_write(&tokenizer))?;
+            let names = tokenizer::FILES.into_iter().filter(|name| layout.tokenizer.has_file(name));
+            names.into_iter().try_for_each(|name| copy(&layout.tokenizer, name, &tokenizer))?;
+        }
+    }
     if let Some(folder) = &layout.scheduler {
         let scheduler = target.join("scheduler");
         fs::create_dir(&scheduler).with_context(|| cannot_write(&scheduler))?;

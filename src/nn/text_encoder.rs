@@ -58,6 +58,17 @@ impl Default for TextEncoderConfig {
 }
 
 impl TextEncoderConfig {
+    /// The number of weights.
+    pub fn parameters(&self) -> u64 {
+        let [width, inside] = [self.hidden_size, self.intermediate_size].map(i64::unsigned_abs);
+        let attention = 4 * (width * width + width);
+        let mlp = 2 * width * inside + width + inside;
+        let norms = 2 * 2 * width;
+        let layers = self.num_hidden_layers.unsigned_abs() * (attention + mlp + norms);
+        let embeddings = (self.vocab_size + self.max_position_embeddings).unsigned_abs() * width;
+        embeddings + layers + 2 * width + width * self.projection_dim.unsigned_abs()
+    }
+
     fn encoder(&self) -> EncoderConfig {
         EncoderConfig {
             hidden_size: self.hidden_size,

@@ -1,7 +1,7 @@
 //! A model's architecture and size, from its configurations and, if they are here, the headers of its weights.
 
-use super::layout::{Layout, ModelFile};
-use super::load::{CONFIG, read_prior_config, read_scheduler};
+use super::layout::{CONFIG, Layout, ModelFile};
+use super::load::{read_prior_config, read_scheduler};
 use super::parameters::Parameters;
 use crate::Result;
 use crate::config;
@@ -102,18 +102,17 @@ pub struct TokenizerShape {
     pub max_tokens: i64,
 }
 
-/// Describes the model in a folder. Weights need not be there; `files` has their sizes.
+/// Describes a model. Weights need not be there; `files` has their sizes.
 ///
 /// # Errors
 /// If a component is missing, damaged or not supported.
-pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
-    let layout = Layout::find(folder)?;
-    let prior = read_prior_config(&layout)?;
+pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
+    let prior = read_prior_config(layout)?;
     let text: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
-    let scheduler = if prior.is_one_step() { None } else { Some(read_scheduler(&layout)?) };
+    let scheduler = if prior.is_one_step() { None } else { Some(read_scheduler(layout)?) };
     // For its errors.
     Tokenizer::open(&layout.tokenizer, text.max_position_embeddings as usize)?;
-    let parameters = count_parameters(&layout, files)?;
+    let parameters = count_parameters(layout, files, &text)?;
     let memory_bytes = parameters.as_ref().map(|parameters| {
         let bytes = |precision: Precision| {
             let prior = parameters.prior.saturating_mul(precision.bytes());
@@ -148,17 +147,17 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
     })
 }
 
-fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<ParameterCounts>> {
+fn count_parameters(layout: &Layout, files: &[ModelFile], text: &TextEncoderConfig) -> Result<Option<ParameterCounts>> {
     let parts = [&layout.prior, &layout.text_encoder];
     let weights_of = |part: &Folder| -> Vec<&ModelFile> {
-        let prefix = format!("{}/", part.name());
-        files.iter().filter(|file| file.path.starts_with(&prefix) && is_weights(&file.path)).collect()
+        files.iter().filter(|file| is_weights(&file.path) && file.is_in(part)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
         let Parameters { prior, text_encoder, .. } = Parameters::count(layout)?;
         return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
     }
-    // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so.
+    // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so. Those of a text
+    // encoder may be in the file of a whole CLIPModel.
     let estimate = |part: &Folder| {
         let weight = |file: &&ModelFile| {
             let is_sixteen_bit = file.path.contains(".fp16") || file.path.contains(".bf16");
@@ -166,7 +165,6 @@ fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<Param
         };
         weights_of(part).iter().map(weight).sum::<Option<u64>>()
     };
-    let [prior, text_encoder] = parts.map(estimate);
-    let (Some(prior), Some(text_encoder)) = (prior, text_encoder) else { return Ok(None) };
-    Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: true }))
+    let Some(prior) = estimate(&layout.prior) else { return Ok(None) };
+    Ok(Some(ParameterCounts { prior, text_encoder: text.parameters(), is_estimate: true }))
 }

@@ -1,9 +1,10 @@
 //! A hash that tells one model from another, so that a run is not resumed with another model.
 
-use super::layout::{Layout, ZERO_IMAGE_EMBED};
+use super::layout::{CONFIG, Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use super::load::Pipeline;
 use crate::Result;
 use crate::files::Folder;
+use crate::tokenizer;
 use crate::weights::checkpoint::weight_files;
 use sha2::{Digest, Sha256};
 
@@ -15,9 +16,6 @@ const SAMPLES: usize = 256;
 
 /// Bytes of a large file that are in memory at a time.
 const CHUNK_BYTES: usize = 16 << 20;
-
-/// Extensions of a component's files beside its weights.
-const DESCRIPTIONS: [&str; 3] = ["json", "txt", "model"];
 
 impl Pipeline {
     /// A hash of the model's configurations, vocabulary and weights, and of the LoRAs. It does not depend on the
@@ -39,11 +37,13 @@ impl Pipeline {
                 add_file(&mut hasher, component, &name, is_thorough)?;
             }
         }
+        // No other file is read; a component from elsewhere may have those of others beside it.
+        let networks = [prior, text_encoder].into_iter().chain(image_encoder).map(|folder| (folder, &[CONFIG][..]));
         let scheduler = scheduler.as_ref().filter(|_| !self.is_one_step());
-        for component in [prior, text_encoder, tokenizer].into_iter().chain(scheduler).chain(image_encoder) {
-            let mut names = component.file_names();
-            names.sort();
-            for name in names.iter().filter(|name| is_description(name)) {
+        let scheduler = scheduler.map(|folder| (folder, &[SCHEDULER_CONFIG][..]));
+        let others = std::iter::once((tokenizer, &tokenizer::FILES[..])).chain(scheduler);
+        for (component, names) in networks.chain(others) {
+            for name in names.iter().filter(|name| component.has_file(name)) {
                 add_file(&mut hasher, component, name, is_thorough)?;
             }
         }
@@ -59,12 +59,6 @@ impl Pipeline {
         }
         Ok(format!("{:.32x}", hasher.finalize()))
     }
-}
-
-/// Whether a file beside the weights may be read. An index of weights is not among them: the weights that it names are.
-fn is_description(name: &str) -> bool {
-    let has_ending = name.rsplit_once('.').is_some_and(|(_, ending)| DESCRIPTIONS.contains(&ending));
-    has_ending && !name.contains(".index.")
 }
 
 fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool) -> Result<()> {
@@ -89,6 +83,7 @@ fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Component;
     use crate::weights::checkpoint::Placement;
     use crate::weights::precision::Precision;
     use std::fs;
@@ -133,6 +128,26 @@ mod tests {
             assert_ne!(identity(&folder, false), expected[0], "{file}");
             assert_ne!(identity(&folder, true), expected[1], "{file}");
         }
+    }
+
+    #[test]
+    fn a_replaced_component_counts_and_its_place_does_not() {
+        let (folder, other) = (copy(), copy());
+        let options = Placement { device: Device::Cpu, precision: Precision::F32 };
+        let with = |replacement: Option<&Path>| {
+            let replacements = replacement.map(|path| (Component::Prior, Folder::from(path))).into_iter().collect();
+            let layout = Layout::find(&Folder::from(folder.path()), &replacements).unwrap();
+            Pipeline::of_layout(layout, options).unwrap().identity(false, true).unwrap()
+        };
+        let prior = other.path().join("prior");
+        assert_eq!(with(Some(&prior)), with(None), "the same prior from another place");
+        fs::write(prior.join("notes.json"), "{}").unwrap();
+        assert_eq!(with(Some(&prior)), with(None), "a file that is not read");
+        let weights = prior.join("diffusion_pytorch_model.safetensors");
+        let mut bytes = fs::read(&weights).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&weights, bytes).unwrap();
+        assert_ne!(with(Some(&prior)), with(None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Opens a pipeline, checks that its components fit each other, and loads its networks when they are needed.
 
-use super::layout::{Layout, SCHEDULER, SCHEDULER_CONFIG};
+use super::layout::{CONFIG, Layout, Replacements, SCHEDULER, SCHEDULER_CONFIG};
 use super::negative::NegativeCache;
 use super::parameters::Parameters;
 use super::progress::Progress;
@@ -11,6 +11,7 @@ use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig, SchedulerOpti
 use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
+use crate::nn::image_encoder::ImageEncoderConfig;
 use crate::nn::prior::{PriorConfig, PriorKind, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
@@ -19,11 +20,9 @@ use crate::weights::checkpoint::{Checkpoint, Placement, Weights};
 use crate::weights::lora::Lora;
 use crate::{Error, Result};
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
-
-/// The file that a network is configured in.
-pub const CONFIG: &str = "config.json";
 
 /// A model. Its networks are loaded when they are first needed.
 #[derive(Debug)]
@@ -45,30 +44,26 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// As [`Pipeline::open_with`], to sample as the model's own configuration says.
-    ///
-    /// # Errors
-    /// If a component is missing, damaged, not supported, or does not fit the others.
-    #[cfg(test)]
-    pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
-        Self::open_with(folder, placement, SchedulerOptions::default())
-    }
-
-    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    /// Opens the model in a folder, some of whose components may come from elsewhere: reads and checks all that is
+    /// small, and no weights.
     ///
     /// # Errors
     /// If a component is missing, damaged, not supported, or does not fit the others, and [`Error::Option`] if the
     /// scheduler has no use for an option.
     pub fn open_with(
-        folder: impl Into<Folder>,
+        folder: &Folder,
+        replacements: &Replacements,
         placement: Placement,
         scheduler_options: SchedulerOptions,
     ) -> Result<Self> {
-        let start = Instant::now();
-        let layout = Layout { scheduler_options, ..Layout::find(&folder.into())? };
-        let mut pipeline = Self::of_layout(layout, placement)?;
-        pipeline.timings.load = start.elapsed();
-        Ok(pipeline)
+        let layout = Layout { scheduler_options, ..Layout::find(folder, replacements)? };
+        Self::of_layout(layout, placement)
+    }
+
+    /// The same with the model's own components, to sample as its own configuration says.
+    #[cfg(test)]
+    pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
+        Self::open_with(&folder.into(), &Replacements::new(), placement, SchedulerOptions::default())
     }
 
     /// Opens a model whose components were found before.
@@ -76,6 +71,7 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::open_with`].
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
+        let start = Instant::now();
         let prior_config = read_prior_config(&layout)?;
         let scheduler = match prior_config.is_one_step() {
             true => refuse_scheduler(&layout).map(|()| None)?,
@@ -97,7 +93,7 @@ impl Pipeline {
             parameters: OnceCell::new(),
             negative: None,
             keeps_text_encoder: true,
-            timings: Timings::default(),
+            timings: Timings { load: start.elapsed(), ..Timings::default() },
         })
     }
 
@@ -160,15 +156,16 @@ impl Pipeline {
     }
 
     /// The error on a result that is not finite: names the tensors of `components` that are to blame, if any.
-    pub(super) fn explain_non_finite(&self, what: &str, components: &[&Folder]) -> Error {
-        let names = non_finite_tensors(components).unwrap_or_default();
-        if names.is_empty() {
+    pub(super) fn explain_non_finite(&self, what: &str, components: &[Component]) -> Error {
+        let found = non_finite_tensors(&self.layout, components).unwrap_or_default();
+        if found.is_empty() {
             let reason = format!("{what} is not finite (NaN or infinity)");
             return Error::NotFinite { reason, hint: Some(Hint::UseFloat32) };
         }
-        let (folder, names) = (&self.layout.folder, text::list(&names));
-        let reason = format!("{what} is not finite: {folder} has NaN or infinity in {names}");
-        Error::NotFinite { reason, hint: Some(Hint::FetchAgain) }
+        let list =
+            |(folder, names): (String, Vec<String>)| format!("{folder} has NaN or infinity in {}", text::list(&names));
+        let places = found.into_iter().map(list).collect::<Vec<_>>().join(", ");
+        Error::NotFinite { reason: format!("{what} is not finite: {places}"), hint: Some(Hint::FetchAgain) }
     }
 
     /// Where and in which type the prior computes.
@@ -303,15 +300,21 @@ fn refuse_scheduler(layout: &Layout) -> Result<()> {
     }
 }
 
-/// The tensors in components' folders that are not finite.
-fn non_finite_tensors(components: &[&Folder]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for folder in components {
-        let component = folder.name();
-        let found = Checkpoint::open_folder(folder)?.non_finite_tensors()?;
-        names.extend(found.into_iter().map(|name| format!("{component}/{name}")));
+/// The tensors of components that are not finite, by folder: the model's own, or that of a component from elsewhere.
+fn non_finite_tensors(layout: &Layout, components: &[Component]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for &component in components {
+        let Some(folder) = layout.folder_of(component) else { continue };
+        let names = Checkpoint::open_folder(folder)?.non_finite_tensors()?.into_iter();
+        let (place, names): (String, Vec<String>) = match layout.is_replaced(component) {
+            true => (folder.to_string(), names.collect()),
+            false => (layout.folder.to_string(), names.map(|name| format!("{}/{name}", folder.name())).collect()),
+        };
+        if !names.is_empty() {
+            found.entry(place).or_default().extend(names);
+        }
     }
-    Ok(names)
+    Ok(found)
 }
 
 /// Checks the sizes at which components meet.
@@ -330,31 +333,32 @@ fn check_fit(
         return Err(mismatch(layout, reason.into()));
     }
     let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
+    use Component::{Prior, TextEncoder, Tokenizer as TokenizerFiles};
     let equal = [
         (
-            "the tokenizer's model_max_length",
-            tokenizer.max_length() as i64,
-            "the prior's num_embeddings",
-            prior.num_embeddings,
+            (TokenizerFiles, "the tokenizer's model_max_length", tokenizer.max_length() as i64),
+            (Prior, "the prior's num_embeddings", prior.num_embeddings),
         ),
         (
-            "the number of tokens after the text",
-            prior.expected_tokens(),
-            "the prior's additional_embeddings",
-            prior.additional_embeddings,
+            (Prior, "the number of tokens after the text", prior.expected_tokens()),
+            (Prior, "the prior's additional_embeddings", prior.additional_embeddings),
         ),
-        ("the text encoder's hidden_size", text.hidden_size, "the width of the prior's text states", state_dim),
         (
-            "the text encoder's projection_dim",
-            text.projection_dim,
-            "the prior's embedding_proj_dim",
-            prior.embedding_proj_dim(),
+            (TextEncoder, "the text encoder's hidden_size", text.hidden_size),
+            (Prior, "the width of the prior's text states", state_dim),
         ),
-        ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
+        (
+            (TextEncoder, "the text encoder's projection_dim", text.projection_dim),
+            (Prior, "the prior's embedding_proj_dim", prior.embedding_proj_dim()),
+        ),
+        (
+            (Prior, "the prior's embedding_dim", prior.embedding_dim),
+            (Prior, "the prior's clip_embed_dim", prior.clip_embed_dim()),
+        ),
     ];
     check_equal(layout, &equal)?;
     check_lengths(layout, tokenizer, text)?;
-    check_variance(layout, scheduler)
+    check_rest(layout, prior, scheduler)
 }
 
 /// The same with a prior of a sequence of latents, which takes text embeddings alone.
@@ -365,29 +369,22 @@ fn check_sequence_fit(
     prior: &PriorConfig,
     scheduler: Option<&dyn SchedulerConfig>,
 ) -> Result<()> {
-    check_equal(
-        layout,
-        &[
-            (
-                "the number of tokens with positions beside the latents",
-                0,
-                "the prior's additional_embeddings",
-                prior.additional_embeddings,
-            ),
-            (
-                "the text encoder's projection_dim",
-                text.projection_dim,
-                "the prior's embedding_proj_dim",
-                prior.embedding_proj_dim(),
-            ),
-            (
-                "twice the prior's embedding_dim",
-                prior.embedding_dim.saturating_mul(2),
-                "the prior's clip_embed_dim",
-                prior.clip_embed_dim(),
-            ),
-        ],
-    )?;
+    use Component::{Prior, TextEncoder};
+    let equal = [
+        (
+            (Prior, "the number of tokens with positions beside the latents", 0),
+            (Prior, "the prior's additional_embeddings", prior.additional_embeddings),
+        ),
+        (
+            (TextEncoder, "the text encoder's projection_dim", text.projection_dim),
+            (Prior, "the prior's embedding_proj_dim", prior.embedding_proj_dim()),
+        ),
+        (
+            (Prior, "twice the prior's embedding_dim", prior.embedding_dim.saturating_mul(2)),
+            (Prior, "the prior's clip_embed_dim", prior.clip_embed_dim()),
+        ),
+    ];
+    check_equal(layout, &equal)?;
     // As in diffusers' pipeline, which gives it no generator.
     if let Some(scheduler) = scheduler
         && scheduler.scheduler(2)?.noisy_steps() > 0
@@ -396,19 +393,18 @@ fn check_sequence_fit(
         return Err(mismatch(layout, reason.into()));
     }
     check_lengths(layout, tokenizer, text)?;
-    check_variance(layout, scheduler)
+    check_rest(layout, prior, scheduler)
 }
 
-/// Two sizes, each after its name, that must be equal.
-type Sizes<'a> = (&'a str, i64, &'a str, i64);
+/// A size of a component, and its name.
+type Size<'a> = (Component, &'a str, i64);
 
-fn check_equal(layout: &Layout, sizes: &[Sizes]) -> Result<()> {
-    match sizes.iter().find(|(_, left, _, right)| left != right) {
-        Some((left, left_value, right, right_value)) => {
-            Err(mismatch(layout, format!("{left} ({left_value}) and {right} ({right_value}) must be equal")))
-        }
-        None => Ok(()),
-    }
+fn check_equal(layout: &Layout, sizes: &[(Size, Size)]) -> Result<()> {
+    let differ = sizes.iter().find(|((_, _, left), (_, _, right))| left != right);
+    let Some(&((left, left_size, left_value), (right, right_size, right_value))) = differ else { return Ok(()) };
+    let origins = origins(layout, &[left, right]);
+    let reason = format!("{left_size} ({left_value}) and {right_size} ({right_value}) must be equal{origins}");
+    Err(mismatch(layout, reason))
 }
 
 fn check_lengths(layout: &Layout, tokenizer: &Tokenizer, text: &TextEncoderConfig) -> Result<()> {
@@ -416,17 +412,51 @@ fn check_lengths(layout: &Layout, tokenizer: &Tokenizer, text: &TextEncoderConfi
     if length as i64 <= max {
         return Ok(());
     }
-    Err(mismatch(layout, format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}")))
+    let origins = origins(layout, &[Component::Tokenizer, Component::TextEncoder]);
+    let reason = format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}{origins}");
+    Err(mismatch(layout, reason))
 }
 
-fn check_variance(layout: &Layout, scheduler: Option<&dyn SchedulerConfig>) -> Result<()> {
+fn check_rest(layout: &Layout, prior: &PriorConfig, scheduler: Option<&dyn SchedulerConfig>) -> Result<()> {
     if scheduler.is_some_and(SchedulerConfig::needs_variance) {
         let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
         return Err(mismatch(layout, reason.into()));
+    }
+    if layout.is_replaced(Component::ImageEncoder) {
+        check_image_encoder(layout, prior)?;
     }
     Ok(())
 }
 
 fn mismatch(layout: &Layout, reason: String) -> Error {
     Error::Mismatch { path: layout.folder.to_string(), reason }
+}
+
+/// Checks that an image encoder's embeddings are as wide as the prior's.
+///
+/// # Errors
+/// [`Error::Mismatch`] if they are not, or an error if its configuration is damaged.
+pub(super) fn check_image_encoder(layout: &Layout, prior: &PriorConfig) -> Result<()> {
+    let Some(folder) = &layout.image_encoder else { return Ok(()) };
+    let config: ImageEncoderConfig = config::read(folder, CONFIG)?;
+    let (image, prior) = (config.projection_dim, prior.embedding_dim);
+    if image == prior {
+        return Ok(());
+    }
+    let origins = origins(layout, &[Component::ImageEncoder, Component::Prior]);
+    let sizes = format!("the image encoder's projection_dim ({image}) and the prior's embedding_dim ({prior})");
+    Err(mismatch(layout, format!("{sizes} must be equal{origins}")))
+}
+
+/// Where two components come from, as the end of a sentence; empty if both are the model's own.
+fn origins(layout: &Layout, components: &[Component; 2]) -> String {
+    let is_replaced = |component: &Component| layout.is_replaced(*component);
+    if components[0] == components[1] || !components.iter().any(is_replaced) {
+        return String::new();
+    }
+    let origin = |component: &Component| {
+        layout.folder_of(*component).map(|folder| format!("the {component} is that of {folder}"))
+    };
+    let origins = components.iter().filter_map(origin).collect::<Vec<_>>().join(", ");
+    format!("; {origins}")
 }

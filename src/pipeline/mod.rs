@@ -7,12 +7,13 @@
 //! ```
 //!
 //! [`Pipeline::embed`] is that story. Beside it, [`layout`] finds the components in a folder as diffusers saves it,
-//! `load` opens and loads them, [`memory`](Demand) plans batches, `identity` tells models apart, and [`builtin`] is the
+//! [`component`] those that come from elsewhere, `load` opens and loads them, [`memory`](Demand) plans batches, `identity` tells models apart, and [`builtin`] is the
 //! model that ships with the library.
 //!
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 
 pub mod builtin;
+pub mod component;
 #[cfg(feature = "cli")]
 pub mod describe;
 mod embeds;
@@ -30,7 +31,8 @@ mod shap_e;
 mod text;
 mod zero_embed;
 
-pub use load::{CONFIG, Pipeline};
+pub use layout::CONFIG;
+pub use load::Pipeline;
 pub use memory::Demand;
 pub use progress::{Progress, Truncation};
 pub use request::{Row, Settings, Timings};
@@ -38,6 +40,7 @@ pub use request::{Row, Settings, Timings};
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::BatchNoise;
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
+use crate::error::Component;
 use crate::nn::prior::{PriorKind, TextCondition};
 use crate::{Error, Result};
 use embeds::{first_non_finite, to_array};
@@ -147,7 +150,7 @@ impl Pipeline {
         match first_non_finite(&embeds) {
             Some(row) => {
                 let what = format!("the embedding of {:?}", progress::shorten(rows[row].prompt));
-                Err(self.explain_non_finite(&what, &[&self.layout.text_encoder, &self.layout.prior]))
+                Err(self.explain_non_finite(&what, &[Component::TextEncoder, Component::Prior]))
             }
             None => Ok(embeds),
         }

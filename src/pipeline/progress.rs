@@ -16,7 +16,7 @@ pub trait Progress {
     /// `done` of all `total` denoising steps are done.
     fn step(&mut self, _done: usize, _total: usize) {}
 
-    /// `done` of `total` bytes of a model are downloaded.
+    /// `done` of `total` bytes of a repository are downloaded. A model with components from elsewhere has several.
     fn downloaded(&mut self, _done: u64, _total: u64) {}
 
     /// Whether to give up. Asked before each stage and after each step, which then ends with [`Error::Cancelled`].

@@ -8,6 +8,7 @@ mod files;
 
 use crate::error::{Error, Result};
 use crate::files::Folder;
+pub use files::FILES;
 use files::TokenizerFiles;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};

@@ -7,6 +7,7 @@ mod bad_input;
 mod builtin;
 mod checkpoints;
 mod common;
+mod components;
 mod dialects;
 mod faults;
 mod foreign;

@@ -4,6 +4,7 @@
 mod checkpoints;
 mod clip;
 mod common;
+mod components;
 mod ddpm;
 mod noise;
 mod one_step;

@@ -43,6 +43,11 @@ impl Case {
     }
 
     pub fn check(&self, pipeline: &mut Pipeline, expected: &Fixture, index: usize) {
+        self.check_as(pipeline, expected, &index.to_string());
+    }
+
+    /// Compares with the tensors whose names begin with `index`.
+    pub fn check_as(&self, pipeline: &mut Pipeline, expected: &Fixture, index: &str) {
         let rows = self.image_rows();
         let place = || format!("{} case {index}", expected.path.display());
         if let Some(image_embeds) = expected.get(&format!("{index}.image_embeds")) {

@@ -6,6 +6,7 @@
     stable       the same for StableUnCLIPPipeline's prior
     decoders     the decoders behind them
     adapters     LoRAs for priors
+    elsewhere    components in the place of a pipeline's own
     precise      a pipeline in float64
     tokenizers   CLIP's vocabulary and tokenizer folders
     weights      the random numbers

@@ -1,6 +1,6 @@
 //! The options of embedding, as clap parses them.
 
-use crate::cli::args::{RevisionArgs, TargetArgs, at_least_one, text};
+use crate::cli::args::{ComponentArgs, RevisionArgs, TargetArgs, at_least_one, text};
 use crate::cli::values::{
     BatchSize, DeviceName, Dtype, LoraOption, SchedulerName, finite, on_error, output_dtype, prompt_format, scheduler,
     seed, shard,
@@ -91,6 +91,13 @@ pub(in crate::cli) struct Args {
     /// See `prior-embed help models`.
     #[arg(help_heading = "Model", short, long, value_name = "NAME", value_parser = text())]
     pub(super) model: Option<String>,
+
+    #[command(flatten)]
+    pub(super) components: ComponentArgs,
+
+    /// Image encoder from elsewhere, which may be a whole CLIPModel
+    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
+    pub(super) image_encoder: Option<String>,
 
     /// LoRA for the prior, a file or a folder, and its strength [default: 1]; may be repeated
     #[arg(help_heading = "Model", long, value_name = "PATH[:SCALE]",

@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 
 /// Runs the job with a model that is on this machine.
 fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> Result<u8> {
-    let open = request.opener(&model.folder);
+    let open = request.opener(model);
     let pipeline = open()?;
     check_kind(args, &request.outputs, &pipeline)?;
     let sampling = pipeline.settings(args.steps, args.guidance_scale)?;
@@ -133,6 +133,9 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, w
             false => format!("--guidance-scale {scale} turns guidance off, except for rows with a scale of their own"),
         };
         warn_no_effect("--negative-prompt", &why);
+    }
+    if args.image_encoder.is_some() && (!wants_negative || args.negative_prompt.is_some()) {
+        warn_no_effect("--image-encoder", "it makes negative embeddings without a negative prompt, and there are none");
     }
     if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
         warn_no_effect("--threads", "the model runs on a GPU");

@@ -7,8 +7,7 @@ use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
 use crate::cli::values::{BatchSize, LoraOption};
 use crate::diffusion::scheduler::SchedulerOptions;
-use crate::files::Folder;
-use crate::hub::{ModelName, Needs, Wish};
+use crate::hub::{Model, ModelSource, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Opener, Prompts, RowOptions};
 use crate::nn::precision::Precision;
 use crate::nn::prior::PriorKind;
@@ -24,9 +23,7 @@ pub(super) struct Request {
     pub(super) prompts: Prompts,
     pub(super) entries: Entries,
     pub(super) outputs: Outputs,
-    /// As the user writes it.
-    pub(super) model_name: String,
-    pub(super) model: ModelName,
+    pub(super) model: ModelSource,
     pub(super) load: Placement,
     pub(super) loras: Vec<LoraOption>,
     pub(super) scheduler: SchedulerOptions,
@@ -44,8 +41,8 @@ impl Request {
         let entries = prompts.open()?;
         let device = args.device.device()?;
         let load = Placement { device, precision: args.dtype.precision(device)? };
-        let model_name = args.model.as_deref().unwrap_or(EMOJI).to_string();
-        let model = args.revision.model(&model_name, &context.hub)?;
+        let components = args.components.given(args.image_encoder.as_deref());
+        let model = args.revision.model(args.model.as_deref().unwrap_or(EMOJI), &components, &context.hub)?;
         let rows = RowOptions {
             negative_prompt: args.negative_prompt.clone(),
             settings: Settings::default(),
@@ -60,7 +57,6 @@ impl Request {
             prompts,
             entries,
             outputs,
-            model_name,
             model,
             load,
             loras: args.lora.clone(),
@@ -86,11 +82,12 @@ impl Request {
         Needs { weights: true, sixteen_bit: self.load.precision != Precision::F32, image_encoder }
     }
 
-    /// Opens the model in `folder` as often as it is called.
-    pub(super) fn opener(&self, folder: &Folder) -> Opener {
-        let (folder, load, loras, scheduler) = (folder.clone(), self.load, self.loras.clone(), self.scheduler.clone());
+    /// Opens the model as often as it is called.
+    pub(super) fn opener(&self, model: &Model) -> Opener {
+        let (folder, replacements) = (model.folder.clone(), model.replacements());
+        let (load, loras, scheduler) = (self.load, self.loras.clone(), self.scheduler.clone());
         Arc::new(move || {
-            let mut pipeline = Pipeline::open_with(&folder, load, scheduler.clone())?;
+            let mut pipeline = Pipeline::open_with(&folder, &replacements, load, scheduler.clone())?;
             for lora in &loras {
                 pipeline.add_lora(&lora.path, lora.scale)?;
             }

@@ -8,6 +8,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::weights::checkpoint::Placement;
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The report.
@@ -64,6 +65,9 @@ impl Seconds {
 #[derive(Debug, Serialize)]
 pub(super) struct Settings {
     model: String,
+    /// The components from elsewhere, by option.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    components: BTreeMap<&'static str, String>,
     lora: Vec<String>,
     steps: usize,
     guidance_scale: f64,
@@ -88,9 +92,14 @@ impl Settings {
     /// Those of a request. What the job decides is filled in by [`Stats::new`].
     pub(super) fn new(request: &Request, sampling: pipeline::Settings, pipeline: &Pipeline) -> Self {
         let Placement { device, precision } = pipeline.placement();
-        let Request { model_name, loras, rows, .. } = request;
+        let Request { model, loras, rows, .. } = request;
         Self {
-            model: model_name.clone(),
+            model: model.name.clone(),
+            components: model
+                .components
+                .iter()
+                .map(|(component, name)| (component.option(), name.to_string()))
+                .collect(),
             lora: loras.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),
             steps: sampling.steps,
             guidance_scale: sampling.guidance_scale,

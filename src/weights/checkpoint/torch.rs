@@ -22,6 +22,9 @@ const OLD_VERSION: i64 = 1001;
 /// Keys under which training programs put the state dictionary.
 const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
 
+/// The key of the averaged weights in a training checkpoint that has no others.
+const AVERAGED: &str = "ema_model";
+
 /// The bytes of the storages in a file, by key.
 type Storages<'a> = HashMap<&'a str, Range<usize>>;
 
@@ -193,6 +196,12 @@ fn items<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str
         });
         let Some(inner) = wrapped else { break };
         root = inner;
+    }
+    if let Value::Dict(dict) = root
+        && let Some(averaged @ Value::Dict(_)) = pickle.item(dict, AVERAGED)
+        && !dict.iter().any(|(_, value)| matches!(pickle.get(*value), Value::Tensor(_)))
+    {
+        root = averaged;
     }
     match root {
         Value::Dict(dict) => Box::new(dict.iter().filter_map(|(key, value)| match pickle.get(*key) {
