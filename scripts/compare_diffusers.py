@@ -25,7 +25,7 @@ from accelerate.checkpointing import save_accelerator_state
 from tools.built import BINARY
 from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
-from tools.models import adapters
+from tools.models import adapters, random_given
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
 from tools.models.random_runs import TEXTS, describe, random_spec, run_binary
 from tools.models.weights import set_up
@@ -196,10 +196,20 @@ def compare(index, options):
     return errors
 
 
+# What a run compares: the function of a case, and the arrays that it gives the errors of.
+KINDS = {
+    "pipelines": (compare, ["image", "negative"]),
+    "given": (lambda index, options: random_given.compare(index, options, relative_error), ["image", "negative", "text"]),
+}
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=24, help="how many pipelines (default 24)")
+    parser.add_argument(
+        "--cases", choices=KINDS, default="pipelines", help="pipelines, or what is given beside prompts (default pipelines)"
+    )
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
     parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
@@ -218,13 +228,12 @@ def main():
     # accelerate's logger asks for it.
     PartialState(cpu=True)
     indices = range(options.count) if options.only is None else [options.only]
-    errors = [compare(index, options) for index in indices]
+    case, arrays = KINDS[options.cases]
+    errors = [case(index, options) for index in indices]
     worst = [max(column) for column in zip(*errors, strict=True)]
-    failed = sum(max(pair) > options.tolerance for pair in errors)
-    print(
-        f"{len(errors)} pipelines, worst relative error: image {worst[0]:.1e} negative {worst[1]:.1e}, {failed} over "
-        f"{options.tolerance:.0e}"
-    )
+    failed = sum(max(of_case) > options.tolerance for of_case in errors)
+    told = " ".join(f"{name} {error:.1e}" for name, error in zip(arrays, worst, strict=True))
+    print(f"{len(errors)} {options.cases}, worst relative error: {told}, {failed} over {options.tolerance:.0e}")
     return 1 if failed else 0
 
 

@@ -5,7 +5,7 @@ Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the
 
 import sys
 
-from tools.fixtures import builtin, checkpoints, ddpm, networks, pipelines, scheduling, tokenizers
+from tools.fixtures import builtin, checkpoints, ddpm, given, networks, pipelines, scheduling, tokenizers
 from tools.models.weights import set_up
 
 GROUPS = {
@@ -13,6 +13,7 @@ GROUPS = {
     "schedulers": scheduling.write_all,
     "ddpm": ddpm.write_all,
     "pipelines": pipelines.write_all,
+    "given": given.write_all,
     "checkpoints": checkpoints.write_all,
     "tokenizers": tokenizers.write_all,
     "builtin": builtin.write_all,

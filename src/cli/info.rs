@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let model = args.name.as_deref().or(args.model.as_deref()).unwrap_or(EMOJI);
     let name = args.revision.model(model, &context.hub)?;
     let hub = Hub::new(context.hub.clone());
-    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
+    let needs = Needs { weights: true, text_encoder: true, sixteen_bit: false, image_encoder: Wish::No };
     let found = hub.describe(&name, needs, &mut FetchProgress::new(&context.screen))?;
     let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error.into()))?;
     let (repository, revision) = match name {

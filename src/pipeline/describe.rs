@@ -150,7 +150,7 @@ fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<Param
         files.iter().filter(|file| file.path.starts_with(&prefix) && is_weights(&file.path)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
-        let Parameters { prior, text_encoder, .. } = Parameters::count(layout)?;
+        let Parameters { prior, text_encoder, .. } = Parameters::count(layout, true)?;
         return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
     }
     // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so.

@@ -11,6 +11,7 @@
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 
 pub mod builtin;
+mod conditions;
 #[cfg(feature = "cli")]
 pub mod describe;
 mod embeds;
@@ -20,41 +21,46 @@ pub mod layout;
 mod load;
 mod memory;
 mod negative;
+mod noise_plan;
 mod parameters;
 mod progress;
 mod request;
 mod text;
 mod zero_embed;
 
+pub use conditions::Conditions;
+pub use embeds::Embeds;
 pub use load::{CONFIG, Pipeline};
 pub use memory::Demand;
+pub use noise_plan::{NEGATIVE_SEED_OFFSET, NoisePlan, Purpose};
 pub use progress::{Progress, Truncation};
-pub use request::{Row, Settings, Timings};
+pub use request::{Prompt, Row, Settings, Timings};
 
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::noise::BatchNoise;
+use crate::diffusion::noise::{BatchNoise, NoiseSource};
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
 use crate::nn::prior::TextCondition;
 use crate::{Error, Result};
 use embeds::{first_non_finite, to_array};
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 use negative::NegativeCache;
 use progress::check_cancelled;
 use std::collections::HashMap;
 use std::time::Instant;
 
 impl Pipeline {
-    /// The image embeddings of a batch of rows, `(rows, embedding_dim)`.
+    /// The image embeddings of a batch of rows, and the text embeddings that they were made from.
     ///
-    /// Of no rows, an empty array; no network is loaded for it.
+    /// Of no rows, empty arrays; no network is loaded for them. Without texts to encode, the text encoder is not loaded.
     ///
     /// # Errors
     /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or memory
     /// runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
-    pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Array2<f32>> {
+    pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Embeds> {
         let scheduler = self.scheduler.scheduler(settings.steps)?;
         if rows.is_empty() {
-            return Ok(Array2::zeros((0, self.embedding_dim())));
+            let [image, text] = [self.embedding_dim(), self.text_embedding_dim()].map(|dim| Array2::zeros((0, dim)));
+            return Ok(Embeds { image, text });
         }
         let guidance = Guidance::new(settings.guidance_scale);
         let timesteps = scheduler.timesteps();
@@ -63,7 +69,7 @@ impl Pipeline {
         let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, timesteps));
         let needs_negative = guidance.is_on() && !is_cached;
         // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
-        let (beside, apart): (&[&str], &[&str]) = match (needs_negative, self.keeps_text_encoder) {
+        let (beside, apart): (&[Prompt<&str>], &[Prompt<&str>]) = match (needs_negative, self.keeps_text_encoder) {
             (false, _) => (&[], &[]),
             (true, false) => (&negative_prompts, &[]),
             (true, true) => (&[], &negative_prompts),
@@ -71,8 +77,10 @@ impl Pipeline {
 
         // 1. Text: tokenize and encode.
         check_cancelled(progress)?;
-        self.load_text_encoder(progress)?;
-        check_cancelled(progress)?;
+        if [&prompts, beside, apart].into_iter().flatten().any(|prompt| prompt.text().is_some()) {
+            self.load_text_encoder(progress)?;
+            check_cancelled(progress)?;
+        }
         let mut truncated = |index: usize, prompt: &str, removed: &str, max_tokens: usize| {
             let rows = prompt_of_row.iter().enumerate().filter(|(_, prompt)| **prompt == index);
             let rows = rows.map(|(row, _)| row).collect();
@@ -102,63 +110,69 @@ impl Pipeline {
                 Some(text) => prior.prefill(text, &for_each(apart.len()).collect::<Vec<_>>())?,
                 None => (prefix.tail(prompts.len())?, timestep_cache.tail(prompts.len())?),
             };
-            let prompts = negative_prompts.iter().map(|prompt| prompt.to_string()).collect();
+            let prompts = negative_prompts.iter().map(|prompt| prompt.into_owned()).collect();
             self.negative = Some(NegativeCache { prompts, timesteps: timesteps.to_vec(), prefix, timestep_cache });
         }
 
         // 3. Denoise, each row from its own noise.
         let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: &timestep_cache };
         let unconditional = self.negative.as_ref().map(|negative| negative.condition(&negative_of_row));
-        let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
-        let noise = BatchNoise::draw(&seeds, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
+        let noise: Vec<NoiseSource> = rows.iter().map(|row| row.noise).collect();
+        let noise = BatchNoise::draw(&noise, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
         let mut done = 0;
         let mut after_step = || {
             done += 1;
             progress.step(done, settings.steps);
             check_cancelled(progress)
         };
-        let embeds = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
-        let embeds = to_array(&embeds)?;
+        let image = sample(prior, &*scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
+        let embeds = Embeds { image: to_array(&image)?, text: to_array(&text.embeds)?.select(Axis(0), &prompt_of_row) };
         if !self.keeps_text_encoder {
             self.negative = None;
         }
         self.timings.prior += start.elapsed();
 
-        match first_non_finite(&embeds) {
+        match first_non_finite(&embeds.image) {
             Some(row) => {
-                let what = format!("the embedding of {:?}", progress::shorten(rows[row].prompt));
+                let what = format!("the embedding of {}", rows[row].prompt);
                 Err(self.explain_non_finite(&what, &[&self.layout.text_encoder, &self.layout.prior]))
             }
             None => Ok(embeds),
         }
     }
 
-    /// Tokenizes and encodes prompts. `truncated` gets the index of each that is too long, counted from `first`, the
-    /// prompt, the part that was left out, and the maximum number of tokens.
+    /// Tokenizes and encodes prompts that are texts, and takes the others as they are. `truncated` gets the index of each
+    /// that is too long, counted from `first`, the prompt, the part that was left out, and the maximum number of tokens.
     fn encode(
         &mut self,
-        prompts: &[&str],
+        prompts: &[Prompt<&str>],
         first: usize,
         truncated: &mut dyn FnMut(usize, &str, &str, usize),
     ) -> Result<TextCondition> {
         let start = Instant::now();
+        let (texts, places): (Vec<&str>, Vec<usize>) =
+            prompts.iter().zip(first..).filter_map(|(prompt, place)| Some((prompt.text()?, place))).unzip();
         let max_tokens = self.text.tokenizer.max_length();
-        let mut truncated = |index: usize, removed: &str| truncated(first + index, prompts[index], removed, max_tokens);
-        let encodings = self.text.tokenize(prompts, &mut truncated)?;
+        let mut truncated = |index: usize, removed: &str| truncated(places[index], texts[index], removed, max_tokens);
+        let encodings = self.text.tokenize(&texts, &mut truncated)?;
         self.timings.tokenize += start.elapsed();
-        let text = self.text.encode(&encodings)?;
+        let encoded = if texts.is_empty() { None } else { Some(self.text.encode(&encodings)?) };
+        let text = match encoded {
+            Some(encoded) if texts.len() == prompts.len() => encoded,
+            encoded => self.mix(prompts, encoded)?,
+        };
         self.timings.text += start.elapsed();
         Ok(text)
     }
 }
 
-/// The distinct texts in the order of their first occurrence, and the index of each text among them.
-fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<usize>) {
+/// The distinct prompts in the order of their first occurrence, and the index of each prompt among them.
+fn distinct<'a>(prompts: impl Iterator<Item = Prompt<&'a str>>) -> (Vec<Prompt<&'a str>>, Vec<usize>) {
     let mut indices = HashMap::new();
     let mut distinct = Vec::new();
-    let of_each = texts.map(|text| {
-        *indices.entry(text).or_insert_with(|| {
-            distinct.push(text);
+    let of_each = prompts.map(|prompt| {
+        *indices.entry(prompt).or_insert_with(|| {
+            distinct.push(prompt);
             distinct.len() - 1
         })
     });
@@ -184,7 +198,7 @@ mod tests {
                 pipeline.keep_text_encoder(keeps_text_encoder);
                 let settings = Settings { steps: 3, guidance_scale };
                 let embeds = pipeline.embed(&[], &settings, &mut ()).unwrap();
-                assert_eq!(embeds.dim(), (0, pipeline.embedding_dim()));
+                assert_eq!(embeds.image.dim(), (0, pipeline.embedding_dim()));
             }
         }
         assert!(pipeline.text.encoder.is_none() && pipeline.prior.is_none(), "a network was loaded");

@@ -11,6 +11,7 @@ mod dialects;
 mod faults;
 mod foreign;
 mod formats;
+mod given;
 mod lora;
 mod output;
 mod precision;

@@ -5,6 +5,8 @@ mod checkpoints;
 mod clip;
 mod common;
 mod ddpm;
+#[cfg(feature = "cli")]
+mod given;
 mod noise;
 mod pipelines;
 mod prior;

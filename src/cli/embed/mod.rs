@@ -10,9 +10,10 @@ pub(super) use args::Args;
 use super::args::warn_no_effect;
 use super::context::Context;
 use super::progress::{FetchProgress, RunProgress, rows};
+use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
-use crate::job::{Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
+use crate::job::{Given, Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
 use crate::pipeline::Pipeline;
 use crate::pipeline::builtin::EMOJI;
 use anyhow::Result;
@@ -41,6 +42,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     let pipeline = open()?;
     request.scheduler.check(pipeline.scheduler_class().name, &pipeline.folder().to_string())?;
     pipeline.check_steps(request.rows.settings.steps)?;
+    check_sizes(&request.rows, &pipeline)?;
     let wants_negative = request.wants_negative(&pipeline)?;
     warn_of_model(args, &pipeline, wants_negative);
     let settings = Settings::new(&request, &pipeline);
@@ -80,6 +82,22 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     Ok(0)
 }
 
+/// Checks what the options give against the model's sizes.
+fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
+    let (dim, text) = (pipeline.embedding_dim(), pipeline.text_embedding_dim());
+    if let Some(Given { name, value, .. }) = rows.latents.as_ref().filter(|given| given.value.ncols() != dim) {
+        let found = value.ncols();
+        return Err(bad_input!("--latents {name:?} has rows of {found} numbers, and this model's have {dim}"));
+    }
+    if rows.wants_text && text != dim {
+        return Err(bad_input!(
+            "--text-out: this model's text embeddings have {text} numbers and its image embeddings {dim}, and an output \
+             holds rows of one size; leave out --text-out"
+        ));
+    }
+    Ok(())
+}
+
 /// Warns of options that have no effect with this model. One that promises something which holds anyway (`--offline`,
 /// `--on-error skip`) is not among them.
 fn warn_of_model(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
@@ -89,6 +107,9 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
             "--negative-prompt",
             &format!("--guidance-scale {scale} turns guidance off, except for rows with a scale of their own"),
         );
+    }
+    if args.decoder_negative_prompt.is_some() && !wants_negative {
+        warn_no_effect("--decoder-negative-prompt", "no output holds negative embeddings; --negative-out writes them");
     }
     if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
         warn_no_effect("--threads", "the model runs on a GPU");

@@ -2,7 +2,7 @@
 
 use super::request::Request;
 use crate::cli::progress::RunProgress;
-use crate::job::Summary;
+use crate::job::{Seeding, Summary};
 use crate::output::destination::Destination;
 use crate::pipeline::Pipeline;
 use crate::weights::checkpoint::Placement;
@@ -65,11 +65,17 @@ impl Seconds {
 pub(super) struct Settings {
     model: String,
     lora: Vec<String>,
+    textual_inversion: Vec<String>,
+    conditions: Option<String>,
+    latents: Option<String>,
     steps: usize,
     guidance_scale: f64,
-    seed: u64,
+    /// Null if the prompts give the seeds.
+    seed: Option<u64>,
+    seed_layout: &'static str,
     samples_per_prompt: u64,
     negative_prompt: Option<String>,
+    decoder_negative_prompt: Option<String>,
     scheduler: &'static str,
     device: String,
     dtype: &'static str,
@@ -84,15 +90,20 @@ impl Settings {
     /// Those of a request. What the job decides is filled in by [`Stats::new`].
     pub(super) fn new(request: &Request, pipeline: &Pipeline) -> Self {
         let Placement { device, precision } = pipeline.placement();
-        let Request { model_name, loras, rows, .. } = request;
+        let Request { model_name, loras, inversions, rows, .. } = request;
         Self {
             model: model_name.clone(),
             lora: loras.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),
+            textual_inversion: inversions.iter().map(|one| format!("{}:{}", one.origin, one.token)).collect(),
+            conditions: rows.conditions.as_ref().map(|given| given.name.clone()),
+            latents: rows.latents.as_ref().map(|given| given.name.clone()),
             steps: rows.settings.steps,
             guidance_scale: rows.settings.guidance_scale,
-            seed: rows.seed,
+            seed: (rows.seeding != Seeding::Prompt).then_some(rows.seed),
+            seed_layout: if rows.seeding == Seeding::Call { "call" } else { "row" },
             samples_per_prompt: rows.samples,
             negative_prompt: rows.negative_prompt.clone(),
+            decoder_negative_prompt: rows.decoder_negative_prompt.clone(),
             scheduler: pipeline.scheduler_class().name,
             device: format!("{device:?}").to_lowercase(),
             dtype: precision.name(),
