@@ -24,10 +24,9 @@ from accelerate.checkpointing import save_accelerator_state
 from tools.built import BINARY
 from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
-from tools.models import adapters
+from tools.models import adapters, one_step_runs, random_given, shap_e_runs
 from tools.models.elsewhere import replace_components
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
-from tools.models import one_step_runs, shap_e_runs
 from tools.models.random_runs import TEXTS, describe, random_spec, relative_error, run_binary
 from tools.models.weights import set_up
 
@@ -191,15 +190,25 @@ def compare(index, options):
     return errors
 
 
-# What compares a random pipeline of each kind of prior.
-KINDS = {"diffusion": compare, "one-step": one_step_runs.compare, "shap-e": shap_e_runs.compare}
+# What a run compares: the function of a case, and the arrays that it gives the errors of.
+KINDS = {
+    "pipelines": (compare, ["image", "negative"]),
+    "given": (lambda index, options: random_given.compare(index, options, relative_error), ["image", "negative", "text"]),
+    "one-step": (one_step_runs.compare, ["image", "negative"]),
+    "shap-e": (shap_e_runs.compare, ["latents"]),
+}
 
 
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=24, help="how many pipelines (default 24)")
-    parser.add_argument("--prior", choices=KINDS, default="diffusion", help="the kind of prior (default diffusion)")
+    parser.add_argument(
+        "--cases",
+        choices=KINDS,
+        default="pipelines",
+        help="pipelines, what is given beside prompts, or other kinds of prior (default pipelines)",
+    )
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
     parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
@@ -219,13 +228,12 @@ def main():
     # accelerate's logger asks for it.
     PartialState(cpu=True)
     indices = range(options.count) if options.only is None else [options.only]
-    errors = [KINDS[options.prior](index, options) for index in indices]
+    case, arrays = KINDS[options.cases]
+    errors = [case(index, options) for index in indices]
     worst = [max(column) for column in zip(*errors, strict=True)]
-    failed = sum(max(pair) > options.tolerance for pair in errors)
-    print(
-        f"{len(errors)} pipelines, worst relative error: image {worst[0]:.1e} negative {worst[1]:.1e}, {failed} over "
-        f"{options.tolerance:.0e}"
-    )
+    failed = sum(max(of_case) > options.tolerance for of_case in errors)
+    told = " ".join(f"{name} {error:.1e}" for name, error in zip(arrays, worst, strict=True))
+    print(f"{len(errors)} {options.cases}, worst relative error: {told}, {failed} over {options.tolerance:.0e}")
     return 1 if failed else 0
 
 

@@ -1,5 +1,6 @@
 //! The public face: a prior, its options, and what it gives.
 
+use crate::diffusion::noise::seed_of;
 use crate::diffusion::scheduler::SchedulerOptions;
 use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
@@ -8,13 +9,18 @@ use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::component::component_at;
 use crate::pipeline::layout::Replacements;
-use crate::pipeline::{Demand, Pipeline, Progress, Row, Settings, Truncation};
+use crate::pipeline::{
+    Conditions, Demand, Embeds, NEGATIVE_SEED_OFFSET, NoisePlan, Pipeline, Progress, Prompt, Purpose, Row, Settings,
+    Truncation,
+};
 use crate::weights::checkpoint::Placement;
+use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::weights::precision::Precision;
 use crate::{Error, Result};
 use ndarray::{Array1, Array2, Axis, concatenate};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where a [`Prior`] computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -246,7 +252,8 @@ impl LoadOptions {
         use crate::hub::{ComponentName, Hub, Needs, Wish};
         let is_given = self.components.contains_key(&Component::ImageEncoder);
         let image_encoder = if self.download_image_encoder || is_given { Wish::Needed } else { Wish::No };
-        let needs = Needs { weights: true, sixteen_bit: self.precision != Precision::F32, image_encoder };
+        let sixteen_bit = self.precision != Precision::F32;
+        let needs = Needs { weights: true, text_encoder: true, sixteen_bit, image_encoder };
         for (&component, from) in &self.components {
             let name = match from {
                 ComponentSource::Path(path) => ComponentName::Path(path.clone()),
@@ -362,6 +369,18 @@ impl Prior {
         self.pipeline.add_lora(path.as_ref(), scale)
     }
 
+    /// Adds a learned token (arXiv 2208.01618) to the tokenizer and the text encoder, as `load_textual_inversion` of
+    /// diffusers does: a file of diffusers or A1111, or a folder with `learned_embeds.safetensors` or
+    /// `learned_embeds.bin`. `token` replaces the file's own name of the token. One of several vectors is
+    /// written as `token` in prompts, and stands for all of them.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is another kind of file, its embeddings do not fit the text encoder, or the
+    /// tokenizer has such a token.
+    pub fn add_textual_inversion(&mut self, path: impl AsRef<Path>, token: Option<&str>) -> Result<()> {
+        self.pipeline.add_textual_inversion(&TextualInversion::open(path.as_ref(), token)?)
+    }
+
     /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
         self.pipeline.embedding_dim()
@@ -399,36 +418,71 @@ impl Prior {
         options: &EmbedOptions,
         progress: &mut dyn Progress,
     ) -> Result<Embeddings> {
-        let images = options.rows(prompts)?;
+        let prompts: Vec<Prompt<&str>> = prompts.iter().map(|prompt| Prompt::Text(prompt.as_ref())).collect();
+        self.embed_prompts(&prompts, None, options, progress)
+    }
+
+    /// The image embeddings of conditions that were made elsewhere, in place of prompts. Without conditions in place of
+    /// the negative prompts, these are texts. The text encoder is loaded if there are texts to encode.
+    ///
+    /// # Errors
+    /// As [`Prior::embed_with`]; [`Error::Option`] if the conditions do not fit the model or the options.
+    pub fn embed_conditions(
+        &mut self,
+        conditions: impl Into<Arc<Conditions>>,
+        options: &EmbedOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Embeddings> {
+        let conditions = conditions.into();
+        self.pipeline.set_conditions(Arc::clone(&conditions))?;
+        let prompts: Vec<Prompt<&str>> = (0..conditions.rows()).map(Prompt::Condition).collect();
+        self.embed_prompts(&prompts, Some(&conditions), options, progress)
+    }
+
+    fn embed_prompts(
+        &mut self,
+        prompts: &[Prompt<&str>],
+        conditions: Option<&Conditions>,
+        options: &EmbedOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Embeddings> {
+        let Rows { images, negatives } = options.rows(prompts, conditions)?;
+        let is_call = matches!(options.seeds, Seeds::Call(_));
         let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
         let steps = self.pipeline.passes(settings.steps)?;
         self.check_negatives(options)?;
-        // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
-        let negatives: Vec<Row> = match options.negative_image_embeds && options.negative_prompts.is_given() {
-            true => {
-                let rows = images.iter().copied();
-                let more = images.len() as u64;
-                rows.map(|row| Row { prompt: row.negative_prompt, seed: row.seed.wrapping_add(more), ..row }).collect()
-            }
-            false => Vec::new(),
-        };
-        let zero_embed = match options.negative_image_embeds && !options.negative_prompts.is_given() {
+        let latents = options.latents.as_ref().map_or(self.embedding_dim(), Array2::ncols);
+        if latents != self.embedding_dim() {
+            let reason =
+                format!("latents has rows of {latents} numbers, and this model's have {}", self.embedding_dim());
+            return Err(Error::Option { option: "latents", reason });
+        }
+        let zero_embed = match options.negative_image_embeds && negatives.is_none() {
             true => Some(self.zero_embed()?),
             false => None,
         };
-        let batch_size = self.batch_size(images.len() + negatives.len(), options.batch_size)?;
+        let negatives = negatives.filter(|_| options.negative_image_embeds).unwrap_or_default();
+        let rows = images.len() + negatives.len();
+        // One call is one batch.
+        let wanted = options.batch_size.or(is_call.then_some(rows));
+        let batch_size = self.batch_size(rows, wanted)?;
+        if is_call && batch_size < rows {
+            let reason = format!("batch_size is {batch_size}, and one_generator draws for all {rows} rows at once");
+            return Err(Error::Option { option: "batch_size", reason });
+        }
         let batches = images.len().div_ceil(batch_size) + negatives.len().div_ceil(batch_size);
         let mut call = Call { progress, first_row: Some(0), done: 0, steps, total: batches * steps };
-        let image_embeds = self.embed_rows(&images, &settings, batch_size, &mut call)?;
+        let Embeds { image: image_embeds, text } = self.embed_rows(&images, &settings, batch_size, &mut call)?;
         call.first_row = None;
         let negative_image_embeds = match zero_embed {
             Some(embed) => embed.broadcast(image_embeds.dim()).map(|embeds| embeds.to_owned()),
             None if options.negative_image_embeds => {
-                Some(self.embed_rows(&negatives, &settings, batch_size, &mut call)?)
+                Some(self.embed_rows(&negatives, &settings, batch_size, &mut call)?.image)
             }
             None => None,
         };
-        Ok(Embeddings { image_embeds, negative_image_embeds })
+        let text_embeds = options.text_embeds.then_some(text);
+        Ok(Embeddings { image_embeds, negative_image_embeds, text_embeds })
     }
 
     /// Refuses what is negative where the prior takes none.
@@ -448,21 +502,18 @@ impl Prior {
         }
     }
 
-    fn embed_rows(
-        &mut self,
-        rows: &[Row],
-        settings: &Settings,
-        batch_size: usize,
-        call: &mut Call,
-    ) -> Result<Array2<f32>> {
-        let mut embeds = vec![Array2::zeros((0, self.embedding_dim()))];
+    fn embed_rows(&mut self, rows: &[Row], settings: &Settings, batch_size: usize, call: &mut Call) -> Result<Embeds> {
+        let mut embeds = vec![self.pipeline.embed(&[], settings, call)?];
         for batch in rows.chunks(batch_size) {
             embeds.push(self.pipeline.embed(batch, settings, call)?);
             call.done += call.steps;
             call.first_row = call.first_row.map(|row| row + batch.len());
         }
-        let views: Vec<_> = embeds.iter().map(|embeds| embeds.view()).collect();
-        concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
+        let join = |pick: fn(&Embeds) -> &Array2<f32>| {
+            let views: Vec<_> = embeds.iter().map(|embeds| pick(embeds).view()).collect();
+            concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
+        };
+        Ok(Embeds { image: join(|embeds| &embeds.image)?, text: join(|embeds| &embeds.text)? })
     }
 
     fn zero_embed(&mut self) -> Result<Array1<f32>> {
@@ -531,7 +582,10 @@ pub struct EmbedOptions {
     guidance_scale: Option<f64>,
     samples: usize,
     negative_prompts: Negative,
+    decoder_negative_prompt: Option<String>,
     negative_image_embeds: bool,
+    text_embeds: bool,
+    latents: Option<Array2<f32>>,
     batch_size: Option<usize>,
 }
 
@@ -539,6 +593,15 @@ pub struct EmbedOptions {
 enum Seeds {
     From(u64),
     Each(Vec<u64>),
+    ByPrompt,
+    Call(u64),
+}
+
+/// What to compute.
+struct Rows<'a> {
+    images: Vec<Row<'a>>,
+    /// Of the negative embeddings; `None` if these are the embedding of a black image.
+    negatives: Option<Vec<Row<'a>>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -562,7 +625,10 @@ impl Default for EmbedOptions {
             guidance_scale: None,
             samples: 1,
             negative_prompts: Negative::None,
+            decoder_negative_prompt: None,
             negative_image_embeds: false,
+            text_embeds: false,
+            latents: None,
             batch_size: None,
         }
     }
@@ -583,6 +649,28 @@ impl EmbedOptions {
     /// A seed for each prompt; its sample k has `seed + k`.
     pub fn seeds(mut self, seeds: impl Into<Vec<u64>>) -> Self {
         self.seeds = Seeds::Each(seeds.into());
+        self
+    }
+
+    /// Each prompt's seed is made of the prompt: the first 8 bytes, little-endian, of its SHA-256. Its sample k has the
+    /// seed plus k, and the negative embeddings have 2^63 more. So the embeddings of a prompt do not depend on its place.
+    pub fn seed_by_prompt(mut self) -> Self {
+        self.seeds = Seeds::ByPrompt;
+        self
+    }
+
+    /// All rows draw their noise from one generator, as in a pipeline's call with
+    /// `generator=torch.Generator().manual_seed(seed)`: each draw is for all rows at once. All are then computed
+    /// together, and a row depends on how many there are.
+    pub fn one_generator(mut self, seed: u64) -> Self {
+        self.seeds = Seeds::Call(seed);
+        self
+    }
+
+    /// The noise to start from in place of the generators' first draws, `(rows, embedding_dim)`. With a negative prompt
+    /// there may be as many rows again, for the negative embeddings.
+    pub fn latents(mut self, latents: Array2<f32>) -> Self {
+        self.latents = Some(latents.as_standard_layout().into_owned());
         self
     }
 
@@ -616,6 +704,20 @@ impl EmbedOptions {
         self
     }
 
+    /// The prompt of [`Embeddings::negative_image_embeds`], which are then the embeddings of this text with the same
+    /// options, from seeds that follow those of the rows: `negative_prompt` of the `interpolate` of diffusers' Kandinsky prior pipelines, where the
+    /// prior's own is called `negative_prior_prompt`. The empty text changes nothing.
+    pub fn decoder_negative_prompt(mut self, prompt: impl Into<String>) -> Self {
+        self.decoder_negative_prompt = Some(prompt.into()).filter(|prompt: &String| !prompt.is_empty());
+        self
+    }
+
+    /// Whether to give [`Embeddings::text_embeds`] too.
+    pub fn text_embeds(mut self, wanted: bool) -> Self {
+        self.text_embeds = wanted;
+        self
+    }
+
     /// Whether to compute [`Embeddings::negative_image_embeds`] too, which decoders of Kandinsky 2.x take. Without a
     /// negative prompt they are the embedding of a black image, for which the model needs an image encoder.
     pub fn negative_image_embeds(mut self, wanted: bool) -> Self {
@@ -629,14 +731,12 @@ impl EmbedOptions {
         self
     }
 
-    /// The rows of the output.
-    fn rows<'a, S: AsRef<str>>(&'a self, prompts: &'a [S]) -> Result<Vec<Row<'a>>> {
+    /// The rows to compute for these prompts.
+    fn rows<'a>(&'a self, prompts: &[Prompt<&'a str>], conditions: Option<&Conditions>) -> Result<Rows<'a>> {
+        let refused = |option: &'static str, reason: String| Err(Error::Option { option, reason });
         let check = |option: &'static str, count: usize| match count == prompts.len() {
             true => Ok(()),
-            false => {
-                let reason = format!("{option} has {count} items for {} prompts", prompts.len());
-                Err(Error::Option { option, reason })
-            }
+            false => refused(option, format!("{option} has {count} items for {} prompts", prompts.len())),
         };
         if let Seeds::Each(seeds) = &self.seeds {
             check("seeds", seeds.len())?;
@@ -644,19 +744,59 @@ impl EmbedOptions {
         if let Negative::Each(negative) = &self.negative_prompts {
             check("negative_prompts", negative.len())?;
         }
-        let row = |index: usize, sample: usize| Row {
-            prompt: prompts[index].as_ref(),
-            negative_prompt: match &self.negative_prompts {
-                Negative::None => "",
-                Negative::Same(prompt) => prompt,
-                Negative::Each(prompts) => &prompts[index],
-            },
-            seed: match &self.seeds {
-                Seeds::From(seed) => seed.wrapping_add((index * self.samples + sample) as u64),
-                Seeds::Each(seeds) => seeds[index].wrapping_add(sample as u64),
-            },
+        if let (Seeds::ByPrompt, Some(_)) = (&self.seeds, conditions) {
+            refused("seed_by_prompt", "conditions have no prompts to make seeds of".into())?;
+        }
+        if self.negative_prompts.is_given() && conditions.is_some_and(Conditions::has_negative) {
+            refused("negative_prompt", "the conditions come with negative ones already".into())?;
+        }
+        let negative_prompt = |index: usize| match &self.negative_prompts {
+            Negative::None => conditions.and_then(|conditions| conditions.negative_prompt(index)),
+            Negative::Same(prompt) => Some(Prompt::Text(prompt.as_str())),
+            Negative::Each(prompts) => Some(Prompt::Text(prompts[index].as_str())),
         };
-        Ok((0..prompts.len()).flat_map(|index| (0..self.samples).map(move |sample| row(index, sample))).collect())
+        let has_negative = self.negative_prompts.is_given() || conditions.is_some_and(Conditions::has_negative);
+        let has_negatives = has_negative || self.decoder_negative_prompt.is_some();
+        let count = prompts.len() * self.samples;
+        let is_call = matches!(self.seeds, Seeds::Call(_));
+        let noise = NoisePlan {
+            rows: count,
+            negative_offset: if self.seeds == Seeds::ByPrompt { NEGATIVE_SEED_OFFSET } else { count as u64 },
+            // A call with a negative prompt has rows for the negative embeddings too.
+            call_rows: is_call.then_some(if has_negative { 2 * count } else { count }),
+            latents: self.latents.as_ref(),
+        };
+        noise.check(has_negatives).or_else(|reason| refused("latents", format!("latents {reason}")))?;
+        let noise = |index: usize, sample: usize, purpose: Purpose| {
+            let row = index * self.samples + sample;
+            let seed = match &self.seeds {
+                Seeds::From(seed) => seed.wrapping_add(row as u64),
+                Seeds::Each(seeds) => seeds[index].wrapping_add(sample as u64),
+                Seeds::ByPrompt => seed_of(prompts[index].text().unwrap_or_default()).wrapping_add(sample as u64),
+                Seeds::Call(seed) => *seed,
+            };
+            noise.source(row, seed, purpose)
+        };
+        let of_each = |row: &dyn Fn(usize, usize) -> Row<'a>| -> Vec<Row<'a>> {
+            (0..prompts.len()).flat_map(|index| (0..self.samples).map(move |sample| row(index, sample))).collect()
+        };
+        let negative_or_empty = |index: usize| negative_prompt(index).unwrap_or(Prompt::Text(""));
+        let images = of_each(&|index, sample| Row {
+            prompt: prompts[index],
+            negative_prompt: negative_or_empty(index),
+            noise: noise(index, sample, Purpose::Image),
+        });
+        // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
+        let negatives = has_negatives.then(|| {
+            of_each(&|index, sample| {
+                let negative_prompt = negative_or_empty(index);
+                let decoder = self.decoder_negative_prompt.as_deref().map(Prompt::Text);
+                let purpose = if decoder.is_some() { Purpose::DecoderNegative } else { Purpose::Negative };
+                let prompt = decoder.unwrap_or(negative_prompt);
+                Row { prompt, negative_prompt, noise: noise(index, sample, purpose) }
+            })
+        });
+        Ok(Rows { images, negatives })
     }
 }
 
@@ -668,4 +808,7 @@ pub struct Embeddings {
     pub image_embeds: Array2<f32>,
     /// Their negative counterparts of the same shape, if [`EmbedOptions::negative_image_embeds`] asks for them.
     pub negative_image_embeds: Option<Array2<f32>>,
+    /// CLIP text embeddings, `(prompts · samples, text_embedding_dim)`, before anything that the prior does, if
+    /// [`EmbedOptions::text_embeds`] asks for them.
+    pub text_embeds: Option<Array2<f32>>,
 }

@@ -17,6 +17,8 @@ use crate::weights::checkpoint::index::ShardIndex;
 pub struct Needs {
     /// Weights, not only configurations and vocabulary.
     pub weights: bool,
+    /// The text encoder's weights, because texts are encoded.
+    pub text_encoder: bool,
     /// Whether weights in 16 bits are enough, because the run computes in no more.
     pub sixteen_bit: bool,
     /// The image encoder, for the embedding of a black image.
@@ -157,10 +159,13 @@ impl Search<'_> {
                 self.want(&format!("{name}/config.json"));
             }
         }
-        for (name, component) in [(text_encoder, Component::TextEncoder), (prior, Component::Prior)] {
-            if let Some(name) = name {
-                self.need_network(name, component)?;
-            }
+        match text_encoder {
+            Some(name) if self.needs.text_encoder => self.need_network(name, Component::TextEncoder)?,
+            Some(name) => self.need(&format!("{name}/config.json")),
+            None => {}
+        }
+        if let Some(name) = prior {
+            self.need_network(name, Component::Prior)?;
         }
         if let Some(name) = image_encoder.filter(|_| needs_image_encoder) {
             let missing_before = self.plan.missing.len();

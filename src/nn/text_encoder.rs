@@ -142,6 +142,24 @@ impl TextEncoder {
         })
     }
 
+    /// Sets the embeddings, `(hidden_size)` each, of tokens that the checkpoint does not have, or replaces them.
+    ///
+    /// # Errors
+    /// If an embedding has another size, or memory runs out.
+    pub fn add_tokens(&mut self, tokens: &[(i64, Vec<f32>)]) -> Result<()> {
+        let (known, width) = self.token_embedding.size2()?;
+        let Some(end) = tokens.iter().map(|(id, _)| id + 1).max() else { return Ok(()) };
+        let options = (self.token_embedding.kind(), self.device());
+        let more = Tensor::f_zeros([(end - known).max(0), width], options)?;
+        let table = Tensor::f_cat(&[&self.token_embedding, &more], 0)?;
+        for (id, embedding) in tokens {
+            let embedding = Tensor::f_from_slice(embedding)?.f_reshape([width])?;
+            table.f_select(0, *id)?.f_copy_(&embedding)?;
+        }
+        self.token_embedding = table;
+        Ok(())
+    }
+
     /// Encodes prompts, each as the ids of its start, text and end, and perhaps padding: ids below
     /// [`TextEncoder::vocab_size`], at most `max_position_embeddings` per prompt.
     ///

@@ -153,7 +153,7 @@ fn count_parameters(layout: &Layout, files: &[ModelFile], text: &TextEncoderConf
         files.iter().filter(|file| is_weights(&file.path) && file.is_in(part)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
-        let Parameters { prior, text_encoder, .. } = Parameters::count(layout)?;
+        let Parameters { prior, text_encoder, .. } = Parameters::count(layout, true)?;
         return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
     }
     // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so. Those of a text

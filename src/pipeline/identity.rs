@@ -18,7 +18,7 @@ const SAMPLES: usize = 256;
 const CHUNK_BYTES: usize = 16 << 20;
 
 impl Pipeline {
-    /// A hash of the model's configurations, vocabulary and weights, and of the LoRAs. It does not depend on the
+    /// A hash of the model's configurations, vocabulary and weights, of the LoRAs and of the learned tokens. It does not depend on the
     /// model's path or name. With `zero_embed` it includes what the embedding of a black image is made of, which other
     /// runs' downloads may add or remove.
     ///
@@ -31,8 +31,9 @@ impl Pipeline {
         let Layout { folder, prior, text_encoder, tokenizer, image_encoder, has_zero_image_embed, .. } = &self.layout;
         let Layout { scheduler, scheduler_class, .. } = &self.layout;
         let image_encoder = image_encoder.as_ref().filter(|_| zero_embed);
+        let encoder_weights = Some(text_encoder).filter(|_| self.needs_text_encoder);
         let mut hasher = Sha256::new();
-        for component in [prior, text_encoder].into_iter().chain(image_encoder) {
+        for component in [prior].into_iter().chain(encoder_weights).chain(image_encoder) {
             for name in weight_files(component)? {
                 add_file(&mut hasher, component, &name, is_thorough)?;
             }
@@ -54,6 +55,7 @@ impl Pipeline {
         for lora in &self.loras {
             hasher.update(lora.identity()?);
         }
+        self.text.inversions.iter().for_each(|identity| hasher.update(identity));
         if zero_embed && image_encoder.is_none() && *has_zero_image_embed {
             add_file(&mut hasher, folder, ZERO_IMAGE_EMBED, is_thorough)?;
         }

@@ -1,5 +1,6 @@
 //! Opens a pipeline, checks that its components fit each other, and loads its networks when they are needed.
 
+use super::conditions::Conditions;
 use super::layout::{CONFIG, Layout, Replacements, SCHEDULER, SCHEDULER_CONFIG};
 use super::negative::NegativeCache;
 use super::parameters::Parameters;
@@ -22,6 +23,7 @@ use crate::{Error, Result};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A model. Its networks are loaded when they are first needed.
@@ -39,7 +41,11 @@ pub struct Pipeline {
     pub(super) scheduler: Option<Box<dyn SchedulerConfig>>,
     pub(super) parameters: OnceCell<Parameters>,
     pub(super) negative: Option<NegativeCache>,
+    /// What stands in the place of prompts.
+    pub(super) conditions: Option<Arc<Conditions>>,
     pub(super) keeps_text_encoder: bool,
+    /// Whether runs have texts to encode; if not, the weights may be absent.
+    pub(super) needs_text_encoder: bool,
     pub(super) timings: Timings,
 }
 
@@ -85,14 +91,22 @@ impl Pipeline {
         Ok(Self {
             layout,
             placement,
-            text: TextStage { tokenizer, config: text_config, encoder: None },
+            text: TextStage {
+                tokenizer,
+                config: text_config,
+                encoder: None,
+                learned: Vec::new(),
+                inversions: Vec::new(),
+            },
             prior_config,
             prior: None,
             loras: Vec::new(),
             scheduler,
             parameters: OnceCell::new(),
             negative: None,
+            conditions: None,
             keeps_text_encoder: true,
+            needs_text_encoder: true,
             timings: Timings { load: start.elapsed(), ..Timings::default() },
         })
     }
@@ -120,6 +134,14 @@ impl Pipeline {
         self.keeps_text_encoder = keeps;
     }
 
+    /// Plans without the text encoder, whose weights may be absent: all prompts are [`Prompt::Condition`]s, the negative
+    /// ones too as far as guidance needs them.
+    ///
+    /// [`Prompt::Condition`]: super::Prompt::Condition
+    pub fn leave_out_text_encoder(&mut self) {
+        self.needs_text_encoder = false;
+    }
+
     /// Loads the text encoder unless it is loaded.
     ///
     /// # Errors
@@ -130,7 +152,9 @@ impl Pipeline {
             let start = Instant::now();
             let checkpoint = Checkpoint::open_folder(&self.layout.text_encoder)?;
             let load = |weights: &Weights| TextEncoder::load(weights, &self.text.config);
-            self.text.encoder = Some(checkpoint.build("", self.encoder_placement(), load)?);
+            let mut encoder = checkpoint.build("", self.encoder_placement(), load)?;
+            encoder.add_tokens(&self.text.learned)?;
+            self.text.encoder = Some(encoder);
             self.timings.load += start.elapsed();
         }
         Ok(())
@@ -190,6 +214,11 @@ impl Pipeline {
             false => self.prior_config.embedding_dim,
         };
         usize::try_from(dim).unwrap_or(0)
+    }
+
+    /// The dimension of text embeddings.
+    pub fn text_embedding_dim(&self) -> usize {
+        usize::try_from(self.text.config.projection_dim).unwrap_or(0)
     }
 
     /// The shape of a row that is a sequence of latents, `(tokens, dim)`; `None` for an embedding.

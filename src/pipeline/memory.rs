@@ -124,7 +124,7 @@ impl Pipeline {
         if let Some(known) = self.parameters.get() {
             return Ok(*known);
         }
-        let found = Parameters::count(&self.layout)?;
+        let found = Parameters::count(&self.layout, self.needs_text_encoder)?;
         Ok(*self.parameters.get_or_init(|| found))
     }
 

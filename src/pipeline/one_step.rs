@@ -5,7 +5,7 @@
 use super::progress::{Progress, check_cancelled};
 use super::request::Row;
 use crate::Result;
-use crate::diffusion::noise::BatchNoise;
+use crate::diffusion::noise::{BatchNoise, NoiseSource};
 use crate::nn::prior::{PriorTransformer, TextCondition};
 use tch::{Kind, Tensor};
 
@@ -21,8 +21,8 @@ pub(super) fn predict(
     rows: &[Row],
     progress: &mut dyn Progress,
 ) -> Result<Tensor> {
-    let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
-    let noise = BatchNoise::draw(&seeds, prior.config().embedding_dim, 0, prior.device())?;
+    let noise: Vec<NoiseSource> = rows.iter().map(|row| row.noise).collect();
+    let noise = BatchNoise::draw(&noise, prior.config().embedding_dim, 0, prior.device())?;
     let embeds = prior.predict(text, prompt_of_row, &noise.latents)?.f_to_kind(Kind::Float)?;
     progress.step(1, 1);
     check_cancelled(progress)?;

@@ -51,7 +51,7 @@ impl fmt::Display for Truncation<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let (prompt, removed) = (shorten(self.prompt), shorten(self.removed));
         let max = self.max_tokens;
-        write!(formatter, "prompt {prompt:?} is longer than {max} tokens; this part was cut off: {removed:?}")
+        write!(formatter, "prompt {prompt:?} is longer than {max} tokens; truncated: {removed:?}")
     }
 }
 

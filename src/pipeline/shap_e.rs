@@ -8,7 +8,7 @@ use super::progress::{Progress, check_cancelled};
 use super::request::Row;
 use crate::Result;
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::noise::BatchNoise;
+use crate::diffusion::noise::{BatchNoise, NoiseSource};
 use crate::diffusion::scheduler::Scheduler;
 use crate::nn::prior::PriorTransformer;
 use tch::{Kind, Tensor};
@@ -37,8 +37,8 @@ pub(super) fn denoise(
         true => Tensor::f_cat(&[conditional.f_zeros_like()?, conditional], 0)?,
         false => conditional,
     };
-    let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
-    let noise = BatchNoise::draw(&seeds, tokens * dim, scheduler.noisy_steps(), prior.device())?;
+    let noise: Vec<NoiseSource> = rows.iter().map(|row| row.noise).collect();
+    let noise = BatchNoise::draw(&noise, tokens * dim, scheduler.noisy_steps(), prior.device())?;
     let mut latents = noise.latents.f_mul_scalar(scheduler.init_noise_sigma())?;
     let timesteps = scheduler.timesteps().to_vec();
     for (step, &timestep) in timesteps.iter().enumerate() {

@@ -12,6 +12,7 @@ mod original;
 mod report;
 mod stacked;
 mod store;
+pub mod textual_inversion;
 mod torch;
 mod view;
 mod weights;

@@ -12,6 +12,7 @@ mod dialects;
 mod faults;
 mod foreign;
 mod formats;
+mod given;
 mod lora;
 mod one_step;
 mod output;

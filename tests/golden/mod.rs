@@ -6,6 +6,8 @@ mod clip;
 mod common;
 mod components;
 mod ddpm;
+#[cfg(feature = "cli")]
+mod given;
 mod noise;
 mod one_step;
 mod pipelines;

@@ -44,8 +44,12 @@ fn packed_prompts_give_what_the_whole_sequence_gives() {
         let (dim, lens) = (config.embedding_dim, [1, config.num_embeddings, 2, 5]);
         let (states, embeds) = (random(0, &[4, config.num_embeddings, dim]), random(1, &[4, dim]));
         let packed: Vec<Tensor> = lens.iter().zip(0..).map(|(&len, row)| states.get(row).narrow(0, 0, len)).collect();
-        let text =
-            TextCondition { states: Tensor::cat(&packed, 0), lens: lens.to_vec(), embeds: embeds.shallow_clone() };
+        let text = TextCondition {
+            states: Tensor::cat(&packed, 0),
+            lens: lens.to_vec(),
+            positions: None,
+            embeds: embeds.shallow_clone(),
+        };
         let prompts = [3, 0, 0, 1, 2, 3];
         let noise = random(2, &[prompts.len() as i64, dim]);
         let packed = prior.predict(&text, &prompts, &noise).unwrap();

@@ -59,7 +59,8 @@ fn steps_on_the_cache_match() {
         }
         let timesteps = Vec::<f64>::try_from(fixture.tensor("inputs.timestep").to_kind(Kind::Double)).unwrap();
         let embeds = embeds.shallow_clone();
-        let text = TextCondition { states: without_padding(states, &lens), lens: lens.clone(), embeds };
+        let text =
+            TextCondition { states: without_padding(states, &lens), lens: lens.clone(), positions: None, embeds };
         let (prefix, cache) = prior.prefill(&text, &vec![timesteps.as_slice(); lens.len()]).unwrap();
         // The rows are at different timesteps: each is a branch of its own.
         let rows: Vec<usize> = (0..lens.len()).collect();
@@ -90,8 +91,12 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
     let (states, embeds) =
         (random(&[5, config.num_embeddings, config.embedding_dim]), random(&[5, config.embedding_dim]));
     let timesteps = [999.0, 500.25, 42.0, 0.0];
-    let text =
-        TextCondition { states: without_padding(&states, &lens), lens: lens.to_vec(), embeds: embeds.shallow_clone() };
+    let text = TextCondition {
+        states: without_padding(&states, &lens),
+        lens: lens.to_vec(),
+        positions: None,
+        embeds: embeds.shallow_clone(),
+    };
     // The timesteps of all prompts come with the prefix or after it, or some of some prompts with it.
     let (prefix, with_prefix) = prior.prefill(&text, &[timesteps.as_slice(); 5]).unwrap();
     let after_prefix = prior.prefill_timesteps(&prefix, &timesteps).unwrap();

@@ -18,7 +18,7 @@ fn pipelines_give_the_latents_of_diffusers() {
             let [rows, tokens, dim] = latents.size()[..] else { panic!("{:?}", latents.size()) };
             assert_eq!(pipeline.row_shape(), Some([tokens as usize, dim as usize]));
             let found = pipeline.embed(&case.image_rows(), &case.settings(), &mut ()).unwrap();
-            let found = Tensor::from_slice(found.as_slice().unwrap()).reshape([rows, tokens, dim]);
+            let found = Tensor::from_slice(found.image.as_slice().unwrap()).reshape([rows, tokens, dim]);
             let error = relative_error(&found, latents);
             assert!(error < 1e-4, "{name} case {index}: off by {error:.1e}");
             checked += 1;

@@ -2,7 +2,7 @@
 //! width, in every type that the processor is fast in.
 
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::noise::{BatchNoise, RowNoise};
+use crate::diffusion::noise::{BatchNoise, NoiseSource, RowNoise};
 use crate::diffusion::sampler::{Condition, sample};
 use crate::diffusion::scheduler::{SchedulerConfig, SchedulerOptions};
 use crate::diffusion::schedulers;
@@ -128,6 +128,7 @@ impl Rows {
         TextCondition {
             states: Tensor::cat(states, 0),
             lens: states.iter().map(|states| states.size()[0]).collect(),
+            positions: None,
             embeds: self.embeds.narrow(0, start as i64, len as i64),
         }
     }
@@ -151,8 +152,8 @@ fn embed(
     let (prefix, timesteps) = prefill(rows.condition(start, len));
     let (no_prefix, no_timesteps) = prefill(unconditional.condition(0, 1));
     let dim = prior.config().embedding_dim;
-    let seeds = &rows.seeds[start..start + len];
-    let noise = BatchNoise::draw(seeds, dim, scheduler.noisy_steps(), Device::Cpu).unwrap();
+    let sources: Vec<NoiseSource> = rows.seeds[start..start + len].iter().map(|&seed| seed.into()).collect();
+    let noise = BatchNoise::draw(&sources, dim, scheduler.noisy_steps(), Device::Cpu).unwrap();
     let prompts: Vec<usize> = (0..len).collect();
     let conditional = Condition { prefix: &prefix, prompts: &prompts, timesteps: &timesteps };
     let led_away = Condition { prefix: &no_prefix, prompts: &vec![0; len], timesteps: &no_timesteps };

@@ -13,7 +13,7 @@ use super::progress::{FetchProgress, RunProgress, rows};
 use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
-use crate::job::{Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
+use crate::job::{Given, Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
 use crate::nn::prior::PriorKind;
 use crate::output::OutputFormat;
 use crate::pipeline::builtin::EMOJI;
@@ -44,6 +44,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     let pipeline = open()?;
     check_kind(args, &request.outputs, &pipeline)?;
     let sampling = pipeline.settings(args.steps, args.guidance_scale)?;
+    check_sizes(&request.rows, &pipeline)?;
     let wants_negative = request.wants_negative(&pipeline)?;
     warn_of_model(args, &pipeline, sampling, wants_negative);
     let settings = Settings::new(&request, sampling, &pipeline);
@@ -104,6 +105,9 @@ fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()>
                 ("--negative-out", args.negative_out.is_some()),
                 ("--normalize", args.normalize),
                 ("--shard", args.shard.is_some()),
+                ("--decoder-negative-prompt", args.decoder_negative_prompt.is_some()),
+                ("--text-out", args.text_out.is_some()),
+                ("--conditions", args.conditions.is_some()),
             ][..],
             "no negative prompts and makes no embeddings but latents in 3D arrays, which are written as they are",
         ),
@@ -121,6 +125,22 @@ fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()>
     }
 }
 
+/// Checks what the options give against the model's sizes.
+fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
+    let (dim, text) = (pipeline.embedding_dim(), pipeline.text_embedding_dim());
+    if let Some(Given { name, value, .. }) = rows.latents.as_ref().filter(|given| given.value.ncols() != dim) {
+        let found = value.ncols();
+        return Err(bad_input!("--latents {name:?} has rows of {found} numbers, and this model's have {dim}"));
+    }
+    if rows.wants_text && text != dim {
+        return Err(bad_input!(
+            "--text-out: this model's text embeddings have {text} numbers and its image embeddings {dim}, and an output \
+             holds rows of one size; leave out --text-out"
+        ));
+    }
+    Ok(())
+}
+
 /// Warns of options that have no effect with this model. One that promises something which holds anyway (`--offline`,
 /// `--on-error skip`) is not among them.
 fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, wants_negative: bool) {
@@ -136,6 +156,9 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, w
     }
     if args.image_encoder.is_some() && (!wants_negative || args.negative_prompt.is_some()) {
         warn_no_effect("--image-encoder", "it makes negative embeddings without a negative prompt, and there are none");
+    }
+    if args.decoder_negative_prompt.is_some() && !wants_negative {
+        warn_no_effect("--decoder-negative-prompt", "no output holds negative embeddings; --negative-out writes them");
     }
     if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
         warn_no_effect("--threads", "the model runs on a GPU");

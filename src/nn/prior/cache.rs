@@ -31,6 +31,8 @@ pub struct TextCondition {
     pub states: Tensor,
     /// The number of tokens of each prompt, at most `num_embeddings`.
     pub lens: Vec<i64>,
+    /// The position of each token, int64, `(tokens of all prompts)`; `None` if those of each prompt are counted from 0.
+    pub positions: Option<Tensor>,
     /// `(prompts, embedding_proj_dim)`.
     pub embeds: Tensor,
 }
@@ -279,7 +281,11 @@ impl PriorTransformer {
         let mut tokens = Vec::with_capacity(2 * text.lens.len());
         for (prompt, (start, end)) in sequences(&text.lens).enumerate() {
             let len = end - start;
-            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions.f_narrow(0, 0, len)?)?);
+            let positions = match &text.positions {
+                Some(of_tokens) => positions.f_index_select(0, &of_tokens.f_narrow(0, start, len)?)?,
+                None => positions.f_narrow(0, 0, len)?,
+            };
+            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions)?);
             tokens.push(embeds.f_narrow(0, prompt as i64, 1)?);
         }
         Ok(Tensor::f_cat(&tokens, 0)?)
