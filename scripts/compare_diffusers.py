@@ -1,8 +1,9 @@
 """Compares prior-embed with diffusers on random pipelines of many shapes; exits with 1 if any embedding differs.
 
 Models are saved once or over an older one, LoRAs of every kind are merged, some priors are converted with another
-model as `--config`, and some components come from elsewhere. Run it with `scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32.
-Arguments after `--` go to prior-embed as they are.
+model as `--config`, and some components come from elsewhere. `--cases` names other things to compare: random schedulers,
+what is given beside prompts, other kinds of prior. Run it with `scripts/reference-python scripts/compare_diffusers.py`.
+The reference is always float32. Arguments after `--` go to prior-embed as they are.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from accelerate.checkpointing import save_accelerator_state
 from tools.built import BINARY
 from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
-from tools.models import adapters, one_step_runs, random_given, shap_e_runs
+from tools.models import adapters, one_step_runs, random_given, scheduler_runs, shap_e_runs
 from tools.models.elsewhere import replace_components
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
 from tools.models.random_runs import TEXTS, describe, random_spec, relative_error, run_binary
@@ -205,9 +206,9 @@ def arguments():
     parser.add_argument("count", nargs="?", type=int, default=24, help="how many pipelines (default 24)")
     parser.add_argument(
         "--cases",
-        choices=KINDS,
+        choices=[*KINDS, "schedulers"],
         default="pipelines",
-        help="pipelines, what is given beside prompts, or other kinds of prior (default pipelines)",
+        help="what to compare (default pipelines)",
     )
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
@@ -228,6 +229,8 @@ def main():
     # accelerate's logger asks for it.
     PartialState(cpu=True)
     indices = range(options.count) if options.only is None else [options.only]
+    if options.cases == "schedulers":
+        return 1 if scheduler_runs.compare_all(options, indices) else 0
     case, arrays = KINDS[options.cases]
     errors = [case(index, options) for index in indices]
     worst = [max(column) for column in zip(*errors, strict=True)]

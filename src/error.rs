@@ -352,7 +352,7 @@ impl Error {
 
     /// An [`Error::File`] without a hint; `reason` is a predicate.
     pub(crate) fn file(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::File { path: path.into(), reason: reason.into(), hint: None, source: None }
+        Self::File { path: path.into(), reason: quoting(&reason.into()), hint: None, source: None }
     }
 
     /// An [`Error::File`] on a file that cannot be read.
@@ -373,12 +373,12 @@ impl Error {
 
     /// An [`Error::Tensor`] without a hint; `reason` names the tensor.
     pub(crate) fn tensor(path: impl Into<String>, tensor: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Tensor { path: path.into(), tensor: tensor.into(), reason: reason.into(), hint: None }
+        Self::Tensor { path: path.into(), tensor: tensor.into(), reason: quoting(&reason.into()), hint: None }
     }
 
     /// An [`Error::Lora`] without a hint.
     pub(crate) fn lora(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Lora { path: path.into(), reason: reason.into(), hint: None }
+        Self::Lora { path: path.into(), reason: quoting(&reason.into()), hint: None }
     }
 
     /// The same error with this hint, if its variant has one.
