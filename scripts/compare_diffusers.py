@@ -1,8 +1,9 @@
 """Compares prior-embed with diffusers on random pipelines of many shapes; exits with 1 if any embedding differs.
 
 Models are saved once or over an older one, LoRAs of every kind are merged, and some priors are converted with another
-model as `--config`. Run it with `scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32.
-Arguments after `--` go to prior-embed as they are.
+model as `--config`. With `--schedulers`, random schedulers take the place of all that; `--prior` compares another kind of
+prior. Run it with `scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32. Arguments after
+`--` go to prior-embed as they are.
 """
 
 import argparse
@@ -24,9 +25,8 @@ from accelerate.checkpointing import save_accelerator_state
 from tools.built import BINARY
 from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
-from tools.models import adapters
+from tools.models import adapters, one_step_runs, scheduler_runs, shap_e_runs
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
-from tools.models import one_step_runs, shap_e_runs
 from tools.models.random_runs import TEXTS, describe, random_spec, relative_error, run_binary
 from tools.models.weights import set_up
 
@@ -196,6 +196,7 @@ def arguments():
     parser.add_argument("--prior", choices=KINDS, default="diffusion", help="the kind of prior (default diffusion)")
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
+    parser.add_argument("--schedulers", action="store_true", help="compare random schedulers")
     parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="the largest relative error allowed (default 1e-4)"
@@ -212,6 +213,8 @@ def main():
     # accelerate's logger asks for it.
     PartialState(cpu=True)
     indices = range(options.count) if options.only is None else [options.only]
+    if options.schedulers:
+        return 1 if scheduler_runs.compare_all(options, indices) else 0
     errors = [KINDS[options.prior](index, options) for index in indices]
     worst = [max(column) for column in zip(*errors, strict=True)]
     failed = sum(max(pair) > options.tolerance for pair in errors)

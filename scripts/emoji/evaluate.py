@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from tools.benchmark.report import table
+from tools.benchmark.shapes import ensure_model
 from tools.built import BINARY, ROOT
 
+from . import few_steps
 from .batches import World
 from .evaluation import Encoders, check_split, cosine, diversity, emoji_task, rank_emoji, rank_scenes, scene_task
 
@@ -44,7 +46,8 @@ class Prior:
         with tempfile.TemporaryDirectory() as folder:
             texts, out = Path(folder) / "prompts.txt", Path(folder) / "embeds.npy"
             texts.write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
-            options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+            options = {f"--{key.replace('_', '-')}": value for key, value in settings.items()}
+            options = [key if value is True else f"{key}={value}" for key, value in options.items()]
             model = ["--model", self.model] if self.model else []
             command = [self.binary, "--prompts", texts, "--out", out, "--quiet", *model, *options]
             subprocess.run([*command, f"--samples-per-prompt={samples}", f"--seed={seed}"], check=True)
@@ -59,6 +62,8 @@ def arguments():
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--sweep", type=int, default=1000, help="wordings a setting of the sweep; 0 leaves it out")
+    parser.add_argument("--schedulers", choices=["builtin", "karlo"], nargs="?", const="builtin",
+                        help="few steps with each scheduler, of this model or of a random one of Karlo's size, in place of all")
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -148,9 +153,23 @@ def judge(figures):
     return found, all(row[-1] == "pass" for row in rows)
 
 
+def few_steps_of(options):
+    """The tables of few steps."""
+    if options.schedulers == "karlo":
+        return few_steps.report(Prior(options.binary, ensure_model("karlo")), None, options.seed)
+    emoji = emoji_task(World(), Encoders(options.encoders), options.seed)
+    wordings = few_steps.subset(emoji, options.sweep, options.seed)
+    return few_steps.report(Prior(options.binary, options.model), wordings, options.seed)
+
+
 def main():
     """Exit status 0 if no bar is missed."""
     options = arguments()
+    if options.schedulers:
+        figures = few_steps_of(options)
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        return 0
     prior = Prior(options.binary, options.model)
     encoders = Encoders(options.encoders)
     world = World()

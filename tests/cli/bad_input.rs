@@ -37,7 +37,7 @@ fn wrong_usage_is_one_line() {
         (&["-p", "x", "--out", "e.npy", "--stats", "none/s.json"], "none/s.json"),
         (&["-f", "/", "--out", "e.npy"], "\"/\""),
         (&["-p", "x", "--out", "e.npy", "--dtype", "f64"], "--dtype"),
-        (&["-p", "x", "--out", "e.npy", "--scheduler", "euler"], "--scheduler"),
+        (&["-p", "x", "--out", "e.npy", "--scheduler", "pndm"], "--scheduler"),
         (&["-p", "x", "--out", "e.npy", "--format", "csv"], "--format"),
         (&["-p", "x", "--out", "e.npy", "--negative-out", "e.npy"], "--negative-out"),
         (&["-p", "x", "--out", "e.npy", "--no-such-option"], "--no-such-option"),
@@ -222,7 +222,7 @@ fn configurations_with_wrong_values_are_refused_by_key() {
         (scheduler, "beta_schedule", json!("linear")),
         (scheduler, "clip_sample", json!("yes")),
         (scheduler, "clip_sample_range", json!(1e39)),
-        ("model_index.json", "scheduler", json!(["diffusers", "HeunDiscreteScheduler"])),
+        ("model_index.json", "scheduler", json!(["diffusers", "PNDMScheduler"])),
         ("model_index.json", "prior", json!([null, null])),
     ];
     for (file, key, value) in cases {

@@ -41,7 +41,7 @@ fn help_is_on_everything_a_command_or_a_topic() {
         assert!(words.iter().all(|word| text.contains(word)), "{topic}: {text}");
         assert!(help(&["--help"]).contains(topic) && help(&["-h"]).contains(topic), "{topic}");
     }
-    let topics = "topics are formats, resuming, bad-rows, models, seeds";
+    let topics = "topics are formats, resuming, bad-rows, models, seeds, schedulers";
     assert_refused(&place, place.bare().args(["help", "resume"]), 2, &["no help on \"resume\"", topics]);
 }
 
@@ -253,10 +253,15 @@ fn odd_command_lines_are_one_clear_line() {
         ("-p x -o n.npy --device gpu", "it must be auto, cpu, cuda, cuda:I or mps"),
         ("-p x -o n.npy --device cuda:9", "--device cuda:9: "),
         ("-p x -o n.npy --dtype fp16", "[possible values: auto, f32, bf16, f16, int8]; a similar value exists: 'f16'"),
-        (
-            "-p x -o n.npy --scheduler ddpm",
-            "--scheduler ddpm: the built-in model emoji ships unclip; leave out --scheduler",
-        ),
+        ("-p x -o n.npy --scheduler euler_ancestral", "a similar value exists: 'euler-ancestral'"),
+        ("-p x -o n.npy --scheduler euler-ancestral", "prediction_type is \"sample\", which this scheduler lacks"),
+        ("-p x -o n.npy --scheduler heun --eta 1", "eta is for the scheduler ddim, and this one is heun; leave it out"),
+        ("-p x -o n.npy --sde", "sde is for the scheduler dpm-solver++, and this one is unclip"),
+        ("-p x -o n.npy --scheduler ddim --solver-order 2", "solver_order is for the scheduler dpm-solver++"),
+        ("-p x -o n.npy --scheduler ddim --eta 1.5", "eta is 1.5, it must be between 0 and 1"),
+        ("-p x -o n.npy --scheduler ddim --eta nan", "it must be a finite number"),
+        ("-p x -o n.npy --scheduler dpm-solver++ --solver-order 4", "4 is not in 1..=3"),
+        ("-p x -o n.npy --scheduler euler --steps 20000", "20000 steps are not possible, it must be 1 to 10000"),
         ("-p x -o n.npy --out-dtype bf16", "[possible values: f32, f16]"),
         ("-p x -o n.npy --format csv", "it must be npy, npz, safetensors, jsonl or parquet"),
         ("-p x -o n.npy --shard 4/3", "it must be I/N with I between 1 and N, for example 1/8"),

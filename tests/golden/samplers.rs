@@ -46,7 +46,10 @@ fn trajectories_match() {
             let mut scheduler = run.scheduler(&fixture.name()).unwrap_or_else(|error| panic!("{place}: {error}"));
             let expected = |name: &str| fixture.tensor(&format!("{index}.{name}"));
             let timesteps = Vec::<f64>::try_from(expected("timesteps").to_kind(Kind::Double)).unwrap();
-            assert_eq!(scheduler.timesteps(), timesteps, "{place}");
+            // A rounding error of a logarithm, at most: those that are rounded to whole numbers are the same ones.
+            let is_near = |(found, expected): (&f64, &f64)| (found - expected).abs() <= 1e-6 * (1.0 + expected.abs());
+            let are_near = scheduler.timesteps().iter().zip(&timesteps).all(is_near);
+            assert!(are_near && scheduler.timesteps().len() == timesteps.len(), "{place}: {:?}", scheduler.timesteps());
             let mut sample = fixture.tensor("inputs.sample") * scheduler.init_noise_sigma();
             for step in 0..timesteps.len() {
                 let [model_output, noise] =

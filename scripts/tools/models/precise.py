@@ -13,7 +13,11 @@ DRAWERS = [
     "diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_prior.randn_tensor",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_unclip.randn_tensor",
     "diffusers.schedulers.scheduling_unclip.randn_tensor",
+    "diffusers.schedulers.scheduling_ddim.randn_tensor",
     "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+    "diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor",
+    "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
+    "diffusers.schedulers.scheduling_euler_discrete.randn_tensor",
 ]
 
 
