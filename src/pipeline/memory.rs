@@ -197,6 +197,9 @@ fn largest_that_fits(max: usize, free: u64, needed: &dyn Fn(usize) -> u64) -> us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::checkpoint::Placement;
+    use crate::weights::precision::Precision;
+    use std::path::Path;
 
     fn needs(rows: usize) -> MemoryNeeds {
         let demand = Demand { rows, is_uniform: true, zero_embed: true, free_memory: None };
@@ -221,6 +224,20 @@ mod tests {
         assert_eq!(needs.bytes(64, 100), BASE_BYTES + 100 * of_one + 99 * further(64));
         assert_eq!(needs.bytes(usize::MAX, 1), BASE_BYTES + (4 << 30));
         assert_eq!(needs.bytes(1, 1000), BASE_BYTES + 1000 * ((100 << 20) + caches(1)) + 999 * further(1));
+    }
+
+    #[test]
+    fn each_kind_of_prior_has_a_plan_of_its_own() {
+        let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let demand = Demand { rows: 1000, is_uniform: true, zero_embed: false, free_memory: Some(1 << 40) };
+        for (model, batch, keeps_tokens) in
+            [("pipelines/kandinsky22", 64, true), ("one_step/kandinsky22", 64, false), ("shap_e/shap_e", 1, true)]
+        {
+            let pipeline = Pipeline::open(&fixtures.join(model), placement).unwrap();
+            assert_eq!(pipeline.plan_batch(demand, None).unwrap(), batch, "{model}");
+            assert_eq!(pipeline.needs(demand).unwrap().token > 0, keeps_tokens, "{model}");
+        }
     }
 
     #[test]

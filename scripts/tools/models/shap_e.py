@@ -49,7 +49,10 @@ def prior(spec):
         clip_embed_dim=2 * spec.latent_dim,
         **options,
     )
-    return spread_parameters(model, spec.seed + 2)
+    spread_parameters(model, spec.seed + 2)
+    # Denoising starts at a standard deviation of 403, whose rounding guidance multiplies.
+    model.proj_to_clip_embeddings.weight.data.mul_(0.25)
+    return model
 
 
 def save_shap_e(spec, folder):
@@ -85,8 +88,15 @@ def load_shap_e(folder):
     return pipeline
 
 
-def run_shap_e(pipeline, case):
-    """Latents `(rows, tokens, dim)`; row r draws from a generator seeded seed + r."""
+def noise(pipeline, case):
+    """The noise that the rows start from; row r draws it from a generator seeded seed + r."""
+    rows = len(case["prompts"]) * case["samples_per_prompt"]
+    size = pipeline.prior.config.num_embeddings * pipeline.prior.config.embedding_dim
+    return torch.cat([torch.randn(1, size, generator=generator(case["seed"] + row)) for row in range(rows)])
+
+
+def run_shap_e(pipeline, case, latents=None):
+    """Latents `(rows, tokens, dim)`, from the noise of the case or from another."""
     rows = len(case["prompts"]) * case["samples_per_prompt"]
     output = pipeline(
         list(case["prompts"]),
@@ -94,6 +104,18 @@ def run_shap_e(pipeline, case):
         num_inference_steps=case["steps"],
         guidance_scale=case["guidance_scale"],
         generator=[generator(case["seed"] + row) for row in range(rows)],
+        latents=latents,
         output_type="latent",
     )
     return output.images
+
+
+def sensitivity(pipeline, case):
+    """How far diffusers' latents move, in units of the largest, if every number of the noise moves by one bit or not."""
+    expected, start = run_shap_e(pipeline, case), noise(pipeline, case)
+    errors = []
+    for seed in range(3):
+        signs = torch.randint(-1, 2, start.shape, generator=generator(seed))
+        moved = run_shap_e(pipeline, case, latents=start * (1 + signs * 2.0**-23))
+        errors.append(((moved - expected).abs().max() / expected.abs().max()).item())
+    return max(errors)
