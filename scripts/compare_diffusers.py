@@ -174,7 +174,8 @@ def compare(index, options):
         is_converted = not names and not spec.variant and draw.random() < 0.3
         saved += " converted" if is_converted else ""
         saved += f", {', '.join(replaced)}" if replaced else ""
-        print(f"{index:3} {describe(spec, settings, saved.strip(" ,"), loras)}: ", end="", flush=True)
+        saved = saved.strip(" ,")
+        print(f"{index:3} {describe(spec, settings, saved, loras)}: ", end="", flush=True)
         try:
             if is_converted:
                 folder = convert(draw, options.binary, spec, folder, work)

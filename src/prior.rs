@@ -268,8 +268,8 @@ impl LoadOptions {
     fn open_local(&self, folder: Folder) -> Result<Prior> {
         let mut replacements = Replacements::new();
         for (&component, source) in &self.components {
-            let path = match source {
-                ComponentSource::Path(path) => path,
+            match source {
+                ComponentSource::Path(path) => replacements.insert(component, component_at(path, component)?),
                 #[cfg(feature = "hub")]
                 ComponentSource::Name(_) => {
                     let model = match folder.as_path() {
@@ -279,7 +279,6 @@ impl LoadOptions {
                     return self.open_model(model.into(), &mut ());
                 }
             };
-            replacements.insert(component, component_at(path, component)?);
         }
         self.open_folder(&folder, &replacements)
     }

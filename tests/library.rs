@@ -110,6 +110,31 @@ fn the_text_encoder_may_be_freed_between_batches() {
 }
 
 #[test]
+fn components_may_come_from_elsewhere() {
+    let embed = |options: &LoadOptions| {
+        let mut prior = options.open(fixture("pipelines/kandinsky22")).unwrap();
+        prior.embed(&["a red apple"], &few_steps().negative_image_embeds(true)).unwrap()
+    };
+    let plain = embed(&LoadOptions::new());
+    let (prior, clip) = (fixture("components/prior"), fixture("components/clip"));
+    let replaced = embed(&LoadOptions::new().prior(prior.clone()));
+    assert!(difference(plain.image_embeds.view(), replaced.image_embeds.view()) > 1e-2);
+    assert_eq!(plain.negative_image_embeds, replaced.negative_image_embeds);
+    let image = embed(&LoadOptions::new().image_encoder(clip.clone()));
+    assert_eq!(plain.image_embeds, image.image_embeds);
+    assert_ne!(plain.negative_image_embeds, image.negative_image_embeds);
+    // By name as by path.
+    let named = LoadOptions::new().prior(prior.to_str().unwrap()).text_encoder(clip.to_str().unwrap());
+    let text = embed(&LoadOptions::new().prior(prior.clone()).text_encoder(clip.clone()));
+    assert_eq!(embed(&named), text);
+    assert_ne!(embed(&LoadOptions::new().prior(prior).text_encoder(clip.clone()).tokenizer(clip.clone())), text);
+    let wrong = LoadOptions::new().prior(clip).open(fixture("pipelines/kandinsky22"));
+    assert!(matches!(wrong, Err(Error::File { .. })), "{wrong:?}");
+    let unknown = LoadOptions::new().prior("./nothing").open(fixture("pipelines/kandinsky22"));
+    assert!(matches!(unknown, Err(Error::Option { option: "prior", .. })), "{unknown:?}");
+}
+
+#[test]
 fn a_lora_changes_the_prior_and_may_come_later() {
     let lora = fixture("checkpoints/lora/peft");
     let embed = |prior: &mut Prior| prior.embed(&["a red apple"], &few_steps()).unwrap().image_embeds;

@@ -100,7 +100,9 @@ impl HubErrorKind {
 
 impl fmt::Display for DownloadCommand {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        write!(formatter, "prior-embed download {}", self.model)?;
+        // A path of this machine may have spaces in it.
+        let quoted = |name: &str| if name.contains(char::is_whitespace) { format!("{name:?}") } else { name.into() };
+        write!(formatter, "prior-embed download {}", quoted(&self.model))?;
         for (is_set, option) in [(self.image_encoder, "--image-encoder"), (self.sixteen_bit, "--dtype bf16")] {
             if is_set {
                 write!(formatter, " {option}")?;
@@ -109,7 +111,7 @@ impl fmt::Display for DownloadCommand {
         for (component, name) in &self.components {
             // A flag of its own means the model's own image encoder.
             let separator = if *component == Component::ImageEncoder { "=" } else { " " };
-            write!(formatter, " --{}{separator}{name}", component.option())?;
+            write!(formatter, " --{}{separator}{}", component.option(), quoted(name))?;
         }
         if let Some(folder) = &self.cache_dir {
             write!(formatter, " --cache-dir {folder:?}")?;

@@ -20,7 +20,7 @@ const GENERAL: [&str; 3] = ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "T
 /// that has one, or a single file of weights with its configuration beside it.
 ///
 /// # Errors
-/// [`Error::File`] if there is no such component, [`Error::Config`] if it is of another kind.
+/// [`Error::File`] if there is no such component or it is of another kind, [`Error::Config`] if an index says so.
 pub fn component_at(path: &Path, component: Component) -> Result<Folder> {
     let part = Part::of(component);
     if path.is_file() {
@@ -114,13 +114,16 @@ impl Part {
     /// messages.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is not.
+    /// [`Error::File`] if it is not.
     pub(crate) fn check_config(&self, text: &str, path: &str) -> Result<()> {
         // Whoever reads it next reports that it is damaged.
         let config: Value = json::from_str(text).unwrap_or_default();
         let model_type = config.get("model_type").and_then(Value::as_str);
         let class = own_class(&config);
-        let refuse = |what: &str| Err(Error::file(path, format!("is that of {what}, not of a {}", self.component)));
+        let refuse = |what: &str| {
+            let wanted = self.classes.join(" or a ");
+            Err(Error::file(path, format!("is that of {what}, not of a {wanted}")))
+        };
         match (self.component, class, model_type) {
             // transformers has general classes that any tokenizer may be saved as.
             (Component::Tokenizer, Some(class), _) => match class.starts_with("CLIP") || GENERAL.contains(&class) {

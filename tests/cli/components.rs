@@ -245,13 +245,13 @@ fn components_of_another_kind_are_named() {
     fs::copy(format!("{}/diffusion_pytorch_model.safetensors", fixture("prior")), place.path("alone.safetensors"))
         .unwrap();
     for (options, words) in [
-        (["--prior", "unet"], ["unet/config.json", "UNet2DConditionModel, not of a prior"]),
+        (["--prior", "unet"], ["unet/config.json", "UNet2DConditionModel, not of a PriorTransformer"]),
         (["--text-encoder", "t5"], ["t5/config.json", "T5EncoderModel"]),
         (["--text-encoder", "bare-t5"], ["bare-t5/config.json", "type t5"]),
         (["--text-encoder", "no-projection"], ["no-projection", "CLIPTextModel"]),
         (["--tokenizer", "t5"], ["t5/tokenizer_config.json", "T5Tokenizer"]),
         (["--prior", &own("scheduler")], ["scheduler", "holds no prior"]),
-        (["--prior", &own("text_encoder")], ["text_encoder/config.json", "not of a prior"]),
+        (["--prior", &own("text_encoder")], ["text_encoder/config.json", "not of a PriorTransformer"]),
         (["--text-encoder", &own("image_encoder")], ["image_encoder/config.json", "CLIPVisionModelWithProjection"]),
         (["--image-encoder", &own("text_encoder")], ["text_encoder/config.json", "CLIPTextModelWithProjection"]),
         (["--prior", "empty"], ["empty", "holds no prior"]),
