@@ -138,7 +138,7 @@ impl Tokenizer {
         if !self.has_learned {
             return Ok(expanded);
         }
-        let encoding = self.backend.encode_fast(prompt, false).map_err(internal)?;
+        let encoding = self.backend.encode(prompt, false).map_err(internal)?;
         let added = self.backend.get_added_tokens_decoder();
         let is_added = |content: &str| added.values().any(|token| token.content == content);
         let mut seen = Vec::new();
