@@ -122,8 +122,8 @@ impl Tokenizer {
         self.has_learned = true;
         if vectors > 1 && self.expand(token).is_ok_and(|expanded| expanded == token) {
             log::warn!(
-                "in prompts {token:?} stands for the first of its {vectors} vectors alone, as in diffusers, since prompts are \
-                 read in small letters; give it a name without capitals: FILE:TOKEN"
+                "in prompts the learned token {token:?} stands for the first of its {vectors} vectors alone, as in diffusers: \
+                 it has capital letters, and prompts are read in small ones; give it another name"
             );
         }
         let id = |token: &String| self.backend.token_to_id(token).map(i64::from);
