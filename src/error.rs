@@ -41,6 +41,8 @@ pub enum Hint {
     FetchAgain,
     /// Compute in float32.
     UseFloat32,
+    /// Give a learned token a name of your own.
+    NameToken,
     /// Merge the adapter into the model with PEFT, and use the merged model.
     MergeWithPeft,
     /// Use smaller batches, or compute in fewer bits.
@@ -257,6 +259,7 @@ impl fmt::Display for Hint {
             Self::UseFloat32 => "compute in float32",
             Self::MergeWithPeft => "merge the LoRA with PEFT",
             Self::UseLessMemory => "use smaller batches, or compute in fewer bits",
+            Self::NameToken => "give the token a name of its own",
             Self::UseFewerBits => "compute in fewer bits",
             Self::SaveWeightsAlone => "get the weights as safetensors, or save the state dictionary alone",
             Self::CheckName => "check the name or, if it is private, set HF_TOKEN",

@@ -703,9 +703,9 @@ impl EmbedOptions {
         self
     }
 
-    /// The prompt of [`Embeddings::negative_image_embeds`], which are then the embeddings of this text with the same
-    /// options, from seeds that follow those of the rows: `negative_prompt` of the `interpolate` of diffusers' Kandinsky prior pipelines, where the
-    /// prior's own is called `negative_prior_prompt`. The empty text changes nothing.
+    /// What [`Embeddings::negative_image_embeds`] are of, in place of the negative prompt: embeddings of this text with the
+    /// same options, from seeds that follow those of the rows. It is `negative_prompt` of `interpolate` in diffusers'
+    /// Kandinsky prior pipelines, where the prior's own is `negative_prior_prompt`. The empty text changes nothing.
     pub fn decoder_negative_prompt(mut self, prompt: impl Into<String>) -> Self {
         self.decoder_negative_prompt = Some(prompt.into()).filter(|prompt: &String| !prompt.is_empty());
         self

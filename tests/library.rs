@@ -3,8 +3,8 @@
 // In a test, a panic is a failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use ndarray::{Array2, ArrayView2, s};
-use prior_embed::{Component, Device, EmbedOptions, Error, Hint, LoadOptions, Prior, Progress, Truncation};
+use ndarray::{Array2, Array3, ArrayView2, s};
+use prior_embed::{Component, Conditions, Device, EmbedOptions, Error, Hint, LoadOptions, Prior, Progress, Truncation};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -289,4 +289,53 @@ fn a_run_leaves_the_process_as_it_was() {
     assert_eq!([first, draw()], expected, "libtorch's default generator was used");
     assert_eq!(tch::get_num_threads(), threads);
     assert_eq!(std::env::vars_os().collect::<Vec<_>>(), variables);
+}
+
+#[test]
+fn text_embeddings_and_conditions_are_of_prompts() {
+    let mut prior = kandinsky();
+    let out = prior.embed(&["a red apple", "two cats"], &few_steps().text_embeds(true)).unwrap();
+    let text = out.text_embeds.unwrap();
+    assert_eq!(text.dim(), (2, 16));
+    assert!(prior.embed(&["a red apple"], &few_steps()).unwrap().text_embeds.is_none());
+    // Conditioned on the text embeddings alone.
+    let hidden = || (Array3::zeros((2, 77, 16)), Array2::from_elem((2, 77), false));
+    let (states, mask) = hidden();
+    let conditions = Conditions::new(text.clone(), states, mask).unwrap();
+    let options = few_steps().text_embeds(true).samples(2);
+    let given = prior.embed_conditions(conditions.clone(), &options, &mut ()).unwrap();
+    assert_eq!(given.image_embeds.dim(), (4, 16));
+    assert_eq!(given.text_embeds.unwrap().row(3), text.row(1));
+    let negative = conditions.clone().with_negative(conditions.clone()).unwrap();
+    let refused = [
+        prior.embed_conditions(negative, &few_steps().negative_prompt("rain"), &mut ()),
+        prior.embed_conditions(conditions, &few_steps().seed_by_prompt(), &mut ()),
+    ];
+    for result in refused {
+        assert!(matches!(result, Err(Error::Option { .. })), "{result:?}");
+    }
+}
+
+#[test]
+fn noise_may_be_given_and_seeds_made_of_prompts() {
+    let mut prior = kandinsky();
+    let prompts = ["a red apple", "two cats"];
+    let first = prior.embed(&prompts, &few_steps().seed_by_prompt()).unwrap().image_embeds;
+    let second = prior.embed(&prompts[1..], &few_steps().seed_by_prompt()).unwrap().image_embeds;
+    assert!(difference(second.view(), first.slice(s![1.., ..])) < 1e-5);
+    // The same noise and prompt, and one step, which draws none: the same row whatever the seed.
+    let latents = Array2::from_shape_fn((2, 16), |(_, column)| (column as f32).sin());
+    let one_step = EmbedOptions::new().steps(1).latents(latents.clone());
+    let [one, other] = [1, 2].map(|seed| prior.embed(&["x", "x"], &one_step.clone().seed(seed)).unwrap().image_embeds);
+    assert_eq!(one, other);
+    assert!(difference(one.slice(s![..1, ..]), one.slice(s![1.., ..])) < 1e-5);
+    for (options, name) in [
+        (few_steps().latents(Array2::zeros((3, 16))), "latents"),
+        (few_steps().latents(Array2::zeros((2, 5))), "latents"),
+        (few_steps().one_generator(0).negative_prompt("n").latents(latents), "latents"),
+        (few_steps().one_generator(0).batch_size(1), "batch_size"),
+    ] {
+        let error = prior.embed(&prompts, &options).unwrap_err();
+        assert!(matches!(error, Error::Option { option, .. } if option == name), "{error}");
+    }
 }

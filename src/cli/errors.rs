@@ -38,6 +38,7 @@ fn advice(error: &Error) -> Option<String> {
     Some(match error.hint()? {
         Hint::UseFloat32 => "try --dtype f32".into(),
         Hint::UseLessMemory => "try a smaller --batch-size, or --dtype bf16 or int8".into(),
+        Hint::NameToken => "give the token a name of yours after the file: FILE:TOKEN".into(),
         Hint::UseFewerBits => "try --dtype bf16 or int8".into(),
         Hint::ChooseCache => "give --cache-dir, or set HF_HOME, to a folder of yours".into(),
         hint => hint.to_string(),

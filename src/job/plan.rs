@@ -78,7 +78,12 @@ impl Plan {
         };
         let is_call = rows.seeding == Seeding::Call;
         let wanted = compute.batch_size.or(is_call.then_some(embeddings));
-        let batch_size = pipeline.plan_batch(demand, wanted)?;
+        let batch_size = pipeline.plan_batch(demand, wanted).map_err(|error| match error {
+            crate::Error::OutOfMemory { .. } if is_call => bad_input!(
+                "--seed-layout call computes all {embeddings} embeddings in one batch: {error}; give fewer prompts"
+            ),
+            error => error.into(),
+        })?;
         if is_call && batch_size < embeddings {
             return Err(bad_input!(
                 "--seed-layout call computes all {embeddings} embeddings in one batch, since one generator draws for all \

@@ -35,10 +35,7 @@ impl TextStage {
             let reason = format!("has embeddings of {width} numbers, and this model's text encoder takes {wanted}");
             return Err(refused(reason));
         }
-        let taken = |why| {
-            let hint = "give it another name: FILE:TOKEN".into();
-            refused(format!("cannot add its token {token:?}: {why}")).with_hint(Hint::Other(hint))
-        };
+        let taken = |why| refused(format!("cannot add its token {token:?}: {why}")).with_hint(Hint::NameToken);
         let ids = self.tokenizer.add_learned(token, vectors.nrows()).map_err(taken)?;
         for (id, vector) in ids.into_iter().zip(vectors.outer_iter()) {
             let known = self.vocab_size();

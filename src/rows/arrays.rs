@@ -217,3 +217,98 @@ fn safetensors(bytes: &[u8], is_wanted: &dyn Fn(&str) -> bool) -> Result<BTreeMa
     }
     Ok(arrays)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Array1, Array3, Ix2, Ix3, array};
+    use ndarray_npy::{NpzWriter, WriteNpyExt};
+    use std::fs;
+    use tempfile::TempDir;
+
+    fn npy_of(array: impl WriteNpyExt) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        array.write_npy(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn numbers_of_every_type_and_order_are_read() {
+        let expected = array![[0.0_f32, 1.0, 2.0], [3.0, 4.0, 5.0]];
+        let files = [
+            npy_of(expected.clone()),
+            npy_of(expected.mapv(f64::from)),
+            npy_of(expected.mapv(|value| value as i64)),
+            npy_of(expected.mapv(|value| value as i32)),
+            npy_of(expected.mapv(|value| value as u16)),
+            npy_of(expected.mapv(|value| value as i8)),
+            // In Fortran's order.
+            npy_of(expected.t().as_standard_layout().reversed_axes().to_owned()),
+        ];
+        for bytes in files {
+            assert_eq!(npy(&bytes).unwrap(), expected.clone().into_dyn());
+        }
+        assert_eq!(npy(&npy_of(array![true, false])).unwrap(), array![1.0, 0.0].into_dyn());
+        let halves: Vec<u8> =
+            [1.0, -0.5, 65504.0].into_iter().flat_map(|half| f16::from_f32(half).to_le_bytes()).collect();
+        let header =
+            b"\x93NUMPY\x01\x00\x48\x00{'descr': '<f2', 'fortran_order': False, 'shape': (3,), }              \n";
+        assert_eq!(npy(&[&header[..], &halves].concat()).unwrap(), array![1.0, -0.5, 65504.0].into_dyn());
+        for (from, to) in [("<f2", ">f2"), ("<f2", "<c8"), ("(3,)", "(4,)"), ("'shape'", "'shop'"), ("(3,)", "(x,)")] {
+            let text = String::from_utf8_lossy(&header[10..]).replace(from, to);
+            let bytes = [&header[..10], text.as_bytes(), &halves].concat();
+            assert!(npy(&bytes).is_err(), "{from} {to}");
+        }
+    }
+
+    /// A `.npz` of two arrays, and a safetensors file.
+    fn files(folder: &TempDir) -> [std::path::PathBuf; 3] {
+        let [npz, npy, safetensors] = ["a.npz", "a.npy", "a.safetensors"].map(|name| folder.path().join(name));
+        let mut writer = NpzWriter::new_compressed(fs::File::create(&npz).unwrap());
+        writer.add_array("a", &Array2::<f32>::ones((3, 40))).unwrap();
+        writer.add_array("b", &Array3::<f64>::ones((2, 3, 4))).unwrap();
+        writer.finish().unwrap();
+        fs::write(&npy, npy_of(Array1::<f32>::ones(9))).unwrap();
+        let bytes = vec![0_u8; 24];
+        let view = safetensors::tensor::TensorView::new(Dtype::BF16, vec![3, 4], &bytes).unwrap();
+        fs::write(&safetensors, safetensors::serialize([("a", view)], None).unwrap()).unwrap();
+        [npz, npy, safetensors]
+    }
+
+    #[test]
+    fn arrays_have_names_and_shapes() {
+        let folder = TempDir::new().unwrap();
+        let [npz, npy, safetensors] = files(&folder);
+        let mut file = ArrayFile::read(&npz, &|_| true).unwrap();
+        assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(file.take::<Ix2>("a").unwrap().unwrap(), Array2::<f32>::ones((3, 40)));
+        assert!(file.take::<Ix2>("b").unwrap_err().to_string().contains("shape [2, 3, 4]"));
+        assert!(file.take::<Ix3>("c").unwrap().is_none());
+        assert_eq!(ArrayFile::read(&npz, &|name| name == "b").unwrap().names().count(), 1);
+        assert_eq!(ArrayFile::read(&npy, &|_| true).unwrap().names().collect::<Vec<_>>(), [UNNAMED]);
+        assert_eq!(read_latents(&safetensors).unwrap().0, Array2::<f32>::zeros((3, 4)));
+    }
+
+    #[test]
+    fn damaged_files_are_refused_without_a_panic() {
+        let folder = TempDir::new().unwrap();
+        for path in files(&folder) {
+            let whole = fs::read(&path).unwrap();
+            let read = |bytes: &[u8]| {
+                let damaged = path.with_file_name(format!("damaged.{}", path.extension().unwrap().display()));
+                fs::write(&damaged, bytes).unwrap();
+                ArrayFile::read(&damaged, &|_| true)
+            };
+            for cut in 0..whole.len() {
+                assert!(read(&whole[..cut]).is_err(), "{path:?} cut at {cut}");
+            }
+            for place in 0..whole.len() {
+                for bits in [0x01, 0x80, 0xff] {
+                    let mut changed = whole.clone();
+                    changed[place] ^= bits;
+                    let _ = read(&changed);
+                }
+            }
+        }
+    }
+}

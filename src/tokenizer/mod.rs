@@ -123,8 +123,8 @@ impl Tokenizer {
         self.has_learned = true;
         if vectors > 1 && self.expand(token).is_ok_and(|expanded| expanded == token) {
             log::warn!(
-                "in prompts {token:?} stands for the first of its {vectors} vectors alone, as in diffusers, since prompts are \
-                 read in small letters; give it a name without capitals: FILE:TOKEN"
+                "in prompts the learned token {token:?} stands for the first of its {vectors} vectors alone, as in diffusers: \
+                 it has capital letters, and prompts are read in small ones; give it another name"
             );
         }
         let id = |token: &String| self.backend.token_to_id(token).map(i64::from);
@@ -139,7 +139,7 @@ impl Tokenizer {
         if !self.has_learned {
             return Ok(expanded);
         }
-        let encoding = self.backend.encode_fast(prompt, false).map_err(internal)?;
+        let encoding = self.backend.encode(prompt, false).map_err(internal)?;
         let added = self.backend.get_added_tokens_decoder();
         let is_added = |content: &str| added.values().any(|token| token.content == content);
         let mut seen = Vec::new();

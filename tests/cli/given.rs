@@ -343,8 +343,8 @@ fn learned_tokens_that_cannot_be_used_are_one_line() {
         (&["nothing.bin"], "nothing.bin"),
         (&["cat.bin:a"], "\"a\" already"),
         (&["cat.bin", "cat.bin"], "\"<cat-toy>\" already"),
-        (&["style.safetensors", "cat.bin:<Style>_1"], "\"<Style>_1\" already"),
-        (&["cat.bin:<Style>_1", "style.safetensors"], "\"<Style>_1\" already"),
+        (&["style.safetensors:<s>", "cat.bin:<s>_1"], "\"<s>_1\" already"),
+        (&["cat.bin:<s>_1", "style.safetensors:<s>"], "\"<s>_1\" already"),
         (&["."], "learned_embeds.safetensors"),
     ];
     for (files, words) in refused {
@@ -363,6 +363,11 @@ fn learned_tokens_that_cannot_be_used_are_one_line() {
     let folder = embed(&["--textual-inversion", "folder", "-p", "a <cat-toy>"], "b.npy");
     assert_eq!(own, folder);
     assert_ne!(own, embed(&["-p", "a <cat-toy>"], "c.npy"));
+    // Capital letters are told once, however many pipelines there are.
+    let mut command = place.command();
+    command.args(["--textual-inversion", "style.safetensors", "--batch-size", "1", "--threads", "2"]);
+    let message = assert_done(command.args(["-p", "<Style>", "-p", "x", "-p", "y", "--out", "d.npy"]));
+    assert_eq!(message.matches("the first of its 3 vectors").count(), 1, "{message}");
 }
 
 #[test]

@@ -47,6 +47,9 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     check_sizes(&request.rows, &pipeline)?;
     let wants_negative = request.wants_negative(&pipeline)?;
     warn_of_model(args, &pipeline, sampling, wants_negative);
+    if !request.inversions.is_empty() && !request.has_texts() {
+        warn_no_effect("--textual-inversion", "no text is encoded");
+    }
     let settings = Settings::new(&request, sampling, &pipeline);
     let Request { prompts, entries, mut outputs, rows: options, compute, .. } = request;
     if wants_negative {

@@ -113,7 +113,7 @@ impl Request {
     }
 
     /// Whether texts are encoded.
-    fn has_texts(&self) -> bool {
+    pub(super) fn has_texts(&self) -> bool {
         RowOptions { wants_negative: self.outputs.wants_negative(), ..self.rows.clone() }.has_texts()
     }
 

@@ -47,17 +47,13 @@ impl TextualInversion {
             if is_safetensors { safetensors_entry(&bytes, &origin)? } else { torch::learned(&bytes, &origin)? };
         let token = match token.map(str::to_string).or(own) {
             Some(token) if !token.is_empty() => token,
-            Some(_) => return Err(Error::file(origin, "has an empty name for its token").with_hint(name_it())),
-            None => return Err(Error::file(origin, "does not name its token").with_hint(name_it())),
+            Some(_) => return Err(Error::file(origin, "has an empty name for its token").with_hint(Hint::NameToken)),
+            None => return Err(Error::file(origin, "does not name its token").with_hint(Hint::NameToken)),
         };
         let vectors = read(&bytes, &entry, &token, &origin)?;
         let hash = format!("{:.32x}", Sha256::digest(&*bytes));
         Ok(Self { origin, token, vectors, hash })
     }
-}
-
-fn name_it() -> Hint {
-    Hint::Other("give the token after the file: FILE:TOKEN".into())
 }
 
 /// The folder and name of the file.
