@@ -652,7 +652,7 @@ impl EmbedOptions {
     }
 
     /// Each prompt's seed is made of the prompt: the first 8 bytes, little-endian, of its SHA-256. Its sample k has the
-    /// seed plus k, and the negative embeddings have 2^63 more. So the embeddings of a prompt do not depend on its place.
+    /// seed plus k, and the negative embeddings have 2^63 more. So a prompt's embeddings do not depend on its place.
     pub fn seed_by_prompt(mut self) -> Self {
         self.seeds = Seeds::ByPrompt;
         self
@@ -703,8 +703,8 @@ impl EmbedOptions {
         self
     }
 
-    /// What [`Embeddings::negative_image_embeds`] are of, in place of the negative prompt: embeddings of this text with the
-    /// same options, from seeds that follow those of the rows. It is `negative_prompt` of `interpolate` in diffusers'
+    /// What [`Embeddings::negative_image_embeds`] are of, in place of the negative prompt: embeddings of this text with
+    /// the same options, from seeds that follow those of the rows. It is `negative_prompt` of `interpolate` in diffusers'
     /// Kandinsky prior pipelines, where the prior's own is `negative_prior_prompt`. The empty text changes nothing.
     pub fn decoder_negative_prompt(mut self, prompt: impl Into<String>) -> Self {
         self.decoder_negative_prompt = Some(prompt.into()).filter(|prompt: &String| !prompt.is_empty());

@@ -185,8 +185,8 @@ impl Computation {
     }
 
     /// What to compute, grouped by settings: image embeddings, then the negative ones of rows with a negative prompt.
-    /// These are embeddings of that prompt under guidance away from itself, or of the decoder's own negative prompt under
-    /// guidance away from the negative prompt, as in diffusers.
+    /// These are embeddings of that prompt under guidance away from itself, or of the decoder's own negative prompt
+    /// under guidance away from the negative prompt, as in diffusers.
     fn groups<'a>(&'a self, block: &'a Block) -> Vec<Group<'a>> {
         let (mut groups, noise): (Vec<Group>, _) = (Vec::new(), self.options.noise(self.rows));
         let of_decoder = self.options.decoder_negative_prompt.as_deref().map(Prompt::Text);

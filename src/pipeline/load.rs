@@ -134,8 +134,8 @@ impl Pipeline {
         self.keeps_text_encoder = keeps;
     }
 
-    /// Plans without the text encoder, whose weights may be absent: all prompts are [`Prompt::Condition`]s, the negative
-    /// ones too as far as guidance needs them.
+    /// Plans without the text encoder, whose weights may be absent: all prompts are [`Prompt::Condition`]s, and so are
+    /// the negative ones as far as guidance needs them.
     ///
     /// [`Prompt::Condition`]: super::Prompt::Condition
     pub fn leave_out_text_encoder(&mut self) {

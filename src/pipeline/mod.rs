@@ -172,8 +172,9 @@ impl Pipeline {
         }
     }
 
-    /// Tokenizes and encodes prompts that are texts, and takes the others as they are. `truncated` gets the index of each
-    /// that is too long, counted from `first`, the prompt, the part that was left out, and the maximum number of tokens.
+    /// Tokenizes and encodes prompts that are texts, and takes the others as they are. `truncated` gets the index of
+    /// each that is too long, counted from `first`, the prompt, the part that was left out, and the maximum number of
+    /// tokens.
     fn encode(
         &mut self,
         prompts: &[Prompt<&str>],

@@ -11,8 +11,8 @@ pub const NEGATIVE_SEED_OFFSET: u64 = 1 << 63;
 pub enum Purpose {
     /// An image embedding.
     Image,
-    /// The negative embedding of a negative prompt. diffusers' Kandinsky prior pipelines make it in the same call, in the
-    /// rows after those of the image embeddings.
+    /// The negative embedding of a negative prompt. diffusers' Kandinsky prior pipelines make it in the same call, in
+    /// the rows after those of the image embeddings.
     Negative,
     /// That of a decoder's own negative prompt, made in a second call.
     DecoderNegative,
@@ -62,8 +62,8 @@ impl<'a> NoisePlan<'a> {
             found if has_negatives && found == both => Ok(()),
             found if found == rows && !(has_negatives && self.call_rows.is_some()) => Ok(()),
             _ if has_negatives && self.call_rows.is_some() => Err(format!(
-                "has {found} rows, and a call with negative prompts takes {both}: for {rows} embeddings, then for their \
-                 negatives"
+                "has {found} rows, and a call with negative prompts takes {both}: for {rows} embeddings, then for \
+                 their negatives"
             )),
             _ if has_negatives => {
                 Err(format!("has {found} rows for {rows} embeddings; it takes {rows}, or {both} with their negatives"))

@@ -18,8 +18,8 @@ const NEGATIVE: &str = "negative_";
 /// with what messages call the file and a hash.
 ///
 /// # Errors
-/// [`crate::bad_input::BadInput`] if the file cannot be read, or an array is missing, has another shape, or numbers that it
-/// may not have.
+/// [`crate::bad_input::BadInput`] if the file cannot be read, or an array is missing, has another shape, or numbers that
+/// it may not have.
 pub fn read_conditions(path: &Path) -> Result<(Conditions, String, String)> {
     let is_wanted = |name: &str| NAMES.contains(&name.strip_prefix(NEGATIVE).unwrap_or(name));
     let mut file = ArrayFile::read(path, &is_wanted)?;

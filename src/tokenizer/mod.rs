@@ -99,8 +99,8 @@ impl Tokenizer {
 
     /// Adds a learned token of `vectors` embeddings: `token`, `token_1`, `token_2` … Returns their ids.
     ///
-    /// From then on a prompt's `token` stands for all of them, as it does for diffusers' `maybe_convert_prompt`: not if it
-    /// has capital letters, which is a warning.
+    /// From then on a prompt's `token` stands for all of them, as it does for diffusers' `maybe_convert_prompt`: not if
+    /// it has capital letters, which is a warning.
     ///
     /// # Errors
     /// Why it cannot be added: the vocabulary has such a token, or there are too many.
@@ -123,8 +123,8 @@ impl Tokenizer {
         self.has_learned = true;
         if vectors > 1 && self.expand(token).is_ok_and(|expanded| expanded == token) {
             log::warn!(
-                "in prompts the learned token {token:?} stands for the first of its {vectors} vectors alone, as in diffusers: \
-                 it has capital letters, and prompts are read in small ones; give it another name"
+                "in prompts the learned token {token:?} stands for the first of its {vectors} vectors alone, as in \
+                 diffusers: it has capital letters, and prompts are read in small ones; give it another name"
             );
         }
         let id = |token: &String| self.backend.token_to_id(token).map(i64::from);

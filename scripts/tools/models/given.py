@@ -1,4 +1,4 @@
-"""Runs of the reference on what is given beside prompts: conditions, learned tokens, noise, one generator for all rows."""
+"""Runs of the reference on what is given beside prompts: conditions, learned tokens, noise, a call's one generator."""
 
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin

@@ -126,7 +126,8 @@ def compare(index, options, relative_error):
             has_negatives = has_negative or settings["decoder_negative_prompt"] is not None
             if has_negatives and (settings["is_call"] or draw.random() < 0.5):
                 count *= 2
-            latents = torch.randn((count, pipeline.prior.config.embedding_dim), generator=generator(draw.getrandbits(31)))
+            shape = (count, pipeline.prior.config.embedding_dim)
+            latents = torch.randn(shape, generator=generator(draw.getrandbits(31)))
             np.save(work / "latents.npy", latents.numpy())
             extra += ["--latents", work / "latents.npy"]
         print(f"{index:3} {describe(kind, settings, rows, latents, has_own_negative)}: ", end="", flush=True)

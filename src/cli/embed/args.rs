@@ -119,10 +119,10 @@ pub(in crate::cli) struct Args {
           value_parser = text().try_map(|text| text.parse::<LoraOption>()))]
     pub(super) lora: Vec<LoraOption>,
 
-    /// Learned token (textual inversion), a file or a folder, and its name in prompts if not the file's; may be repeated
+    /// Learned token (textual inversion), a file or a folder, and its name if not the file's; may be repeated
     ///
-    /// Files of diffusers (learned_embeds.safetensors or .bin) and A1111 (.pt). A token of several vectors stands for all
-    /// of them.
+    /// Files of diffusers (learned_embeds.safetensors or .bin) and A1111 (.pt). A token of several vectors stands for
+    /// all of them.
     #[arg(help_heading = "Model", long, value_name = "PATH[:TOKEN]",
           value_parser = text().try_map(|text| text.parse::<InversionOption>()))]
     pub(super) textual_inversion: Vec<InversionOption>,
@@ -159,8 +159,8 @@ pub(in crate::cli) struct Args {
 
     /// Which rows a generator draws for: row, each from its own, or call, all at once from one seeded S
     ///
-    /// `call` gives the noise of a call in Python with generator=torch.Generator().manual_seed(S). See `prior-embed help
-    /// seeds`.
+    /// `call` gives the noise of a call in Python with generator=torch.Generator().manual_seed(S). See
+    /// `prior-embed help seeds`.
     #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "row", hide_possible_values = true,
           value_parser = seed_layout(), conflicts_with = "seed_by")]
     pub(super) seed_layout: Seeding,

@@ -137,8 +137,8 @@ fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
     }
     if rows.wants_text && text != dim {
         return Err(bad_input!(
-            "--text-out: this model's text embeddings have {text} numbers and its image embeddings {dim}, and an output \
-             holds rows of one size; leave out --text-out"
+            "--text-out: this model's text embeddings have {text} numbers and its image embeddings {dim}, and an \
+             output holds rows of one size; leave out --text-out"
         ));
     }
     Ok(())
