@@ -259,7 +259,7 @@ impl LoadOptions {
                 ComponentSource::Path(path) => ComponentName::Path(path.clone()),
                 ComponentSource::Name(name) => ComponentName::parse(name, component)?,
             };
-            source.components.insert(component, name);
+            source.replace(component, name);
         }
         let model = Hub::new(self.hub.clone()).open(&source, needs, &mut Forward { progress, total: 0 })?;
         self.open_folder(&model.folder, &model.replacements())

@@ -63,10 +63,15 @@ impl ModelSource {
         }
         (source.model, source.name) = (model, name.into());
         for (component, name) in components {
-            source.components.insert(*component, ComponentName::parse(name, *component)?);
-            source.given.push(*component);
+            source.replace(*component, ComponentName::parse(name, *component)?);
         }
         Ok(source)
+    }
+
+    /// Takes a component from elsewhere.
+    pub fn replace(&mut self, component: Component, name: ComponentName) {
+        self.components.insert(component, name);
+        self.given.push(component);
     }
 
     /// The model of a preset, at its newest revision.

@@ -5,7 +5,7 @@ use ndarray::Array2;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,52 +34,80 @@ fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(path, json.to_string()).unwrap();
 }
 
+/// A file of expected values.
+struct Expected {
+    bytes: Vec<u8>,
+    metadata: HashMap<String, String>,
+}
+
+impl Expected {
+    fn open(path: &str) -> Self {
+        let bytes = fs::read(fixtures().join(path)).unwrap();
+        let metadata = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone().unwrap();
+        Self { bytes, metadata }
+    }
+
+    fn cases(&self) -> Vec<Value> {
+        serde_json::from_str(&self.metadata["cases"]).unwrap()
+    }
+
+    /// Runs a case with these options beside the base, and compares its arrays; returns how many there are.
+    fn check(&self, place: &Workplace, options: &[String], case: &Value, prefix: &str) -> usize {
+        let mut command = place.bare();
+        command.arg("-m").arg(fixtures().join("pipelines").join(&self.metadata["base"])).args(options);
+        for prompt in case["prompts"].as_array().unwrap() {
+            command.arg(format!("--prompt={}", prompt.as_str().unwrap()));
+        }
+        if let Some(negative) = case["negative_prompt"].as_str() {
+            command.args(["-n", negative]);
+        }
+        for key in ["steps", "guidance_scale", "seed", "samples_per_prompt"] {
+            command.args([option(key), case[key].to_string()]);
+        }
+        assert_done(command.args(["--out", "e.npz", "--overwrite"]));
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let names = ["image_embeds", "negative_image_embeds"].into_iter();
+        let expected = names.filter_map(|name| Some((name, tensors.tensor(&format!("{prefix}.{name}")).ok()?)));
+        let compared = expected.map(|(name, expected)| {
+            let numbers = expected.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+            let shape = (expected.shape()[0], expected.shape()[1]);
+            let expected = Array2::from_shape_vec(shape, numbers.collect()).unwrap();
+            let actual = read_npz(fs::read(place.path("e.npz")).unwrap(), name);
+            let error = largest(&(&actual - &expected)) / largest(&expected);
+            assert!(error < 1e-4, "{options:?} case {prefix}: {name} off by {error:.1e}");
+        });
+        compared.count()
+    }
+}
+
 #[test]
 fn replaced_components_give_the_embeddings_of_diffusers() {
     let place = Workplace::new();
-    let bytes = fs::read(fixtures().join("components/expected.safetensors")).unwrap();
-    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let metadata = header.metadata().as_ref().unwrap();
-    let runs: Vec<BTreeMap<String, String>> = serde_json::from_str(&metadata["runs"]).unwrap();
-    let cases: Vec<Value> = serde_json::from_str(&metadata["cases"]).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let expected = Expected::open("components/expected.safetensors");
+    let runs: Vec<BTreeMap<String, String>> = serde_json::from_str(&expected.metadata["runs"]).unwrap();
     let mut compared = 0;
     for (run, components) in runs.iter().enumerate() {
-        for (index, case) in cases.iter().enumerate() {
-            let mut command = place.bare();
-            command.arg("-m").arg(fixtures().join("pipelines").join(&metadata["base"]));
-            for (component, name) in components {
-                command.args([option(component), fixture(name)]);
-            }
-            for prompt in case["prompts"].as_array().unwrap() {
-                command.arg(format!("--prompt={}", prompt.as_str().unwrap()));
-            }
-            if let Some(negative) = case["negative_prompt"].as_str() {
-                command.args(["-n", negative]);
-            }
-            for (name, key) in [
-                ("--steps", "steps"),
-                ("--guidance-scale", "guidance_scale"),
-                ("--seed", "seed"),
-                ("--samples-per-prompt", "samples_per_prompt"),
-            ] {
-                command.args([name, &case[key].to_string()]);
-            }
-            assert_done(command.args(["--out", "e.npz", "--overwrite"]));
-            for name in ["image_embeds", "negative_image_embeds"] {
-                let actual = read_npz(fs::read(place.path("e.npz")).unwrap(), name);
-                let expected = tensors.tensor(&format!("{run}.{index}.{name}")).unwrap();
-                let numbers =
-                    expected.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
-                let shape = (expected.shape()[0], expected.shape()[1]);
-                let expected = Array2::from_shape_vec(shape, numbers.collect()).unwrap();
-                let error = largest(&(&actual - &expected)) / largest(&expected);
-                assert!(error < 1e-4, "{components:?} case {index}: {name} off by {error:.1e}");
-                compared += 1;
-            }
+        let options: Vec<String> =
+            components.iter().flat_map(|(component, name)| [option(component), fixture(name)]).collect();
+        for (index, case) in expected.cases().iter().enumerate() {
+            compared += expected.check(&place, &options, case, &format!("{run}.{index}"));
         }
     }
     assert!(compared >= 20);
+}
+
+/// As diffusers' documentation puts it together: Karlo's prior, a whole CLIP, and a `DDPMScheduler` that is configured as
+/// the prior's own scheduler.
+#[test]
+fn stable_unclip_is_put_together_from_its_parts() {
+    let place = Workplace::new();
+    let expected = Expected::open("components/stable_unclip/expected.safetensors");
+    let clip = fixture("stable_unclip/clip");
+    let options = ["--text-encoder", &clip, "--tokenizer", &clip, "--scheduler", "ddpm"].map(String::from);
+    let cases = expected.cases();
+    let compared =
+        cases.iter().enumerate().map(|(index, case)| expected.check(&place, &options, case, &index.to_string()));
+    assert!(compared.sum::<usize>() >= 2);
 }
 
 #[test]

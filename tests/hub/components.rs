@@ -181,6 +181,38 @@ fn presets_may_have_a_prior_from_another_repository() {
 }
 
 #[test]
+fn a_preset_of_a_one_step_prior_gives_what_its_folder_gives() {
+    let place = place();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/one_step/karlo");
+    let repository = Repository::of_folder(&folder);
+    let (prior, base): (Vec<_>, Vec<_>) = repository
+        .files
+        .iter()
+        .map(|(path, file)| (path.clone(), file.clone()))
+        .partition(|(path, _)| path.starts_with("prior/"));
+    let at_root = prior.into_iter().map(|(path, file)| (path["prior/".len()..].to_string(), file));
+    let prior = Repository { files: at_root.collect(), ..repository.clone() };
+    let mut base: std::collections::BTreeMap<_, _> = base.into_iter().collect();
+    let mut index: Value = serde_json::from_slice(&base["model_index.json"]).unwrap();
+    index["prior_scheduler"] = serde_json::json!(["diffusers", "UnCLIPScheduler"]);
+    base.insert("model_index.json".into(), index.to_string().into_bytes());
+    let scheduler = fs::read(model().join("scheduler/scheduler_config.json")).unwrap();
+    base.insert("prior_scheduler/scheduler_config.json".into(), scheduler);
+    let base = Repository { files: base, ..repository };
+    place.server.put("kakaobrain/karlo-v1-alpha", base);
+    place.server.put("ECLIPSE-Community/ECLIPSE_Karlo_Prior", prior);
+    let embed = |model: &str| {
+        let mut command = place.command();
+        place.embeds(command.args(["-p", "a red apple", "--out", "e.npy", "--overwrite", "--model", model]))
+    };
+    let expected = embed(folder.to_str().unwrap());
+    assert_eq!(embed("eclipse-karlo"), expected);
+    let output = place.command().args(["info", "eclipse-karlo"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("one step; from ECLIPSE-Community/ECLIPSE_Karlo_Prior"), "{text}");
+}
+
+#[test]
 fn info_tells_where_remote_components_come_from() {
     let place = place();
     let mut command = place.command();
