@@ -50,7 +50,7 @@ fn another_scheduler_than_the_model_ships_may_be_chosen() {
     let (place, _) = with_stable_unclip();
     let with = |scheduler: &[&str]| {
         assert_done(place.bare().args(options("model")).args(scheduler).arg("--overwrite"));
-        read_npy::<f32>(&fs::read(place.path("e.npy")).unwrap())
+        read_npy(&fs::read(place.path("e.npy")).unwrap())
     };
     let own = with(&[]);
     assert_eq!(with(&["--scheduler", "ddpm"]), own);
