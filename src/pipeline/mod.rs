@@ -18,6 +18,7 @@ mod conditions;
 #[cfg(feature = "cli")]
 pub mod describe;
 mod embeds;
+mod fit;
 #[cfg(feature = "cli")]
 mod identity;
 pub mod layout;

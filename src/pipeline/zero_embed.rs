@@ -2,8 +2,9 @@
 //! (`get_zero_embed` in diffusers' Kandinsky prior pipelines).
 
 use super::embeds::{first_non_finite, to_array};
+use super::fit::check_image_encoder;
 use super::layout::{CONFIG, Layout, ZERO_IMAGE_EMBED};
-use super::load::{Pipeline, check_image_encoder};
+use super::load::Pipeline;
 use crate::config;
 use crate::error::{Component, Hint};
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
