@@ -7,7 +7,7 @@ use super::stdout::print;
 use super::values::{DeviceName, Dtype};
 use crate::bad_input;
 use crate::hub::{Hub, Needs, Wish};
-use crate::nn::precision::Precision;
+use crate::weights::precision::Precision;
 use anyhow::Result;
 
 /// Download a model in advance, or update it

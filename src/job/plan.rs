@@ -215,9 +215,9 @@ fn check_seeds(seed: u64, rows: Option<u64>, has_negatives: bool) -> Result<()> 
 mod tests {
     use super::super::first_pass::tests::options;
     use super::*;
-    use crate::nn::precision::Precision;
     use crate::output::shard::Shard;
     use crate::weights::checkpoint::Placement;
+    use crate::weights::precision::Precision;
     use std::path::Path;
 
     fn pipeline() -> Pipeline {

@@ -2,9 +2,9 @@
 
 use super::first_pass::tests::options;
 use super::*;
-use crate::nn::precision::Precision;
 use crate::output::{Arrays, Output, OutputFormat};
 use crate::weights::checkpoint::Placement;
+use crate::weights::precision::Precision;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;

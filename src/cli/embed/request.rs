@@ -9,13 +9,13 @@ use crate::cli::values::{BatchSize, LoraOption};
 use crate::diffusion::scheduler::SchedulerOptions;
 use crate::hub::{Model, ModelSource, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Given, Opener, Prompts, RowOptions, Seeding};
-use crate::nn::precision::Precision;
 use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::{Conditions, Pipeline, Settings};
 use crate::rows::{ReadOptions, read_conditions, read_latents};
 use crate::weights::checkpoint::Placement;
 use crate::weights::checkpoint::textual_inversion::TextualInversion;
+use crate::weights::precision::Precision;
 use anyhow::Result;
 use std::sync::Arc;
 
