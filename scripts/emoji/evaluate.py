@@ -62,8 +62,8 @@ def arguments():
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--sweep", type=int, default=1000, help="wordings a setting of the sweep; 0 leaves it out")
-    parser.add_argument("--schedulers", choices=["builtin", "karlo"], nargs="?", const="builtin",
-                        help="few steps with each scheduler, of this model or of a random one of Karlo's size, in place of all")
+    parser.add_argument("--schedulers", choices=["builtin", "karlo", "tiny"], nargs="?", const="builtin",
+                        help="few steps with each scheduler, of this model or of a random one, of Karlo's size or tiny, in place of all")
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -155,8 +155,8 @@ def judge(figures):
 
 def few_steps_of(options):
     """The tables of few steps."""
-    if options.schedulers == "karlo":
-        return few_steps.report(Prior(options.binary, ensure_model("karlo")), None, options.seed)
+    if options.schedulers != "builtin":
+        return few_steps.report(Prior(options.binary, ensure_model(options.schedulers)), None, options.seed)
     emoji = emoji_task(World(), Encoders(options.encoders), options.seed)
     wordings = few_steps.subset(emoji, options.sweep, options.seed)
     return few_steps.report(Prior(options.binary, options.model), wordings, options.seed)

@@ -20,7 +20,7 @@ SCHEDULERS = {
     "dpm-solver++, sde": ({"scheduler": "dpm-solver++", "sde": True}, STOCHASTIC),
     "ddim": (DETERMINISTIC, DETERMINISTIC),
     "euler": ({"scheduler": "euler"}, DETERMINISTIC),
-    "heun *": ({"scheduler": "heun"}, DETERMINISTIC),
+    "heun, (N + 1) / 2 steps": ({"scheduler": "heun"}, DETERMINISTIC),
     "dpm-solver++": ({"scheduler": "dpm-solver++"}, DETERMINISTIC),
     "dpm-solver++, order 3": ({"scheduler": "dpm-solver++", "solver_order": 3}, DETERMINISTIC),
 }

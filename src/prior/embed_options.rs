@@ -141,22 +141,23 @@ impl EmbedOptions {
         self
     }
 
-    /// What [`Embeddings::negative_image_embeds`] are of, in place of the negative prompt: embeddings of this text with
-    /// the same options, from seeds that follow those of the rows. It is `negative_prompt` of `interpolate` in diffusers'
-    /// Kandinsky prior pipelines, where the prior's own is `negative_prior_prompt`. The empty text changes nothing.
+    /// What [`crate::Embeddings::negative_image_embeds`] are of, in place of the negative prompt: embeddings of this
+    /// text with the same options, from seeds that follow those of the rows. It is `negative_prompt` of `interpolate` in
+    /// diffusers' Kandinsky prior pipelines, where the prior's own is `negative_prior_prompt`. The empty text changes
+    /// nothing.
     pub fn decoder_negative_prompt(mut self, prompt: impl Into<String>) -> Self {
         self.decoder_negative_prompt = Some(prompt.into()).filter(|prompt: &String| !prompt.is_empty());
         self
     }
 
-    /// Whether to give [`Embeddings::text_embeds`] too.
+    /// Whether to give [`crate::Embeddings::text_embeds`] too.
     pub fn text_embeds(mut self, wanted: bool) -> Self {
         self.text_embeds = wanted;
         self
     }
 
-    /// Whether to compute [`Embeddings::negative_image_embeds`] too, which decoders of Kandinsky 2.x take. Without a
-    /// negative prompt they are the embedding of a black image, for which the model needs an image encoder.
+    /// Whether to compute [`crate::Embeddings::negative_image_embeds`] too, which decoders of Kandinsky 2.x take.
+    /// Without a negative prompt they are the embedding of a black image, for which the model needs an image encoder.
     pub fn negative_image_embeds(mut self, wanted: bool) -> Self {
         self.negative_image_embeds = wanted;
         self

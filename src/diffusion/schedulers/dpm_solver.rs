@@ -18,7 +18,7 @@ use crate::diffusion::scheduler::{
 };
 use crate::diffusion::sigmas::{FinalSigmas, SigmaTable, check_schedule, check_steps};
 use crate::diffusion::spacing::TimestepSpacing;
-use crate::{Result, config as configuration};
+use crate::{Error, Result, config as configuration};
 use std::collections::VecDeque;
 use tch::Tensor;
 use update::{Level, Update};
@@ -29,6 +29,10 @@ pub const CLASS: SchedulerClass = SchedulerClass {
     name: "dpm-solver++",
     options: &["solver_order", "sde"],
     parse: |text, origin, options| {
+        if let Some(order) = options.solver_order.filter(|order| !(1..=3).contains(order)) {
+            let reason = format!("solver_order is {order}, it must be 1, 2 or 3");
+            return Err(Error::Option { option: "solver_order", reason });
+        }
         let mut config: DpmSolverConfig = configuration::parse(text, origin)?;
         config.solver_order = options.solver_order.unwrap_or(config.solver_order);
         config.algorithm_type = if options.sde { config.algorithm_type.with_noise() } else { config.algorithm_type };
@@ -72,7 +76,7 @@ pub struct DpmSolverScheduler {
 
 impl DpmSolverScheduler {
     /// # Errors
-    /// [`crate::Error::Option`] if so many steps are not possible.
+    /// [`Error::Option`] if so many steps are not possible.
     pub fn new(config: &DpmSolverConfig, steps: usize) -> Result<Self> {
         check_steps(steps)?;
         let alphas_cumprod = config.betas().positive_alphas_cumprod();
