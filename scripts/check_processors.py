@@ -44,8 +44,8 @@ LIBRARY = ["diffusion::", "kernels::", "nn::layers::", "nn::precision::"]
 QUICK_LIBRARY = [*LIBRARY, "--skip", "at_any_width"]
 GOLDEN = ["golden::"]
 PROPERTIES = ["properties::"]
-QUICK_GOLDEN = [f"golden::{part}::" for part in ("clip", "ddpm", "noise", "prior", "scheduler")]
-QUICK_SCHEDULES = [f"golden::{part}::" for part in ("ddpm", "noise", "scheduler")]
+QUICK_GOLDEN = [f"golden::{part}::" for part in ("clip", "ddpm", "noise", "prior", "samplers", "scheduler")]
+QUICK_SCHEDULES = [f"golden::{part}::" for part in ("ddpm", "noise", "samplers", "scheduler")]
 QUICK_PROCESSORS = ["Nehalem", "Haswell"]
 
 

@@ -124,6 +124,45 @@ fn a_lora_changes_the_prior_and_may_come_later() {
     assert!(Prior::builtin().unwrap().add_lora(&lora, 1.0).is_err(), "a LoRA for another model");
 }
 
+/// Counts the steps of a run.
+struct Steps(usize);
+
+impl Progress for Steps {
+    fn step(&mut self, done: usize, total: usize) {
+        assert!(done == self.0 + 1 && done <= total);
+        self.0 = done;
+    }
+}
+
+#[test]
+fn a_scheduler_may_be_chosen() {
+    let open = |options: LoadOptions| options.open(fixture("pipelines/kandinsky22"));
+    let embed =
+        |options: LoadOptions| open(options).unwrap().embed(&["a red apple"], &few_steps()).unwrap().image_embeds;
+    let own = embed(LoadOptions::new());
+    assert_eq!(embed(LoadOptions::new().scheduler("unclip")), own);
+    let ddim = embed(LoadOptions::new().scheduler("ddim"));
+    assert!(difference(own.view(), ddim.view()) > 1e-4);
+    assert!(difference(embed(LoadOptions::new().scheduler("ddim").eta(1.0)).view(), ddim.view()) > 1e-4);
+    // Of two batches; Heun's method runs the prior twice a step, but for the last.
+    let mut steps = Steps(0);
+    let mut heun = open(LoadOptions::new().scheduler("heun")).unwrap();
+    heun.embed_with(&["a red apple", "two cats"], &few_steps().steps(4).batch_size(1), &mut steps).unwrap();
+    assert_eq!(steps.0, 2 * 7);
+    for (options, expected) in [
+        (LoadOptions::new().scheduler("pndm"), "scheduler"),
+        (LoadOptions::new().eta(1.0), "eta"),
+        (LoadOptions::new().scheduler("ddim").sde(true), "sde"),
+        (LoadOptions::new().scheduler("ddim").eta(f64::NAN), "eta"),
+        (LoadOptions::new().scheduler("dpm-solver++").solver_order(4), "solver_order"),
+    ] {
+        match open(options) {
+            Err(Error::Option { option, .. }) => assert_eq!(option, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_one_step_prior_has_no_steps_and_no_guidance_to_choose() {
     let mut prior = Prior::open(fixture("one_step/kandinsky22")).unwrap();

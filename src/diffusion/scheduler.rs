@@ -72,10 +72,7 @@ pub trait SchedulerConfig: fmt::Debug + Send + Sync {
     fn num_train_timesteps(&self) -> i64;
 
     /// The largest number of steps such that any smaller one is possible too. Some larger ones may be.
-    fn max_steps(&self) -> usize {
-        let train = usize::try_from(self.num_train_timesteps()).unwrap_or(0);
-        (1..=train).take_while(|&steps| self.scheduler(steps).is_ok()).last().unwrap_or(0)
-    }
+    fn max_steps(&self) -> usize;
 
     /// What the model predicts: `epsilon`, `sample` or `v_prediction`.
     fn prediction_type(&self) -> &str;
@@ -196,6 +193,11 @@ pub(super) fn parse<C: Config + SchedulerConfig + 'static>(
     origin: &str,
 ) -> Result<Box<dyn SchedulerConfig>> {
     Ok(Box::new(config::parse::<C>(text, origin)?))
+}
+
+/// See [`SchedulerConfig::max_steps`]: as far as it is worth a look.
+pub(super) fn max_steps(num_train_timesteps: i64, is_possible: impl Fn(usize) -> bool) -> usize {
+    (1..=num_train_timesteps.clamp(0, 1000) as usize).take_while(|&steps| is_possible(steps)).last().unwrap_or(0)
 }
 
 /// Checks that a model's output and the sample have the same shape.

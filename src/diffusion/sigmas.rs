@@ -172,6 +172,11 @@ pub(super) fn check_steps(steps: usize) -> Result<()> {
 /// # Errors
 /// [`Error::Option`] if not.
 pub(super) fn check_schedule(steps: usize, timesteps: &[f64], sigmas: &[f32]) -> Result<()> {
+    if timesteps.is_empty() {
+        let reason =
+            format!("{steps} steps are not possible: the scheduler's configuration leaves no timesteps for them");
+        return Err(Error::Option { option: "steps", reason });
+    }
     for (timestep, sigma) in timesteps.iter().zip(sigmas) {
         if !timestep.is_finite() || !sigma.is_finite() || *sigma <= 0.0 {
             return Err(not_a_number(steps, *timestep));

@@ -2,6 +2,8 @@
 
 use super::{check_share, fixtures};
 use crate::config::{self, Config};
+use crate::diffusion::scheduler::SchedulerOptions;
+use crate::diffusion::schedulers;
 use crate::diffusion::schedulers::ddpm::{DdpmConfig, DdpmScheduler};
 use crate::diffusion::schedulers::unclip::{UnclipConfig, UnclipScheduler};
 use crate::error::Error;
@@ -125,6 +127,67 @@ fn schedulers_with_odd_values_are_accepted_or_refused() {
             Ok(config.is_some())
         },
     );
+}
+
+/// Keys of all schedulers, so that each class meets odd values of its own.
+#[test]
+fn every_scheduler_with_odd_values_is_accepted_or_refused() {
+    let keys = [
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "prediction_type",
+        "timestep_spacing",
+        "steps_offset",
+        "clip_sample",
+        "clip_sample_range",
+        "rescale_betas_zero_snr",
+        "solver_order",
+        "algorithm_type",
+        "solver_type",
+        "lambda_min_clipped",
+        "final_sigmas_type",
+        "sigma_min",
+        "sigma_max",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_lu_lambdas",
+        "interpolation_type",
+        "timestep_type",
+        "set_alpha_to_one",
+        "_use_default_values",
+    ];
+    let names = ["\"trailing\"", "\"log_linear\"", "\"sigma_min\"", "\"scaled_linear\"", "\"heun\"", "0.9", "[0.1, 1]"];
+    let value = prop_oneof![odd_value(), prop::sample::select(names.map(String::from).to_vec())];
+    let entries = prop::collection::vec((prop::sample::select(keys.to_vec()), value), 0..4);
+    let inputs = (entries, prop::sample::select(schedulers::ALL.to_vec()), prop::sample::select(vec![1, 2, 9, 1000]));
+    check_share(600, 0.1..=0.9, inputs, |(entries, class, steps)| {
+        let entries: Vec<String> = entries.iter().map(|(key, value)| format!("{key:?}: {value}")).collect();
+        let text = format!("{{{}}}", entries.join(", "));
+        let config = match schedulers::configure(&text, "config.json", class, &SchedulerOptions::default()) {
+            Ok(config) => config,
+            Err(error) => {
+                prop_assert!(matches!(&error, Error::Config { path, .. } if path == "config.json"), "{error:?}");
+                return Ok(false);
+            }
+        };
+        match config.scheduler(steps) {
+            Ok(scheduler) => {
+                prop_assert!(
+                    !scheduler.timesteps().is_empty() && scheduler.noisy_steps() <= scheduler.timesteps().len()
+                );
+                prop_assert!(scheduler.timesteps().iter().all(|timestep| timestep.is_finite()));
+                Ok(true)
+            }
+            Err(error) => {
+                prop_assert!(matches!(error, Error::Option { option: "steps", .. }), "{error:?}");
+                prop_assert!(steps > config.max_steps(), "{text}");
+                Ok(false)
+            }
+        }
+    });
 }
 
 /// JSON as Python writes it.

@@ -69,8 +69,12 @@ def chosen(draw, own):
 
 
 def load(folder, own, name, changes):
-    """The pipeline with the scheduler made of the model's own."""
-    scheduler = CLASSES[name].from_config(own.from_pretrained(folder / "scheduler").config, **changes)
+    """The pipeline with the scheduler made of the model's own, or of its file where the class refuses that."""
+    try:
+        configuration = own.from_pretrained(folder / "scheduler").config
+    except FAILURES:
+        configuration = own.load_config(folder / "scheduler")
+    scheduler = CLASSES[name].from_config(configuration, **changes)
     pipeline = StablePriorPipeline(
         prior_tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         prior_text_encoder=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder"),

@@ -7,7 +7,8 @@ use crate::diffusion::betas::{BetaSchedule, Betas};
 use crate::diffusion::levels::{Levels, check_clip_sample_range, check_no_thresholding, not_a_number};
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
-    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, need_noise, no_step,
+    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, max_steps, need_noise,
+    no_step,
 };
 use crate::diffusion::spacing::{Spacing, TimestepSpacing};
 use crate::json::Json;
@@ -142,7 +143,8 @@ impl SchedulerConfig for DdimConfig {
     }
 
     fn max_steps(&self) -> usize {
-        self.spacing().max_steps()
+        let alphas_cumprod = self.betas().alphas_cumprod();
+        max_steps(self.num_train_timesteps, |steps| DdimScheduler::of_levels(self, &alphas_cumprod, steps).is_ok())
     }
 
     fn prediction_type(&self) -> &str {
@@ -165,8 +167,11 @@ impl DdimScheduler {
     /// # Errors
     /// [`Error::Option`] if the model cannot do so many steps.
     pub fn new(config: &DdimConfig, steps: usize) -> Result<Self> {
+        Self::of_levels(config, &config.betas().alphas_cumprod(), steps)
+    }
+
+    fn of_levels(config: &DdimConfig, alphas_cumprod: &[f32], steps: usize) -> Result<Self> {
         let timesteps = config.spacing().whole(steps)?;
-        let alphas_cumprod = config.betas().alphas_cumprod();
         let last = if config.set_alpha_to_one { 1.0 } else { alphas_cumprod[0] };
         // Not always the next of the timesteps: they may lie unevenly.
         let distance = config.num_train_timesteps / steps as i64;

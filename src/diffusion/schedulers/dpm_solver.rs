@@ -14,11 +14,11 @@ use crate::diffusion::levels::not_a_number;
 use crate::diffusion::numpy::{arange_down, linspace};
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
-    Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, need_noise, no_step,
+    Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, max_steps, need_noise, no_step,
 };
 use crate::diffusion::sigmas::{FinalSigmas, SigmaTable, check_schedule, check_steps};
 use crate::diffusion::spacing::TimestepSpacing;
-use crate::{Result, config as configuration};
+use crate::{Error, Result, config as configuration};
 use std::collections::VecDeque;
 use tch::Tensor;
 use update::{Level, Update};
@@ -29,6 +29,10 @@ pub const CLASS: SchedulerClass = SchedulerClass {
     name: "dpm-solver++",
     options: &["solver_order", "sde"],
     parse: |text, origin, options| {
+        if let Some(order) = options.solver_order.filter(|order| !(1..=3).contains(order)) {
+            let reason = format!("solver_order is {order}, it must be 1, 2 or 3");
+            return Err(Error::Option { option: "solver_order", reason });
+        }
         let mut config: DpmSolverConfig = configuration::parse(text, origin)?;
         config.solver_order = options.solver_order.unwrap_or(config.solver_order);
         config.algorithm_type = if options.sde { config.algorithm_type.with_noise() } else { config.algorithm_type };
@@ -44,6 +48,13 @@ impl SchedulerConfig for DpmSolverConfig {
 
     fn num_train_timesteps(&self) -> i64 {
         self.num_train_timesteps
+    }
+
+    fn max_steps(&self) -> usize {
+        let alphas_cumprod = self.betas().positive_alphas_cumprod();
+        let table = SigmaTable::new(&alphas_cumprod);
+        let is_possible = |steps| DpmSolverScheduler::of_table(self, &alphas_cumprod, &table, steps).is_ok();
+        max_steps(self.num_train_timesteps, is_possible)
     }
 
     fn prediction_type(&self) -> &str {
@@ -65,10 +76,15 @@ pub struct DpmSolverScheduler {
 
 impl DpmSolverScheduler {
     /// # Errors
-    /// [`crate::Error::Option`] if so many steps are not possible.
+    /// [`Error::Option`] if so many steps are not possible.
     pub fn new(config: &DpmSolverConfig, steps: usize) -> Result<Self> {
         check_steps(steps)?;
-        let (timesteps, sigmas) = schedule(config, steps);
+        let alphas_cumprod = config.betas().positive_alphas_cumprod();
+        Self::of_table(config, &alphas_cumprod, &SigmaTable::new(&alphas_cumprod), steps)
+    }
+
+    fn of_table(config: &DpmSolverConfig, alphas_cumprod: &[f32], table: &SigmaTable, steps: usize) -> Result<Self> {
+        let (timesteps, sigmas) = schedule(config, alphas_cumprod, table, steps);
         check_schedule(steps, &timesteps, &sigmas)?;
         let levels: Vec<Level> = sigmas.into_iter().map(Level::new).collect();
         let count = timesteps.len();
@@ -148,14 +164,17 @@ fn order(config: &DpmSolverConfig, step: usize, count: usize) -> usize {
 }
 
 /// The timestep of each step, whole, and its σ, with the one at which the last step ends.
-fn schedule(config: &DpmSolverConfig, steps: usize) -> (Vec<f64>, Vec<f32>) {
-    let alphas_cumprod = config.betas().positive_alphas_cumprod();
-    let table = SigmaTable::new(&alphas_cumprod);
+fn schedule(
+    config: &DpmSolverConfig,
+    alphas_cumprod: &[f32],
+    table: &SigmaTable,
+    steps: usize,
+) -> (Vec<f64>, Vec<f32>) {
     let keys = config.respacing();
     let (timesteps, mut sigmas) = match keys.respacing() {
         Some(respacing) => {
             let range = (f64::from(table.last()), f64::from(table.first()));
-            let sigmas = keys.sigmas(respacing, range, &table, steps);
+            let sigmas = keys.sigmas(respacing, range, table, steps);
             let rounds = respacing.rounds_timesteps() && config.beta_schedule != BetaSchedule::SquaredcosCapV2;
             let timestep_of = |&sigma: &f64| match table.timestep_of(sigma) {
                 timestep if rounds => timestep.round_ties_even(),
@@ -164,7 +183,7 @@ fn schedule(config: &DpmSolverConfig, steps: usize) -> (Vec<f64>, Vec<f32>) {
             (sigmas.iter().map(timestep_of).collect(), sigmas)
         }
         None => {
-            let timesteps = spread(config, steps, last_timestep(config, &alphas_cumprod));
+            let timesteps = spread(config, steps, last_timestep(config, alphas_cumprod));
             let sigmas = timesteps.iter().map(|&timestep| table.at(timestep)).collect();
             (timesteps, sigmas)
         }

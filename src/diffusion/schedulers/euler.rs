@@ -8,7 +8,7 @@ use crate::config::{Config, check_sizes};
 use crate::diffusion::betas::{BetaSchedule, Betas, linspace};
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
-    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, parse,
+    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, max_steps, parse,
 };
 use crate::diffusion::sigmas::{
     FinalSigmas, RespacingKeys, SigmaTable, check_schedule, check_steps, derivative, init_noise_sigma, original_sample,
@@ -128,6 +128,10 @@ impl Config for EulerConfig {
 }
 
 impl EulerConfig {
+    fn table(&self) -> SigmaTable {
+        SigmaTable::new(&self.betas().positive_alphas_cumprod())
+    }
+
     fn betas(&self) -> Betas<'_> {
         Betas {
             num_train_timesteps: self.num_train_timesteps,
@@ -168,6 +172,11 @@ impl SchedulerConfig for EulerConfig {
         self.num_train_timesteps
     }
 
+    fn max_steps(&self) -> usize {
+        let table = self.table();
+        max_steps(self.num_train_timesteps, |steps| EulerScheduler::of_table(self, &table, steps).is_ok())
+    }
+
     fn prediction_type(&self) -> &str {
         self.prediction_type.name()
     }
@@ -188,7 +197,10 @@ impl EulerScheduler {
     /// [`crate::Error::Option`] if so many steps are not possible.
     pub fn new(config: &EulerConfig, steps: usize) -> Result<Self> {
         check_steps(steps)?;
-        let table = SigmaTable::new(&config.betas().positive_alphas_cumprod());
+        Self::of_table(config, &config.table(), steps)
+    }
+
+    fn of_table(config: &EulerConfig, table: &SigmaTable, steps: usize) -> Result<Self> {
         let mut timesteps: Vec<f64> = config.spacing().fractional(steps).into_iter().map(f64::from).collect();
         let mut sigmas: Vec<f64> = match config.interpolation_type {
             InterpolationType::Linear => timesteps.iter().map(|&timestep| table.at(timestep)).collect(),
@@ -201,7 +213,7 @@ impl EulerScheduler {
         if let (Some(respacing), Some(&first), Some(&last)) =
             (config.respacing().respacing(), sigmas.first(), sigmas.last())
         {
-            sigmas = config.respacing().sigmas(respacing, (first, last), &table, steps);
+            sigmas = config.respacing().sigmas(respacing, (first, last), table, steps);
             timesteps = sigmas.iter().map(|&sigma| f64::from(table.timestep_of(sigma) as f32)).collect();
         }
         sigmas.push(match config.final_sigmas_type {

@@ -8,7 +8,8 @@ use crate::diffusion::betas::{BetaSchedule, Betas};
 use crate::diffusion::levels::not_a_number;
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
-    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, need_noise, parse,
+    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, max_steps, need_noise,
+    parse,
 };
 use crate::diffusion::sigmas::{
     SigmaTable, check_schedule, check_steps, derivative, init_noise_sigma, original_sample, scale_model_input, sigma_at,
@@ -87,6 +88,10 @@ impl Config for EulerAncestralConfig {
 }
 
 impl EulerAncestralConfig {
+    fn table(&self) -> SigmaTable {
+        SigmaTable::new(&self.betas().positive_alphas_cumprod())
+    }
+
     fn betas(&self) -> Betas<'_> {
         Betas {
             num_train_timesteps: self.num_train_timesteps,
@@ -116,6 +121,11 @@ impl SchedulerConfig for EulerAncestralConfig {
         self.num_train_timesteps
     }
 
+    fn max_steps(&self) -> usize {
+        let table = self.table();
+        max_steps(self.num_train_timesteps, |steps| EulerAncestralScheduler::of_table(self, &table, steps).is_ok())
+    }
+
     fn prediction_type(&self) -> &str {
         self.prediction_type.name()
     }
@@ -136,7 +146,10 @@ impl EulerAncestralScheduler {
     /// [`Error::Option`] if so many steps are not possible.
     pub fn new(config: &EulerAncestralConfig, steps: usize) -> Result<Self> {
         check_steps(steps)?;
-        let table = SigmaTable::new(&config.betas().positive_alphas_cumprod());
+        Self::of_table(config, &config.table(), steps)
+    }
+
+    fn of_table(config: &EulerAncestralConfig, table: &SigmaTable, steps: usize) -> Result<Self> {
         let timesteps: Vec<f64> = config.spacing().fractional(steps).into_iter().map(f64::from).collect();
         let sigmas = timesteps.iter().map(|&timestep| table.at(timestep) as f32).chain([0.0]).collect::<Vec<_>>();
         check_schedule(steps, &timesteps, &sigmas)?;

@@ -9,7 +9,7 @@ use crate::diffusion::betas::{BetaSchedule, Betas};
 use crate::diffusion::levels::check_clip_sample_range;
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
-    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, parse,
+    KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, max_steps, parse,
 };
 use crate::diffusion::sigmas::{
     RespacingKeys, SigmaTable, check_schedule, check_steps, derivative, init_noise_sigma, original_sample,
@@ -110,6 +110,10 @@ impl Config for HeunConfig {
 }
 
 impl HeunConfig {
+    fn table(&self) -> SigmaTable {
+        SigmaTable::new(&self.betas().alphas_cumprod())
+    }
+
     fn betas(&self) -> Betas<'_> {
         Betas {
             num_train_timesteps: self.num_train_timesteps,
@@ -150,6 +154,11 @@ impl SchedulerConfig for HeunConfig {
         self.num_train_timesteps
     }
 
+    fn max_steps(&self) -> usize {
+        let table = self.table();
+        max_steps(self.num_train_timesteps, |steps| HeunScheduler::of_table(self, &table, steps).is_ok())
+    }
+
     fn prediction_type(&self) -> &str {
         self.prediction_type.name()
     }
@@ -184,12 +193,15 @@ impl HeunScheduler {
     /// [`crate::Error::Option`] if so many steps are not possible.
     pub fn new(config: &HeunConfig, steps: usize) -> Result<Self> {
         check_steps(steps)?;
-        let table = SigmaTable::new(&config.betas().alphas_cumprod());
+        Self::of_table(config, &config.table(), steps)
+    }
+
+    fn of_table(config: &HeunConfig, table: &SigmaTable, steps: usize) -> Result<Self> {
         let mut timesteps: Vec<f64> = config.spacing().fractional(steps).into_iter().map(f64::from).collect();
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&timestep| table.at(timestep)).collect();
         let keys = config.respacing();
         if let (Some(respacing), Some(&first), Some(&last)) = (keys.respacing(), sigmas.first(), sigmas.last()) {
-            sigmas = keys.sigmas(respacing, (first, last), &table, steps);
+            sigmas = keys.sigmas(respacing, (first, last), table, steps);
             timesteps = sigmas.iter().map(|&sigma| f64::from(table.timestep_of(sigma) as f32)).collect();
         }
         let levels: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).chain([0.0]).collect();

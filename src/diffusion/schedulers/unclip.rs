@@ -109,6 +109,10 @@ impl SchedulerConfig for UnclipConfig {
         self.num_train_timesteps
     }
 
+    fn max_steps(&self) -> usize {
+        usize::try_from(self.num_train_timesteps).unwrap_or(0)
+    }
+
     fn prediction_type(&self) -> &str {
         match self.prediction_type {
             PredictionType::Epsilon => "epsilon",
