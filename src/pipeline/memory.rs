@@ -142,7 +142,10 @@ impl Pipeline {
         }
         let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
         let system = System::new_with_specifics(memory);
-        let free = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory).min(system.available_memory());
+        // Not `free_memory`, which takes the page cache for used: the kernel gives it up, and it holds the model's files.
+        let in_container =
+            system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
+        let free = in_container.min(system.available_memory());
         (free > 0).then_some(free)
     }
 }
