@@ -91,7 +91,7 @@ def compare(index, options):
             found = run_binary(options.binary, work / "model", settings, work / "out.npy", options.extra)
         except (RuntimeError, OSError) as error:
             print(f"FAILED: {error}")
-            return float("inf"), 0.0
+            return (float("inf"),)
         error = relative_error(found, expected)
         print(f"{error:.1e}", end="")
         if error > options.tolerance:
@@ -103,4 +103,4 @@ def compare(index, options):
             else:
                 print("  DIFFERS", end="")
     print()
-    return error, 0.0
+    return (error,)
