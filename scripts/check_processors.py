@@ -39,7 +39,7 @@ VARIABLES = [
 PROCESSORS = ["Nehalem", "SandyBridge", "Haswell", "EPYC", "EPYC-Milan", "Icelake-Server", "max"]
 NEWER = ["EPYC-Genoa", "EPYC-Turin", "SapphireRapids", "GraniteRapids"]
 
-LIBRARY = ["diffusion::", "kernels::", "nn::layers::", "nn::precision::"]
+LIBRARY = ["diffusion::", "kernels::", "nn::layers::", "weights::precision::"]
 # Emulated, it takes minutes.
 QUICK_LIBRARY = [*LIBRARY, "--skip", "at_any_width"]
 GOLDEN = ["golden::"]

@@ -1,9 +1,9 @@
 """Compares prior-embed with diffusers on random pipelines of many shapes; exits with 1 if any embedding differs.
 
-Models are saved once or over an older one, LoRAs of every kind are merged, and some priors are converted with another
-model as `--config`. With `--schedulers`, random schedulers take the place of all that. Run it with
-`scripts/reference-python scripts/compare_diffusers.py`. The reference is always float32. Arguments after `--` go to
-prior-embed as they are.
+Models are saved once or over an older one, LoRAs of every kind are merged, some priors are converted with another
+model as `--config`, and some components come from elsewhere. `--cases` names other things to compare: random schedulers,
+what is given beside prompts, other kinds of prior. Run it with `scripts/reference-python scripts/compare_diffusers.py`.
+The reference is always float32. Arguments after `--` go to prior-embed as they are.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.checkpointing import save_accelerator_state
@@ -26,9 +25,10 @@ from accelerate.checkpointing import save_accelerator_state
 from tools.built import BINARY
 from tools.command_line import parse_with_extra
 from tools.fixtures.pipelines import KARLO, lay_out
-from tools.models import adapters, scheduler_runs
+from tools.models import adapters, one_step_runs, random_given, scheduler_runs, shap_e_runs
+from tools.models.elsewhere import replace_components
 from tools.models.pipelines import case, load_pipeline, run_case, save_pipeline
-from tools.models.random_runs import TEXTS, describe, random_spec, run_binary
+from tools.models.random_runs import TEXTS, describe, random_spec, relative_error, run_binary
 from tools.models.weights import set_up
 
 
@@ -152,17 +152,6 @@ def convert(draw, binary, spec, folder, work):
     return out
 
 
-def relative_error(found, expected):
-    """The largest difference, in units of the largest reference value; infinite if an array is missing or misshapen."""
-    if expected is None:
-        return 0.0 if found is None else float("inf")
-    expected = expected.numpy()
-    if found is None or found.shape != expected.shape or found.dtype != np.float32:
-        return float("inf")
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    return float(error) if np.isfinite(error) else float("inf")
-
-
 def compare(index, options):
     """Makes pipeline number `index`, runs both sides, and returns the errors of image and negative embeddings."""
     draw = random.Random(f"{options.seed} {index}")
@@ -176,15 +165,21 @@ def compare(index, options):
             names = KARLO
             lay_out("unclip_layout", folder, names)
         pipeline = load_pipeline(readable(folder, work / "readable"), names, spec.variant)
+        apart = random.Random(f"{options.seed} {index} components")
+        component_options, replaced = [], []
+        if options.components or apart.random() < 0.25:
+            component_options, replaced = replace_components(apart, spec, pipeline, work)
         lora_options, loras = add_loras(draw, pipeline, work)
         image, negative = run_case(pipeline, settings)
         is_converted = not names and not spec.variant and draw.random() < 0.3
         saved += " converted" if is_converted else ""
-        print(f"{index:3} {describe(spec, settings, saved.strip(), loras)}: ", end="", flush=True)
+        saved += f", {', '.join(replaced)}" if replaced else ""
+        saved = saved.strip(" ,")
+        print(f"{index:3} {describe(spec, settings, saved, loras)}: ", end="", flush=True)
         try:
             if is_converted:
                 folder = convert(draw, options.binary, spec, folder, work)
-            found = run_binary(options.binary, folder, settings, work / "out.npz", [*lora_options, *options.extra])
+            found = run_binary(options.binary, folder, settings, work / "out.npz", [*component_options, *lora_options, *options.extra])
         except (RuntimeError, OSError) as error:
             print(f"FAILED: {error}\n    settings: {json.dumps(settings)}")
             return float("inf"), float("inf")
@@ -197,14 +192,29 @@ def compare(index, options):
     return errors
 
 
+# What a run compares: the function of a case, and the arrays that it gives the errors of.
+KINDS = {
+    "pipelines": (compare, ["image", "negative"]),
+    "given": (lambda index, options: random_given.compare(index, options, relative_error), ["image", "negative", "text"]),
+    "one-step": (one_step_runs.compare, ["image", "negative"]),
+    "shap-e": (shap_e_runs.compare, ["latents"]),
+}
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=24, help="how many pipelines (default 24)")
+    parser.add_argument(
+        "--cases",
+        choices=[*KINDS, "schedulers"],
+        default="pipelines",
+        help="what to compare (default pipelines)",
+    )
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--seed", type=int, default=0, help="other pipelines and runs with another seed")
-    parser.add_argument("--schedulers", action="store_true", help="compare random schedulers")
     parser.add_argument("--only", type=int, help="run the pipeline of this number alone")
+    parser.add_argument("--components", action="store_true", help="take components from elsewhere in every pipeline")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="the largest relative error allowed (default 1e-4)"
     )
@@ -220,15 +230,14 @@ def main():
     # accelerate's logger asks for it.
     PartialState(cpu=True)
     indices = range(options.count) if options.only is None else [options.only]
-    if options.schedulers:
+    if options.cases == "schedulers":
         return 1 if scheduler_runs.compare_all(options, indices) else 0
-    errors = [compare(index, options) for index in indices]
+    case, arrays = KINDS[options.cases]
+    errors = [case(index, options) for index in indices]
     worst = [max(column) for column in zip(*errors, strict=True)]
-    failed = sum(max(pair) > options.tolerance for pair in errors)
-    print(
-        f"{len(errors)} pipelines, worst relative error: image {worst[0]:.1e} negative {worst[1]:.1e}, {failed} over "
-        f"{options.tolerance:.0e}"
-    )
+    failed = sum(max(of_case) > options.tolerance for of_case in errors)
+    told = " ".join(f"{name} {error:.1e}" for name, error in zip(arrays, worst, strict=True))
+    print(f"{len(errors)} {options.cases}, worst relative error: {told}, {failed} over {options.tolerance:.0e}")
     return 1 if failed else 0
 
 

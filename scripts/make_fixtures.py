@@ -5,7 +5,20 @@ Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the
 
 import sys
 
-from tools.fixtures import builtin, checkpoints, ddpm, networks, pipelines, samplers, scheduling, tokenizers
+from tools.fixtures import (
+    builtin,
+    checkpoints,
+    components,
+    ddpm,
+    given,
+    networks,
+    one_step,
+    pipelines,
+    samplers,
+    scheduling,
+    shap_e,
+    tokenizers,
+)
 from tools.models.weights import set_up
 
 GROUPS = {
@@ -13,7 +26,11 @@ GROUPS = {
     "schedulers": scheduling.write_all,
     "ddpm": ddpm.write_all,
     "pipelines": pipelines.write_all,
+    "one_step": one_step.write_all,
+    "shap_e": shap_e.write_all,
     "samplers": samplers.write_all,
+    "components": components.write_all,
+    "given": given.write_all,
     "checkpoints": checkpoints.write_all,
     "tokenizers": tokenizers.write_all,
     "builtin": builtin.write_all,

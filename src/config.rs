@@ -1,7 +1,7 @@
 //! Reads a component's JSON configuration: values of the wrong type are errors that name the key, unknown keys
 //! warnings.
 
-use crate::error::{Error, Hint, Result};
+use crate::error::{Error, Hint, Result, quoting};
 use crate::files::Folder;
 use crate::json::{self, Json};
 use crate::text;
@@ -69,7 +69,7 @@ pub fn from_json<C: Config>(json: Json, origin: &str) -> Result<C> {
     let config: C = serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let key = Some(error.path().to_string()).filter(|key| key != ".");
         let place = key.as_ref().map_or_else(String::new, |key| format!("at key {key:?}: "));
-        let reason = format!("{place}{}", error.inner());
+        let reason = quoting(&format!("{place}{}", error.inner()));
         Error::Config { path: origin.into(), key, reason, hint: None, source: None }
     })?;
     unknown.retain(|key| !key.starts_with('_') && !C::IGNORED_KEYS.contains(&key.as_str()));
@@ -91,7 +91,7 @@ pub fn parse_json<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T> {
 /// JSON that cannot be read. Broken syntax means a damaged file; a value of the wrong type does not.
 fn json_error(origin: &str, error: &serde_json::Error) -> Error {
     let hint = (error.is_syntax() || error.is_eof()).then_some(Hint::FetchAgain);
-    Error::Config { path: origin.into(), key: None, reason: error.to_string(), hint, source: None }
+    Error::Config { path: origin.into(), key: None, reason: quoting(&error.to_string()), hint, source: None }
 }
 
 /// Checks that sizes are positive and plausible.
@@ -126,4 +126,26 @@ pub fn check_float(key: &str, value: f64, range: RangeInclusive<f32>) -> Result<
     }
     let (min, max) = range.into_inner();
     Err(Error::key(key, format!("is {value:?}, it must be between {min:?} and {max:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::text_encoder::TextEncoderConfig;
+
+    #[test]
+    fn an_error_does_not_quote_a_megabyte() {
+        let long = "a".repeat(1 << 20);
+        for text in [
+            format!(r#"{{"hidden_size": "{long}"}}"#),
+            format!(r#"{{"hidden_act": "{long}"}}"#),
+            format!(r#"{{"hidden_size": {{"{long}": 1}}}}"#),
+            format!(r#"{{"hidden_size": {long}}}"#),
+        ] {
+            let error = parse::<TextEncoderConfig>(&text, "config.json").unwrap_err().to_string();
+            assert!(error.len() < 1000 && error.contains("hidden") | error.contains("line 1"), "{error}");
+        }
+        let error = parse::<TextEncoderConfig>(&format!(r#"{{"hidden_act": "{long}"}}"#), "config.json");
+        assert!(error.unwrap_err().to_string().ends_with("\"quick_gelu\" and \"gelu\" are supported"));
+    }
 }

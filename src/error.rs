@@ -18,7 +18,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A component of a prior pipeline, as diffusers saves it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Component {
     /// `prior/`
@@ -41,6 +41,8 @@ pub enum Hint {
     FetchAgain,
     /// Compute in float32.
     UseFloat32,
+    /// Give a learned token a name of your own.
+    NameToken,
     /// Merge the adapter into the model with PEFT, and use the merged model.
     MergeWithPeft,
     /// Use smaller batches, or compute in fewer bits.
@@ -237,6 +239,17 @@ impl Component {
             Self::Scheduler => "scheduler",
         }
     }
+
+    /// The name of the option that takes it from elsewhere.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Self::Prior => "prior",
+            Self::TextEncoder => "text-encoder",
+            Self::ImageEncoder => "image-encoder",
+            Self::Tokenizer => "tokenizer",
+            Self::Scheduler => "scheduler",
+        }
+    }
 }
 
 impl fmt::Display for Hint {
@@ -246,6 +259,7 @@ impl fmt::Display for Hint {
             Self::UseFloat32 => "compute in float32",
             Self::MergeWithPeft => "merge the LoRA with PEFT",
             Self::UseLessMemory => "use smaller batches, or compute in fewer bits",
+            Self::NameToken => "give the token a name of its own",
             Self::UseFewerBits => "compute in fewer bits",
             Self::SaveWeightsAlone => "get the weights as safetensors, or save the state dictionary alone",
             Self::CheckName => "check the name or, if it is private, set HF_TOKEN",
@@ -341,7 +355,7 @@ impl Error {
 
     /// An [`Error::File`] without a hint; `reason` is a predicate.
     pub(crate) fn file(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::File { path: path.into(), reason: reason.into(), hint: None, source: None }
+        Self::File { path: path.into(), reason: quoting(&reason.into()), hint: None, source: None }
     }
 
     /// An [`Error::File`] on a file that cannot be read.
@@ -356,18 +370,18 @@ impl Error {
 
     /// An [`Error::Config`] on the value of `key`, whose file is not known; `predicate` follows the key.
     pub(crate) fn key(key: &str, predicate: impl fmt::Display) -> Self {
-        let reason = format!("{key} {predicate}");
+        let reason = quoting(&format!("{key} {predicate}"));
         Self::Config { path: String::new(), key: Some(key.into()), reason, hint: None, source: None }
     }
 
     /// An [`Error::Tensor`] without a hint; `reason` names the tensor.
     pub(crate) fn tensor(path: impl Into<String>, tensor: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Tensor { path: path.into(), tensor: tensor.into(), reason: reason.into(), hint: None }
+        Self::Tensor { path: path.into(), tensor: tensor.into(), reason: quoting(&reason.into()), hint: None }
     }
 
     /// An [`Error::Lora`] without a hint.
     pub(crate) fn lora(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Lora { path: path.into(), reason: reason.into(), hint: None }
+        Self::Lora { path: path.into(), reason: quoting(&reason.into()), hint: None }
     }
 
     /// The same error with this hint, if its variant has one.
@@ -395,6 +409,11 @@ impl Error {
         }
         self
     }
+}
+
+/// A message that quotes a file's own words, of which it may have a megabyte.
+pub(crate) fn quoting(message: &str) -> String {
+    crate::text::without_middle(message, 600, 200).into_owned()
 }
 
 fn prefix(path: &str) -> String {

@@ -33,7 +33,11 @@ pub struct BuiltinFile {
 ///
 /// Its `Display` is its name in messages.
 #[derive(Debug, Clone)]
-pub struct Folder(Place);
+pub struct Folder {
+    place: Place,
+    /// The file that a component's weights are in, if it was named; else they are searched.
+    weights: Option<String>,
+}
 
 #[derive(Debug, Clone)]
 enum Place {
@@ -48,20 +52,36 @@ enum Place {
 impl Folder {
     /// The folder of a built-in model.
     pub fn builtin(model: &'static BuiltinModel) -> Self {
-        Self(Place::Builtin { model, path: String::new() })
+        Self { place: Place::Builtin { model, path: String::new() }, weights: None }
     }
 
     /// The folder `name` in this one, whether it exists or not.
     pub fn join(&self, name: &str) -> Self {
-        Self(match &self.0 {
+        let place = match &self.place {
             Place::Disk(path) => Place::Disk(path.join(name)),
             Place::Builtin { model, path } => Place::Builtin { model, path: join(path, name) },
-        })
+        };
+        Self { place, weights: None }
+    }
+
+    /// The folder of the file at `path`, as a component whose weights are in this file alone.
+    ///
+    /// # Errors
+    /// [`Error::File`] if its name is not UTF-8.
+    pub fn of_weights(path: &Path) -> Result<Self> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| Error::file(path.display().to_string(), "has a name that is not UTF-8"))?;
+        Ok(Self { weights: Some(name.into()), ..Self::from(parent(path)) })
+    }
+
+    /// The file that a component's weights are in, if it was named.
+    pub fn weights(&self) -> Option<&str> {
+        self.weights.as_deref()
     }
 
     /// Its path, if it is on disk.
     pub fn as_path(&self) -> Option<&Path> {
-        match &self.0 {
+        match &self.place {
             Place::Disk(path) => Some(path),
             Place::Builtin { .. } => None,
         }
@@ -69,7 +89,7 @@ impl Folder {
 
     /// The last part of its path.
     pub fn name(&self) -> String {
-        match &self.0 {
+        match &self.place {
             Place::Disk(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             Place::Builtin { model, path } => {
                 path.rsplit('/').find(|name| !name.is_empty()).unwrap_or(model.name).into()
@@ -79,7 +99,7 @@ impl Folder {
 
     /// Whether the folder exists.
     pub fn is_dir(&self) -> bool {
-        match &self.0 {
+        match &self.place {
             Place::Disk(path) => path.is_dir(),
             Place::Builtin { model, path } => model.files.iter().any(|file| inside(path, file).is_some()),
         }
@@ -87,7 +107,7 @@ impl Folder {
 
     /// Whether the folder holds a file of this name.
     pub fn has_file(&self, name: &str) -> bool {
-        match &self.0 {
+        match &self.place {
             Place::Disk(path) => path.join(name).is_file(),
             Place::Builtin { model, path } => builtin_file(model, path, name).is_ok(),
         }
@@ -103,7 +123,7 @@ impl Folder {
 
     /// The size in bytes of the file at `path` below the folder; `None` if there is no such file.
     pub fn file_len(&self, path: &str) -> Option<u64> {
-        match &self.0 {
+        match &self.place {
             Place::Disk(folder) => std::fs::metadata(folder.join(path)).ok().map(|metadata| metadata.len()),
             Place::Builtin { model, path: folder } => {
                 builtin_file(model, folder, path).ok().map(|bytes| bytes.len() as u64)
@@ -113,7 +133,7 @@ impl Folder {
 
     /// The names of the folder's entries, without those of folders in it; empty if it cannot be read.
     pub fn file_names(&self) -> Vec<String> {
-        match &self.0 {
+        match &self.place {
             Place::Disk(path) => {
                 let entries = path.read_dir().into_iter().flatten().flatten();
                 entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
@@ -127,7 +147,7 @@ impl Folder {
 
     /// The name in messages of the file `name` in this folder.
     pub fn path_of(&self, name: &str) -> String {
-        match &self.0 {
+        match &self.place {
             Place::Disk(path) => path.join(name).display().to_string(),
             Place::Builtin { .. } => self.join(name).to_string(),
         }
@@ -138,7 +158,7 @@ impl Folder {
     /// # Errors
     /// [`Error::File`] if there is no such file, it cannot be read, or it is not UTF-8.
     pub fn read_text(&self, name: &str) -> Result<String> {
-        let text = match &self.0 {
+        let text = match &self.place {
             Place::Disk(path) => std::fs::read_to_string(path.join(name)),
             Place::Builtin { model, path } => builtin_file(model, path, name).and_then(|bytes| {
                 String::from_utf8(bytes.to_vec()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
@@ -160,7 +180,7 @@ impl Folder {
     /// # Errors
     /// [`Error::File`] if there is no such file or it cannot be opened.
     pub fn open(&self, name: &str) -> Result<Bytes> {
-        let bytes = match &self.0 {
+        let bytes = match &self.place {
             Place::Disk(path) => Bytes::of_file(&path.join(name)),
             Place::Builtin { model, path } => {
                 builtin_file(model, path, name).map(|bytes| Bytes(Backing::Builtin(bytes)))
@@ -178,15 +198,16 @@ impl From<&Folder> for Folder {
 
 impl<P: AsRef<Path> + ?Sized> From<&P> for Folder {
     fn from(path: &P) -> Self {
-        Self(Place::Disk(path.as_ref().to_path_buf()))
+        Self { place: Place::Disk(path.as_ref().to_path_buf()), weights: None }
     }
 }
 
 impl fmt::Display for Folder {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Place::Disk(path) => path.display().fmt(formatter),
-            Place::Builtin { model, path } => {
+        match (&self.place, &self.weights) {
+            (Place::Disk(path), None) => path.display().fmt(formatter),
+            (Place::Disk(path), Some(weights)) => path.join(weights).display().fmt(formatter),
+            (Place::Builtin { model, path }, _) => {
                 write!(formatter, "the built-in model {}", join(model.name, path))
             }
         }

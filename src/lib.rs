@@ -82,8 +82,8 @@ mod weights;
 
 pub(crate) use bad_input::bad_input;
 pub use error::{Component, DownloadCommand, Error, Hint, HubError, HubErrorKind, Result};
-pub use pipeline::{Progress, Truncation};
-pub use prior::{Device, EmbedOptions, Embeddings, LoadOptions, Prior};
+pub use pipeline::{Conditions, Progress, Truncation};
+pub use prior::{ComponentSource, Device, EmbedOptions, Embeddings, LoadOptions, Prior};
 pub use weights::precision::Precision;
 
 /// For `tests/tools/tokenize.rs`.

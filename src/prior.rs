@@ -1,48 +1,31 @@
 //! The public face: a prior, its options, and what it gives.
 
+mod component_source;
+mod device;
+mod embed_options;
+
+pub use component_source::ComponentSource;
+pub use device::Device;
+pub use embed_options::EmbedOptions;
+
 use crate::diffusion::scheduler::SchedulerOptions;
 use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
+use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI_MODEL;
-use crate::pipeline::{Demand, Pipeline, Progress, Row, Settings, Truncation};
+use crate::pipeline::component::component_at;
+use crate::pipeline::layout::Replacements;
+use crate::pipeline::{Conditions, Demand, Embeds, Pipeline, Progress, Prompt, Row, Settings, Truncation};
 use crate::weights::checkpoint::Placement;
+use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::weights::precision::Precision;
 use crate::{Error, Result};
+use embed_options::{Rows, Seeds};
 use ndarray::{Array1, Array2, Axis, concatenate};
+use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Where a [`Prior`] computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Device {
-    /// The CPU.
-    #[default]
-    Cpu,
-    /// The CUDA device of this index.
-    Cuda(usize),
-    /// Apple's GPU.
-    Mps,
-}
-
-impl Device {
-    /// libtorch's name of it.
-    ///
-    /// # Errors
-    /// [`Error::Option`] if this machine or this build of libtorch has no such device.
-    fn torch(self) -> Result<tch::Device> {
-        let missing = |reason: String| Error::Option { option: "device", reason };
-        match self {
-            Self::Cpu => Ok(tch::Device::Cpu),
-            Self::Cuda(index) => match usize::try_from(tch::Cuda::device_count()).unwrap_or(0) {
-                count if index < count => Ok(tch::Device::Cuda(index)),
-                count => Err(missing(format!("there is no CUDA device {index}; libtorch sees {count}"))),
-            },
-            Self::Mps if tch::utils::has_mps() => Ok(tch::Device::Mps),
-            Self::Mps => Err(missing("libtorch sees no MPS device".into())),
-        }
-    }
-}
+use std::sync::Arc;
 
 /// How to load a [`Prior`]: a builder in the manner of [`std::fs::OpenOptions`].
 ///
@@ -59,8 +42,9 @@ pub struct LoadOptions {
     keep_text_encoder: bool,
     scheduler: String,
     scheduler_options: SchedulerOptions,
+    components: BTreeMap<Component, ComponentSource>,
     #[cfg(feature = "hub")]
-    image_encoder: bool,
+    download_image_encoder: bool,
     #[cfg(feature = "hub")]
     hub: crate::hub::HubOptions,
 }
@@ -73,8 +57,9 @@ impl Default for LoadOptions {
             keep_text_encoder: true,
             scheduler: "auto".into(),
             scheduler_options: SchedulerOptions::default(),
+            components: BTreeMap::new(),
             #[cfg(feature = "hub")]
-            image_encoder: false,
+            download_image_encoder: false,
             #[cfg(feature = "hub")]
             hub: crate::hub::HubOptions::default(),
         }
@@ -132,11 +117,36 @@ impl LoadOptions {
         self
     }
 
-    /// Whether [`LoadOptions::from_pretrained`] downloads the image encoder too, for negative embeddings without a
-    /// negative prompt. Off by default: it may be the largest file.
+    /// The prior from elsewhere, as in diffusers' `from_pretrained(…, prior=…)`; the scheduler stays the model's.
+    pub fn prior(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::Prior, source.into())
+    }
+
+    /// The text encoder from elsewhere; the tokenizer stays the model's.
+    pub fn text_encoder(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::TextEncoder, source.into())
+    }
+
+    /// The image encoder from elsewhere.
+    pub fn image_encoder(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::ImageEncoder, source.into())
+    }
+
+    /// The tokenizer from elsewhere.
+    pub fn tokenizer(self, source: impl Into<ComponentSource>) -> Self {
+        self.component(Component::Tokenizer, source.into())
+    }
+
+    fn component(mut self, component: Component, source: ComponentSource) -> Self {
+        self.components.insert(component, source);
+        self
+    }
+
+    /// Whether [`LoadOptions::from_pretrained`] downloads the model's own image encoder too, for negative embeddings
+    /// without a negative prompt. Off by default: it may be the largest file.
     #[cfg(feature = "hub")]
-    pub fn image_encoder(mut self, needed: bool) -> Self {
-        self.image_encoder = needed;
+    pub fn download_image_encoder(mut self, needed: bool) -> Self {
+        self.download_image_encoder = needed;
         self
     }
 
@@ -159,15 +169,15 @@ impl LoadOptions {
     /// # Errors
     /// [`Error::Option`] if the device or the precision is not available, or the scheduler has no use for an option.
     pub fn builtin(&self) -> Result<Prior> {
-        self.open_folder(Folder::builtin(&EMOJI_MODEL))
+        self.open_local(Folder::builtin(&EMOJI_MODEL))
     }
 
-    /// Opens the model in a folder as diffusers saves it.
+    /// Opens the model in a folder as diffusers saves it. Components from the hub are downloaded.
     ///
     /// # Errors
     /// As [`LoadOptions::builtin`], or if a component is missing, damaged, not supported, or does not fit the others.
     pub fn open(&self, folder: impl AsRef<Path>) -> Result<Prior> {
-        self.open_folder(Folder::from(folder.as_ref()))
+        self.open_local(Folder::from(folder.as_ref()))
     }
 
     /// Opens a model by name, as [`Prior::from_pretrained`], and reports the progress of the download.
@@ -176,15 +186,46 @@ impl LoadOptions {
     /// As [`LoadOptions::open`], or if there is no such model or it cannot be downloaded.
     #[cfg(feature = "hub")]
     pub fn from_pretrained(&self, name: &str, progress: &mut dyn Progress) -> Result<Prior> {
-        use crate::hub::{Hub, ModelName, Needs, Wish};
-        let image_encoder = if self.image_encoder { Wish::Needed } else { Wish::No };
-        let needs = Needs { weights: true, sixteen_bit: self.precision != Precision::F32, image_encoder };
-        let name = ModelName::parse(name, None)?;
-        let model = Hub::new(self.hub.clone()).open(&name, needs, &mut Download { progress, total: 0 })?;
-        self.open_folder(model.folder)
+        self.open_model(crate::hub::ModelSource::parse(name, None, &[])?, progress)
     }
 
-    fn open_folder(&self, folder: Folder) -> Result<Prior> {
+    #[cfg(feature = "hub")]
+    fn open_model(&self, mut source: crate::hub::ModelSource, progress: &mut dyn Progress) -> Result<Prior> {
+        use crate::hub::{ComponentName, Hub, Needs, Wish};
+        let is_given = self.components.contains_key(&Component::ImageEncoder);
+        let image_encoder = if self.download_image_encoder || is_given { Wish::Needed } else { Wish::No };
+        let sixteen_bit = self.precision != Precision::F32;
+        let needs = Needs { weights: true, text_encoder: true, sixteen_bit, image_encoder };
+        for (&component, from) in &self.components {
+            let name = match from {
+                ComponentSource::Path(path) => ComponentName::Path(path.clone()),
+                ComponentSource::Name(name) => ComponentName::parse(name, component)?,
+            };
+            source.replace(component, name);
+        }
+        let model = Hub::new(self.hub.clone()).open(&source, needs, &mut Forward { progress, total: 0 })?;
+        self.open_folder(&model.folder, &model.replacements())
+    }
+
+    fn open_local(&self, folder: Folder) -> Result<Prior> {
+        let mut replacements = Replacements::new();
+        for (&component, source) in &self.components {
+            match source {
+                ComponentSource::Path(path) => replacements.insert(component, component_at(path, component)?),
+                #[cfg(feature = "hub")]
+                ComponentSource::Name(_) => {
+                    let model = match folder.as_path() {
+                        Some(path) => crate::hub::ModelName::Folder(path.into()),
+                        None => crate::hub::ModelName::Builtin,
+                    };
+                    return self.open_model(model.into(), &mut ());
+                }
+            };
+        }
+        self.open_folder(&folder, &replacements)
+    }
+
+    fn open_folder(&self, folder: &Folder, replacements: &Replacements) -> Result<Prior> {
         let device = self.device.torch()?;
         if self.precision == Precision::Int8 && !self.precision.is_fast_on(device) {
             let reason = "int8 needs a CPU with oneDNN (x86-64)".into();
@@ -193,21 +234,21 @@ impl LoadOptions {
         let scheduler =
             SchedulerOptions { class: schedulers::named(&self.scheduler)?, ..self.scheduler_options.clone() };
         let placement = Placement { device, precision: self.precision };
-        let mut pipeline = Pipeline::open_with(folder, placement, scheduler)?;
+        let mut pipeline = Pipeline::open_with(folder, replacements, placement, scheduler)?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
         Ok(Prior { pipeline, keeps_text_encoder: self.keep_text_encoder, zero_embed: None })
     }
 }
 
-/// Passes the events of a download on.
+/// Passes the events of downloads on.
 #[cfg(feature = "hub")]
-struct Download<'a> {
+struct Forward<'a> {
     progress: &'a mut dyn Progress,
     total: u64,
 }
 
 #[cfg(feature = "hub")]
-impl crate::hub::Progress for Download<'_> {
+impl crate::hub::DownloadProgress for Forward<'_> {
     fn begin(&mut self, _model: &str, _files: usize, bytes: u64) {
         self.total = bytes;
     }
@@ -250,7 +291,7 @@ impl Prior {
     }
 
     /// Opens a model by name with the default [`LoadOptions`]: `karlo`, `kandinsky-2.1`, `kandinsky-2.2`,
-    /// `stable-unclip`, `emoji` (the built-in one), `owner/name[@revision]` on the Hugging Face hub, or the path of a
+    /// `stable-unclip`, `eclipse-karlo`, `eclipse-kandinsky-2.2`, `emoji` (the built-in one), `owner/name[@revision]` on the Hugging Face hub, or the path of a
     /// folder. Downloads what is not in the cache yet.
     ///
     /// # Errors
@@ -269,9 +310,27 @@ impl Prior {
         self.pipeline.add_lora(path.as_ref(), scale)
     }
 
-    /// The embedding dimension.
+    /// Adds a learned token (arXiv 2208.01618) to the tokenizer and the text encoder, as `load_textual_inversion` of
+    /// diffusers does: a file of diffusers or A1111, or a folder with `learned_embeds.safetensors` or
+    /// `learned_embeds.bin`. `token` replaces the file's own name of the token. One of several vectors is
+    /// written as `token` in prompts, and stands for all of them.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is another kind of file, its embeddings do not fit the text encoder, or the
+    /// tokenizer has such a token.
+    pub fn add_textual_inversion(&mut self, path: impl AsRef<Path>, token: Option<&str>) -> Result<()> {
+        self.pipeline.add_textual_inversion(&TextualInversion::open(path.as_ref(), token)?)
+    }
+
+    /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
         self.pipeline.embedding_dim()
+    }
+
+    /// The shape `(tokens, dim)` of a row that is no embedding but a sequence of latents, as Shap-E's prior makes them:
+    /// [`Embeddings::image_embeds`] holds each in one row.
+    pub fn row_shape(&self) -> Option<[usize; 2]> {
+        self.pipeline.row_shape()
     }
 
     /// The largest number of denoising steps such that the model can do any smaller one.
@@ -300,52 +359,102 @@ impl Prior {
         options: &EmbedOptions,
         progress: &mut dyn Progress,
     ) -> Result<Embeddings> {
-        let images = options.rows(prompts)?;
-        let settings = Settings { steps: options.steps, guidance_scale: options.guidance_scale };
-        let steps = self.pipeline.check_steps(settings.steps)?;
-        // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
-        let negatives: Vec<Row> = match options.negative_image_embeds && options.negative_prompts.is_given() {
-            true => {
-                let rows = images.iter().copied();
-                let more = images.len() as u64;
-                rows.map(|row| Row { prompt: row.negative_prompt, seed: row.seed.wrapping_add(more), ..row }).collect()
-            }
-            false => Vec::new(),
-        };
-        let zero_embed = match options.negative_image_embeds && !options.negative_prompts.is_given() {
+        let prompts: Vec<Prompt<&str>> = prompts.iter().map(|prompt| Prompt::Text(prompt.as_ref())).collect();
+        self.embed_prompts(&prompts, None, options, progress)
+    }
+
+    /// The image embeddings of conditions that were made elsewhere, in place of prompts. Without conditions in place of
+    /// the negative prompts, these are texts. The text encoder is loaded if there are texts to encode.
+    ///
+    /// # Errors
+    /// As [`Prior::embed_with`]; [`Error::Option`] if the conditions do not fit the model or the options.
+    pub fn embed_conditions(
+        &mut self,
+        conditions: impl Into<Arc<Conditions>>,
+        options: &EmbedOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Embeddings> {
+        let conditions = conditions.into();
+        self.pipeline.set_conditions(Arc::clone(&conditions))?;
+        let prompts: Vec<Prompt<&str>> = (0..conditions.rows()).map(Prompt::Condition).collect();
+        self.embed_prompts(&prompts, Some(&conditions), options, progress)
+    }
+
+    fn embed_prompts(
+        &mut self,
+        prompts: &[Prompt<&str>],
+        conditions: Option<&Conditions>,
+        options: &EmbedOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Embeddings> {
+        let Rows { images, negatives } = options.rows(prompts, conditions)?;
+        let is_call = matches!(options.seeds, Seeds::Call(_));
+        let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
+        let steps = self.pipeline.passes(settings.steps)?;
+        self.check_negatives(options)?;
+        let latents = options.latents.as_ref().map_or(self.embedding_dim(), Array2::ncols);
+        if latents != self.embedding_dim() {
+            let reason =
+                format!("latents has rows of {latents} numbers, and this model's have {}", self.embedding_dim());
+            return Err(Error::Option { option: "latents", reason });
+        }
+        let zero_embed = match options.negative_image_embeds && negatives.is_none() {
             true => Some(self.zero_embed()?),
             false => None,
         };
-        let batch_size = self.batch_size(images.len() + negatives.len(), options.batch_size)?;
+        let negatives = negatives.filter(|_| options.negative_image_embeds).unwrap_or_default();
+        let rows = images.len() + negatives.len();
+        // One call is one batch.
+        let wanted = options.batch_size.or(is_call.then_some(rows));
+        let batch_size = self.batch_size(rows, wanted)?;
+        if is_call && batch_size < rows {
+            let reason = format!("batch_size is {batch_size}, and one_generator draws for all {rows} rows at once");
+            return Err(Error::Option { option: "batch_size", reason });
+        }
         let batches = images.len().div_ceil(batch_size) + negatives.len().div_ceil(batch_size);
         let mut call = Call { progress, first_row: Some(0), done: 0, steps, total: batches * steps };
-        let image_embeds = self.embed_rows(&images, &settings, batch_size, &mut call)?;
+        let Embeds { image: image_embeds, text } = self.embed_rows(&images, &settings, batch_size, &mut call)?;
         call.first_row = None;
         let negative_image_embeds = match zero_embed {
             Some(embed) => embed.broadcast(image_embeds.dim()).map(|embeds| embeds.to_owned()),
             None if options.negative_image_embeds => {
-                Some(self.embed_rows(&negatives, &settings, batch_size, &mut call)?)
+                Some(self.embed_rows(&negatives, &settings, batch_size, &mut call)?.image)
             }
             None => None,
         };
-        Ok(Embeddings { image_embeds, negative_image_embeds })
+        let text_embeds = options.text_embeds.then_some(text);
+        Ok(Embeddings { image_embeds, negative_image_embeds, text_embeds })
     }
 
-    fn embed_rows(
-        &mut self,
-        rows: &[Row],
-        settings: &Settings,
-        batch_size: usize,
-        call: &mut Call,
-    ) -> Result<Array2<f32>> {
-        let mut embeds = vec![Array2::zeros((0, self.embedding_dim()))];
+    /// Refuses what is negative where the prior takes none.
+    fn check_negatives(&self, options: &EmbedOptions) -> Result<()> {
+        let given = [
+            ("negative_prompts", options.negative_prompts.is_given()),
+            ("negative_image_embeds", options.negative_image_embeds),
+        ];
+        let is_sequence = self.pipeline.kind() == PriorKind::Sequence;
+        match given.into_iter().find(|(_, is_given)| is_sequence && *is_given) {
+            Some((option, _)) => {
+                let title = self.pipeline.kind().title();
+                let reason = format!("{option} is set, and {} has {title}, which takes none", self.pipeline.folder());
+                Err(Error::Option { option, reason })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn embed_rows(&mut self, rows: &[Row], settings: &Settings, batch_size: usize, call: &mut Call) -> Result<Embeds> {
+        let mut embeds = vec![self.pipeline.embed(&[], settings, call)?];
         for batch in rows.chunks(batch_size) {
             embeds.push(self.pipeline.embed(batch, settings, call)?);
             call.done += call.steps;
             call.first_row = call.first_row.map(|row| row + batch.len());
         }
-        let views: Vec<_> = embeds.iter().map(|embeds| embeds.view()).collect();
-        concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
+        let join = |pick: fn(&Embeds) -> &Array2<f32>| {
+            let views: Vec<_> = embeds.iter().map(|embeds| pick(embeds).view()).collect();
+            concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
+        };
+        Ok(Embeds { image: join(|embeds| &embeds.image)?, text: join(|embeds| &embeds.text)? })
     }
 
     fn zero_embed(&mut self) -> Result<Array1<f32>> {
@@ -400,149 +509,6 @@ impl Progress for Call<'_> {
     }
 }
 
-/// How to embed: a builder whose defaults are those of diffusers' Kandinsky 2.2 prior pipeline.
-///
-/// ```
-/// use prior_embed::EmbedOptions;
-///
-/// let options = EmbedOptions::new().seed(7).steps(50).guidance_scale(2.5).negative_prompt("blurry");
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct EmbedOptions {
-    seeds: Seeds,
-    steps: usize,
-    guidance_scale: f64,
-    samples: usize,
-    negative_prompts: Negative,
-    negative_image_embeds: bool,
-    batch_size: Option<usize>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Seeds {
-    From(u64),
-    Each(Vec<u64>),
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Negative {
-    None,
-    Same(String),
-    Each(Vec<String>),
-}
-
-impl Negative {
-    fn is_given(&self) -> bool {
-        *self != Self::None
-    }
-}
-
-impl Default for EmbedOptions {
-    fn default() -> Self {
-        Self {
-            seeds: Seeds::From(0),
-            steps: 25,
-            guidance_scale: 4.0,
-            samples: 1,
-            negative_prompts: Negative::None,
-            negative_image_embeds: false,
-            batch_size: None,
-        }
-    }
-}
-
-impl EmbedOptions {
-    /// Seed 0, 25 steps, guidance scale 4, one sample a prompt, no negative prompt.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Row r of the output draws its noise from a generator seeded with `seed + r`.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seeds = Seeds::From(seed);
-        self
-    }
-
-    /// A seed for each prompt; its sample k has `seed + k`.
-    pub fn seeds(mut self, seeds: impl Into<Vec<u64>>) -> Self {
-        self.seeds = Seeds::Each(seeds.into());
-        self
-    }
-
-    /// Number of denoising steps.
-    pub fn steps(mut self, steps: usize) -> Self {
-        self.steps = steps;
-        self
-    }
-
-    /// Classifier-free guidance; off at 1 and below.
-    pub fn guidance_scale(mut self, scale: f64) -> Self {
-        self.guidance_scale = scale;
-        self
-    }
-
-    /// Rows of the output for each prompt.
-    pub fn samples(mut self, samples: usize) -> Self {
-        self.samples = samples;
-        self
-    }
-
-    /// The negative prompt of all prompts.
-    pub fn negative_prompt(mut self, prompt: impl Into<String>) -> Self {
-        self.negative_prompts = Negative::Same(prompt.into());
-        self
-    }
-
-    /// A negative prompt for each prompt.
-    pub fn negative_prompts(mut self, prompts: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.negative_prompts = Negative::Each(prompts.into_iter().map(Into::into).collect());
-        self
-    }
-
-    /// Whether to compute [`Embeddings::negative_image_embeds`] too, which decoders of Kandinsky 2.x take. Without a
-    /// negative prompt they are the embedding of a black image, for which the model needs an image encoder.
-    pub fn negative_image_embeds(mut self, wanted: bool) -> Self {
-        self.negative_image_embeds = wanted;
-        self
-    }
-
-    /// Rows computed together, in place of as many as are useful and fit into free memory.
-    pub fn batch_size(mut self, rows: usize) -> Self {
-        self.batch_size = Some(rows);
-        self
-    }
-
-    /// The rows of the output.
-    fn rows<'a, S: AsRef<str>>(&'a self, prompts: &'a [S]) -> Result<Vec<Row<'a>>> {
-        let check = |option: &'static str, count: usize| match count == prompts.len() {
-            true => Ok(()),
-            false => {
-                let reason = format!("{option} has {count} items for {} prompts", prompts.len());
-                Err(Error::Option { option, reason })
-            }
-        };
-        if let Seeds::Each(seeds) = &self.seeds {
-            check("seeds", seeds.len())?;
-        }
-        if let Negative::Each(negative) = &self.negative_prompts {
-            check("negative_prompts", negative.len())?;
-        }
-        let row = |index: usize, sample: usize| Row {
-            prompt: prompts[index].as_ref(),
-            negative_prompt: match &self.negative_prompts {
-                Negative::None => "",
-                Negative::Same(prompt) => prompt,
-                Negative::Each(prompts) => &prompts[index],
-            },
-            seed: match &self.seeds {
-                Seeds::From(seed) => seed.wrapping_add((index * self.samples + sample) as u64),
-                Seeds::Each(seeds) => seeds[index].wrapping_add(sample as u64),
-            },
-        };
-        Ok((0..prompts.len()).flat_map(|index| (0..self.samples).map(move |sample| row(index, sample))).collect())
-    }
-}
-
 /// What [`Prior::embed`] gives.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -551,4 +517,7 @@ pub struct Embeddings {
     pub image_embeds: Array2<f32>,
     /// Their negative counterparts of the same shape, if [`EmbedOptions::negative_image_embeds`] asks for them.
     pub negative_image_embeds: Option<Array2<f32>>,
+    /// CLIP text embeddings, `(prompts · samples, text_embedding_dim)`, before anything that the prior does, if
+    /// [`EmbedOptions::text_embeds`] asks for them.
+    pub text_embeds: Option<Array2<f32>>,
 }

@@ -1,11 +1,25 @@
 //! Texts in messages: shortened, and lists that name the first few.
 
+use std::borrow::Cow;
+
 /// The first `max` characters of a text, and an ellipsis if there are more.
 pub fn shorten(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_string(),
     }
+}
+
+/// A long message without its middle: it may quote a file of any length. What is wrong stands within its first `start`
+/// bytes, and what to do within its last `end`.
+pub fn without_middle(text: &str, start: usize, end: usize) -> Cow<'_, str> {
+    if text.len() <= start + end {
+        return Cow::Borrowed(text);
+    }
+    let is_boundary = |at: &usize| text.is_char_boundary(*at);
+    let from = (0..=start).rev().find(is_boundary).unwrap_or(0);
+    let to = (text.len() - end..text.len()).find(is_boundary).unwrap_or(text.len());
+    Cow::Owned(format!("{}…{}", &text[..from], &text[to..]))
 }
 
 /// The first few names, each shortened, and how many more there are.
@@ -25,6 +39,13 @@ mod tests {
     #[test]
     fn a_text_is_cut_between_characters_and_only_if_it_is_too_long() {
         assert_eq!(["äöü", "äöüß", ""].map(|text| shorten(text, 3)), ["äöü", "äöü…", ""]);
+    }
+
+    #[test]
+    fn the_middle_of_a_long_text_is_left_out() {
+        assert_eq!(without_middle("abcdef", 4, 2), "abcdef");
+        assert_eq!(without_middle("abcdefg", 4, 2), "abcd…fg");
+        assert_eq!(without_middle("ééééé", 3, 3), "é…é");
     }
 
     #[test]

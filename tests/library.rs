@@ -3,8 +3,8 @@
 // In a test, a panic is a failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use ndarray::{Array2, ArrayView2, s};
-use prior_embed::{Component, Device, EmbedOptions, Error, Hint, LoadOptions, Prior, Progress, Truncation};
+use ndarray::{Array2, Array3, ArrayView2, s};
+use prior_embed::{Component, Conditions, Device, EmbedOptions, Error, Hint, LoadOptions, Prior, Progress, Truncation};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -110,6 +110,31 @@ fn the_text_encoder_may_be_freed_between_batches() {
 }
 
 #[test]
+fn components_may_come_from_elsewhere() {
+    let embed = |options: &LoadOptions| {
+        let mut prior = options.open(fixture("pipelines/kandinsky22")).unwrap();
+        prior.embed(&["a red apple"], &few_steps().negative_image_embeds(true)).unwrap()
+    };
+    let plain = embed(&LoadOptions::new());
+    let (prior, clip) = (fixture("components/prior"), fixture("components/clip"));
+    let replaced = embed(&LoadOptions::new().prior(prior.clone()));
+    assert!(difference(plain.image_embeds.view(), replaced.image_embeds.view()) > 1e-2);
+    assert_eq!(plain.negative_image_embeds, replaced.negative_image_embeds);
+    let image = embed(&LoadOptions::new().image_encoder(clip.clone()));
+    assert_eq!(plain.image_embeds, image.image_embeds);
+    assert_ne!(plain.negative_image_embeds, image.negative_image_embeds);
+    // By name as by path.
+    let named = LoadOptions::new().prior(prior.to_str().unwrap()).text_encoder(clip.to_str().unwrap());
+    let text = embed(&LoadOptions::new().prior(prior.clone()).text_encoder(clip.clone()));
+    assert_eq!(embed(&named), text);
+    assert_ne!(embed(&LoadOptions::new().prior(prior).text_encoder(clip.clone()).tokenizer(clip.clone())), text);
+    let wrong = LoadOptions::new().prior(clip).open(fixture("pipelines/kandinsky22"));
+    assert!(matches!(wrong, Err(Error::File { .. })), "{wrong:?}");
+    let unknown = LoadOptions::new().prior("./nothing").open(fixture("pipelines/kandinsky22"));
+    assert!(matches!(unknown, Err(Error::Option { option: "prior", .. })), "{unknown:?}");
+}
+
+#[test]
 fn a_lora_changes_the_prior_and_may_come_later() {
     let lora = fixture("checkpoints/lora/peft");
     let embed = |prior: &mut Prior| prior.embed(&["a red apple"], &few_steps()).unwrap().image_embeds;
@@ -158,6 +183,46 @@ fn a_scheduler_may_be_chosen() {
     ] {
         match open(options) {
             Err(Error::Option { option, .. }) => assert_eq!(option, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_one_step_prior_has_no_steps_and_no_guidance_to_choose() {
+    let mut prior = Prior::open(fixture("one_step/kandinsky22")).unwrap();
+    let options = EmbedOptions::new().samples(2).negative_prompt("blurry").negative_image_embeds(true);
+    let embeds = prior.embed(&["a red apple", ""], &options).unwrap();
+    assert_eq!(embeds.image_embeds.dim(), (4, prior.embedding_dim()));
+    let negative = EmbedOptions::new().samples(4).seed(4);
+    let negative = prior.embed(&["blurry"], &negative).unwrap().image_embeds;
+    assert!(difference(embeds.negative_image_embeds.unwrap().view(), negative.view()) < 1e-5);
+    for (options, expected) in
+        [(EmbedOptions::new().steps(25), "steps"), (EmbedOptions::new().guidance_scale(4.0), "guidance_scale")]
+    {
+        match prior.embed(&["a"], &options) {
+            Err(Error::Option { option, reason }) => {
+                assert!(option == expected && reason.contains("one-step"), "{reason}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn shap_e_gives_latents_and_takes_no_negative_prompt() {
+    let mut prior = Prior::open(fixture("shap_e/shap_e")).unwrap();
+    assert_eq!((prior.row_shape(), prior.embedding_dim()), (Some([6, 5]), 30));
+    let latents = prior.embed(&["a red apple", ""], &few_steps()).unwrap();
+    assert!(latents.image_embeds.dim() == (2, 30) && latents.negative_image_embeds.is_none());
+    for (options, expected) in [
+        (few_steps().negative_prompt("blurry"), "negative_prompts"),
+        (few_steps().negative_image_embeds(true), "negative_image_embeds"),
+    ] {
+        match prior.embed(&["a"], &options) {
+            Err(Error::Option { option, reason }) => {
+                assert!(option == expected && reason.contains("Shap-E"), "{reason}")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -263,4 +328,53 @@ fn a_run_leaves_the_process_as_it_was() {
     assert_eq!([first, draw()], expected, "libtorch's default generator was used");
     assert_eq!(tch::get_num_threads(), threads);
     assert_eq!(std::env::vars_os().collect::<Vec<_>>(), variables);
+}
+
+#[test]
+fn text_embeddings_and_conditions_are_of_prompts() {
+    let mut prior = kandinsky();
+    let out = prior.embed(&["a red apple", "two cats"], &few_steps().text_embeds(true)).unwrap();
+    let text = out.text_embeds.unwrap();
+    assert_eq!(text.dim(), (2, 16));
+    assert!(prior.embed(&["a red apple"], &few_steps()).unwrap().text_embeds.is_none());
+    // Conditioned on the text embeddings alone.
+    let hidden = || (Array3::zeros((2, 77, 16)), Array2::from_elem((2, 77), false));
+    let (states, mask) = hidden();
+    let conditions = Conditions::new(text.clone(), states, mask).unwrap();
+    let options = few_steps().text_embeds(true).samples(2);
+    let given = prior.embed_conditions(conditions.clone(), &options, &mut ()).unwrap();
+    assert_eq!(given.image_embeds.dim(), (4, 16));
+    assert_eq!(given.text_embeds.unwrap().row(3), text.row(1));
+    let negative = conditions.clone().with_negative(conditions.clone()).unwrap();
+    let refused = [
+        prior.embed_conditions(negative, &few_steps().negative_prompt("rain"), &mut ()),
+        prior.embed_conditions(conditions, &few_steps().seed_by_prompt(), &mut ()),
+    ];
+    for result in refused {
+        assert!(matches!(result, Err(Error::Option { .. })), "{result:?}");
+    }
+}
+
+#[test]
+fn noise_may_be_given_and_seeds_made_of_prompts() {
+    let mut prior = kandinsky();
+    let prompts = ["a red apple", "two cats"];
+    let first = prior.embed(&prompts, &few_steps().seed_by_prompt()).unwrap().image_embeds;
+    let second = prior.embed(&prompts[1..], &few_steps().seed_by_prompt()).unwrap().image_embeds;
+    assert!(difference(second.view(), first.slice(s![1.., ..])) < 1e-5);
+    // The same noise and prompt, and one step, which draws none: the same row whatever the seed.
+    let latents = Array2::from_shape_fn((2, 16), |(_, column)| (column as f32).sin());
+    let one_step = EmbedOptions::new().steps(1).latents(latents.clone());
+    let [one, other] = [1, 2].map(|seed| prior.embed(&["x", "x"], &one_step.clone().seed(seed)).unwrap().image_embeds);
+    assert_eq!(one, other);
+    assert!(difference(one.slice(s![..1, ..]), one.slice(s![1.., ..])) < 1e-5);
+    for (options, name) in [
+        (few_steps().latents(Array2::zeros((3, 16))), "latents"),
+        (few_steps().latents(Array2::zeros((2, 5))), "latents"),
+        (few_steps().one_generator(0).negative_prompt("n").latents(latents), "latents"),
+        (few_steps().one_generator(0).batch_size(1), "batch_size"),
+    ] {
+        let error = prior.embed(&prompts, &options).unwrap_err();
+        assert!(matches!(error, Error::Option { option, .. } if option == name), "{error}");
+    }
 }

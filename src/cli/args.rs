@@ -1,6 +1,7 @@
 //! Options that several commands share, and parsers of values. Only `cli` knows clap.
 
-use crate::hub::{HubOptions, ModelName};
+use crate::error::Component;
+use crate::hub::{HubOptions, ModelSource};
 use crate::output::OutputFormat;
 use clap::Args;
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
@@ -43,16 +44,53 @@ pub(super) struct RevisionArgs {
 }
 
 impl RevisionArgs {
-    /// The model of this name.
+    /// The model of this name, with these components in the place of its own.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if it cannot be the name of a model.
-    pub(super) fn model(&self, name: &str, hub: &HubOptions) -> anyhow::Result<ModelName> {
-        let model = ModelName::parse(name, self.revision.as_deref())?;
-        if hub.cache_dir.is_some() && !matches!(model, ModelName::Hub(_)) {
+    /// [`crate::bad_input::BadInput`] if one cannot be the name of a model or a component.
+    pub(super) fn model(
+        &self,
+        name: &str,
+        components: &[(Component, &str)],
+        hub: &HubOptions,
+    ) -> anyhow::Result<ModelSource> {
+        let model = ModelSource::parse(name, self.revision.as_deref(), components)?;
+        if hub.cache_dir.is_some() && !model.is_on_hub() {
             warn_no_effect("--cache-dir", &format!("model {name:?} is not on the hub"));
         }
         Ok(model)
+    }
+}
+
+/// Components from elsewhere. `--image-encoder` is an option of each command, since that of `download` is a flag too.
+#[derive(Debug, Args)]
+pub(super) struct ComponentArgs {
+    /// Prior from elsewhere: a folder, a file, or owner/name[@revision][/subfolder] on the hub
+    ///
+    /// The scheduler stays that of --model. A folder or repository may hold the component alone or a whole model. See
+    /// `prior-embed help models`.
+    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
+    prior: Option<String>,
+
+    /// Text encoder from elsewhere, which may be a whole CLIPModel; the tokenizer stays that of --model
+    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
+    text_encoder: Option<String>,
+
+    /// Tokenizer from elsewhere
+    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
+    tokenizer: Option<String>,
+}
+
+impl ComponentArgs {
+    /// Those that are given, with the value of `--image-encoder`.
+    pub(super) fn given<'a>(&'a self, image_encoder: Option<&'a str>) -> Vec<(Component, &'a str)> {
+        let components = [
+            (Component::Prior, self.prior.as_deref()),
+            (Component::TextEncoder, self.text_encoder.as_deref()),
+            (Component::ImageEncoder, image_encoder),
+            (Component::Tokenizer, self.tokenizer.as_deref()),
+        ];
+        components.into_iter().filter_map(|(component, name)| Some((component, name?))).collect()
     }
 }
 

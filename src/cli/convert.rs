@@ -1,10 +1,11 @@
 //! `prior-embed convert SRC DST`: rewrites a model as a folder.
 
-use super::args::{RevisionArgs, text};
+use super::args::{ComponentArgs, RevisionArgs, text};
 use super::context::Context;
 use super::progress::FetchProgress;
 use crate::bad_input;
-use crate::convert::{ConvertOptions, Input, convert};
+use crate::convert::{ConvertOptions, Input, check_prior, convert};
+use crate::error::Component;
 use crate::hub::{Hub, Model, Needs, Wish};
 use crate::job::{Stop, signal_exit_code};
 use anyhow::Result;
@@ -34,6 +35,13 @@ pub(super) struct Args {
     /// Replace an existing model
     #[arg(long)]
     overwrite: bool,
+
+    #[command(flatten)]
+    components: ComponentArgs,
+
+    /// Image encoder from elsewhere, which may be a whole CLIPModel
+    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
+    image_encoder: Option<String>,
 
     #[command(flatten)]
     revision: RevisionArgs,
@@ -95,10 +103,18 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
     let path = Path::new(&args.source);
     let is_component = path.join("config.json").is_file() && !path.join("model_index.json").is_file();
+    if path.is_file() {
+        check_prior(path)?;
+    }
+    if (path.is_file() || is_component) && args.components.given(None).iter().any(|(name, _)| *name == Component::Prior)
+    {
+        return Err(bad_input!("{:?} is a prior alone, and so is that of --prior; leave one out", args.source));
+    }
     match (path.is_file() || is_component, &args.config) {
         (true, Some(rest)) => {
             let model = model(rest, args, context)?;
-            Ok((Input::Prior { path: path.to_path_buf(), rest: model.folder.clone() }, model))
+            let (rest, replacements) = (model.folder.clone(), model.replacements());
+            Ok((Input::Prior { path: path.to_path_buf(), rest, replacements }, model))
         }
         (true, None) => Err(bad_input!(
             "{:?} is a prior alone; give --config FOLDER, a model of the same kind to take \
@@ -107,7 +123,7 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
         )),
         (false, None) => {
             let model = model(&args.source, args, context)?;
-            Ok((Input::Model(model.folder.clone()), model))
+            Ok((Input::Model(model.folder.clone(), model.replacements()), model))
         }
         (false, Some(_)) => Err(bad_input!(
             "--config goes with a prior alone, a file or a folder, and {:?} is a whole model; \
@@ -119,7 +135,9 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
 
 /// A model with all components, in its most precise files.
 fn model(name: &str, args: &Args, context: &Context) -> Result<Model> {
-    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::Needed };
+    let needs = Needs { weights: true, text_encoder: true, sixteen_bit: false, image_encoder: Wish::Needed };
     let hub = Hub::new(context.hub.clone());
-    Ok(hub.open(&args.revision.model(name, &context.hub)?, needs, &mut FetchProgress::new(&context.screen))?)
+    let components = args.components.given(args.image_encoder.as_deref());
+    let source = args.revision.model(name, &components, &context.hub)?;
+    Ok(hub.open(&source, needs, &mut FetchProgress::new(&context.screen))?)
 }

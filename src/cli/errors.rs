@@ -2,7 +2,7 @@
 
 use crate::bad_input::BadInput;
 use crate::error::{Error, Hint};
-use std::borrow::Cow;
+use crate::text::without_middle;
 
 /// The exit code for an error: 2 for wrong usage or bad input, 1 for a failure while running.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
@@ -38,6 +38,7 @@ fn advice(error: &Error) -> Option<String> {
     Some(match error.hint()? {
         Hint::UseFloat32 => "try --dtype f32".into(),
         Hint::UseLessMemory => "try a smaller --batch-size, or --dtype bf16 or int8".into(),
+        Hint::NameToken => "give the token a name of yours after the file: FILE:TOKEN".into(),
         Hint::UseFewerBits => "try --dtype bf16 or int8".into(),
         Hint::ChooseCache => "give --cache-dir, or set HF_HOME, to a folder of yours".into(),
         hint => hint.to_string(),
@@ -54,21 +55,7 @@ fn system_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
 fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    printable(&shorten_inside(&lines.join("; ")))
-}
-
-/// A long message without its middle: it may quote a file of any length. What is wrong stands at its start, and what to
-/// do at its end.
-fn shorten_inside(text: &str) -> Cow<'_, str> {
-    const START: usize = 1500;
-    const END: usize = 300;
-    if text.len() <= START + END {
-        return Cow::Borrowed(text);
-    }
-    let is_boundary = |at: &usize| text.is_char_boundary(*at);
-    let start = (0..=START).rev().find(is_boundary).unwrap_or(0);
-    let end = (text.len() - END..text.len()).find(is_boundary).unwrap_or(text.len());
-    Cow::Owned(format!("{}…{}", &text[..start], &text[end..]))
+    printable(&without_middle(&lines.join("; "), 1500, 300))
 }
 
 /// A text with its control characters and direction marks escaped: names in files from elsewhere may hold what moves a

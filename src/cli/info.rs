@@ -1,15 +1,19 @@
 //! `prior-embed info`: describes a model.
 
-use super::args::{RevisionArgs, text};
+use super::args::{ComponentArgs, RevisionArgs, text};
 use super::context::Context;
 use super::progress::{FetchProgress, size};
 use super::stdout::print;
-use crate::hub::{Hub, ModelName, Needs, Wish};
+use crate::convert;
+use crate::error::Component;
+use crate::hub::{Hub, Model, ModelName, Needs, Wish};
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::describe::{Description, describe};
-use crate::pipeline::layout::ModelFile;
+use crate::pipeline::layout::{Layout, ModelFile};
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Describe a model; downloads no weights
 #[derive(Debug, clap::Args)]
@@ -27,6 +31,13 @@ pub(super) struct Args {
     json: bool,
 
     #[command(flatten)]
+    components: ComponentArgs,
+
+    /// Image encoder from elsewhere, which may be a whole CLIPModel
+    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
+    image_encoder: Option<String>,
+
+    #[command(flatten)]
     revision: RevisionArgs,
 }
 
@@ -38,9 +49,37 @@ struct Info {
     revision: Option<String>,
     commit: Option<String>,
     folder: String,
+    components: BTreeMap<&'static str, Origin>,
     #[serde(flatten)]
     description: Description,
     files: Vec<File>,
+}
+
+/// The components as JSON names them.
+const COMPONENTS: [(&str, Component); 5] = [
+    ("prior", Component::Prior),
+    ("text_encoder", Component::TextEncoder),
+    ("image_encoder", Component::ImageEncoder),
+    ("tokenizer", Component::Tokenizer),
+    ("scheduler", Component::Scheduler),
+];
+
+/// Where a component comes from.
+#[derive(Debug, Serialize)]
+struct Origin {
+    /// The name that it was given by; null for the model's own.
+    from: Option<String>,
+    commit: Option<String>,
+    folder: String,
+}
+
+impl Origin {
+    fn of(component: Component, layout: &Layout, model: &Model) -> Option<Self> {
+        let folder = layout.folder_of(component)?.to_string();
+        let replaced = model.components.get(&component);
+        let (from, commit) = replaced.map(|replaced| (replaced.name.clone(), replaced.commit.clone())).unzip();
+        Some(Self { from, commit: commit.unwrap_or_else(|| model.commit.clone()), folder })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -56,22 +95,35 @@ struct File {
 /// If there is no such model, or it is damaged.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let model = args.name.as_deref().or(args.model.as_deref()).unwrap_or(EMOJI);
-    let name = args.revision.model(model, &context.hub)?;
+    if Path::new(model).is_file() {
+        convert::check_prior(Path::new(model))?;
+    }
+    let components = args.components.given(args.image_encoder.as_deref());
+    let source = args.revision.model(model, &components, &context.hub)?;
     let hub = Hub::new(context.hub.clone());
-    let needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
-    let found = hub.describe(&name, needs, &mut FetchProgress::new(&context.screen))?;
-    let description = describe(&found.folder, &found.files).map_err(|error| found.advise(error.into()))?;
-    let (repository, revision) = match name {
+    let image_encoder = if args.image_encoder.is_some() { Wish::Needed } else { Wish::No };
+    let needs = Needs { weights: true, text_encoder: true, sixteen_bit: false, image_encoder };
+    let found = hub.describe(&source, needs, &mut FetchProgress::new(&context.screen))?;
+    let layout = Layout::find(&found.folder, &found.replacements()).map_err(|error| found.advise(error.into()))?;
+    let description = describe(&layout, &found.files).map_err(|error| found.advise(error.into()))?;
+    let (repository, revision) = match source.model {
         ModelName::Hub(name) => (Some(name.repository), Some(name.revision)),
         _ => (None, None),
     };
-    let file = |ModelFile { path, bytes, is_here }| File { path, bytes, cached: is_here };
+    let origins =
+        COMPONENTS.into_iter().filter_map(|(key, component)| Some((key, Origin::of(component, &layout, &found)?)));
+    let components = origins.collect();
+    let file = |ModelFile { root, path, bytes, is_here }: ModelFile| {
+        let path = if root.to_string() == found.folder.to_string() { path } else { root.path_of(&path) };
+        File { path, bytes, cached: is_here }
+    };
     let info = Info {
         model: model.into(),
         repository,
         revision,
-        commit: found.commit,
+        commit: found.commit.clone(),
         folder: found.folder.to_string(),
+        components,
         description,
         files: found.files.into_iter().map(file).collect(),
     };
@@ -87,12 +139,31 @@ fn lines(info: &Info) -> String {
         lines.push(line("repository", &format!("{repository} at {revision}{commit}")));
     }
     lines.push(line("folder", &info.folder));
+    // Where a component comes from, if it is not the model's own.
+    let from = |key: &str| {
+        let origin = info.components.get(key).and_then(|origin| Some((origin.from.as_ref()?, &origin.commit)));
+        origin.map_or_else(String::new, |(from, commit)| {
+            let commit = commit.as_ref().map_or_else(String::new, |commit| format!(" (commit {commit})"));
+            format!("; from {from}{commit}")
+        })
+    };
     let [heads, width, layers] = [prior.num_attention_heads, prior.attention_head_dim, prior.num_layers];
-    let prior_line =
-        format!("{layers} layers of {heads} heads x {width}, embeddings of {} numbers", prior.embedding_dim);
+    let one_step = if prior.is_one_step { ", one step" } else { "" };
+    let made = match prior.latents {
+        Some(latents) => format!("{latents} latents of"),
+        None => "embeddings of".into(),
+    };
+    let prior_line = format!(
+        "{layers} layers of {heads} heads x {width}, {made} {} numbers{one_step}{}",
+        prior.embedding_dim,
+        from("prior")
+    );
     lines.push(line("prior", &prior_line));
     let text_line = format!("CLIP, {} layers of width {}", text_encoder.num_hidden_layers, text_encoder.hidden_size);
-    lines.push(line("text encoder", &text_line));
+    lines.push(line("text encoder", &(text_line + &from("text_encoder"))));
+    if let Some(origin) = from("image_encoder").strip_prefix("; ") {
+        lines.push(line("image encoder", origin));
+    }
     if let Some(parameters) = parameters {
         let about = if parameters.is_estimate { "about " } else { "" };
         let [prior, text] =
@@ -103,11 +174,13 @@ fn lines(info: &Info) -> String {
         let memory = memory.iter().map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes)));
         lines.push(line("weights take", &memory.collect::<Vec<_>>().join(", ")));
     }
-    let scheduler_line = format!("{}, {} training timesteps", scheduler.class, scheduler.num_train_timesteps);
-    lines.push(line("scheduler", &format!("{scheduler_line}, predicts the {}", scheduler.predicts())));
+    if let Some(scheduler) = scheduler {
+        let scheduler_line = format!("{}, {} training timesteps", scheduler.class, scheduler.num_train_timesteps);
+        lines.push(line("scheduler", &format!("{scheduler_line}, predicts the {}", scheduler.predicts())));
+    }
     lines.push(line(
         "tokenizer",
-        &format!("CLIP BPE, {} tokens, {} a prompt", tokenizer.vocabulary, tokenizer.max_tokens),
+        &format!("CLIP BPE, {} tokens, {} a prompt{}", tokenizer.vocabulary, tokenizer.max_tokens, from("tokenizer")),
     ));
     lines.push("files".into());
     for file in &info.files {

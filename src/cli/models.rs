@@ -5,11 +5,12 @@ use super::progress::size;
 use super::stdout::print;
 use crate::config;
 use crate::hub::presets::{EMOJI_LICENCE, PRESETS};
-use crate::hub::{Hub, HubName, Model, Needs, Wish};
+use crate::hub::{Found, Hub, HubName, ModelName, ModelSource, Needs, Wish};
 use crate::nn::prior::PriorConfig;
 use crate::pipeline::builtin::{EMOJI, EMOJI_MODEL};
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// List the models that have a name, and those in the cache
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,9 @@ pub(super) struct Args {
 struct ListedModel {
     name: String,
     repository: Option<String>,
+    /// The components from other repositories.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    components: BTreeMap<&'static str, &'static str>,
     /// Size of the files of a run; an estimate for a model that is not in the cache.
     bytes: u64,
     dimension: Option<u32>,
@@ -59,19 +63,21 @@ impl Cached {
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let hub = Hub::new(context.hub.clone());
     let mut models = vec![builtin_entry()];
-    models.extend(PRESETS.iter().map(|preset| {
-        let cached = look_up(&hub, preset.repository);
+    for preset in &PRESETS {
+        let cached = look_up(&hub, &ModelSource::of_preset(preset)?);
         let state = cached.as_ref().map_or(Cached::No, |(_, state)| *state);
         let here = cached.filter(|_| state == Cached::Yes).map(|(model, _)| bytes_of(&model));
-        ListedModel {
+        let components = preset.components.iter().map(|(component, repository)| (component.option(), *repository));
+        models.push(ListedModel {
             name: preset.name.into(),
             repository: Some(preset.repository.into()),
+            components: components.collect(),
             bytes: here.unwrap_or(preset.bytes),
             dimension: Some(preset.dimension),
-            licence: Some(preset.licence),
+            licence: preset.licence,
             cached: state,
-        }
-    }));
+        });
+    }
     models.extend(others(&hub)?);
     print(&if args.json { serde_json::to_string_pretty(&models)? } else { table(&models) })?;
     Ok(0)
@@ -81,7 +87,8 @@ fn builtin_entry() -> ListedModel {
     let bytes = EMOJI_MODEL.files.iter().map(|file| file.bytes.len() as u64).sum();
     let dimension = dimension_of(&crate::files::Folder::builtin(&EMOJI_MODEL).join("prior"));
     let licence = Some(EMOJI_LICENCE);
-    ListedModel { name: EMOJI.into(), repository: None, bytes, dimension, licence, cached: Cached::BuiltIn }
+    let (name, components) = (EMOJI.into(), BTreeMap::new());
+    ListedModel { name, repository: None, components, bytes, dimension, licence, cached: Cached::BuiltIn }
 }
 
 /// The priors in the cache that have no name of their own.
@@ -89,23 +96,25 @@ fn others(hub: &Hub) -> Result<Vec<ListedModel>> {
     let is_preset = |repository: &String| PRESETS.iter().any(|preset| preset.repository == repository);
     let names = hub.cached_repositories()?.into_iter().filter(|repository| !is_preset(repository));
     let entry = |name: String| {
-        let (model, state) = look_up(hub, &name).filter(|(_, state)| *state == Cached::Yes)?;
+        let source = ModelName::Hub(HubName::newest(&name)).into();
+        let (model, state) = look_up(hub, &source).filter(|(_, state)| *state == Cached::Yes)?;
         let prior =
             ["prior_prior", "prior"].into_iter().map(|name| model.folder.join(name)).find(|prior| prior.is_dir())?;
         let (bytes, dimension) = (bytes_of(&model), dimension_of(&prior));
-        Some(ListedModel { repository: Some(name.clone()), name, bytes, dimension, licence: None, cached: state })
+        let (repository, components) = (Some(name.clone()), BTreeMap::new());
+        Some(ListedModel { repository, components, name, bytes, dimension, licence: None, cached: state })
     };
     Ok(names.filter_map(entry).collect())
 }
 
 /// What the cache holds of a model; `None` also for a damaged one, which is no reason not to list the others.
-fn look_up(hub: &Hub, repository: &str) -> Option<(Model, Cached)> {
-    let needs = Needs { weights: true, sixteen_bit: true, image_encoder: Wish::No };
-    let (model, is_usable) = hub.cached_model(&HubName::newest(repository), needs).ok().flatten()?;
+fn look_up(hub: &Hub, source: &ModelSource) -> Option<(Found, Cached)> {
+    let needs = Needs { weights: true, text_encoder: true, sixteen_bit: true, image_encoder: Wish::No };
+    let (model, is_usable) = hub.cached_model(source, needs).ok().flatten()?;
     Some((model, if is_usable { Cached::Yes } else { Cached::Partly }))
 }
 
-fn bytes_of(model: &Model) -> u64 {
+fn bytes_of(model: &Found) -> u64 {
     model.files.iter().filter_map(|file| file.bytes).fold(0, u64::saturating_add)
 }
 
@@ -117,7 +126,9 @@ fn dimension_of(prior: &crate::files::Folder) -> Option<u32> {
 fn table(models: &[ListedModel]) -> String {
     let header = ["name", "repository", "size", "dimension", "licence", "cached"].map(String::from);
     let row = |entry: &ListedModel| {
-        let repository = entry.repository.clone().unwrap_or_else(|| "-".into());
+        let repositories: Vec<&str> =
+            entry.repository.as_deref().into_iter().chain(entry.components.values().copied()).collect();
+        let repository = if repositories.is_empty() { "-".into() } else { repositories.join(" + ") };
         let dimension = entry.dimension.map_or_else(|| "?".into(), |dimension| dimension.to_string());
         let licence = entry.licence.unwrap_or("see its page").to_string();
         [entry.name.clone(), repository, size(entry.bytes), dimension, licence, entry.cached.words().to_string()]

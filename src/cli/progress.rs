@@ -36,7 +36,7 @@ impl<'a> FetchProgress<'a> {
     }
 }
 
-impl hub::Progress for FetchProgress<'_> {
+impl hub::DownloadProgress for FetchProgress<'_> {
     fn begin(&mut self, model: &str, files: usize, bytes: u64) {
         let files = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
         self.screen.note(&format!("downloading {model}: {files}, {}", size(bytes)));

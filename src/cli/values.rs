@@ -3,11 +3,11 @@
 use super::args::one_of;
 use crate::diffusion::scheduler::SchedulerClass;
 use crate::diffusion::schedulers;
-use crate::job::OnError;
-use crate::nn::precision::Precision;
+use crate::job::{OnError, Seeding};
 use crate::output::OutputDtype;
 use crate::output::shard::Shard;
 use crate::rows::{FORMATS, PromptFormat};
+use crate::weights::precision::Precision;
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
@@ -75,6 +75,43 @@ impl std::str::FromStr for LoraOption {
             _ => Ok(whole),
         }
     }
+}
+
+/// `--textual-inversion`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct InversionOption {
+    /// The file or folder.
+    pub(super) path: PathBuf,
+    /// The token, if the file's own name of it is not to be used.
+    pub(super) token: Option<String>,
+}
+
+impl std::str::FromStr for InversionOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("it must be a file or a folder".into());
+        }
+        // A file whose name contains the colon comes first, and a token may contain one too.
+        let colons = text.match_indices(':').map(|(place, _)| (&text[..place], &text[place + 1..]));
+        let split = colons.filter(|_| !Path::new(text).exists()).find(|(path, _)| Path::new(path).exists());
+        match split {
+            Some((_, "")) => Err("the token after the colon is empty".into()),
+            Some((path, token)) => Ok(Self { path: path.into(), token: Some(token.into()) }),
+            None => Ok(Self { path: text.into(), token: None }),
+        }
+    }
+}
+
+/// Parses `--seed-layout`.
+pub(super) fn seed_layout() -> impl TypedValueParser<Value = Seeding> {
+    one_of([("row", Seeding::Row), ("call", Seeding::Call)])
+}
+
+/// Parses `--seed-by`.
+pub(super) fn seed_by() -> impl TypedValueParser<Value = Seeding> {
+    one_of([("prompt", Seeding::Prompt)])
 }
 
 /// Parses `--scheduler`.

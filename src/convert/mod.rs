@@ -9,13 +9,15 @@ mod target;
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
 use crate::config;
+use crate::error::Component;
 use crate::files::{Folder, parent};
 use crate::json;
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
 use crate::nn::prior::{PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
-use crate::pipeline::layout::{Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
+use crate::pipeline::layout::{Layout, Replacements, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use crate::pipeline::{CONFIG, Pipeline};
+use crate::tokenizer;
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::weights::precision::Precision;
 use anyhow::{Context, Result};
@@ -39,14 +41,16 @@ const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
 /// The input of a conversion.
 #[derive(Debug)]
 pub enum Input {
-    /// A whole model.
-    Model(Folder),
+    /// A whole model, and the components that take the place of its own.
+    Model(Folder, Replacements),
     /// A prior alone, with the tensor names of its authors or of diffusers.
     Prior {
         /// The file, or the folder with a configuration and weights.
         path: PathBuf,
         /// The model that the other components are taken from.
         rest: Folder,
+        /// The components that take the place of that model's own.
+        replacements: Replacements,
     },
 }
 
@@ -80,13 +84,14 @@ pub fn convert(
     options: ConvertOptions,
     keep_going: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    let (folder, path) = match input {
-        Input::Model(folder) => (folder, None),
-        Input::Prior { path, rest } => (rest, Some(path)),
+    let (folder, replacements, path) = match input {
+        Input::Model(folder, replacements) => (folder, replacements, None),
+        Input::Prior { path, rest, replacements } => (rest, replacements, Some(path)),
     };
-    let inputs: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folder.as_path()).collect();
+    let folders = replacements.values().chain([folder]).filter_map(Folder::as_path);
+    let inputs: Vec<&Path> = path.map(PathBuf::as_path).into_iter().chain(folders).collect();
     let target = Target::open(target, options.overwrite, &inputs)?;
-    let mut layout = Layout::find(folder)?;
+    let mut layout = Layout::find(folder, replacements)?;
     if let Some(own) = path.and_then(|path| own_folder(path)) {
         layout.prior = own;
     }
@@ -102,6 +107,16 @@ pub fn convert(
     target.finish()
 }
 
+/// Refuses a file that is known to be something else than a prior that can be converted.
+///
+/// # Errors
+/// [`crate::Error`] that says what it is and what it would need.
+pub fn check_prior(path: &Path) -> Result<()> {
+    // Whoever reads it next reports that it is damaged.
+    let Ok(checkpoint) = open_file(path) else { return Ok(()) };
+    if checkpoint.is_original_prior() { Ok(()) } else { Ok(checkpoint.refuse_foreign()?) }
+}
+
 /// The components with weights, checked against their configurations.
 fn networks(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Network>> {
     let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
@@ -110,6 +125,7 @@ fn networks(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Network>> {
         Some(path) => open_prior(path, &prior_config)?,
         None => Checkpoint::open_folder(&layout.prior)?,
     };
+    prior_config.check_kind(checkpoint.names(), checkpoint.origin())?;
     checkpoint.check("", placement, |weights| PriorTransformer::load(weights, &prior_config))?;
     let stem = "diffusion_pytorch_model";
     let mut networks = vec![Network { name: "prior", stem, folder: layout.prior.clone(), checkpoint }];
@@ -153,13 +169,7 @@ fn folder_of(path: &Path) -> Folder {
 fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
     let shown = path.display();
     let folder = folder_of(path);
-    let checkpoint = if path.is_dir() {
-        Checkpoint::open_folder(&folder)?
-    } else {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| bad_input!("the file name of {shown} is not UTF-8; rename it"))?;
-        Checkpoint::open_file(&folder, name)?
-    };
+    let checkpoint = if path.is_dir() { Checkpoint::open_folder(&folder)? } else { open_file(path)? };
     if !checkpoint.is_original_prior() {
         return Ok(checkpoint);
     }
@@ -171,6 +181,12 @@ fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
     }
     let statistics = (!has_statistics).then(|| Checkpoint::open_file(&folder, STATISTICS)).transpose()?;
     Ok(checkpoint.with_diffusers_names(statistics, config.attention_head_dim)?)
+}
+
+fn open_file(path: &Path) -> Result<Checkpoint> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| bad_input!("the file name of {} is not UTF-8; rename it", path.display()))?;
+    Ok(Checkpoint::open_file(&folder_of(path), name)?)
 }
 
 fn write_network(
@@ -199,10 +215,21 @@ fn write_network(
 
 /// Writes what has no weights: the tokenizer, the scheduler, the image processor, and the index.
 fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
-    copy_texts(&layout.tokenizer, &target.join("tokenizer"))?;
-    let scheduler = target.join("scheduler");
-    fs::create_dir(&scheduler).with_context(|| cannot_write(&scheduler))?;
-    copy(&layout.scheduler, SCHEDULER_CONFIG, &scheduler)?;
+    let tokenizer = target.join("tokenizer");
+    match layout.is_replaced(Component::Tokenizer) {
+        false => copy_texts(&layout.tokenizer, &tokenizer)?,
+        // It may have other components' files beside it.
+        true => {
+            fs::create_dir(&tokenizer).with_context(|| cannot_write(&tokenizer))?;
+            let names = tokenizer::FILES.into_iter().filter(|name| layout.tokenizer.has_file(name));
+            names.into_iter().try_for_each(|name| copy(&layout.tokenizer, name, &tokenizer))?;
+        }
+    }
+    if let Some(folder) = &layout.scheduler {
+        let scheduler = target.join("scheduler");
+        fs::create_dir(&scheduler).with_context(|| cannot_write(&scheduler))?;
+        copy(folder, SCHEDULER_CONFIG, &scheduler)?;
+    }
     let processors = ["prior_image_processor", "image_processor"].map(|name| layout.folder.join(name));
     let processor = processors.iter().find(|folder| layout.image_encoder.is_some() && folder.is_dir());
     if let Some(processor) = processor {
@@ -232,7 +259,7 @@ fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
         "image_encoder": entry(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
         "image_processor": entry(has_processor, "transformers", "CLIPImageProcessor"),
         "prior": ["diffusers", PRIOR_CLASS],
-        "scheduler": ["diffusers", layout.scheduler_class.class_name],
+        "scheduler": entry(layout.scheduler.is_some(), "diffusers", layout.scheduler_class.class_name),
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
     });

@@ -118,7 +118,7 @@ pub struct SchedulerOptions {
 
 impl SchedulerOptions {
     /// The names of the options that are given, beside the class.
-    pub(super) fn given(&self) -> impl Iterator<Item = &'static str> {
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
         let given = [("eta", self.eta.is_some()), ("solver_order", self.solver_order.is_some()), ("sde", self.sde)];
         given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name)
     }

@@ -1,6 +1,6 @@
 //! Errors of the Hugging Face hub and of the cache of its files.
 
-use super::{Cause, Error, Hint};
+use super::{Cause, Component, Error, Hint};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct DownloadCommand {
     /// `owner/name` or `owner/name@revision`.
     pub model: String,
+    /// The components from elsewhere, each with its name.
+    pub components: Vec<(Component, String)>,
     /// `--image-encoder`
     pub image_encoder: bool,
     /// `--dtype bf16`: weights in 16 bits are enough.
@@ -98,11 +100,18 @@ impl HubErrorKind {
 
 impl fmt::Display for DownloadCommand {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        write!(formatter, "prior-embed download {}", self.model)?;
+        // A path of this machine may have spaces in it.
+        let quoted = |name: &str| if name.contains(char::is_whitespace) { format!("{name:?}") } else { name.into() };
+        write!(formatter, "prior-embed download {}", quoted(&self.model))?;
         for (is_set, option) in [(self.image_encoder, "--image-encoder"), (self.sixteen_bit, "--dtype bf16")] {
             if is_set {
                 write!(formatter, " {option}")?;
             }
+        }
+        for (component, name) in &self.components {
+            // A flag of its own means the model's own image encoder.
+            let separator = if *component == Component::ImageEncoder { "=" } else { " " };
+            write!(formatter, " --{}{separator}{}", component.option(), quoted(name))?;
         }
         if let Some(folder) = &self.cache_dir {
             write!(formatter, " --cache-dir {folder:?}")?;

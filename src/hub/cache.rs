@@ -14,7 +14,7 @@
 use super::failure::Resource;
 use super::name::{HubName, is_commit};
 use super::plan::{Presence, Tree, is_safe_path};
-use super::progress::Progress;
+use super::progress::DownloadProgress;
 use crate::error::{Cause, Error, Hint, HubErrorKind, Result};
 use crate::files::Folder;
 use crate::pipeline::layout::INDEX;
@@ -142,7 +142,12 @@ impl RepositoryCache {
     ///
     /// The lock only avoids double work: without one, as on file systems that have none, processes that download the same
     /// blob do not disturb each other.
-    pub fn lock(&self, etag: &str, progress: &mut dyn Progress, mut goes_on: impl FnMut() -> bool) -> Option<File> {
+    pub fn lock(
+        &self,
+        etag: &str,
+        progress: &mut dyn DownloadProgress,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Option<File> {
         let folder = self.root.join(".locks").join(&self.folder_name);
         fs::create_dir_all(&folder).ok()?;
         let path = folder.join(format!("{etag}.lock"));

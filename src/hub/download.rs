@@ -5,7 +5,7 @@ use super::client::{Client, FileMetadata, MAX_SMALL_FILE};
 use super::etag;
 use super::failure::{Resource, kind_of};
 use super::pace::Pace;
-use super::progress::Progress;
+use super::progress::DownloadProgress;
 use super::retry::{RetryPolicy, is_progress};
 use crate::error::{Error, HubErrorKind, Result};
 use crate::weights::checkpoint::candidates::is_weights;
@@ -42,7 +42,7 @@ impl Download<'_> {
     /// # Errors
     /// If it cannot be downloaded, has another hash than the hub says, or cannot be written. The received part is kept for
     /// the next attempt.
-    pub fn run(&self, progress: &mut dyn Progress) -> Result<()> {
+    pub fn run(&self, progress: &mut dyn DownloadProgress) -> Result<()> {
         self.check_size(self.metadata.size)?;
         if self.is_done() {
             return Ok(());
@@ -96,7 +96,7 @@ impl Download<'_> {
 
     /// Downloads until the content is whole and right. An attempt that gets further than all before resets the count, so that
     /// a bad line succeeds in the end and a server that repeats itself does not.
-    fn fill(&self, part: &mut Part, progress: &mut dyn Progress) -> Result<()> {
+    fn fill(&self, part: &mut Part, progress: &mut dyn DownloadProgress) -> Result<()> {
         let mut furthest = part.len;
         let mut attempts = 0;
         let mut is_second = false;
@@ -128,7 +128,7 @@ impl Download<'_> {
     }
 
     /// Sends one request, from the end of the part.
-    fn receive(&self, part: &mut Part, progress: &mut dyn Progress) -> Result<()> {
+    fn receive(&self, part: &mut Part, progress: &mut dyn DownloadProgress) -> Result<()> {
         let size = self.metadata.size;
         if size.is_some_and(|size| part.len >= size && part.len > 0) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Finds a model: from its name to a folder.
+//! Finds a model and the components from elsewhere: from names to folders.
 //!
 //! ```text
 //! name ──► plan over the cache ──► complete? ──► folder
@@ -7,7 +7,7 @@
 //!              listing of the hub ──► plan ──► download, check, link
 //! ```
 //!
-//! [`name`] parses names, [`plan`] lists the files that a run needs, [`cache`] keeps them, [`client`] has the hub's routes,
+//! [`name`] parses the names of models, [`source`] those of components, [`plan`] lists the files that a run needs, [`cache`] keeps them, [`client`] has the hub's routes,
 //! [`retry`] repeats requests, [`download`] downloads a file, [`remote`] a commit, and [`fetch`] finds a model. The network is
 //! used only to download files.
 //!
@@ -31,10 +31,12 @@ mod rate_limit;
 mod remote;
 mod retry;
 mod settings;
+mod source;
 
-pub use fetch::Hub;
+pub use fetch::{Found, Hub};
 pub use model::Model;
 pub use name::{HubName, ModelName};
 pub use plan::{Needs, Wish};
-pub use progress::Progress;
+pub use progress::DownloadProgress;
 pub use settings::HubOptions;
+pub use source::{ComponentName, ModelSource};

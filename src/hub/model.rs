@@ -1,8 +1,9 @@
-//! A model that was found, in a folder or inside the program.
+//! A model that was found, with its components from elsewhere, in folders or inside the program.
 
-use crate::error::{DownloadCommand, Error, Hint};
+use crate::error::{Component, DownloadCommand, Error, Hint};
 use crate::files::Folder;
-use crate::pipeline::layout::ModelFile;
+use crate::pipeline::layout::{ModelFile, Replacements};
+use std::collections::BTreeMap;
 
 /// A model, as far as it was downloaded.
 #[derive(Debug)]
@@ -11,17 +12,37 @@ pub struct Model {
     pub folder: Folder,
     /// The commit, for a model from the hub.
     pub commit: Option<String>,
+    /// The components that take the place of its own.
+    pub components: BTreeMap<Component, ReplacedComponent>,
     /// The files that a run needs, also those that are not on this machine.
     pub files: Vec<ModelFile>,
-    /// What repairs it, for a model from the hub.
+    /// What repairs it, if any of it is from the hub.
     pub(super) repair: Option<DownloadCommand>,
+    /// The folders in the cache that it is in.
+    pub(super) snapshots: Vec<Folder>,
+}
+
+/// A component from elsewhere.
+#[derive(Debug, Clone)]
+pub struct ReplacedComponent {
+    /// Its name, as it was given.
+    pub name: String,
+    /// Its folder.
+    pub folder: Folder,
+    /// The commit, for one from the hub.
+    pub commit: Option<String>,
 }
 
 impl Model {
-    /// For a model from the hub, replaces the hint of an error about a damaged file by the command that repairs it.
+    /// The folders of the components that take the place of its own.
+    pub fn replacements(&self) -> Replacements {
+        self.components.iter().map(|(component, replaced)| (*component, replaced.folder.clone())).collect()
+    }
+
+    /// For files from the hub, replaces the hint of an error about a damaged one by the command that repairs it.
     pub fn advise(&self, mut error: anyhow::Error) -> anyhow::Error {
         if let (Some(command), Some(error)) = (&self.repair, error.downcast_mut::<Error>()) {
-            advise(error, &self.folder, command);
+            self.snapshots.iter().for_each(|snapshot| advise(error, snapshot, command));
         }
         error
     }
@@ -39,9 +60,17 @@ mod tests {
 
     #[test]
     fn broken_files_of_the_cache_are_repaired_by_a_download() {
-        let model = |repair| Model { folder: Folder::from("/cache/x"), commit: None, files: Vec::new(), repair };
+        let model = |repair| Model {
+            folder: Folder::from("/cache/x"),
+            commit: None,
+            components: BTreeMap::new(),
+            files: Vec::new(),
+            repair,
+            snapshots: vec![Folder::from("/cache/y"), Folder::from("/cache/x")],
+        };
         let command = DownloadCommand {
             model: "owner/name".into(),
+            components: vec![(Component::Prior, "a/b@v1/prior".into())],
             image_encoder: true,
             sixteen_bit: true,
             cache_dir: Some("/cache".into()),
@@ -54,7 +83,7 @@ mod tests {
         let line = |repair: Option<&DownloadCommand>, error| one_line(&model(repair.cloned()).advise(error), false);
         let path = "/cache/x/prior/model.safetensors";
         let expected = "/cache/x/prior/model.safetensors is not a safetensors file; run `prior-embed download owner/name \
-                        --image-encoder --dtype bf16 --cache-dir \"/cache\" --force`";
+                        --image-encoder --dtype bf16 --prior a/b@v1/prior --cache-dir \"/cache\" --force`";
         assert_eq!(line(Some(&command), broken(path, Some(Hint::FetchAgain))), expected);
         // The user's own model, a file elsewhere, another hint, or none.
         let fetch_again = |line: String| assert!(line.ends_with("is not a safetensors file; fetch it again"), "{line}");

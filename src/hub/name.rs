@@ -1,6 +1,6 @@
 //! Names of models: the built-in one, a short name, a repository on the hub, or a folder.
 
-use super::presets::{self, PRESETS};
+use super::presets::{self, Preset};
 use crate::error::{Error, Result};
 use crate::pipeline::builtin::EMOJI;
 use std::path::{Path, PathBuf};
@@ -75,7 +75,7 @@ impl HubName {
             let reason = format!("model {name:?} names a revision, and so does --revision; give one of them");
             return Err(invalid("revision", reason));
         }
-        let repository = match PRESETS.iter().find(|preset| preset.name == base) {
+        let repository = match Preset::of(base) {
             Some(preset) => preset.repository,
             None if is_repository(base) => base,
             None => {
@@ -87,14 +87,21 @@ impl HubName {
                 return Err(invalid("model", reason));
             }
         };
-        let revision = revision.or(own_revision).unwrap_or(DEFAULT_REVISION);
-        if !is_revision(revision) {
-            let reason = format!("{revision:?} cannot be a revision; give a branch, a tag or a commit");
-            return Err(invalid("revision", reason));
-        }
+        let revision = revision.or(own_revision);
+        Self::new(repository, revision).ok_or_else(|| {
+            let reason =
+                format!("{:?} cannot be a revision; give a branch, a tag or a commit", revision.unwrap_or_default());
+            invalid("revision", reason)
+        })
+    }
+
+    /// A repository at a revision, if both can be one.
+    pub(super) fn new(repository: &str, revision: Option<&str>) -> Option<Self> {
+        let revision = revision.unwrap_or(DEFAULT_REVISION);
         // The cache and the hub write commits in lower case.
-        let revision = if is_commit(revision) { revision.to_lowercase() } else { revision.to_string() };
-        Ok(Self { repository: repository.into(), revision })
+        let lower = if is_commit(revision) { revision.to_lowercase() } else { revision.to_string() };
+        (is_repository(repository) && is_revision(revision))
+            .then(|| Self { repository: repository.into(), revision: lower })
     }
 }
 

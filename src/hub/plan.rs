@@ -1,12 +1,13 @@
-//! The files of a model that a run needs: the prior's and the components' before it, never a decoder's.
+//! The files of a repository that a run needs: those of a model, without the components that come from elsewhere and
+//! never a decoder's, or those of a single component.
 //!
 //! The same search runs over a listing of the hub, over a snapshot in the cache, which may lack files that the hub has, and over
 //! a folder.
 
-use crate::error::Result;
+use crate::error::{Component, Result};
 use crate::files::Folder;
 use crate::pipeline::layout::{
-    self, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
+    self, CONFIG, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
 };
 use crate::weights::checkpoint::candidates::{Library, SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
 use crate::weights::checkpoint::index::ShardIndex;
@@ -16,10 +17,29 @@ use crate::weights::checkpoint::index::ShardIndex;
 pub struct Needs {
     /// Weights, not only configurations and vocabulary.
     pub weights: bool,
+    /// The text encoder's weights, because texts are encoded.
+    pub text_encoder: bool,
     /// Whether weights in 16 bits are enough, because the run computes in no more.
     pub sixteen_bit: bool,
     /// The image encoder, for the embedding of a black image.
     pub image_encoder: Wish,
+}
+
+/// What of a repository is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// A model.
+    Model {
+        /// The components that come from elsewhere.
+        replaced: &'a [Component],
+    },
+    /// One component.
+    Component {
+        /// The component.
+        component: Component,
+        /// The folder that it is in, if it is given.
+        subfolder: Option<&'a str>,
+    },
 }
 
 /// How much a component is wanted.
@@ -73,13 +93,16 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Searches a model for the files that a run needs.
+    /// Searches a repository for the files that a run needs.
     ///
     /// # Errors
     /// If a component is not supported, an index is broken, or a file cannot be read or downloaded.
-    pub fn new(tree: &mut dyn Tree, needs: Needs) -> Result<Self> {
+    pub fn new(tree: &mut dyn Tree, scope: Scope, needs: Needs) -> Result<Self> {
         let mut search = Search { tree, needs, plan: Self::default() };
-        search.run()?;
+        match scope {
+            Scope::Model { replaced } => search.model(replaced)?,
+            Scope::Component { component, subfolder } => search.component(Part::of(component), subfolder)?,
+        }
         Ok(search.plan)
     }
 
@@ -101,7 +124,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn run(&mut self) -> Result<()> {
+    fn model(&mut self, replaced: &[Component]) -> Result<()> {
         let title = self.tree.title();
         let index_path = format!("{title}: {INDEX}");
         let index = match self.want(INDEX) {
@@ -111,6 +134,10 @@ impl Search<'_> {
         self.take(ZERO_IMAGE_EMBED);
         let mut found = Vec::new();
         for part in [&PRIOR, &TEXT_ENCODER, &TOKENIZER, &SCHEDULER, &IMAGE_ENCODER] {
+            if replaced.contains(&part.component) {
+                found.push(None);
+                continue;
+            }
             let is_there = |name: &str| self.tree.may_have_folder(name);
             let name = layout::choose(index.as_ref(), &index_path, part, &is_there)?;
             if name.is_none() && part.component != IMAGE_ENCODER.component {
@@ -125,20 +152,24 @@ impl Search<'_> {
         if let Some(name) = tokenizer {
             self.need_tokenizer(name);
         }
-        if self.needs.image_encoder != Wish::No && image_encoder.is_none() {
+        let needs_image_encoder = self.needs.image_encoder != Wish::No && !replaced.contains(&Component::ImageEncoder);
+        if needs_image_encoder && image_encoder.is_none() {
             // So that its absence is noted in the cache.
             for name in IMAGE_ENCODER.names {
                 self.want(&format!("{name}/config.json"));
             }
         }
-        for (name, library) in [(text_encoder, Library::Transformers), (prior, Library::Diffusers)] {
-            if let Some(name) = name {
-                self.need_network(name, library)?;
-            }
+        match text_encoder {
+            Some(name) if self.needs.text_encoder => self.need_network(name, Component::TextEncoder)?,
+            Some(name) => self.need(&format!("{name}/config.json")),
+            None => {}
         }
-        if let Some(name) = image_encoder.filter(|_| self.needs.image_encoder != Wish::No) {
+        if let Some(name) = prior {
+            self.need_network(name, Component::Prior)?;
+        }
+        if let Some(name) = image_encoder.filter(|_| needs_image_encoder) {
             let missing_before = self.plan.missing.len();
-            self.need_network(name, Library::Transformers)?;
+            self.need_network(name, Component::ImageEncoder)?;
             if self.needs.image_encoder == Wish::Welcome {
                 let missing = self.plan.missing.split_off(missing_before);
                 self.plan.unknown.extend(missing);
@@ -147,9 +178,47 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn need_network(&mut self, name: &str, library: Library) -> Result<()> {
-        self.need(&format!("{name}/config.json"));
-        if self.needs.weights { self.need_weights(name, library) } else { Ok(()) }
+    fn component(&mut self, part: &Part, subfolder: Option<&str>) -> Result<()> {
+        let Some(folder) = self.locate(part, subfolder)? else {
+            self.plan.missing.push(missing_part(part));
+            return Ok(());
+        };
+        let path = join(&folder, part.marks()[0]);
+        if self.is_there(&path) {
+            // Before gigabytes of another model are downloaded.
+            let text = self.tree.read_text(&path)?;
+            part.check_config(&text, &format!("{}: {path}", self.tree.title()))?;
+        }
+        match part.component {
+            Component::Tokenizer => self.need_tokenizer(&folder),
+            component => self.need_network(&folder, component)?,
+        }
+        Ok(())
+    }
+
+    /// Where a component is; an empty path for the root. The same as [`Part::in_folder`] finds it in.
+    fn locate(&mut self, part: &Part, subfolder: Option<&str>) -> Result<Option<String>> {
+        let root = subfolder.unwrap_or_default();
+        let index_path = join(root, INDEX);
+        let index_title = format!("{}: {index_path}", self.tree.title());
+        self.take(&index_path);
+        let index = match self.is_there(&index_path) {
+            true => Some(layout::parse_index(&self.tree.read_text(&index_path)?, &index_title)?),
+            false => None,
+        };
+        let has_file = |name: &str| self.is_there(&join(root, name));
+        let has_folder = |name: &str| self.tree.may_have_folder(&join(root, name));
+        if subfolder.is_some() && index.is_none() {
+            return Ok(Some(root.into()));
+        }
+        let place = part.locate(index.as_ref(), &index_title, &has_file, &has_folder)?;
+        Ok(place.map(|place| join(root, place)))
+    }
+
+    fn need_network(&mut self, folder: &str, component: Component) -> Result<()> {
+        self.need(&join(folder, CONFIG));
+        let library = if component == Component::Prior { Library::Diffusers } else { Library::Transformers };
+        if self.needs.weights { self.need_weights(folder, library) } else { Ok(()) }
     }
 
     /// Takes a file if the model has it; alone it is not worth asking the hub.
@@ -180,15 +249,15 @@ impl Search<'_> {
 
     /// Takes the tokenizer's files, in the order of [`crate::tokenizer`]: the vocabulary is in one file or two.
     fn need_tokenizer(&mut self, folder: &str) {
-        self.want(&format!("{folder}/tokenizer_config.json"));
+        self.want(&join(folder, "tokenizer_config.json"));
         for name in ["special_tokens_map.json", "added_tokens.json"] {
-            self.take(&format!("{folder}/{name}"));
+            self.take(&join(folder, name));
         }
         let unknown_before = self.plan.unknown.len();
-        if !self.want(&format!("{folder}/tokenizer.json")) {
+        if !self.want(&join(folder, "tokenizer.json")) {
             let missing_before = self.plan.missing.len();
-            self.need(&format!("{folder}/vocab.json"));
-            self.need(&format!("{folder}/merges.txt"));
+            self.need(&join(folder, "vocab.json"));
+            self.need(&join(folder, "merges.txt"));
             if self.plan.missing.len() == missing_before {
                 // The two files are as good as the one.
                 self.plan.unknown.truncate(unknown_before);
@@ -206,7 +275,7 @@ impl Search<'_> {
         let unknown_before = self.plan.unknown.len();
         let mut incomplete = None;
         for candidate in candidates(library, variants) {
-            let path = format!("{folder}/{}", candidate.name);
+            let path = join(folder, &candidate.name);
             if !self.want(&path) {
                 continue;
             }
@@ -227,7 +296,7 @@ impl Search<'_> {
         }
         match incomplete {
             Some(shards) => shards.iter().for_each(|shard| self.need(shard)),
-            None => self.plan.missing.push(format!("{folder}/*.safetensors")),
+            None => self.plan.missing.push(join(folder, "*.safetensors")),
         }
         Ok(())
     }
@@ -240,13 +309,21 @@ impl Search<'_> {
     fn shards(&mut self, folder: &str, index: &str) -> Result<Vec<String>> {
         let title = self.tree.title();
         let index = ShardIndex::parse(&self.tree.read_text(index)?, &format!("{title}: {index}"))?;
-        Ok(index.shards().into_iter().map(|shard| format!("{folder}/{shard}")).collect())
+        Ok(index.shards().into_iter().map(|shard| join(folder, shard)).collect())
     }
 }
 
 fn missing_part(part: &Part) -> String {
     let [prefixed, plain] = part.names;
     format!("the {} in {plain}/ or {prefixed}/", part.component)
+}
+
+/// A path in a folder, which is empty for the root; or the folder, if the path is empty.
+fn join(folder: &str, path: &str) -> String {
+    match (folder, path) {
+        ("", one) | (one, "") => one.to_string(),
+        _ => format!("{folder}/{path}"),
+    }
 }
 
 /// Whether a path is valid on every system and stays in the model's folder.

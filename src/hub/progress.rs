@@ -1,7 +1,7 @@
 //! Progress events of a download.
 
 /// Receives progress events.
-pub trait Progress {
+pub trait DownloadProgress {
     /// A download of `files` files with `bytes` bytes in all begins.
     fn begin(&mut self, _model: &str, _files: usize, _bytes: u64) {}
     /// `bytes` of all those bytes have arrived; the current file is `path`.
@@ -13,4 +13,4 @@ pub trait Progress {
 }
 
 /// The no-op observer.
-impl Progress for () {}
+impl DownloadProgress for () {}

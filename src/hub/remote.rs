@@ -6,12 +6,12 @@ use super::download::{Download, has_blob, remaining};
 use super::etag;
 use super::failure::Resource;
 use super::name::HubName;
-use super::plan::{Needs, Plan, Presence, Tree};
+use super::plan::{Needs, Plan, Presence, Scope, Tree};
 use super::presets;
-use super::progress::Progress;
+use super::progress::DownloadProgress;
 use super::retry::RetryPolicy;
 use super::settings::{Connection, free_bytes};
-use crate::error::{Hint, HubErrorKind, Result};
+use crate::error::{Component, Hint, HubErrorKind, Result};
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -44,7 +44,7 @@ impl Remote {
         cache: RepositoryCache,
         retry: RetryPolicy,
         force: bool,
-        progress: &mut dyn Progress,
+        progress: &mut dyn DownloadProgress,
     ) -> Result<Self> {
         let client = Client::new(Connection::from_environment()?)?;
         let listing = retry.run(progress, || client.listing(&name.repository, revision))?;
@@ -70,14 +70,20 @@ impl Remote {
     /// Plans what a run needs of it.
     ///
     /// # Errors
-    /// As [`Plan::new`]'s, and [`HubErrorKind::Incomplete`] if there is no usable prior.
-    pub fn plan(&self, needs: Needs, progress: &mut dyn Progress) -> Result<Plan> {
-        let plan = Plan::new(&mut RemoteTree { remote: self, progress }, needs)?;
+    /// As [`Plan::new`]'s, and [`HubErrorKind::Incomplete`] if there is no usable prior or component.
+    pub fn plan(&self, scope: Scope, needs: Needs, progress: &mut dyn DownloadProgress) -> Result<Plan> {
+        let plan = Plan::new(&mut RemoteTree { remote: self, progress }, scope, needs)?;
         if !plan.is_usable() {
-            let reason = format!("{} has no prior that can be used: it lacks {}", self.name, plan.missing.join(", "));
-            let hint = Hint::Other(format!("{} are models that have one", presets::names()).into());
+            let (what, hint) = match scope {
+                Scope::Model { .. } => {
+                    let hint = Hint::Other(format!("{} are models that have one", presets::names()).into());
+                    (Component::Prior, Some(hint))
+                }
+                Scope::Component { component, .. } => (component, None),
+            };
+            let reason = format!("{} has no {what} that can be used: it lacks {}", self.name, plan.missing.join(", "));
             let repository = Resource { repository: &self.name.repository, revision: self.commit(), path: None };
-            return Err(repository.error(HubErrorKind::Incomplete, reason, Some(hint)).into());
+            return Err(repository.error(HubErrorKind::Incomplete, reason, hint).into());
         }
         Ok(plan)
     }
@@ -86,7 +92,7 @@ impl Remote {
     ///
     /// # Errors
     /// As [`Download::run`]'s, and if there is too little room on the disk.
-    pub fn fetch(&self, plan: &Plan, progress: &mut dyn Progress) -> Result<()> {
+    pub fn fetch(&self, plan: &Plan, progress: &mut dyn DownloadProgress) -> Result<()> {
         let mut wanted = Vec::new();
         for path in plan.files.iter().filter(|path| !self.is_here(path)) {
             wanted.push(self.remote_file(path, progress)?);
@@ -130,7 +136,7 @@ impl Remote {
         Resource { repository: &self.name.repository, revision: self.commit(), path: Some(path) }
     }
 
-    fn remote_file<'a>(&self, path: &'a str, progress: &mut dyn Progress) -> Result<RemoteFile<'a>> {
+    fn remote_file<'a>(&self, path: &'a str, progress: &mut dyn DownloadProgress) -> Result<RemoteFile<'a>> {
         let mut metadata = self.retry.run(progress, || self.client.metadata(&self.resource(path)))?;
         // Not every server sends a length.
         metadata.size = metadata.size.or(self.listed_size(path));
@@ -152,7 +158,13 @@ impl Remote {
         has_blob(&self.cache, metadata) && (!self.force || has_hash())
     }
 
-    fn download(&self, file: &RemoteFile, offset: u64, retry: &RetryPolicy, progress: &mut dyn Progress) -> Result<()> {
+    fn download(
+        &self,
+        file: &RemoteFile,
+        offset: u64,
+        retry: &RetryPolicy,
+        progress: &mut dyn DownloadProgress,
+    ) -> Result<()> {
         let Self { client, cache, force: replaces, .. } = self;
         let RemoteFile { path, metadata } = file;
         let file = self.resource(path);
@@ -164,7 +176,7 @@ impl Remote {
     }
 
     /// Downloads a file that the plan depends on.
-    fn fetch_small(&self, path: &str, progress: &mut dyn Progress) -> Result<()> {
+    fn fetch_small(&self, path: &str, progress: &mut dyn DownloadProgress) -> Result<()> {
         if self.is_here(path) {
             return Ok(());
         }
@@ -186,9 +198,9 @@ impl Remote {
 }
 
 /// Passes on notes alone: positions mean nothing before the size of the download is known.
-struct Notes<'a>(&'a mut dyn Progress);
+struct Notes<'a>(&'a mut dyn DownloadProgress);
 
-impl Progress for Notes<'_> {
+impl DownloadProgress for Notes<'_> {
     fn note(&mut self, message: &str) {
         self.0.note(message);
     }
@@ -197,7 +209,7 @@ impl Progress for Notes<'_> {
 /// A commit whose indices are downloaded when they are read.
 struct RemoteTree<'a> {
     remote: &'a Remote,
-    progress: &'a mut dyn Progress,
+    progress: &'a mut dyn DownloadProgress,
 }
 
 impl Tree for RemoteTree<'_> {

@@ -2,7 +2,7 @@
 
 use super::failure::kind_of;
 use super::pace::MIN_RATE;
-use super::progress::Progress;
+use super::progress::DownloadProgress;
 use crate::error::{Error, HubErrorKind, Result};
 use std::cell::Cell;
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl RetryPolicy {
     ///
     /// # Errors
     /// The last one.
-    pub fn run<T>(&self, progress: &mut dyn Progress, mut request: impl FnMut() -> Result<T>) -> Result<T> {
+    pub fn run<T>(&self, progress: &mut dyn DownloadProgress, mut request: impl FnMut() -> Result<T>) -> Result<T> {
         let mut attempts = 0;
         loop {
             match request() {
@@ -66,7 +66,7 @@ impl RetryPolicy {
     }
 
     /// Waits before the next attempt, after so many that failed in a row. Returns whether there should be one.
-    pub fn wait(&self, error: &Error, attempts: u32, progress: &mut dyn Progress) -> bool {
+    pub fn wait(&self, error: &Error, attempts: u32, progress: &mut dyn DownloadProgress) -> bool {
         let Some(pause) = self.pause(error, attempts) else { return false };
         let seconds = pause.as_secs_f64();
         log::info!("attempt {attempts} of {}: {error}; retrying in {seconds:.1} s", self.attempts);

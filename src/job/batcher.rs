@@ -222,15 +222,11 @@ impl Batcher {
         let bytes = |record: &Arc<PromptRecord>| record.prompt.len() + len(&record.id) + len(&record.negative_prompt);
         block.bytes += record.map_or(0, bytes);
         for row in rows {
-            let own_seed = record.and_then(|record| record.seed);
             block.rows.push(OutputRow {
                 row,
                 id: record.and_then(|record| record.id.clone()),
                 prompt: record.map_or_else(|| "".into(), |record| Arc::clone(&record.prompt)),
-                seed: match own_seed {
-                    Some(seed) => seed.wrapping_add(row - pending.first),
-                    None => self.options.seed.wrapping_add(row),
-                },
+                seed: self.options.seed_of(record.map(Arc::as_ref), row, row - pending.first),
             });
             block.prompts.push(record.cloned());
         }

@@ -71,7 +71,8 @@ impl Hash {
         match entry {
             PromptRow::Prompt { record, .. } => {
                 // All fields by name: a new one does not compile until it is hashed.
-                let PromptRecord { id, prompt, negative_prompt, seed, guidance_scale, steps, samples } = record;
+                let PromptRecord { id, prompt, negative_prompt, seed, guidance_scale, steps, samples, condition } =
+                    record;
                 self.text(b'p', Some(prompt));
                 self.text(b'i', id.as_deref());
                 self.text(b'n', negative_prompt.as_deref());
@@ -79,6 +80,9 @@ impl Hash {
                 self.option(b'g', guidance_scale.map(f64::to_bits));
                 self.option(b't', steps.map(|steps| steps as u64));
                 self.option(b'k', samples.map(|samples| samples as u64));
+                if let Some(row) = condition {
+                    self.number(b'c', *row as u64);
+                }
             }
             PromptRow::Bad(row) => self.text(b'b', Some(&row.reason)),
         }
@@ -108,21 +112,29 @@ impl Hash {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::options::Seeding;
     use super::super::prompts::Prompts;
     use super::*;
+    use crate::nn::prior::PriorKind;
     use crate::pipeline::Settings;
-    use crate::rows::{BadRow, ReadOptions};
+    use crate::rows::BadRow;
     use tempfile::TempDir;
 
     pub fn options() -> RowOptions {
         RowOptions {
             negative_prompt: None,
             settings: Settings { steps: 25, guidance_scale: 4.0 },
+            decoder_negative_prompt: None,
+            conditions: None,
+            latents: None,
             seed: 10,
+            seeding: Seeding::Row,
             samples: 2,
             wants_negative: false,
+            wants_text: false,
             on_error: OnError::Fail,
             max_steps: 1000,
+            kind: PriorKind::Diffusion,
         }
     }
 
@@ -131,7 +143,7 @@ pub(super) mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        (folder, Prompts { given: vec!["given".into()], file: Some(path), read: ReadOptions::default() })
+        (folder, Prompts { given: vec!["given".into()], file: Some(path), ..Prompts::default() })
     }
 
     pub fn first_pass(prompts: &Prompts, options: &RowOptions) -> Result<FirstPass> {
@@ -199,6 +211,8 @@ pub(super) mod tests {
             PromptRecord { guidance_scale: Some(-0.0), ..record() },
             PromptRecord { steps: Some(1), ..record() },
             PromptRecord { samples: Some(1), ..record() },
+            PromptRecord { condition: Some(0), ..record() },
+            PromptRecord { condition: Some(1), ..record() },
         ];
         let place = Place::Line(1);
         let mut entries: Vec<PromptRow> =

@@ -32,7 +32,7 @@ mod summary;
 mod tests;
 mod worker;
 
-pub use options::{OnError, RowOptions};
+pub use options::{Given, OnError, RowOptions, Seeding};
 pub use plan::ComputeOptions;
 pub use progress::JobProgress;
 pub use prompts::{Entries, Prompts};
@@ -54,9 +54,6 @@ use run::Run;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use worker::{Computation, Negatives, Shared};
-
-/// Added to a row's seed for its negative embedding where the number of rows is not known.
-const STREAM_SEED_OFFSET: u64 = 1 << 63;
 
 /// Blocks for each worker that may be under way, or wait for their turn to be written.
 const BLOCKS_PER_WORKER: usize = 3;
@@ -121,6 +118,10 @@ impl Job {
         };
         let read = start.elapsed();
         let rows = first_pass.as_ref().map(|first_pass| first_pass.rows);
+        if let (Some(rows), Some(latents)) = (rows, &self.options.latents) {
+            let checked = self.options.noise(Some(rows)).check(self.options.has_negatives());
+            checked.map_err(|reason| bad_input!("--latents {:?} {reason}", latents.name))?;
+        }
         // A batch size that free memory decided for the first rows holds for those that follow.
         let earlier = || earlier_setting(&self.write, BATCH_SIZE)?.parse().ok().filter(|rows| *rows > 0);
         self.compute.batch_size = self.compute.batch_size.or_else(earlier);
@@ -129,6 +130,7 @@ impl Job {
             plan.add_to(&mut self.write.fingerprint, &self.pipeline, &self.options, first_pass)?;
         }
         (self.write.dim, self.write.total_rows) = (Some(self.pipeline.embedding_dim()), rows);
+        self.write.row_shape = self.pipeline.row_shape();
         // The prompts of a pipe do not come again. A single batch is computed again as quickly as it is resumed.
         self.write.keep = !is_stream;
         self.write.restart = plan.is_single;
@@ -178,6 +180,12 @@ impl Job {
             write if write.resume => Err(bad_input!(
                 "--resume needs prompts that can be read again, and {name} cannot; write them to a file"
             )),
+            _ if self.options.latents.is_some() => Err(bad_input!(
+                "--latents needs prompts that can be counted first, and {name} cannot; write them to a file"
+            )),
+            _ if self.options.seeding == Seeding::Call => Err(bad_input!(
+                "--seed-layout call needs prompts that can be counted first, and {name} cannot; write them to a file"
+            )),
             write if write.shard.is_some() => Err(bad_input!(
                 "--shard needs prompts that can be read again, since every run counts them \
                  all, and {name} cannot; write them to a file"
@@ -201,9 +209,9 @@ fn computation(options: RowOptions, pipeline: &mut Pipeline, rows: Option<u64>, 
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
     let zero = if options.needs_zero_embed() { pipeline.zero_embed()? } else { None };
-    let seed_offset = rows.unwrap_or(STREAM_SEED_OFFSET);
     Ok(Computation {
-        negatives: options.wants_negative.then_some(Negatives { zero, seed_offset }),
+        negatives: options.wants_negative.then_some(Negatives { zero }),
+        rows,
         options,
         dim: pipeline.embedding_dim(),
         batch_size: plan.batch_size,

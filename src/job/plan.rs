@@ -2,7 +2,7 @@
 
 use super::batcher::Blocks;
 use super::first_pass::FirstPass;
-use super::options::RowOptions;
+use super::options::{RowOptions, Seeding};
 use crate::bad_input;
 use crate::kernels::processor::Processor;
 use crate::output::fingerprint::Fingerprint;
@@ -61,8 +61,10 @@ impl Plan {
     ) -> Result<Self> {
         let total = first_pass.map(|first_pass| first_pass.rows);
         let is_uniform = first_pass.is_none_or(|first_pass| first_pass.is_uniform);
-        let has_negatives = rows.wants_negative && (rows.negative_prompt.is_some() || !is_uniform);
-        check_seeds(rows.seed, total, has_negatives)?;
+        let has_negatives = rows.wants_negative && (rows.has_negatives() || !is_uniform);
+        if rows.seeding == Seeding::Row {
+            check_seeds(rows.seed, total, has_negatives)?;
+        }
         let samples_negative = rows.wants_negative && !rows.needs_zero_embed();
         // A row of the output and its negative are computed together.
         let rows_each = if samples_negative { 2 } else { 1 };
@@ -74,7 +76,20 @@ impl Plan {
             zero_embed: rows.needs_zero_embed(),
             free_memory: compute.free_memory,
         };
-        let batch_size = pipeline.plan_batch(demand, compute.batch_size)?;
+        let is_call = rows.seeding == Seeding::Call;
+        let wanted = compute.batch_size.or(is_call.then_some(embeddings));
+        let batch_size = pipeline.plan_batch(demand, wanted).map_err(|error| match error {
+            crate::Error::OutOfMemory { .. } if is_call => bad_input!(
+                "--seed-layout call computes all {embeddings} embeddings in one batch: {error}; give fewer prompts"
+            ),
+            error => error.into(),
+        })?;
+        if is_call && batch_size < embeddings {
+            return Err(bad_input!(
+                "--seed-layout call computes all {embeddings} embeddings in one batch, since one generator draws for all \
+                 rows at once; give --batch-size {embeddings} or leave it out"
+            ));
+        }
         let blocks = Blocks { rows: (batch_size / rows_each).max(1) as u64, shard: write.shard };
         let count = total.map_or(u64::MAX, |rows| rows.div_ceil(blocks.rows));
         let on_cpu = pipeline.placement().device == Device::Cpu;
@@ -132,7 +147,7 @@ impl Plan {
             .push("--negative-prompt", negative_prompt.map_or_else(|| "not set".into(), |text| format!("{text:?}")));
         fingerprint.push("--steps", rows.settings.steps);
         fingerprint.push("--guidance-scale", rows.settings.guidance_scale);
-        fingerprint.push("--scheduler", pipeline.scheduler_class().name);
+        fingerprint.push("--scheduler", pipeline.scheduler_class().map_or("none", |class| class.name));
         let scheduler = pipeline.scheduler_options();
         fingerprint.push("--eta", scheduler.eta.unwrap_or_default());
         fingerprint
@@ -140,6 +155,7 @@ impl Plan {
         fingerprint.push("--sde", scheduler.sde);
         fingerprint.push("--seed", rows.seed);
         fingerprint.push("--samples-per-prompt", rows.samples);
+        rows.add_given_to(fingerprint);
         fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
         fingerprint.push("--dtype", options.precision.name());
         fingerprint.push(BATCH_SIZE, self.batch_size);
@@ -165,6 +181,26 @@ impl Plan {
     }
 }
 
+impl RowOptions {
+    /// Adds what is given beside the prompts. A run without it has no more settings than ever.
+    fn add_given_to(&self, fingerprint: &mut Fingerprint) {
+        match self.seeding {
+            Seeding::Row => {}
+            Seeding::Prompt => fingerprint.push("--seed-by", "prompt"),
+            Seeding::Call => fingerprint.push("--seed-layout", "call"),
+        }
+        if let Some(text) = &self.decoder_negative_prompt {
+            fingerprint.push("--decoder-negative-prompt", format!("{text:?}"));
+        }
+        if let Some(given) = &self.conditions {
+            fingerprint.push("the conditions' hash", &given.hash);
+        }
+        if let Some(given) = &self.latents {
+            fingerprint.push("the latents' hash", &given.hash);
+        }
+    }
+}
+
 /// Refuses a seed that leaves too few above it. The seeds of negative rows follow those of the image rows.
 fn check_seeds(seed: u64, rows: Option<u64>, has_negatives: bool) -> Result<()> {
     let rows_each = if has_negatives { 2 } else { 1 };
@@ -179,9 +215,9 @@ fn check_seeds(seed: u64, rows: Option<u64>, has_negatives: bool) -> Result<()> 
 mod tests {
     use super::super::first_pass::tests::options;
     use super::*;
-    use crate::nn::precision::Precision;
     use crate::output::shard::Shard;
     use crate::weights::checkpoint::Placement;
+    use crate::weights::precision::Precision;
     use std::path::Path;
 
     fn pipeline() -> Pipeline {

@@ -4,10 +4,11 @@ use super::progress::JobProgress;
 use crate::bad_input;
 use crate::rows::{BadRow, Place, PromptReader, PromptRecord, PromptRow, ReadOptions};
 use anyhow::{Error, Result};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Prompts from the command line, followed by those of a file.
+/// Prompts from the command line, followed by those of a file; or conditions in their place.
 #[derive(Debug, Clone, Default)]
 pub struct Prompts {
     /// Those of the command line.
@@ -16,6 +17,8 @@ pub struct Prompts {
     pub file: Option<PathBuf>,
     /// How to read the file.
     pub read: ReadOptions,
+    /// Rows of conditions, and what messages call their file.
+    pub conditions: Option<(String, usize)>,
 }
 
 impl Prompts {
@@ -25,8 +28,13 @@ impl Prompts {
     /// [`crate::bad_input::BadInput`] if the file cannot be opened or does not have the format it should have.
     pub fn open(&self) -> Result<Entries> {
         let reader = self.file.as_ref().map(|file| PromptReader::open(file, &self.read)).transpose()?;
-        let name = reader.as_ref().map_or_else(|| "--prompt".to_string(), |reader| reader.name().to_string());
-        Ok(Entries { name, given: self.given.clone().into_iter(), reader, rows: 0, progress: None })
+        let name = match (&reader, &self.conditions) {
+            (Some(reader), _) => reader.name().to_string(),
+            (None, Some((name, _))) => name.clone(),
+            (None, None) => "--prompt".to_string(),
+        };
+        let conditions = 0..self.conditions.as_ref().map_or(0, |(_, rows)| *rows);
+        Ok(Entries { name, given: self.given.clone().into_iter(), conditions, reader, rows: 0, progress: None })
     }
 
     /// Whether the prompts can be read only once, and may arrive slowly: from a pipe, a terminal or a device.
@@ -39,6 +47,7 @@ impl Prompts {
 pub struct Entries {
     name: String,
     given: std::vec::IntoIter<String>,
+    conditions: Range<usize>,
     reader: Option<PromptReader>,
     /// Entries of the command line so far.
     rows: u64,
@@ -65,6 +74,10 @@ impl Iterator for Entries {
             self.rows += 1;
             let record = PromptRecord { prompt: prompt.into(), ..PromptRecord::default() };
             return Some(Ok(PromptRow::Prompt { place: Place::Row(self.rows), record }));
+        }
+        if let Some(row) = self.conditions.next() {
+            let record = PromptRecord { condition: Some(row), ..PromptRecord::default() };
+            return Some(Ok(PromptRow::Prompt { place: Place::Row(row as u64 + 1), record }));
         }
         let reader = self.reader.as_mut()?;
         let entry = reader.next();

@@ -207,9 +207,9 @@ impl<'a> Written<'a> {
 
     fn write(&mut self, block: &Embedded) -> Result<Flow> {
         let start = Instant::now();
-        let Embedded { rows, image, negative, bytes } = block;
-        let negative = negative.as_ref().map(|negative| negative.view());
-        let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative })?;
+        let Embedded { rows, image, negative, text, bytes } = block;
+        let [negative, text] = [negative, text].map(|array| array.as_ref().map(|array| array.view()));
+        let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative, text })?;
         self.time += start.elapsed();
         self.shared.gate.leave(*bytes);
         self.blocks += 1;

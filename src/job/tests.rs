@@ -2,10 +2,9 @@
 
 use super::first_pass::tests::options;
 use super::*;
-use crate::nn::precision::Precision;
 use crate::output::{Arrays, Output, OutputFormat};
-use crate::rows::ReadOptions;
 use crate::weights::checkpoint::Placement;
+use crate::weights::precision::Precision;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
@@ -25,8 +24,8 @@ fn opener() -> Opener {
 /// A job that writes `out` in `folder`, of batches of 4 rows unless free memory decides, with 3 workers.
 fn job(folder: &TempDir, prompts: &str, out: &str, format: OutputFormat) -> Job {
     let open = opener();
-    let prompts = Prompts { given: Vec::new(), file: Some(folder.path().join(prompts)), read: ReadOptions::default() };
-    let output = Output { path: folder.path().join(out), format, arrays: Arrays::Image };
+    let prompts = Prompts { file: Some(folder.path().join(prompts)), ..Prompts::default() };
+    let output = Output { path: folder.path().join(out), format, arrays: Arrays::IMAGE };
     Job {
         entries: prompts.open().unwrap(),
         prompts,

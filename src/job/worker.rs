@@ -6,9 +6,9 @@ use super::options::RowOptions;
 use super::progress::JobProgress;
 use crate::error::Component;
 use crate::output::{ArrayName, OutputRow};
-use crate::pipeline::{Pipeline, Progress, Row, Settings, Timings, Truncation};
+use crate::pipeline::{Pipeline, Progress, Prompt, Purpose, Row, Settings, Timings, Truncation};
 use anyhow::{Result, anyhow};
-use ndarray::{Array1, Array2, s};
+use ndarray::{Array1, Array2};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -22,8 +22,6 @@ pub type Opener = Arc<dyn Fn() -> Result<Pipeline> + Send + Sync>;
 pub(super) struct Negatives {
     /// That of a row without a negative prompt; not needed if every row has one.
     pub(super) zero: Option<Array1<f32>>,
-    /// Added to a row's seed, it is the seed of the row's negative embedding.
-    pub(super) seed_offset: u64,
 }
 
 /// How to compute a block.
@@ -32,6 +30,8 @@ pub(super) struct Computation {
     pub(super) options: RowOptions,
     /// If negative embeddings are wanted.
     pub(super) negatives: Option<Negatives>,
+    /// Rows of the whole run, if they are known.
+    pub(super) rows: Option<u64>,
     /// The embedding dimension.
     pub(super) dim: usize,
     /// The largest number of rows that are computed together.
@@ -46,6 +46,8 @@ pub(super) struct Embedded {
     pub(super) image: Array2<f32>,
     /// `(rows, dim)`, if they are wanted.
     pub(super) negative: Option<Array2<f32>>,
+    /// `(rows, dim)`, if they are wanted.
+    pub(super) text: Option<Array2<f32>>,
     /// Bytes of text of the block.
     pub(super) bytes: usize,
 }
@@ -148,6 +150,7 @@ impl Computation {
     ) -> Result<Embedded> {
         let mut image = Array2::zeros((block.rows.len(), self.dim));
         let mut negative = self.negatives.as_ref().map(|_| image.clone());
+        let mut text = self.options.wants_text.then(|| image.clone());
         if let (Some(negative), Some(zero)) = (&mut negative, self.negatives.as_ref().and_then(|all| all.zero.as_ref()))
         {
             // Rows with a negative prompt get theirs below.
@@ -161,39 +164,48 @@ impl Computation {
             for (rows, targets) in rows.chunks(self.batch_size).zip(targets.chunks(self.batch_size)) {
                 // A row of the output is done when all that is computed for it is.
                 let share = (rows.len() * block.rows.len()) as f64 / count as f64;
-                let rows_per_step = share / pipeline.check_steps(settings.steps)? as f64;
+                let rows_per_step = share / pipeline.passes(settings.steps)? as f64;
                 let mut batch_progress = BatchProgress { progress, cancel, targets, rows_per_step };
                 pipeline.keep_text_encoder(!(block.is_only && batches == 1));
                 let embeds = pipeline.embed(rows, settings, &mut batch_progress)?;
-                for ((array, place), embed) in targets.iter().zip(embeds.rows()) {
-                    let target = match array {
-                        ArrayName::Image => Some(&mut image),
-                        ArrayName::Negative => negative.as_mut(),
-                    };
+                for ((array, place), (embed, of_text)) in
+                    targets.iter().zip(embeds.image.rows().into_iter().zip(embeds.text.rows()))
+                {
+                    let target = if *array == ArrayName::Image { Some(&mut image) } else { negative.as_mut() };
                     if let Some(target) = target {
-                        target.slice_mut(s![*place, ..]).assign(&embed);
+                        target.row_mut(*place).assign(&embed);
+                    }
+                    if let (ArrayName::Image, Some(text)) = (array, &mut text) {
+                        text.row_mut(*place).assign(&of_text);
                     }
                 }
             }
         }
-        Ok(Embedded { image, negative, bytes: block.bytes, rows: block.rows })
+        Ok(Embedded { image, negative, text, bytes: block.bytes, rows: block.rows })
     }
 
     /// What to compute, grouped by settings: image embeddings, then the negative ones of rows with a negative prompt.
-    /// These are embeddings of that prompt under guidance away from itself, as in diffusers.
+    /// These are embeddings of that prompt under guidance away from itself, or of the decoder's own negative prompt
+    /// under guidance away from the negative prompt, as in diffusers.
     fn groups<'a>(&'a self, block: &'a Block) -> Vec<Group<'a>> {
-        let mut groups: Vec<Group> = Vec::new();
+        let (mut groups, noise): (Vec<Group>, _) = (Vec::new(), self.options.noise(self.rows));
+        let of_decoder = self.options.decoder_negative_prompt.as_deref().map(Prompt::Text);
         for array in [ArrayName::Image, ArrayName::Negative] {
             for (place, (output, record)) in block.rows.iter().zip(&block.prompts).enumerate() {
                 let Some(record) = record else { continue };
                 let own = self.options.negative_prompt_of(record);
-                let negative_prompt = own.unwrap_or_default();
-                let row = match (array, own, &self.negatives) {
-                    (ArrayName::Image, ..) => Row { prompt: &record.prompt, negative_prompt, seed: output.seed },
-                    (ArrayName::Negative, Some(prompt), Some(negatives)) => {
-                        Row { prompt, negative_prompt, seed: output.seed.wrapping_add(negatives.seed_offset) }
-                    }
-                    _ => continue,
+                let (prompt, purpose) = match (array, of_decoder, own) {
+                    (ArrayName::Image, ..) => (self.options.prompt_of(record), Purpose::Image),
+                    _ if self.negatives.is_none() => continue,
+                    (_, Some(prompt), _) => (prompt, Purpose::DecoderNegative),
+                    (_, None, Some(prompt)) => (prompt, Purpose::Negative),
+                    (_, None, None) => continue,
+                };
+                let place_in_run = usize::try_from(output.row).unwrap_or(usize::MAX);
+                let row = Row {
+                    prompt,
+                    negative_prompt: own.unwrap_or(Prompt::Text("")),
+                    noise: noise.source(place_in_run, output.seed, purpose),
                 };
                 let settings = self.options.settings_of(record);
                 let place_of_group = groups.iter().position(|group| group.settings == settings);
@@ -244,8 +256,8 @@ mod tests {
     use crate::rows::PromptRecord;
 
     fn computation(batch_size: usize, wants_negative: bool) -> Computation {
-        let negatives = wants_negative.then_some(Negatives { zero: None, seed_offset: 100 });
-        Computation { options: options(), negatives, dim: 2, batch_size }
+        let negatives = wants_negative.then_some(Negatives { zero: None });
+        Computation { options: options(), negatives, rows: Some(100), dim: 2, batch_size }
     }
 
     /// Two rows of a prompt, one that cannot be used, and two of a prompt with settings of its own.
@@ -265,7 +277,7 @@ mod tests {
             let computation = computation(64, wants_negative);
             let of_group = |group: &Group| {
                 let rows = group.rows.iter().zip(&group.targets);
-                rows.map(|(row, (array, place))| (*place, row.seed, *array == ArrayName::Negative)).collect()
+                rows.map(|(row, (array, place))| (*place, row.noise.seed, *array == ArrayName::Negative)).collect()
             };
             computation.groups(&block).iter().map(of_group).collect()
         };

@@ -7,5 +7,3 @@ pub mod image_encoder;
 pub mod layers;
 pub mod prior;
 pub mod text_encoder;
-
-pub use crate::weights::precision;

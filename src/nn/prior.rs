@@ -4,14 +4,16 @@
 //! paper (arXiv 2204.06125). The sequence is `[text states | text embedding | timestep | x_t | learned query]`.
 //!
 //! [`PriorTransformer::forward`] runs the whole sequence, as diffusers does. The cached step,
-//! [`PriorTransformer::step`], makes the same prediction from two new tokens.
+//! [`PriorTransformer::step`], makes the same prediction from two new tokens. A one-step prior has no timestep, and
+//! [`PriorTransformer::predict`] runs its sequence once.
 
 mod block;
 mod cache;
 mod config;
+mod one_step;
 mod timestep;
 mod transformer;
 
-pub use cache::{ADDITIONAL_TOKENS, Branch, Prefix, TextCondition, TimestepCache};
-pub use config::PriorConfig;
+pub use cache::{Branch, Prefix, TextCondition, TimestepCache};
+pub use config::{PriorConfig, PriorKind};
 pub use transformer::PriorTransformer;

@@ -58,6 +58,17 @@ impl Default for TextEncoderConfig {
 }
 
 impl TextEncoderConfig {
+    /// The number of weights.
+    pub fn parameters(&self) -> u64 {
+        let [width, inside] = [self.hidden_size, self.intermediate_size].map(i64::unsigned_abs);
+        let attention = 4 * (width * width + width);
+        let mlp = 2 * width * inside + width + inside;
+        let norms = 2 * 2 * width;
+        let layers = self.num_hidden_layers.unsigned_abs() * (attention + mlp + norms);
+        let embeddings = (self.vocab_size + self.max_position_embeddings).unsigned_abs() * width;
+        embeddings + layers + 2 * width + width * self.projection_dim.unsigned_abs()
+    }
+
     fn encoder(&self) -> EncoderConfig {
         EncoderConfig {
             hidden_size: self.hidden_size,
@@ -129,6 +140,24 @@ impl TextEncoder {
             text_projection: Linear::load_without_bias(&weights.sub("text_projection"), width, config.projection_dim)?,
             eos_token_id: config.eos_token_id,
         })
+    }
+
+    /// Sets the embeddings, `(hidden_size)` each, of tokens that the checkpoint does not have, or replaces them.
+    ///
+    /// # Errors
+    /// If an embedding has another size, or memory runs out.
+    pub fn add_tokens(&mut self, tokens: &[(i64, Vec<f32>)]) -> Result<()> {
+        let (known, width) = self.token_embedding.size2()?;
+        let Some(end) = tokens.iter().map(|(id, _)| id + 1).max() else { return Ok(()) };
+        let options = (self.token_embedding.kind(), self.device());
+        let more = Tensor::f_zeros([(end - known).max(0), width], options)?;
+        let table = Tensor::f_cat(&[&self.token_embedding, &more], 0)?;
+        for (id, embedding) in tokens {
+            let embedding = Tensor::f_from_slice(embedding)?.f_reshape([width])?;
+            table.f_select(0, *id)?.f_copy_(&embedding)?;
+        }
+        self.token_embedding = table;
+        Ok(())
     }
 
     /// Encodes prompts, each as the ids of its start, text and end, and perhaps padding: ids below

@@ -1,6 +1,8 @@
 //! The arrays of embeddings that an output can hold.
 
-use serde::{Deserialize, Serialize};
+use ArrayName::{Image, Negative, Text};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An array of embeddings, `(rows, dim)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +11,8 @@ pub enum ArrayName {
     Image,
     /// `negative_image_embeds`.
     Negative,
+    /// `text_embeds`.
+    Text,
 }
 
 impl ArrayName {
@@ -17,34 +21,64 @@ impl ArrayName {
         match self {
             Self::Image => "image_embeds",
             Self::Negative => "negative_image_embeds",
+            Self::Text => "text_embeds",
         }
     }
 }
 
-/// The arrays of an output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Arrays {
-    /// The image embeddings alone.
-    Image,
-    /// The negative image embeddings alone, in a file of their own.
-    Negative,
-    /// Both.
-    Both,
-}
+/// The arrays of an output: a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrays(u8);
+
+/// Every set, by its bits: its name in records, and its arrays in the order in which they are written.
+const SETS: [(&str, &[ArrayName]); 8] = [
+    ("none", &[]),
+    ("image", &[Image]),
+    ("negative", &[Negative]),
+    ("both", &[Image, Negative]),
+    ("text", &[Text]),
+    ("image+text", &[Image, Text]),
+    ("negative+text", &[Negative, Text]),
+    ("all", &[Image, Negative, Text]),
+];
 
 impl Arrays {
+    /// The image embeddings alone.
+    pub const IMAGE: Self = Self(1);
+    /// The negative image embeddings alone, in a file of their own.
+    pub const NEGATIVE: Self = Self(2);
+    /// The text embeddings alone, in a file of their own.
+    pub const TEXT: Self = Self(4);
+    /// The image embeddings and the negative ones.
+    #[cfg(test)]
+    pub const BOTH: Self = Self(3);
+
     /// The arrays in the order in which they are written.
     pub fn names(self) -> &'static [ArrayName] {
-        match self {
-            Self::Image => &[ArrayName::Image],
-            Self::Negative => &[ArrayName::Negative],
-            Self::Both => &[ArrayName::Image, ArrayName::Negative],
-        }
+        SETS[usize::from(self.0)].1
+    }
+
+    /// Whether an array is among them.
+    pub fn has(self, array: ArrayName) -> bool {
+        self.names().contains(&array)
     }
 
     /// The arrays of either.
-    pub(crate) fn union(self, other: Self) -> Self {
-        if self == other { self } else { Self::Both }
+    pub fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl Serialize for Arrays {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(SETS[usize::from(self.0)].0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Arrays {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = (1_u8..).zip(&SETS[1..]).find(|(_, (known, _))| *known == name);
+        found.map(|(bits, _)| Self(bits)).ok_or_else(|| D::Error::custom(format!("no arrays are called {name:?}")))
     }
 }

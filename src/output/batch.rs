@@ -38,6 +38,8 @@ pub struct Batch<'a> {
     pub image: Option<ArrayView2<'a, f32>>,
     /// `(rows, dim)`, if computed.
     pub negative: Option<ArrayView2<'a, f32>>,
+    /// `(rows, dim)`, if wanted.
+    pub text: Option<ArrayView2<'a, f32>>,
 }
 
 impl<'a> Batch<'a> {
@@ -46,6 +48,7 @@ impl<'a> Batch<'a> {
         match array {
             ArrayName::Image => self.image,
             ArrayName::Negative => self.negative,
+            ArrayName::Text => self.text,
         }
     }
 
@@ -54,6 +57,7 @@ impl<'a> Batch<'a> {
         match array {
             ArrayName::Image => &mut self.image,
             ArrayName::Negative => &mut self.negative,
+            ArrayName::Text => &mut self.text,
         }
     }
 
@@ -62,7 +66,7 @@ impl<'a> Batch<'a> {
         let rows = &self.rows[range.clone()];
         let values =
             |values: Option<ArrayView2<'a, f32>>| values.map(|values| values.slice_move(s![range.clone(), ..]));
-        Self { rows, image: values(self.image), negative: values(self.negative) }
+        Self { rows, image: values(self.image), negative: values(self.negative), text: values(self.text) }
     }
 
     /// The embedding dimension.

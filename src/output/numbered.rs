@@ -36,7 +36,10 @@ const METADATA: &str = "metadata";
 type Kind = (&'static str, &'static str);
 
 /// All kinds of files that such a folder may have.
-const KINDS: [Kind; 3] = [("img_emb", "npy"), ("negative_img_emb", "npy"), (METADATA, "parquet")];
+/// Those of arrays come first, in the order of [`ArrayName`].
+const KINDS: [Kind; 4] = [("img_emb", "npy"), ("negative_img_emb", "npy"), ("text_emb", "npy"), METADATA_KIND];
+
+const METADATA_KIND: Kind = (METADATA, "parquet");
 
 /// How a folder's files are numbered.
 #[derive(Debug, Clone)]
@@ -67,7 +70,7 @@ impl Numbering {
     /// The kinds of files, in the order of [`NumberedFile::sums`].
     fn kinds(&self) -> Vec<Kind> {
         let arrays = self.output.arrays.names().iter();
-        arrays.map(|array| KINDS[*array as usize]).chain([KINDS[2]]).collect()
+        arrays.map(|array| KINDS[*array as usize]).chain([METADATA_KIND]).collect()
     }
 
     /// The number of this run's `place`-th file.
@@ -95,7 +98,7 @@ impl Numbering {
 
     /// The name of the metadata in the hidden folder.
     pub(crate) fn metadata_part(&self, place: u64) -> String {
-        self.part(KINDS[2], place)
+        self.part(METADATA_KIND, place)
     }
 
     /// The name of the column of what is known of its rows.
@@ -287,7 +290,7 @@ mod tests {
     use crate::output::arrays::Arrays;
 
     fn numbering(total_rows: Option<u64>, shard: Option<Shard>) -> Numbering {
-        let output = Output { path: "embs".into(), format: OutputFormat::Folder, arrays: Arrays::Image };
+        let output = Output { path: "embs".into(), format: OutputFormat::Folder, arrays: Arrays::IMAGE };
         let mut options = WriteOptions::new(vec![output.clone()]);
         (options.total_rows, options.rows_per_file, options.shard) = (total_rows, 1, shard);
         Numbering::new(&output, &options).unwrap()

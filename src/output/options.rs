@@ -55,6 +55,8 @@ pub struct WriteOptions {
     pub fingerprint: Fingerprint,
     /// The embedding dimension, if known; needed for an output without rows.
     pub dim: Option<usize>,
+    /// The shape of a row that is no vector; only `.npy` holds such.
+    pub row_shape: Option<[usize; 2]>,
     /// Rows of the whole (of all shards), if known.
     pub total_rows: Option<u64>,
     /// The shard that the rows are, if they are not all.
@@ -77,6 +79,7 @@ impl WriteOptions {
             keep: true,
             fingerprint: Fingerprint::default(),
             dim: None,
+            row_shape: None,
             total_rows: None,
             shard: None,
             interrupt: Arc::default(),
@@ -117,9 +120,12 @@ impl WriteOptions {
             return Err(bad_input!("{option} needs files, and {path:?} is a stream; leave it out, or name a file"));
         }
         for output in &self.outputs {
-            if output.arrays == Arrays::Both && !output.format.holds_several() {
+            if output.arrays.names().len() > 1 && !output.format.holds_several() {
                 let path = &output.path;
-                return Err(bad_input!("{path:?}: .npy holds one array, and there are two; give --negative-out too"));
+                return Err(bad_input!(
+                    "{path:?}: .npy holds one array, and there are more; give files of their own with --negative-out \
+                     and --text-out"
+                ));
             }
         }
         Ok(())
@@ -152,7 +158,11 @@ impl WriteOptions {
         let mut fingerprint = self.row_fingerprint();
         fingerprint.push("--out-dtype", self.out_dtype.name());
         for (place, output) in self.outputs.iter().enumerate() {
-            let name = if place == 0 { "the output" } else { "--negative-out" };
+            let name = match output.arrays {
+                _ if place == 0 => "the output",
+                Arrays::TEXT => "--text-out",
+                _ => "--negative-out",
+            };
             let arrays: Vec<&str> = output.arrays.names().iter().map(|array| array.name()).collect();
             let format = format!("{} of {}", output.format.name(), arrays.join(" and "));
             fingerprint.push(&format!("{name}'s form"), format);

@@ -3,21 +3,19 @@
 use super::batch::Interrupted;
 use super::paths::shown;
 use crate::bad_input::OrBadInput;
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// The thread has ended.
-const GONE: &str = "internal error: nothing to write with";
 
 /// How long to sleep while a nonblocking pipe is full.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -28,46 +26,63 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long a reader that is merely slow has to take the pending bytes after an interrupt.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Writes in a thread of its own, so that waiting for a stalled reader can be interrupted.
+/// Bytes that a pipe takes at once if it takes any: POSIX' `PIPE_BUF` on Linux.
+const PIPE_BYTES: usize = 4096;
+
+/// What a stream goes to.
+pub(crate) trait Target: Write + Send {
+    /// Waits a moment for it to take bytes, and tells how many it takes without blocking; 0 if none yet.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    fn room(&self) -> io::Result<usize>;
+}
+
+impl Target for File {
+    fn room(&self) -> io::Result<usize> {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(self, PollFlags::OUT)], Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => Ok(0),
+            Ok(_) => Ok(PIPE_BYTES),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A stream that is written to no faster than it is read, so that the wait for a stalled reader can be interrupted.
 pub(crate) struct Pipe {
-    bytes: SyncSender<Vec<u8>>,
-    written: Receiver<io::Result<()>>,
+    target: Box<dyn Target>,
     interrupt: Arc<AtomicBool>,
 }
 
 impl Pipe {
-    /// # Errors
-    /// If the system has no more threads.
-    pub(crate) fn new(mut target: Box<dyn Write + Send>, interrupt: Arc<AtomicBool>) -> Result<Self> {
-        let (bytes, receiver) = sync_channel::<Vec<u8>>(1);
-        let (sender, written) = sync_channel(1);
-        let work = move || {
-            for bytes in receiver {
-                if sender.send(write_all(&mut *target, &bytes)).is_err() {
-                    break;
-                }
-            }
-        };
-        thread::Builder::new().spawn(work).context("cannot start a thread")?;
-        Ok(Self { bytes, written, interrupt })
+    pub(crate) fn new(target: Box<dyn Target>, interrupt: Arc<AtomicBool>) -> Self {
+        Self { target, interrupt }
     }
 
-    /// Writes and flushes. Not usable after [`Interrupted`].
+    /// Writes and flushes. Retries where another process has made the pipe nonblocking.
     ///
     /// # Errors
     /// [`Interrupted`] if the interrupt is set while the reader is stalled. The inner result is that of writing.
-    pub(crate) fn write(&mut self, bytes: Vec<u8>) -> Result<io::Result<()>> {
-        self.bytes.send(bytes).context(GONE)?;
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<io::Result<()>> {
         let mut asked = None;
-        loop {
-            match self.written.recv_timeout(TICK) {
-                Ok(result) => return Ok(result),
-                Err(RecvTimeoutError::Disconnected) => bail!(GONE),
-                Err(RecvTimeoutError::Timeout) if !self.interrupt.load(Ordering::Relaxed) => {}
-                Err(RecvTimeoutError::Timeout) if asked.get_or_insert_with(Instant::now).elapsed() < GRACE => {}
-                Err(RecvTimeoutError::Timeout) => return Err(Interrupted.into()),
+        while !bytes.is_empty() {
+            if self.interrupt.load(Ordering::Relaxed) && asked.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+                return Err(Interrupted.into());
+            }
+            let written = self.target.room().and_then(|room| match &bytes[..room.min(bytes.len())] {
+                [] => Ok(None),
+                bytes => self.target.write(bytes).map(Some),
+            });
+            match written {
+                Ok(Some(0)) => return Ok(Err(ErrorKind::WriteZero.into())),
+                Ok(written) => bytes = &bytes[written.unwrap_or(0)..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
+                Err(error) => return Ok(Err(error)),
             }
         }
+        Ok(self.target.flush())
     }
 }
 
@@ -97,53 +112,32 @@ pub(crate) fn open(path: &Path, interrupt: &AtomicBool) -> Result<File> {
     }
 }
 
-/// Standard output without its lock and buffer: a blocked write must not delay the process' end.
+/// Standard output without its lock and buffer.
 ///
 /// # Errors
 /// If it is closed.
-pub(crate) fn stdout() -> io::Result<Box<dyn Write + Send>> {
-    #[cfg(unix)]
-    {
-        use std::os::fd::AsFd;
-        Ok(Box::new(std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?)))
-    }
-    #[cfg(not(unix))]
-    Ok(Box::new(io::stdout()))
-}
-
-/// Writes all bytes and flushes. Retries where another process has made the pipe nonblocking.
-///
-/// # Errors
-/// If they cannot be written.
-pub(crate) fn write_all(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match sink.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            Err(error) => return Err(error),
-        }
-    }
-    sink.flush()
+pub(crate) fn stdout() -> io::Result<File> {
+    Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
+    use std::sync::Mutex;
 
     #[cfg(unix)]
     #[test]
     fn an_interrupt_ends_the_wait_for_a_stalled_reader() {
         let (reader, writer) = io::pipe().unwrap();
         let interrupt = Arc::new(AtomicBool::new(false));
-        let mut sink = Pipe::new(Box::new(writer), Arc::clone(&interrupt)).unwrap();
-        sink.write(vec![1; 100]).unwrap().unwrap();
+        let mut sink = Pipe::new(Box::new(File::from(OwnedFd::from(writer))), Arc::clone(&interrupt));
+        sink.write(&[1; 100]).unwrap().unwrap();
         let asking = thread::spawn(move || {
             thread::sleep(TICK);
             interrupt.store(true, Ordering::Relaxed);
         });
-        let error = sink.write(vec![2; 1 << 20]).unwrap_err();
+        let error = sink.write(&[2; 1 << 20]).unwrap_err();
         assert!(error.is::<Interrupted>(), "{error}");
         asking.join().unwrap();
         drop(reader);
@@ -152,7 +146,7 @@ mod tests {
     /// Takes three bytes at a time, and is full every other time.
     #[derive(Default)]
     struct Slow {
-        got: Vec<u8>,
+        got: Arc<Mutex<Vec<u8>>>,
         turns: usize,
     }
 
@@ -163,7 +157,7 @@ mod tests {
                 return Err(ErrorKind::WouldBlock.into());
             }
             let taken = bytes.len().min(3);
-            self.got.extend_from_slice(&bytes[..taken]);
+            self.got.lock().unwrap().extend_from_slice(&bytes[..taken]);
             Ok(taken)
         }
 
@@ -172,10 +166,17 @@ mod tests {
         }
     }
 
+    impl Target for Slow {
+        fn room(&self) -> io::Result<usize> {
+            Ok(1 + self.turns % 4)
+        }
+    }
+
     #[test]
     fn a_full_pipe_is_retried() {
-        let mut slow = Slow::default();
-        write_all(&mut slow, b"every byte, once").unwrap();
-        assert_eq!(slow.got, b"every byte, once");
+        let slow = Slow { turns: 1, ..Slow::default() };
+        let got = Arc::clone(&slow.got);
+        Pipe::new(Box::new(slow), Arc::default()).write(b"every byte, once").unwrap().unwrap();
+        assert_eq!(*got.lock().unwrap(), b"every byte, once");
     }
 }

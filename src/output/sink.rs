@@ -81,6 +81,8 @@ pub(crate) struct Shape {
     pub(crate) dtype: OutputDtype,
     /// The embedding dimension, if known.
     pub(crate) dim: Option<usize>,
+    /// The shape of a row that is no vector.
+    pub(crate) row: Option<[usize; 2]>,
     /// Its number of rows, if known, which a shard's is not.
     pub(crate) rows: Option<u64>,
 }

@@ -17,7 +17,7 @@ use crate::bad_input;
 use crate::dir::{Access, Dir};
 use anyhow::{Context, Result, bail};
 use std::fmt;
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
@@ -63,14 +63,14 @@ impl StreamWriter {
             ));
         }
         let stdout = pipe::stdout().context("cannot write to standard output")?;
-        Self::new(stdout, "standard output".into(), output, options)
+        Self::new(Box::new(stdout), "standard output".into(), output, options)
     }
 
-    /// Writes `output` to `sink`, which messages call `name`; its path is ignored.
+    /// Writes `output` to a stream, which messages call `name`; its path is ignored.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] for a folder; or if a temporary folder is needed and cannot be created.
-    fn new(sink: Box<dyn Write + Send>, name: String, output: Output, options: &WriteOptions) -> Result<Self> {
+    fn new(stream: Box<dyn pipe::Target>, name: String, output: Output, options: &WriteOptions) -> Result<Self> {
         let target = Target::new(0, output, options)?;
         let knows_head = target.shape.rows.is_some() || target.output.format == OutputFormat::JsonLines;
         let mode = match &target.layout {
@@ -90,7 +90,7 @@ impl StreamWriter {
         };
         let encoding = options.encoding();
         let interrupt = Arc::clone(&options.interrupt);
-        let pipe = Pipe::new(sink, Arc::clone(&interrupt))?;
+        let pipe = Pipe::new(stream, Arc::clone(&interrupt));
         Ok(Self { name, pipe, interrupt, target, encoding, mode, dim: options.dim, rows: 0, reader_gone: false })
     }
 
@@ -132,7 +132,7 @@ impl StreamWriter {
             }
         };
         self.rows = rows;
-        self.send(bytes)
+        self.send(&bytes)
     }
 
     /// What comes before the rows.
@@ -157,7 +157,7 @@ impl StreamWriter {
                     bail!("internal error: {} rows in {}, which was to hold {total}", self.rows, self.name);
                 }
                 if self.rows == 0 {
-                    let _ = self.send(self.head(dim)?)?;
+                    let _ = self.send(&self.head(dim)?)?;
                 }
             }
             Mode::Gathered { dir, columns, .. } => {
@@ -181,14 +181,14 @@ impl StreamWriter {
         loop {
             match input.read(&mut buffer)? {
                 0 => return Ok(()),
-                read if self.send(buffer[..read].to_vec())? == Flow::ReaderGone => return Ok(()),
+                read if self.send(&buffer[..read])? == Flow::ReaderGone => return Ok(()),
                 _ => {}
             }
         }
     }
 
     /// Writes and flushes bytes.
-    fn send(&mut self, bytes: Vec<u8>) -> Result<Flow> {
+    fn send(&mut self, bytes: &[u8]) -> Result<Flow> {
         match self.pipe.write(bytes)? {
             Ok(()) => Ok(Flow::Continue),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
@@ -215,6 +215,7 @@ mod tests {
     use super::*;
     use crate::output::tests::{Run, contents, options};
     use crate::output::{Arrays, EmbeddingWriter, OutputDtype};
+    use std::io::Write;
     use std::path::Path;
     use std::sync::{Arc, Mutex};
 
@@ -249,6 +250,12 @@ mod tests {
         }
     }
 
+    impl pipe::Target for Reader {
+        fn room(&self) -> io::Result<usize> {
+            Ok(usize::MAX)
+        }
+    }
+
     fn open(format: OutputFormat, total_rows: Option<u64>, reader: &Reader) -> (StreamWriter, WriteOptions) {
         let mut options = options(Path::new("-"), format);
         (options.total_rows, options.normalize, options.out_dtype) = (total_rows, true, OutputDtype::F16);
@@ -263,6 +270,7 @@ mod tests {
                 rows: &run.rows[start..end],
                 image: Some(run.image.slice(ndarray::s![start..end, ..])),
                 negative: Some(run.negative.slice(ndarray::s![start..end, ..])),
+                text: None,
             }
         })
     }
@@ -301,7 +309,8 @@ mod tests {
                 let (stream, _) = open(format, total, &reader);
                 let mut writer = EmbeddingWriter::of_stream(stream);
                 let empty = run.select(&[]);
-                let empty = Batch { rows: &[], image: Some(empty.image.view()), negative: Some(empty.negative.view()) };
+                let (image, negative) = (Some(empty.image.view()), Some(empty.negative.view()));
+                let empty = Batch { rows: &[], image, negative, text: None };
                 for batch in batches(&run) {
                     if is_empty_too {
                         assert_eq!(writer.write(&empty).unwrap(), Flow::Continue);
@@ -355,7 +364,7 @@ mod tests {
     #[test]
     fn a_full_device_is_an_error() {
         let mut options = options(Path::new("/dev/full"), OutputFormat::Npy);
-        options.outputs[0].arrays = Arrays::Image;
+        options.outputs[0].arrays = Arrays::IMAGE;
         options.total_rows = Some(4);
         let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
         let error = Run::new(4, 3).write(&mut writer, 2).unwrap_err();

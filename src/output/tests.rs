@@ -24,6 +24,7 @@ pub(crate) struct Run {
     pub(crate) rows: Vec<OutputRow>,
     pub(crate) image: Array2<f32>,
     pub(crate) negative: Array2<f32>,
+    pub(crate) text: Array2<f32>,
 }
 
 impl Run {
@@ -39,6 +40,7 @@ impl Run {
             rows: (0..rows).map(row).collect(),
             image: Array2::from_shape_fn((rows, dim), value),
             negative: Array2::from_shape_fn((rows, dim), |(row, column)| -value((column, row + 1))),
+            text: Array2::from_shape_fn((rows, dim), |(row, column)| value((row, column + 7))),
         }
     }
 
@@ -48,6 +50,7 @@ impl Run {
             rows: rows.iter().map(|row| self.rows[*row].clone()).collect(),
             image: self.image.select(Axis(0), rows),
             negative: self.negative.select(Axis(0), rows),
+            text: self.text.select(Axis(0), rows),
         }
     }
 
@@ -72,12 +75,13 @@ impl Run {
             rows: &self.rows[start..stop],
             image: Some(self.image.slice(s![start..stop, ..])),
             negative: Some(self.negative.slice(s![start..stop, ..])),
+            text: Some(self.text.slice(s![start..stop, ..])),
         }
     }
 }
 
 pub(crate) fn options(path: &Path, format: OutputFormat) -> WriteOptions {
-    let arrays = if format.holds_several() { Arrays::Both } else { Arrays::Image };
+    let arrays = if format.holds_several() { Arrays::BOTH } else { Arrays::IMAGE };
     let mut options = WriteOptions::new(vec![Output { path: path.to_path_buf(), format, arrays }]);
     options.rows_per_file = 4;
     options.fingerprint.push("--steps", 25);
@@ -226,7 +230,7 @@ fn row_groups_depend_on_the_rows_alone() {
     run.rows[200..].iter_mut().for_each(|row| row.prompt = "long".repeat(1 << 20).into());
     let path = folder.path().join("e.parquet");
     let mut options = options(&path, OutputFormat::Parquet);
-    options.outputs[0].arrays = Arrays::Image;
+    options.outputs[0].arrays = Arrays::IMAGE;
     write_whole(&run, options, 100);
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap();
     let groups: Vec<i64> = builder.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
@@ -242,7 +246,7 @@ fn a_folder_is_numbered_files_of_embeddings_and_captions() {
     let path = folder.path().join("embeddings");
     let run = Run::new(10, 3);
     let mut options = options(&path, OutputFormat::Folder);
-    options.outputs[0].arrays = Arrays::Image;
+    options.outputs[0].arrays = Arrays::IMAGE;
     write_whole(&run, options, 3);
     assert_eq!(names(&path), ["img_emb", "metadata"]);
     assert_eq!(names(&path.join("img_emb")), ["img_emb_0000.npy", "img_emb_0001.npy", "img_emb_0002.npy"]);
@@ -278,7 +282,7 @@ fn a_second_output_is_written_from_the_same_rows() {
     let run = Run::new(10, 3);
     let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
     let path = other.path().join("n.parquet");
-    options.outputs.push(Output { path: path.clone(), format: OutputFormat::Parquet, arrays: Arrays::Negative });
+    options.outputs.push(Output { path: path.clone(), format: OutputFormat::Parquet, arrays: Arrays::NEGATIVE });
     write_whole(&run, options.clone(), 4);
     let [batch] = parquet_batches(&path).try_into().unwrap();
     let list = batch["negative_image_embeds"].as_fixed_size_list().value(9);
@@ -304,7 +308,7 @@ fn unwritable_outputs_are_refused_before_the_first_row() {
     refused("", OutputFormat::Npy, "is a folder");
     refused("there.npy", OutputFormat::Folder, "is a file");
     let mut both = options(&folder.path().join("e.npy"), OutputFormat::Npy);
-    both.outputs[0].arrays = Arrays::Both;
+    both.outputs[0].arrays = Arrays::BOTH;
     assert!(error_of(EmbeddingWriter::open(both), 2).contains("--negative-out"));
     assert_eq!(names(folder.path()), ["there.npy"]);
     let mut options = options(&folder.path().join("there.npy"), OutputFormat::Npy);

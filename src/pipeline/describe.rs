@@ -1,12 +1,11 @@
 //! A model's architecture and size, from its configurations and, if they are here, the headers of its weights.
 
-use super::layout::{Layout, ModelFile};
-use super::load::{CONFIG, read_scheduler};
+use super::layout::{CONFIG, Layout, ModelFile};
+use super::load::{read_prior_config, read_scheduler};
 use super::parameters::Parameters;
 use crate::Result;
 use crate::config;
 use crate::files::Folder;
-use crate::nn::prior::PriorConfig;
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights::checkpoint::candidates::is_weights;
@@ -25,8 +24,8 @@ pub struct Description {
     pub parameters: Option<ParameterCounts>,
     /// Bytes of the weights of prior and text encoder in each `--dtype`. Encoders are never quantized.
     pub memory_bytes: Option<BTreeMap<&'static str, u64>>,
-    /// The scheduler.
-    pub scheduler: SchedulerShape,
+    /// The scheduler; a one-step prior has none.
+    pub scheduler: Option<SchedulerShape>,
     /// The tokenizer.
     pub tokenizer: TokenizerShape,
 }
@@ -42,6 +41,10 @@ pub struct PriorShape {
     pub num_layers: i64,
     /// The embedding dimension.
     pub embedding_dim: i64,
+    /// Whether it makes an embedding in one step.
+    pub is_one_step: bool,
+    /// The number of latents that it makes in place of an embedding, each of the embedding dimension.
+    pub latents: Option<i64>,
 }
 
 /// The shape of a `CLIPTextModelWithProjection`.
@@ -99,18 +102,17 @@ pub struct TokenizerShape {
     pub max_tokens: i64,
 }
 
-/// Describes the model in a folder. Weights need not be there; `files` has their sizes.
+/// Describes a model. Weights need not be there; `files` has their sizes.
 ///
 /// # Errors
 /// If a component is missing, damaged or not supported.
-pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
-    let layout = Layout::find(folder)?;
-    let prior: PriorConfig = config::read(&layout.prior, CONFIG)?;
+pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
+    let prior = read_prior_config(layout)?;
     let text: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
-    let scheduler = read_scheduler(&layout)?;
+    let scheduler = if prior.is_one_step() { None } else { Some(read_scheduler(layout)?) };
     // For its errors.
     Tokenizer::open(&layout.tokenizer, text.max_position_embeddings as usize)?;
-    let parameters = count_parameters(&layout, files)?;
+    let parameters = count_parameters(layout, files, &text)?;
     let memory_bytes = parameters.as_ref().map(|parameters| {
         let bytes = |precision: Precision| {
             let prior = parameters.prior.saturating_mul(precision.bytes());
@@ -125,6 +127,8 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
             attention_head_dim: prior.attention_head_dim,
             num_layers: prior.num_layers,
             embedding_dim: prior.embedding_dim,
+            is_one_step: prior.is_one_step(),
+            latents: prior.is_sequence().then_some(prior.num_embeddings),
         },
         text_encoder: TextEncoderShape {
             num_hidden_layers: text.num_hidden_layers,
@@ -134,26 +138,26 @@ pub fn describe(folder: &Folder, files: &[ModelFile]) -> Result<Description> {
         },
         parameters,
         memory_bytes,
-        scheduler: SchedulerShape {
+        scheduler: scheduler.map(|scheduler| SchedulerShape {
             class: layout.scheduler_class.class_name,
             num_train_timesteps: scheduler.num_train_timesteps(),
             prediction_type: scheduler.prediction_type().into(),
-        },
+        }),
         tokenizer: TokenizerShape { vocabulary: text.vocab_size, max_tokens: text.max_position_embeddings },
     })
 }
 
-fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<ParameterCounts>> {
+fn count_parameters(layout: &Layout, files: &[ModelFile], text: &TextEncoderConfig) -> Result<Option<ParameterCounts>> {
     let parts = [&layout.prior, &layout.text_encoder];
     let weights_of = |part: &Folder| -> Vec<&ModelFile> {
-        let prefix = format!("{}/", part.name());
-        files.iter().filter(|file| file.path.starts_with(&prefix) && is_weights(&file.path)).collect()
+        files.iter().filter(|file| is_weights(&file.path) && file.is_in(part)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
-        let Parameters { prior, text_encoder, .. } = Parameters::count(layout)?;
+        let Parameters { prior, text_encoder, .. } = Parameters::count(layout, true)?;
         return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
     }
-    // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so.
+    // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so. Those of a text
+    // encoder may be in the file of a whole CLIPModel.
     let estimate = |part: &Folder| {
         let weight = |file: &&ModelFile| {
             let is_sixteen_bit = file.path.contains(".fp16") || file.path.contains(".bf16");
@@ -161,7 +165,6 @@ fn count_parameters(layout: &Layout, files: &[ModelFile]) -> Result<Option<Param
         };
         weights_of(part).iter().map(weight).sum::<Option<u64>>()
     };
-    let [prior, text_encoder] = parts.map(estimate);
-    let (Some(prior), Some(text_encoder)) = (prior, text_encoder) else { return Ok(None) };
-    Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: true }))
+    let Some(prior) = estimate(&layout.prior) else { return Ok(None) };
+    Ok(Some(ParameterCounts { prior, text_encoder: text.parameters(), is_estimate: true }))
 }

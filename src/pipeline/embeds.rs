@@ -4,6 +4,15 @@ use crate::{Error, Result};
 use ndarray::Array2;
 use tch::{Kind, Tensor};
 
+/// What [`super::Pipeline::embed`] gives, a row each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeds {
+    /// CLIP image embeddings, `(rows, embedding_dim)`.
+    pub image: Array2<f32>,
+    /// CLIP text embeddings of the prompts, before anything that the prior does, `(rows, text_embedding_dim)`.
+    pub text: Array2<f32>,
+}
+
 /// `(rows, dim)` of any float type on any device to an array.
 pub(super) fn to_array(embeds: &Tensor) -> Result<Array2<f32>> {
     let (rows, dim) = embeds.size2()?;

@@ -1,9 +1,10 @@
 //! A hash that tells one model from another, so that a run is not resumed with another model.
 
-use super::layout::{Layout, ZERO_IMAGE_EMBED};
+use super::layout::{CONFIG, Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use super::load::Pipeline;
 use crate::Result;
 use crate::files::Folder;
+use crate::tokenizer;
 use crate::weights::checkpoint::weight_files;
 use sha2::{Digest, Sha256};
 
@@ -16,12 +17,9 @@ const SAMPLES: usize = 256;
 /// Bytes of a large file that are in memory at a time.
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// Extensions of a component's files beside its weights.
-const DESCRIPTIONS: [&str; 3] = ["json", "txt", "model"];
-
 impl Pipeline {
-    /// A hash of the model's configurations, vocabulary and weights, and of the LoRAs. It does not depend on the
-    /// model's path or name. With `zero_embed` it includes what the embedding of a black image is made of, which other
+    /// A hash of the model's configurations, vocabulary and weights, of the LoRAs and of the learned tokens. It does not
+    /// depend on the model's path or name. With `zero_embed` it includes what the embedding of a black image is made of, which other
     /// runs' downloads may add or remove.
     ///
     /// By default it includes samples of large files; with `is_thorough` the whole of them, read at about 10 GB/s where
@@ -33,35 +31,36 @@ impl Pipeline {
         let Layout { folder, prior, text_encoder, tokenizer, image_encoder, has_zero_image_embed, .. } = &self.layout;
         let Layout { scheduler, scheduler_class, .. } = &self.layout;
         let image_encoder = image_encoder.as_ref().filter(|_| zero_embed);
+        let encoder_weights = Some(text_encoder).filter(|_| self.needs_text_encoder);
         let mut hasher = Sha256::new();
-        for component in [prior, text_encoder].into_iter().chain(image_encoder) {
+        for component in [prior].into_iter().chain(encoder_weights).chain(image_encoder) {
             for name in weight_files(component)? {
                 add_file(&mut hasher, component, &name, is_thorough)?;
             }
         }
-        for component in [prior, text_encoder, tokenizer, scheduler].into_iter().chain(image_encoder) {
-            let mut names = component.file_names();
-            names.sort();
-            for name in names.iter().filter(|name| is_description(name)) {
+        // No other file is read; a component from elsewhere may have those of others beside it.
+        let networks = [prior, text_encoder].into_iter().chain(image_encoder).map(|folder| (folder, &[CONFIG][..]));
+        let scheduler = scheduler.as_ref().filter(|_| !self.is_one_step());
+        let scheduler = scheduler.map(|folder| (folder, &[SCHEDULER_CONFIG][..]));
+        let others = std::iter::once((tokenizer, &tokenizer::FILES[..])).chain(scheduler);
+        for (component, names) in networks.chain(others) {
+            for name in names.iter().filter(|name| component.has_file(name)) {
                 add_file(&mut hasher, component, name, is_thorough)?;
             }
         }
         // It may come from the index, which is not among the files.
-        hasher.update(scheduler_class.class_name);
+        if !self.is_one_step() {
+            hasher.update(scheduler_class.class_name);
+        }
         for lora in &self.loras {
             hasher.update(lora.identity()?);
         }
+        self.text.inversions.iter().for_each(|identity| hasher.update(identity));
         if zero_embed && image_encoder.is_none() && *has_zero_image_embed {
             add_file(&mut hasher, folder, ZERO_IMAGE_EMBED, is_thorough)?;
         }
         Ok(format!("{:.32x}", hasher.finalize()))
     }
-}
-
-/// Whether a file beside the weights may be read. An index of weights is not among them: the weights that it names are.
-fn is_description(name: &str) -> bool {
-    let has_ending = name.rsplit_once('.').is_some_and(|(_, ending)| DESCRIPTIONS.contains(&ending));
-    has_ending && !name.contains(".index.")
 }
 
 fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool) -> Result<()> {
@@ -86,6 +85,7 @@ fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Component;
     use crate::weights::checkpoint::Placement;
     use crate::weights::precision::Precision;
     use std::fs;
@@ -130,6 +130,26 @@ mod tests {
             assert_ne!(identity(&folder, false), expected[0], "{file}");
             assert_ne!(identity(&folder, true), expected[1], "{file}");
         }
+    }
+
+    #[test]
+    fn a_replaced_component_counts_and_its_place_does_not() {
+        let (folder, other) = (copy(), copy());
+        let options = Placement { device: Device::Cpu, precision: Precision::F32 };
+        let with = |replacement: Option<&Path>| {
+            let replacements = replacement.map(|path| (Component::Prior, Folder::from(path))).into_iter().collect();
+            let layout = Layout::find(&Folder::from(folder.path()), &replacements).unwrap();
+            Pipeline::of_layout(layout, options).unwrap().identity(false, true).unwrap()
+        };
+        let prior = other.path().join("prior");
+        assert_eq!(with(Some(&prior)), with(None), "the same prior from another place");
+        fs::write(prior.join("notes.json"), "{}").unwrap();
+        assert_eq!(with(Some(&prior)), with(None), "a file that is not read");
+        let weights = prior.join("diffusion_pytorch_model.safetensors");
+        let mut bytes = fs::read(&weights).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&weights, bytes).unwrap();
+        assert_ne!(with(Some(&prior)), with(None));
     }
 
     #[test]

@@ -10,9 +10,13 @@ use crate::files::Folder;
 use crate::json;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// The file that lists a model's components.
 pub(crate) const INDEX: &str = "model_index.json";
+
+/// The file that a network is configured in.
+pub const CONFIG: &str = "config.json";
 
 /// The file that a scheduler is configured in.
 pub const SCHEDULER_CONFIG: &str = "scheduler_config.json";
@@ -25,7 +29,7 @@ pub const ZERO_IMAGE_EMBED: &str = "zero_image_embed.safetensors";
 pub(crate) struct Part {
     pub(crate) component: Component,
     pub(crate) names: [&'static str; 2],
-    classes: &'static [&'static str],
+    pub(super) classes: &'static [&'static str],
 }
 
 pub(crate) const PRIOR: Part =
@@ -51,10 +55,18 @@ pub(crate) const IMAGE_ENCODER: Part = Part {
     classes: &["CLIPVisionModelWithProjection", "CLIPModel"],
 };
 
+/// The components of a decoder, whose scheduler is not the prior's.
+const DECODER: [&str; 4] = ["unet", "decoder", "movq", "vae"];
+
+/// The folders of the components that take the place of a model's own, as in diffusers' `from_pretrained(…, prior=…)`.
+pub type Replacements = BTreeMap<Component, Folder>;
+
 /// A file of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ModelFile {
-    /// Its path in the model's folder.
+    /// The model's folder, or that of a component from elsewhere.
+    pub root: Folder,
+    /// Its path in there.
     pub path: String,
     /// Its size in bytes, if it is known.
     pub bytes: Option<u64>,
@@ -66,7 +78,16 @@ impl ModelFile {
     /// A file of a model in `folder`. `listed_bytes` is its size on the hub, for a file that is not on this machine.
     pub(crate) fn new(folder: &Folder, path: &str, listed_bytes: Option<u64>) -> Self {
         let bytes = folder.file_len(path).or(listed_bytes);
-        Self { path: path.into(), bytes, is_here: folder.has_path(path) }
+        Self { root: folder.clone(), path: path.into(), bytes, is_here: folder.has_path(path) }
+    }
+
+    /// Whether it lies in the folder of this component.
+    pub fn is_in(&self, component: &Folder) -> bool {
+        let folder = match self.path.rsplit_once('/') {
+            Some((folder, _)) => self.root.join(folder),
+            None => self.root.clone(),
+        };
+        folder.to_string() == component.to_string()
     }
 }
 
@@ -81,8 +102,8 @@ pub struct Layout {
     pub text_encoder: Folder,
     /// `CLIPTokenizer`: its vocabulary and configuration.
     pub tokenizer: Folder,
-    /// The scheduler: `scheduler_config.json`.
-    pub scheduler: Folder,
+    /// The scheduler: `scheduler_config.json`. A one-step prior does without.
+    pub scheduler: Option<Folder>,
     /// The scheduler's own class.
     pub scheduler_class: SchedulerClass,
     /// How to sample otherwise than its configuration says.
@@ -92,40 +113,81 @@ pub struct Layout {
     pub image_encoder: Option<Folder>,
     /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which is used if there is no image encoder.
     pub has_zero_image_embed: bool,
+    /// The components that are not the model's own.
+    pub replaced: Vec<Component>,
 }
 
 impl Layout {
-    /// Finds the components through `model_index.json` or, where there is none, by their folders.
+    /// Finds the components through `model_index.json` or, where there is none, by their folders, except for those
+    /// that are replaced.
     ///
     /// # Errors
     /// [`Error::MissingComponent`], or [`Error::Config`] if a component's class is not supported.
-    pub fn find(folder: &Folder) -> Result<Self> {
+    pub fn find(folder: &Folder, replacements: &Replacements) -> Result<Self> {
         let index = read_index(folder)?;
-        let find = |part: &Part| find(folder, index.as_ref(), part);
-        let need = |part: &Part| {
-            find(part)?.ok_or_else(|| {
-                let ([prefixed, plain], path) = (part.names, folder.to_string());
-                let hint = format!("put it in a folder {plain}/ or {prefixed}/ there");
-                Error::MissingComponent { component: part.component, path, hint: Some(Hint::Other(hint.into())) }
-            })
+        let find = |part: &Part| match replacements.get(&part.component) {
+            Some(replacement) => Ok(Some(replacement.clone())),
+            None => find(folder, index.as_ref(), part),
         };
+        let need = |part: &Part| find(part)?.ok_or_else(|| part.missing_in(folder));
         let [prior, text_encoder, tokenizer] = [need(&PRIOR)?, need(&TEXT_ENCODER)?, need(&TOKENIZER)?];
-        let scheduler = need(&SCHEDULER)?;
+        let scheduler = find(&SCHEDULER)?;
+        if let Some(scheduler) = &scheduler
+            && replacements.contains_key(&Component::Prior)
+        {
+            check_scheduler(folder, index.as_ref(), scheduler)?;
+        }
+        let scheduler_class = match &scheduler {
+            Some(folder) => scheduler_class(index.as_ref(), folder)?,
+            None => schedulers::ALL[0],
+        };
         Ok(Self {
             folder: folder.clone(),
             prior,
             text_encoder,
             tokenizer,
-            scheduler_class: scheduler_class(index.as_ref(), &scheduler)?,
             scheduler,
+            scheduler_class,
             scheduler_options: SchedulerOptions::default(),
-            image_encoder: find(&IMAGE_ENCODER)?.filter(has_weights),
+            image_encoder: find(&IMAGE_ENCODER)?
+                .filter(|folder| replacements.contains_key(&Component::ImageEncoder) || has_weights(folder)),
             has_zero_image_embed: folder.has_file(ZERO_IMAGE_EMBED),
+            replaced: replacements.keys().copied().collect(),
         })
+    }
+
+    /// The folder of a component; `None` if the model does not have it.
+    pub fn folder_of(&self, component: Component) -> Option<&Folder> {
+        match component {
+            Component::Prior => Some(&self.prior),
+            Component::TextEncoder => Some(&self.text_encoder),
+            Component::ImageEncoder => self.image_encoder.as_ref(),
+            Component::Tokenizer => Some(&self.tokenizer),
+            Component::Scheduler => self.scheduler.as_ref(),
+        }
+    }
+
+    /// Whether a component is not the model's own.
+    pub fn is_replaced(&self, component: Component) -> bool {
+        self.replaced.contains(&component)
     }
 }
 
-fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
+/// Refuses the scheduler of a decoder, which a model without a prior of its own may have in the place of a prior's.
+fn check_scheduler(folder: &Folder, index: Option<&Map<String, Value>>, scheduler: &Folder) -> Result<()> {
+    let has = |name: &str| match index {
+        Some(index) => class_of(index, name).is_some(),
+        None => folder.join(name).is_dir(),
+    };
+    let is_prefixed = scheduler.name() == SCHEDULER.names[0];
+    if is_prefixed || PRIOR.names.into_iter().any(has) || !DECODER.into_iter().any(has) {
+        return Ok(());
+    }
+    let hint = Hint::Other("take a model with a prior, whose scheduler is the right one, and replace its prior".into());
+    Err(Error::file(folder.to_string(), "is a decoder, whose scheduler is not a prior's").with_hint(hint))
+}
+
+pub(super) fn read_index(folder: &Folder) -> Result<Option<Map<String, Value>>> {
     let path = folder.path_of(INDEX);
     let text = folder.find_text(INDEX)?;
     text.map(|text| parse_index(&text, &path)).transpose()
@@ -166,6 +228,24 @@ pub(crate) fn choose(
 }
 
 impl Part {
+    /// The error on a model in `folder` that lacks it.
+    pub(super) fn missing_in(&self, folder: &Folder) -> Error {
+        let [prefixed, plain] = self.names;
+        let hint = Hint::Other(format!("put it in a folder {plain}/ or {prefixed}/ there").into());
+        Error::MissingComponent { component: self.component, path: folder.to_string(), hint: Some(hint) }
+    }
+
+    /// The part of this component.
+    pub(crate) fn of(component: Component) -> &'static Self {
+        match component {
+            Component::Prior => &PRIOR,
+            Component::TextEncoder => &TEXT_ENCODER,
+            Component::ImageEncoder => &IMAGE_ENCODER,
+            Component::Tokenizer => &TOKENIZER,
+            Component::Scheduler => &SCHEDULER,
+        }
+    }
+
     /// Checks that the class that the file `path` has under `key` is supported.
     fn check_class(&self, path: &str, key: &str, class: &str) -> Result<()> {
         if self.classes.contains(&class) {

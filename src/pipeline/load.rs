@@ -1,17 +1,19 @@
-//! Opens a pipeline, checks that its components fit each other, and loads its networks when they are needed.
+//! Opens a pipeline, and loads its networks when they are needed.
 
-use super::layout::{Layout, SCHEDULER_CONFIG};
+use super::conditions::Conditions;
+use super::fit::check_fit;
+use super::layout::{CONFIG, Layout, Replacements, SCHEDULER, SCHEDULER_CONFIG};
 use super::negative::NegativeCache;
 use super::parameters::Parameters;
 use super::progress::Progress;
-use super::request::Timings;
+use super::request::{Settings, Timings};
 use super::text::TextStage;
 use crate::config;
 use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig, SchedulerOptions};
 use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
-use crate::nn::prior::{ADDITIONAL_TOKENS, PriorConfig, PriorTransformer};
+use crate::nn::prior::{PriorConfig, PriorKind, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
 use crate::tokenizer::Tokenizer;
@@ -19,11 +21,10 @@ use crate::weights::checkpoint::{Checkpoint, Placement, Weights};
 use crate::weights::lora::Lora;
 use crate::{Error, Result};
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
-
-/// The file that a network is configured in.
-pub const CONFIG: &str = "config.json";
 
 /// A model. Its networks are loaded when they are first needed.
 #[derive(Debug)]
@@ -36,38 +37,39 @@ pub struct Pipeline {
     pub(super) prior_config: PriorConfig,
     pub(super) prior: Option<PriorTransformer>,
     pub(super) loras: Vec<Lora>,
-    pub(super) scheduler: Box<dyn SchedulerConfig>,
+    /// Not with a one-step prior.
+    pub(super) scheduler: Option<Box<dyn SchedulerConfig>>,
     pub(super) parameters: OnceCell<Parameters>,
     pub(super) negative: Option<NegativeCache>,
+    /// What stands in the place of prompts.
+    pub(super) conditions: Option<Arc<Conditions>>,
     pub(super) keeps_text_encoder: bool,
+    /// Whether runs have texts to encode; if not, the weights may be absent.
+    pub(super) needs_text_encoder: bool,
     pub(super) timings: Timings,
 }
 
 impl Pipeline {
-    /// As [`Pipeline::open_with`], to sample as the model's own configuration says.
-    ///
-    /// # Errors
-    /// If a component is missing, damaged, not supported, or does not fit the others.
-    #[cfg(test)]
-    pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
-        Self::open_with(folder, placement, SchedulerOptions::default())
-    }
-
-    /// Opens the model in a folder: reads and checks all that is small, and no weights.
+    /// Opens the model in a folder, some of whose components may come from elsewhere: reads and checks all that is
+    /// small, and no weights.
     ///
     /// # Errors
     /// If a component is missing, damaged, not supported, or does not fit the others, and [`Error::Option`] if the
     /// scheduler has no use for an option.
     pub fn open_with(
-        folder: impl Into<Folder>,
+        folder: &Folder,
+        replacements: &Replacements,
         placement: Placement,
         scheduler_options: SchedulerOptions,
     ) -> Result<Self> {
-        let start = Instant::now();
-        let layout = Layout { scheduler_options, ..Layout::find(&folder.into())? };
-        let mut pipeline = Self::of_layout(layout, placement)?;
-        pipeline.timings.load = start.elapsed();
-        Ok(pipeline)
+        let layout = Layout { scheduler_options, ..Layout::find(folder, replacements)? };
+        Self::of_layout(layout, placement)
+    }
+
+    /// The same with the model's own components, to sample as its own configuration says.
+    #[cfg(test)]
+    pub fn open(folder: impl Into<Folder>, placement: Placement) -> Result<Self> {
+        Self::open_with(&folder.into(), &Replacements::new(), placement, SchedulerOptions::default())
     }
 
     /// Opens a model whose components were found before.
@@ -75,23 +77,37 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::open_with`].
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
-        let scheduler = read_scheduler(&layout)?;
-        let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+        let start = Instant::now();
+        let prior_config = read_prior_config(&layout)?;
+        let scheduler = match prior_config.is_one_step() {
+            true => refuse_scheduler(&layout).map(|()| None)?,
+            false => Some(read_scheduler(&layout)?),
+        };
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
-        check_fit(&layout, &tokenizer, &text_config, &prior_config, &*scheduler)?;
+        check_fit(&layout, &tokenizer, &text_config, &prior_config, scheduler.as_deref())?;
+        // Shap-E's pipeline pads with token 0 whatever the tokenizer says.
+        let tokenizer = if prior_config.is_sequence() { tokenizer.padded_with(0) } else { tokenizer };
         Ok(Self {
             layout,
             placement,
-            text: TextStage { tokenizer, config: text_config, encoder: None },
+            text: TextStage {
+                tokenizer,
+                config: text_config,
+                encoder: None,
+                learned: Vec::new(),
+                inversions: Vec::new(),
+            },
             prior_config,
             prior: None,
             loras: Vec::new(),
             scheduler,
             parameters: OnceCell::new(),
             negative: None,
+            conditions: None,
             keeps_text_encoder: true,
-            timings: Timings::default(),
+            needs_text_encoder: true,
+            timings: Timings { load: start.elapsed(), ..Timings::default() },
         })
     }
 
@@ -118,6 +134,14 @@ impl Pipeline {
         self.keeps_text_encoder = keeps;
     }
 
+    /// Plans without the text encoder, whose weights may be absent: all prompts are [`Prompt::Condition`]s, and so are
+    /// the negative ones as far as guidance needs them.
+    ///
+    /// [`Prompt::Condition`]: super::Prompt::Condition
+    pub fn leave_out_text_encoder(&mut self) {
+        self.needs_text_encoder = false;
+    }
+
     /// Loads the text encoder unless it is loaded.
     ///
     /// # Errors
@@ -128,7 +152,9 @@ impl Pipeline {
             let start = Instant::now();
             let checkpoint = Checkpoint::open_folder(&self.layout.text_encoder)?;
             let load = |weights: &Weights| TextEncoder::load(weights, &self.text.config);
-            self.text.encoder = Some(checkpoint.build("", self.encoder_placement(), load)?);
+            let mut encoder = checkpoint.build("", self.encoder_placement(), load)?;
+            encoder.add_tokens(&self.text.learned)?;
+            self.text.encoder = Some(encoder);
             self.timings.load += start.elapsed();
         }
         Ok(())
@@ -154,15 +180,16 @@ impl Pipeline {
     }
 
     /// The error on a result that is not finite: names the tensors of `components` that are to blame, if any.
-    pub(super) fn explain_non_finite(&self, what: &str, components: &[&Folder]) -> Error {
-        let names = non_finite_tensors(components).unwrap_or_default();
-        if names.is_empty() {
+    pub(super) fn explain_non_finite(&self, what: &str, components: &[Component]) -> Error {
+        let found = non_finite_tensors(&self.layout, components).unwrap_or_default();
+        if found.is_empty() {
             let reason = format!("{what} is not finite (NaN or infinity)");
             return Error::NotFinite { reason, hint: Some(Hint::UseFloat32) };
         }
-        let (folder, names) = (&self.layout.folder, text::list(&names));
-        let reason = format!("{what} is not finite: {folder} has NaN or infinity in {names}");
-        Error::NotFinite { reason, hint: Some(Hint::FetchAgain) }
+        let list =
+            |(folder, names): (String, Vec<String>)| format!("{folder} has NaN or infinity in {}", text::list(&names));
+        let places = found.into_iter().map(list).collect::<Vec<_>>().join(", ");
+        Error::NotFinite { reason: format!("{what} is not finite: {places}"), hint: Some(Hint::FetchAgain) }
     }
 
     /// Where and in which type the prior computes.
@@ -180,14 +207,40 @@ impl Pipeline {
         &self.layout.folder
     }
 
-    /// The embedding dimension.
+    /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
-        usize::try_from(self.prior_config.embedding_dim).unwrap_or(0)
+        let dim = match self.prior_config.is_sequence() {
+            true => self.prior_config.num_embeddings.saturating_mul(self.prior_config.embedding_dim),
+            false => self.prior_config.embedding_dim,
+        };
+        usize::try_from(dim).unwrap_or(0)
     }
 
-    /// The class of the scheduler in force.
-    pub fn scheduler_class(&self) -> SchedulerClass {
-        self.scheduler_options().class.unwrap_or(self.layout.scheduler_class)
+    /// The dimension of text embeddings.
+    pub fn text_embedding_dim(&self) -> usize {
+        usize::try_from(self.text.config.projection_dim).unwrap_or(0)
+    }
+
+    /// The shape of a row that is a sequence of latents, `(tokens, dim)`; `None` for an embedding.
+    pub fn row_shape(&self) -> Option<[usize; 2]> {
+        let PriorConfig { num_embeddings, embedding_dim, .. } = self.prior_config;
+        let shape = [usize::try_from(num_embeddings).ok()?, usize::try_from(embedding_dim).ok()?];
+        self.prior_config.is_sequence().then_some(shape)
+    }
+
+    /// The kind of the prior.
+    pub fn kind(&self) -> PriorKind {
+        self.prior_config.kind()
+    }
+
+    /// Whether the prior makes an embedding in one step: without a scheduler, guidance or a number of steps.
+    pub fn is_one_step(&self) -> bool {
+        self.prior_config.is_one_step()
+    }
+
+    /// The class of the scheduler in force; `None` with a one-step prior.
+    pub fn scheduler_class(&self) -> Option<SchedulerClass> {
+        self.scheduler.as_ref().map(|_| self.scheduler_options().class.unwrap_or(self.layout.scheduler_class))
     }
 
     /// How to sample otherwise than the model's own configuration says.
@@ -197,15 +250,40 @@ impl Pipeline {
 
     /// The largest number of denoising steps such that the model can do any smaller one.
     pub fn max_steps(&self) -> usize {
-        self.scheduler.max_steps()
+        self.scheduler.as_ref().map_or(Settings::ONE_STEP.steps, |scheduler| scheduler.max_steps())
     }
 
-    /// Checks that the model can do so many denoising steps, and returns how often its prior runs for them.
+    /// The settings of a run: those that are given, or the defaults.
     ///
     /// # Errors
-    /// [`Error::Option`] if it cannot.
-    pub fn check_steps(&self, steps: usize) -> Result<usize> {
-        Ok(self.scheduler.scheduler(steps)?.timesteps().len())
+    /// [`Error::Option`] if the model cannot do so many denoising steps, or has a one-step prior and one is given.
+    pub fn settings(&self, steps: Option<usize>, guidance_scale: Option<f64>) -> Result<Settings> {
+        let Some(scheduler) = &self.scheduler else {
+            let given = [("steps", steps.is_some()), ("guidance_scale", guidance_scale.is_some())];
+            return match given.into_iter().find(|(_, is_given)| *is_given) {
+                Some((option, _)) => {
+                    let reason =
+                        format!("{option} is set, and {} has a one-step prior, which takes none", self.folder());
+                    Err(Error::Option { option, reason })
+                }
+                None => Ok(Settings::ONE_STEP),
+            };
+        };
+        let default = Settings::default();
+        let steps = steps.unwrap_or(default.steps);
+        scheduler.scheduler(steps)?;
+        Ok(Settings { steps, guidance_scale: guidance_scale.unwrap_or(default.guidance_scale) })
+    }
+
+    /// How often the prior runs for so many denoising steps.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if the model cannot do so many.
+    pub fn passes(&self, steps: usize) -> Result<usize> {
+        match &self.scheduler {
+            Some(scheduler) => Ok(scheduler.scheduler(steps)?.timesteps().len()),
+            None => Ok(1),
+        }
     }
 
     /// Where the time went so far.
@@ -214,72 +292,56 @@ impl Pipeline {
     }
 }
 
+/// Reads the prior's configuration, and checks that it and the weights, if they are there, are of one kind of prior.
+///
+/// # Errors
+/// If it is missing, damaged or not supported.
+pub(super) fn read_prior_config(layout: &Layout) -> Result<PriorConfig> {
+    let config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+    // Checked now, not after all prompts have been encoded. Damaged weights are reported when they are loaded.
+    let checkpoint = Checkpoint::open_folder(&layout.prior).ok();
+    let names = checkpoint.iter().flat_map(Checkpoint::names);
+    let checked = config.check_kind(names, &layout.prior.to_string());
+    checked.map_err(|error| error.with_path(&layout.prior.path_of(CONFIG)))?;
+    Ok(config)
+}
+
 /// Reads the scheduler's configuration, for the class in force.
 ///
 /// # Errors
 /// If it is missing, damaged or not supported.
 pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>> {
-    let path = layout.scheduler.path_of(SCHEDULER_CONFIG);
-    let text = layout.scheduler.read_text(SCHEDULER_CONFIG)?;
+    let folder = layout.scheduler.as_ref().ok_or_else(|| SCHEDULER.missing_in(&layout.folder))?;
+    let (text, path) = (folder.read_text(SCHEDULER_CONFIG)?, folder.path_of(SCHEDULER_CONFIG));
     schedulers::configure(&text, &path, layout.scheduler_class, &layout.scheduler_options)
 }
 
-/// The tensors in components' folders that are not finite.
-fn non_finite_tensors(components: &[&Folder]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for folder in components {
-        let component = folder.name();
-        let found = Checkpoint::open_folder(folder)?.non_finite_tensors()?;
-        names.extend(found.into_iter().map(|name| format!("{component}/{name}")));
+/// Refuses a choice of scheduler, for a one-step prior.
+fn refuse_scheduler(layout: &Layout) -> Result<()> {
+    let options = &layout.scheduler_options;
+    let class = options.class.map(|_| "scheduler");
+    match class.or_else(|| options.given().next()) {
+        Some(option) => {
+            let reason = format!("{option} is set, and {} has a one-step prior, which takes none", layout.folder);
+            Err(Error::Option { option, reason })
+        }
+        None => Ok(()),
     }
-    Ok(names)
 }
 
-/// Checks the sizes at which components meet.
-fn check_fit(
-    layout: &Layout,
-    tokenizer: &Tokenizer,
-    text: &TextEncoderConfig,
-    prior: &PriorConfig,
-    scheduler: &dyn SchedulerConfig,
-) -> Result<()> {
-    let mismatch = |reason: String| Err(Error::Mismatch { path: layout.folder.to_string(), reason });
-    if prior.added_emb_type.is_none() {
-        return mismatch("the prior has no query token (added_emb_type is null), so it gives no CLIP embedding".into());
+/// The tensors of components that are not finite, by folder: the model's own, or that of a component from elsewhere.
+fn non_finite_tensors(layout: &Layout, components: &[Component]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for &component in components {
+        let Some(folder) = layout.folder_of(component) else { continue };
+        let names = Checkpoint::open_folder(folder)?.non_finite_tensors()?.into_iter();
+        let (place, names): (String, Vec<String>) = match layout.is_replaced(component) {
+            true => (folder.to_string(), names.collect()),
+            false => (layout.folder.to_string(), names.map(|name| format!("{}/{name}", folder.name())).collect()),
+        };
+        if !names.is_empty() {
+            found.entry(place).or_default().extend(names);
+        }
     }
-    let state_dim = if prior.encoder_hid_proj_type.is_some() { prior.embedding_dim } else { prior.inner_dim() };
-    let equal = [
-        (
-            "the tokenizer's model_max_length",
-            tokenizer.max_length() as i64,
-            "the prior's num_embeddings",
-            prior.num_embeddings,
-        ),
-        (
-            "the number of tokens after the text",
-            ADDITIONAL_TOKENS,
-            "the prior's additional_embeddings",
-            prior.additional_embeddings,
-        ),
-        ("the text encoder's hidden_size", text.hidden_size, "the width of the prior's text states", state_dim),
-        (
-            "the text encoder's projection_dim",
-            text.projection_dim,
-            "the prior's embedding_proj_dim",
-            prior.embedding_proj_dim(),
-        ),
-        ("the prior's embedding_dim", prior.embedding_dim, "the prior's clip_embed_dim", prior.clip_embed_dim()),
-    ];
-    if let Some((left, left_value, right, right_value)) = equal.into_iter().find(|(_, left, _, right)| left != right) {
-        return mismatch(format!("{left} ({left_value}) and {right} ({right_value}) must be equal"));
-    }
-    if tokenizer.max_length() as i64 > text.max_position_embeddings {
-        let (max, length) = (text.max_position_embeddings, tokenizer.max_length());
-        return mismatch(format!("the tokenizer gives {length} tokens and the text encoder takes at most {max}"));
-    }
-    if scheduler.needs_variance() {
-        let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
-        return mismatch(reason.into());
-    }
-    Ok(())
+    Ok(found)
 }

@@ -4,6 +4,7 @@ use super::load::Pipeline;
 use super::parameters::Parameters;
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::error::Hint;
+use crate::nn::prior::PriorKind;
 use crate::{Error, Result};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;
@@ -56,7 +57,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::OutOfMemory`] if not even a batch of one row, or of `wanted` rows, fits.
     pub fn plan_batch(&self, demand: Demand, wanted: Option<usize>) -> Result<usize> {
-        let max = demand.rows.clamp(1, MAX_BATCH);
+        // A sequence of latents has as many tokens as a batch of embeddings.
+        let max = demand.rows.clamp(1, if self.prior_config.is_sequence() { 1 } else { MAX_BATCH });
         let Some(free) = demand.free_memory.or_else(|| self.free_bytes()) else { return Ok(wanted.unwrap_or(max)) };
         let needs = self.needs(demand)?;
         // Networks that are loaded need no more.
@@ -95,15 +97,24 @@ impl Pipeline {
     fn needs(&self, demand: Demand) -> Result<MemoryNeeds> {
         let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
         let encoder_bytes = |weights: u64| weights.saturating_mul(self.placement.precision.unquantized().bytes());
+        let activations = ACTIVATIONS
+            * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
+            * self.placement.precision.unquantized().bytes();
+        let tokens = self.prior_config.num_embeddings as u64;
+        // A one-step prior keeps nothing from block to block, and neither does one of latents, whose rows are long: those
+        // of a text embedding and a timestep, and the same without a text.
+        let (token, prompt_tokens) = match self.kind() {
+            PriorKind::Diffusion => (self.token_bytes(), tokens + 1),
+            PriorKind::OneStep => (0, tokens + 3),
+            PriorKind::Sequence => (activations, 2 * (tokens + 2)),
+        };
         Ok(MemoryNeeds {
             prior: prior.saturating_mul(self.placement.precision.bytes()),
             text_encoder: encoder_bytes(text_encoder),
             image_encoder: if demand.zero_embed { encoder_bytes(image_encoder) } else { 0 },
-            token: self.token_bytes(),
-            activations: ACTIVATIONS
-                * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
-                * self.placement.precision.unquantized().bytes(),
-            prompt_tokens: self.prior_config.num_embeddings as u64 + 1,
+            token,
+            activations,
+            prompt_tokens,
             demand,
         })
     }
@@ -113,7 +124,7 @@ impl Pipeline {
         if let Some(known) = self.parameters.get() {
             return Ok(*known);
         }
-        let found = Parameters::count(&self.layout)?;
+        let found = Parameters::count(&self.layout, self.needs_text_encoder)?;
         Ok(*self.parameters.get_or_init(|| found))
     }
 
@@ -186,6 +197,9 @@ fn largest_that_fits(max: usize, free: u64, needed: &dyn Fn(usize) -> u64) -> us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::checkpoint::Placement;
+    use crate::weights::precision::Precision;
+    use std::path::Path;
 
     fn needs(rows: usize) -> MemoryNeeds {
         let demand = Demand { rows, is_uniform: true, zero_embed: true, free_memory: None };
@@ -210,6 +224,20 @@ mod tests {
         assert_eq!(needs.bytes(64, 100), BASE_BYTES + 100 * of_one + 99 * further(64));
         assert_eq!(needs.bytes(usize::MAX, 1), BASE_BYTES + (4 << 30));
         assert_eq!(needs.bytes(1, 1000), BASE_BYTES + 1000 * ((100 << 20) + caches(1)) + 999 * further(1));
+    }
+
+    #[test]
+    fn each_kind_of_prior_has_a_plan_of_its_own() {
+        let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let demand = Demand { rows: 1000, is_uniform: true, zero_embed: false, free_memory: Some(1 << 40) };
+        for (model, batch, keeps_tokens) in
+            [("pipelines/kandinsky22", 64, true), ("one_step/kandinsky22", 64, false), ("shap_e/shap_e", 1, true)]
+        {
+            let pipeline = Pipeline::open(&fixtures.join(model), placement).unwrap();
+            assert_eq!(pipeline.plan_batch(demand, None).unwrap(), batch, "{model}");
+            assert_eq!(pipeline.needs(demand).unwrap().token > 0, keeps_tokens, "{model}");
+        }
     }
 
     #[test]

@@ -1,69 +1,86 @@
 //! The whole story on a page: prompts to image embeddings.
 //!
 //! ```text
-//! prompts ──► tokenizer ──► text encoder ──► prior.prefill ──► sampler ──► x · std + mean ──► embeddings
+//! prompts ──► tokenizer ──► text encoder ─┬─► prior.prefill ──► sampler ──► x · std + mean ─┬─► embeddings
+//!                                         ├─► one_step: prior.predict ──────────────────────┘
+//!                                         └─► shap_e: prior.forward, step by step ─────────────► latents
 //! ```
 //!
 //! [`Pipeline::embed`] is that story. Beside it, [`layout`] finds the components in a folder as diffusers saves it,
-//! `load` opens and loads them, [`memory`](Demand) plans batches, `identity` tells models apart, and [`builtin`] is the
-//! model that ships with the library.
+//! [`component`] those that come from elsewhere, `load` opens and loads them, [`memory`](Demand) plans batches,
+//! `identity` tells models apart, and [`builtin`] is the model that ships with the library.
 //!
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 
 pub mod builtin;
+pub mod component;
+mod conditions;
 #[cfg(feature = "cli")]
 pub mod describe;
 mod embeds;
+mod fit;
 #[cfg(feature = "cli")]
 mod identity;
 pub mod layout;
 mod load;
 mod memory;
 mod negative;
+mod noise_plan;
+mod one_step;
 mod parameters;
 mod progress;
 mod request;
+mod shap_e;
 mod text;
 mod zero_embed;
 
-pub use load::{CONFIG, Pipeline};
+pub use conditions::Conditions;
+pub use embeds::Embeds;
+pub use layout::CONFIG;
+pub use load::Pipeline;
 pub use memory::Demand;
+pub use noise_plan::{NEGATIVE_SEED_OFFSET, NoisePlan, Purpose};
 pub use progress::{Progress, Truncation};
-pub use request::{Row, Settings, Timings};
+pub use request::{Prompt, Row, Settings, Timings};
 
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::noise::BatchNoise;
+use crate::diffusion::noise::{BatchNoise, NoiseSource};
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
-use crate::nn::prior::TextCondition;
+use crate::error::Component;
+use crate::nn::prior::{PriorKind, TextCondition};
 use crate::{Error, Result};
 use embeds::{first_non_finite, to_array};
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 use negative::NegativeCache;
+use one_step::predict;
 use progress::check_cancelled;
+use shap_e::denoise;
 use std::collections::HashMap;
 use std::time::Instant;
+use tch::Tensor;
 
 impl Pipeline {
-    /// The image embeddings of a batch of rows, `(rows, embedding_dim)`.
+    /// The image embeddings of a batch of rows, and the text embeddings that they were made from.
     ///
-    /// Of no rows, an empty array; no network is loaded for it.
+    /// Of no rows, empty arrays; no network is loaded for them. Without texts to encode, the text encoder is not loaded.
     ///
     /// # Errors
     /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or memory
     /// runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
-    pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Array2<f32>> {
-        let mut scheduler = self.scheduler.scheduler(settings.steps)?;
+    pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Embeds> {
+        let mut scheduler = self.scheduler.as_ref().map(|config| config.scheduler(settings.steps)).transpose()?;
         if rows.is_empty() {
-            return Ok(Array2::zeros((0, self.embedding_dim())));
+            let [image, text] = [self.embedding_dim(), self.text_embedding_dim()].map(|dim| Array2::zeros((0, dim)));
+            return Ok(Embeds { image, text });
         }
         let guidance = Guidance::new(settings.guidance_scale);
-        let timesteps = scheduler.timesteps().to_vec();
+        let timesteps = scheduler.as_ref().map_or_else(Vec::new, |scheduler| scheduler.timesteps().to_vec());
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
         let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, &timesteps));
-        let needs_negative = guidance.is_on() && !is_cached;
+        let needs_negative = self.kind() == PriorKind::Diffusion && guidance.is_on() && !is_cached;
         // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
-        let (beside, apart): (&[&str], &[&str]) = match (needs_negative, self.keeps_text_encoder) {
+        let (beside, apart): (&[Prompt<&str>], &[Prompt<&str>]) = match (needs_negative, self.keeps_text_encoder) {
             (false, _) => (&[], &[]),
             (true, false) => (&negative_prompts, &[]),
             (true, true) => (&[], &negative_prompts),
@@ -71,8 +88,10 @@ impl Pipeline {
 
         // 1. Text: tokenize and encode.
         check_cancelled(progress)?;
-        self.load_text_encoder(progress)?;
-        check_cancelled(progress)?;
+        if [&prompts, beside, apart].into_iter().flatten().any(|prompt| prompt.text().is_some()) {
+            self.load_text_encoder(progress)?;
+            check_cancelled(progress)?;
+        }
         let mut truncated = |index: usize, prompt: &str, removed: &str, max_tokens: usize| {
             let rows = prompt_of_row.iter().enumerate().filter(|(_, prompt)| **prompt == index);
             let rows = rows.map(|(row, _)| row).collect();
@@ -87,12 +106,21 @@ impl Pipeline {
             self.text.encoder = None;
         }
 
-        // 2. Prefill: what does not change from step to step is computed once a prompt.
         check_cancelled(progress)?;
         self.load_prior(progress)?;
         check_cancelled(progress)?;
         let start = Instant::now();
         let prior = self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))?;
+        let Some(scheduler) = scheduler.as_deref_mut() else {
+            let embeds = predict(prior, &text, &prompt_of_row, rows, progress)?;
+            return self.finish(&embeds, &text, &prompt_of_row, rows, start);
+        };
+        if self.kind() == PriorKind::Sequence {
+            let latents = denoise(prior, scheduler, guidance, &text.embeds, &prompt_of_row, rows, progress)?;
+            return self.finish(&latents, &text, &prompt_of_row, rows, start);
+        }
+
+        // 2. Prefill: what does not change from step to step is computed once a prompt.
         let first_timesteps = |prompts: usize| &timesteps[..chunk_len(prompts).min(timesteps.len())];
         let for_each = |prompts: usize| std::iter::repeat_n(first_timesteps(prompts), prompts);
         let together: Vec<&[f64]> = for_each(prompts.len()).chain(for_each(beside.len())).collect();
@@ -102,63 +130,82 @@ impl Pipeline {
                 Some(text) => prior.prefill(text, &for_each(apart.len()).collect::<Vec<_>>())?,
                 None => (prefix.tail(prompts.len())?, timestep_cache.tail(prompts.len())?),
             };
-            let prompts = negative_prompts.iter().map(|prompt| prompt.to_string()).collect();
+            let prompts = negative_prompts.iter().map(|prompt| prompt.into_owned()).collect();
             self.negative = Some(NegativeCache { prompts, timesteps: timesteps.clone(), prefix, timestep_cache });
         }
 
         // 3. Denoise, each row from its own noise.
         let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: &timestep_cache };
         let unconditional = self.negative.as_ref().map(|negative| negative.condition(&negative_of_row));
-        let seeds: Vec<u64> = rows.iter().map(|row| row.seed).collect();
-        let noise = BatchNoise::draw(&seeds, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
+        let noise: Vec<NoiseSource> = rows.iter().map(|row| row.noise).collect();
+        let noise = BatchNoise::draw(&noise, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
         let mut done = 0;
         let mut after_step = || {
             done += 1;
             progress.step(done, timesteps.len());
             check_cancelled(progress)
         };
-        let embeds = sample(prior, &mut *scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
-        let embeds = to_array(&embeds)?;
+        let embeds = sample(prior, scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
         if !self.keeps_text_encoder {
             self.negative = None;
         }
-        self.timings.prior += start.elapsed();
+        self.finish(&embeds, &text, &prompt_of_row, rows, start)
+    }
 
-        match first_non_finite(&embeds) {
+    /// The embeddings as arrays, once they are checked, beside the text embeddings of `prompt_of_row`, an index into
+    /// `text` a row. The prior has worked since `start`.
+    fn finish(
+        &mut self,
+        image: &Tensor,
+        text: &TextCondition,
+        prompt_of_row: &[usize],
+        rows: &[Row],
+        start: Instant,
+    ) -> Result<Embeds> {
+        let embeds = Embeds { image: to_array(image)?, text: to_array(&text.embeds)?.select(Axis(0), prompt_of_row) };
+        self.timings.prior += start.elapsed();
+        match first_non_finite(&embeds.image) {
             Some(row) => {
-                let what = format!("the embedding of {:?}", progress::shorten(rows[row].prompt));
-                Err(self.explain_non_finite(&what, &[&self.layout.text_encoder, &self.layout.prior]))
+                let what = format!("the embedding of {}", rows[row].prompt);
+                Err(self.explain_non_finite(&what, &[Component::TextEncoder, Component::Prior]))
             }
             None => Ok(embeds),
         }
     }
 
-    /// Tokenizes and encodes prompts. `truncated` gets the index of each that is too long, counted from `first`, the
-    /// prompt, the part that was left out, and the maximum number of tokens.
+    /// Tokenizes and encodes prompts that are texts, and takes the others as they are. `truncated` gets the index of
+    /// each that is too long, counted from `first`, the prompt, the part that was left out, and the maximum number of
+    /// tokens.
     fn encode(
         &mut self,
-        prompts: &[&str],
+        prompts: &[Prompt<&str>],
         first: usize,
         truncated: &mut dyn FnMut(usize, &str, &str, usize),
     ) -> Result<TextCondition> {
         let start = Instant::now();
+        let (texts, places): (Vec<&str>, Vec<usize>) =
+            prompts.iter().zip(first..).filter_map(|(prompt, place)| Some((prompt.text()?, place))).unzip();
         let max_tokens = self.text.tokenizer.max_length();
-        let mut truncated = |index: usize, removed: &str| truncated(first + index, prompts[index], removed, max_tokens);
-        let encodings = self.text.tokenize(prompts, &mut truncated)?;
+        let mut truncated = |index: usize, removed: &str| truncated(places[index], texts[index], removed, max_tokens);
+        let encodings = self.text.tokenize(&texts, &mut truncated)?;
         self.timings.tokenize += start.elapsed();
-        let text = self.text.encode(&encodings)?;
+        let encoded = if texts.is_empty() { None } else { Some(self.text.encode(&encodings)?) };
+        let text = match encoded {
+            Some(encoded) if texts.len() == prompts.len() => encoded,
+            encoded => self.mix(prompts, encoded)?,
+        };
         self.timings.text += start.elapsed();
         Ok(text)
     }
 }
 
-/// The distinct texts in the order of their first occurrence, and the index of each text among them.
-fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<usize>) {
+/// The distinct prompts in the order of their first occurrence, and the index of each prompt among them.
+fn distinct<'a>(prompts: impl Iterator<Item = Prompt<&'a str>>) -> (Vec<Prompt<&'a str>>, Vec<usize>) {
     let mut indices = HashMap::new();
     let mut distinct = Vec::new();
-    let of_each = texts.map(|text| {
-        *indices.entry(text).or_insert_with(|| {
-            distinct.push(text);
+    let of_each = prompts.map(|prompt| {
+        *indices.entry(prompt).or_insert_with(|| {
+            distinct.push(prompt);
             distinct.len() - 1
         })
     });
@@ -184,7 +231,7 @@ mod tests {
                 pipeline.keep_text_encoder(keeps_text_encoder);
                 let settings = Settings { steps: 3, guidance_scale };
                 let embeds = pipeline.embed(&[], &settings, &mut ()).unwrap();
-                assert_eq!(embeds.dim(), (0, pipeline.embedding_dim()));
+                assert_eq!(embeds.image.dim(), (0, pipeline.embedding_dim()));
             }
         }
         assert!(pipeline.text.encoder.is_none() && pipeline.prior.is_none(), "a network was loaded");

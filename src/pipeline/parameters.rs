@@ -11,6 +11,7 @@ use crate::weights::checkpoint::Checkpoint;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parameters {
     pub(super) prior: u64,
+    /// 0 if it is not needed.
     pub(super) text_encoder: u64,
     /// 0 if the model has none.
     pub(super) image_encoder: u64,
@@ -21,14 +22,15 @@ impl Parameters {
     ///
     /// # Errors
     /// If weights are missing or damaged.
-    pub(super) fn count(layout: &Layout) -> Result<Self> {
+    pub(super) fn count(layout: &Layout, needs_text_encoder: bool) -> Result<Self> {
         let count = |folder: &Folder, others: &[&str]| -> Result<u64> {
             Ok(Checkpoint::open_folder(folder)?.parameters_beside(others))
         };
+        let text_encoder = Some(&layout.text_encoder).filter(|_| needs_text_encoder);
         let image_encoder = layout.image_encoder.as_ref();
         Ok(Self {
             prior: count(&layout.prior, &[])?,
-            text_encoder: count(&layout.text_encoder, &TextEncoder::REST_OF_CLIP)?,
+            text_encoder: text_encoder.map_or(Ok(0), |folder| count(folder, &TextEncoder::REST_OF_CLIP))?,
             image_encoder: image_encoder.map_or(Ok(0), |folder| count(folder, &ImageEncoder::REST_OF_CLIP))?,
         })
     }

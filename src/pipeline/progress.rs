@@ -16,7 +16,7 @@ pub trait Progress {
     /// `done` of all `total` denoising steps are done.
     fn step(&mut self, _done: usize, _total: usize) {}
 
-    /// `done` of `total` bytes of a model are downloaded.
+    /// `done` of `total` bytes of a repository are downloaded. A model with components from elsewhere has several.
     fn downloaded(&mut self, _done: u64, _total: u64) {}
 
     /// Whether to give up. Asked before each stage and after each step, which then ends with [`Error::Cancelled`].
@@ -51,7 +51,7 @@ impl fmt::Display for Truncation<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let (prompt, removed) = (shorten(self.prompt), shorten(self.removed));
         let max = self.max_tokens;
-        write!(formatter, "prompt {prompt:?} is longer than {max} tokens; this part was cut off: {removed:?}")
+        write!(formatter, "prompt {prompt:?} is longer than {max} tokens; truncated: {removed:?}")
     }
 }
 

@@ -1,16 +1,62 @@
 //! What is asked of a pipeline, and where its time went.
 
+use super::progress::shorten;
+use crate::diffusion::noise::NoiseSource;
+use std::fmt;
 use std::time::Duration;
 
+/// A prompt: a text, or what stands in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Prompt<T> {
+    /// A text, to be encoded.
+    Text(T),
+    /// A row of the [`super::Conditions`] that the pipeline holds.
+    Condition(usize),
+}
+
+impl<'a> Prompt<&'a str> {
+    /// The text, if it is one.
+    pub(crate) fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Condition(_) => None,
+        }
+    }
+
+    pub(super) fn into_owned(self) -> Prompt<String> {
+        match self {
+            Self::Text(text) => Prompt::Text(text.to_string()),
+            Self::Condition(row) => Prompt::Condition(row),
+        }
+    }
+}
+
+impl fmt::Display for Prompt<&str> {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(formatter, "{:?}", shorten(text)),
+            Self::Condition(row) => write!(formatter, "condition {row}"),
+        }
+    }
+}
+
 /// One row of the output. Its embedding depends on this and on [`Settings`] alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Row<'a> {
     /// The prompt.
-    pub prompt: &'a str,
+    pub prompt: Prompt<&'a str>,
     /// The negative prompt; empty unless the user gave one.
-    pub negative_prompt: &'a str,
-    /// Seeds the row's own noise.
-    pub seed: u64,
+    pub negative_prompt: Prompt<&'a str>,
+    /// Where the row's noise comes from.
+    pub noise: NoiseSource<'a>,
+}
+
+#[cfg(test)]
+impl<'a> Row<'a> {
+    /// A row of texts, with a generator of its own.
+    pub fn new(prompt: &'a str, negative_prompt: &'a str, seed: u64) -> Self {
+        Self { prompt: Prompt::Text(prompt), negative_prompt: Prompt::Text(negative_prompt), noise: seed.into() }
+    }
 }
 
 /// What all rows of a batch share.
@@ -33,6 +79,18 @@ pub struct Timings {
     pub tokenize: Duration,
     /// The prior: prefill and denoising.
     pub prior: Duration,
+}
+
+impl Settings {
+    /// Those of a one-step prior, which has nothing to choose.
+    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0 };
+}
+
+impl Default for Settings {
+    /// Those of diffusers' Kandinsky 2.2 prior pipeline.
+    fn default() -> Self {
+        Self { steps: 25, guidance_scale: 4.0 }
+    }
 }
 
 impl std::ops::AddAssign for Timings {

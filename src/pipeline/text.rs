@@ -1,9 +1,12 @@
 //! From prompts to the prior's text condition.
 
+use super::load::Pipeline;
 use super::progress::shorten;
+use crate::error::Hint;
 use crate::nn::prior::TextCondition;
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::{Encoding, Tokenizer};
+use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::{Error, Result};
 use tch::Tensor;
 
@@ -13,15 +16,50 @@ pub(super) struct TextStage {
     pub(super) tokenizer: Tokenizer,
     pub(super) config: TextEncoderConfig,
     pub(super) encoder: Option<TextEncoder>,
+    /// Embeddings of learned tokens, and the id of each.
+    pub(super) learned: Vec<(i64, Vec<f32>)>,
+    /// The hash of each file of these, and its token.
+    pub(super) inversions: Vec<String>,
 }
 
 impl TextStage {
+    /// Adds a learned token.
+    ///
+    /// # Errors
+    /// [`Error::File`] if there is such a token, or its embeddings do not fit the text encoder.
+    fn add(&mut self, inversion: &TextualInversion) -> Result<()> {
+        let TextualInversion { origin, token, vectors, .. } = inversion;
+        let (width, wanted) = (vectors.ncols() as i64, self.config.hidden_size);
+        let refused = |reason: String| Error::file(origin, reason);
+        if width != wanted {
+            let reason = format!("has embeddings of {width} numbers, and this model's text encoder takes {wanted}");
+            return Err(refused(reason));
+        }
+        let taken = |why| refused(format!("cannot add its token {token:?}: {why}")).with_hint(Hint::NameToken);
+        let ids = self.tokenizer.add_learned(token, vectors.nrows()).map_err(taken)?;
+        for (id, vector) in ids.into_iter().zip(vectors.outer_iter()) {
+            let known = self.vocab_size();
+            if id > known {
+                let reason = format!("has token {id}, and the text encoder knows no token from {known} to there");
+                return Err(refused(reason));
+            }
+            self.learned.push((id, vector.to_vec()));
+        }
+        self.inversions.push(format!("{} {token}", inversion.hash));
+        Ok(())
+    }
+
+    /// Number of tokens that have an embedding.
+    fn vocab_size(&self) -> i64 {
+        self.learned.iter().fold(self.config.vocab_size, |size, (id, _)| size.max(id + 1))
+    }
+
     /// Tokenizes prompts. `truncated` gets the index of each that is too long, and the part that was left out.
     ///
     /// # Errors
     /// [`Error::Prompt`] if the encoder does not know a token.
     pub(super) fn tokenize(&self, prompts: &[&str], truncated: &mut dyn FnMut(usize, &str)) -> Result<Vec<Encoding>> {
-        let vocab_size = self.config.vocab_size;
+        let vocab_size = self.vocab_size();
         let mut encodings = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.iter().enumerate() {
             let encoding = self.tokenizer.encode(prompt)?;
@@ -51,7 +89,20 @@ impl TextStage {
         let output = encoder.forward(&run)?;
         let lens: Vec<i64> = encodings.iter().map(|encoding| encoding.len as i64).collect();
         let states = without_padding(output.last_hidden_state, &run, &lens)?;
-        Ok(TextCondition { states, lens, embeds: output.text_embeds })
+        Ok(TextCondition { states, lens, positions: None, embeds: output.text_embeds })
+    }
+}
+
+impl Pipeline {
+    /// Adds a learned token to the tokenizer and the text encoder, as `load_textual_inversion` of diffusers does.
+    ///
+    /// # Errors
+    /// [`Error::File`] if there is such a token, or its embeddings do not fit the text encoder.
+    pub fn add_textual_inversion(&mut self, inversion: &TextualInversion) -> Result<()> {
+        self.text.add(inversion)?;
+        // What there is was encoded without it.
+        (self.text.encoder, self.negative) = (None, None);
+        Ok(())
     }
 }
 

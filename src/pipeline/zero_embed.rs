@@ -2,10 +2,11 @@
 //! (`get_zero_embed` in diffusers' Kandinsky prior pipelines).
 
 use super::embeds::{first_non_finite, to_array};
-use super::layout::{Layout, ZERO_IMAGE_EMBED};
-use super::load::{CONFIG, Pipeline};
+use super::fit::check_image_encoder;
+use super::layout::{CONFIG, Layout, ZERO_IMAGE_EMBED};
+use super::load::Pipeline;
 use crate::config;
-use crate::error::Hint;
+use crate::error::{Component, Hint};
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::weights::precision::Precision;
@@ -25,6 +26,7 @@ impl Pipeline {
     /// If the image encoder or the file is damaged; [`Error::NotFinite`] if the embedding is not finite.
     pub fn zero_embed(&mut self) -> Result<Option<Array1<f32>>> {
         let Some(folder) = &self.layout.image_encoder else { return self.read_zero_embed() };
+        check_image_encoder(&self.layout, &self.prior_config)?;
         self.text.encoder = None;
         (self.prior, self.negative) = (None, None);
         let start = Instant::now();
@@ -35,7 +37,7 @@ impl Pipeline {
         self.timings.load += start.elapsed();
         let embed = to_array(&encoder.zero_embed()?)?;
         if first_non_finite(&embed).is_some() {
-            return Err(self.explain_non_finite("the embedding of a black image", &[folder]));
+            return Err(self.explain_non_finite("the embedding of a black image", &[Component::ImageEncoder]));
         }
         Ok(Some(embed.row(0).to_owned()))
     }
@@ -57,6 +59,6 @@ impl Pipeline {
 
     /// Whether [`Pipeline::zero_embed`] gives one.
     pub fn has_zero_embed(&self) -> bool {
-        self.layout.image_encoder.is_some() || self.layout.has_zero_image_embed
+        !self.prior_config.is_sequence() && (self.layout.image_encoder.is_some() || self.layout.has_zero_image_embed)
     }
 }

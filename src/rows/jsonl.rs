@@ -216,6 +216,7 @@ mod tests {
         let line = r#"{"url": ["x", {"y": 1}], "prompt": "a \u00e9\u0000", "id": 7, "negative_prompt": "", "seed":
             18446744073709551615, "guidance_scale": 3, "steps": 2147483647, "samples": 1}"#;
         let expected = PromptRecord {
+            condition: None,
             id: Some("7".into()),
             prompt: "a é\0".into(),
             negative_prompt: Some(String::new()),

@@ -15,7 +15,9 @@
 //! A row that cannot be used is a [`PromptRow::Bad`], and reading goes on after it. Damage that makes the rest of the
 //! file unreadable, as in a truncated compressed file, is an error and ends it.
 
+mod arrays;
 mod compression;
+mod conditions;
 mod csv;
 mod encoding;
 mod field;
@@ -35,6 +37,8 @@ mod table;
 mod tests;
 mod txt;
 
+pub use arrays::read_latents;
+pub use conditions::read_conditions;
 pub use format::{PromptFormat, ReadOptions};
 pub use formats::FORMATS;
 pub use reader::PromptReader;

@@ -21,6 +21,8 @@ pub struct PromptRecord {
     pub steps: Option<usize>,
     /// Number of embeddings of this prompt, 1 or more.
     pub samples: Option<usize>,
+    /// The row of a file of conditions that stands in the prompt's place.
+    pub condition: Option<usize>,
 }
 
 impl PromptRecord {

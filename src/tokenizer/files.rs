@@ -10,6 +10,16 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use tokenizers::AddedToken;
 
+/// The names of all files that a saved tokenizer may have.
+pub const FILES: [&str; 6] = [
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
 /// The roles of special tokens, in the order in which transformers adds them.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 

@@ -8,14 +8,16 @@ mod files;
 
 use crate::error::{Error, Result};
 use crate::files::Folder;
+pub use files::FILES;
 use files::TokenizerFiles;
+use std::borrow::Cow;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{SplitDelimiterBehavior, Tokenizer as Backend};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Backend};
 
 /// Marks the end of a word in the vocabulary.
 const END_OF_WORD: &str = "</w>";
@@ -39,6 +41,10 @@ pub struct Tokenizer {
     pad_id: i64,
     /// Whether no token spans a space, so that the tokens before one do not depend on what follows it.
     ends_at_spaces: bool,
+    /// Bytes of all added tokens together.
+    added_bytes: usize,
+    /// Whether a learned token stands for several.
+    has_learned: bool,
 }
 
 /// A prompt as token ids.
@@ -88,7 +94,73 @@ impl Tokenizer {
             let error = Error::key("model_max_length", format!("is {max_length}, start and end of text need 2"));
             return Err(error.with_path(&folder.to_string()));
         }
-        Ok(Self { backend, max_length, pad_id: i64::from(pad_id), ends_at_spaces })
+        Ok(Self { backend, max_length, pad_id: i64::from(pad_id), ends_at_spaces, added_bytes, has_learned: false })
+    }
+
+    /// Adds a learned token of `vectors` embeddings: `token`, `token_1`, `token_2` … Returns their ids.
+    ///
+    /// From then on a prompt's `token` stands for all of them, as it does for diffusers' `maybe_convert_prompt`: not if
+    /// it has capital letters, which is a warning.
+    ///
+    /// # Errors
+    /// Why it cannot be added: the vocabulary has such a token, or there are too many.
+    pub fn add_learned(&mut self, token: &str, vectors: usize) -> std::result::Result<Vec<i64>, String> {
+        let tokens: Vec<String> =
+            (0..vectors).map(|place| if place == 0 { token.to_string() } else { format!("{token}_{place}") }).collect();
+        // A later token_1 would become a part of this one.
+        let second = format!("{token}_1");
+        let taken = tokens.iter().chain([&second]).find(|token| self.backend.token_to_id(token).is_some());
+        if let Some(taken) = taken {
+            return Err(format!("the tokenizer has a token {taken:?} already"));
+        }
+        self.added_bytes = tokens.iter().fold(self.added_bytes, |bytes, token| bytes.saturating_add(token.len()));
+        if self.added_bytes > MAX_ADDED_BYTES {
+            return Err(format!("added tokens of more than {MAX_ADDED_BYTES} bytes in all are not supported"));
+        }
+        let added = tokens.iter().map(|token| AddedToken::from(token.as_str(), false));
+        self.backend.add_tokens(added.collect::<Vec<_>>()).map_err(|error| error.to_string())?;
+        self.ends_at_spaces &= !token.contains(char::is_whitespace);
+        self.has_learned = true;
+        if vectors > 1 && self.expand(token).is_ok_and(|expanded| expanded == token) {
+            log::warn!(
+                "in prompts the learned token {token:?} stands for the first of its {vectors} vectors alone, as in \
+                 diffusers: it has capital letters, and prompts are read in small ones; give it another name"
+            );
+        }
+        let id = |token: &String| self.backend.token_to_id(token).map(i64::from);
+        tokens.iter().map(id).collect::<Option<_>>().ok_or_else(|| "the tokenizer does not take this token".into())
+    }
+
+    /// The prompt with every added token of several vectors followed by the others of its vectors.
+    ///
+    /// Source: diffusers 0.42 `loaders/textual_inversion.py`, `maybe_convert_prompt`.
+    fn expand<'a>(&self, prompt: &'a str) -> Result<Cow<'a, str>> {
+        let mut expanded = Cow::Borrowed(prompt);
+        if !self.has_learned {
+            return Ok(expanded);
+        }
+        let encoding = self.backend.encode(prompt, false).map_err(internal)?;
+        let added = self.backend.get_added_tokens_decoder();
+        let is_added = |content: &str| added.values().any(|token| token.content == content);
+        let mut seen = Vec::new();
+        // As they stand in the normalized prompt: a token with capital letters is not among them, in diffusers neither.
+        for token in encoding.get_tokens() {
+            if seen.contains(&token) || !is_added(token) {
+                continue;
+            }
+            seen.push(token);
+            let others = (1..).map(|place| format!(" {token}_{place}")).take_while(|other| is_added(&other[1..]));
+            let others: String = others.collect();
+            if !others.is_empty() {
+                expanded = expanded.replace(token.as_str(), &format!("{token}{others}")).into();
+            }
+        }
+        Ok(expanded)
+    }
+
+    /// The same with another token as padding.
+    pub fn padded_with(self, pad_id: i64) -> Self {
+        Self { pad_id, ..self }
     }
 
     /// The number of ids in every [`Encoding`].
@@ -101,6 +173,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Internal`] if the backend fails, which no known text makes it do.
     pub fn encode(&self, prompt: &str) -> Result<Encoding> {
+        let prompt = &*self.expand(prompt)?;
         // Only the start of a very long prompt is tokenized. Words, added tokens, and what normalization composes or
         // reorders all end at a space, so the tokens before one do not depend on what follows it.
         let mut min = FIRST_BYTES;

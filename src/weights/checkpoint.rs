@@ -1,6 +1,7 @@
 //! Checkpoints: safetensors and torch files, whole or in shards, read in place and checked against what a network
 //! needs.
 
+mod architecture;
 mod archive;
 pub mod candidates;
 mod entry;
@@ -11,6 +12,7 @@ mod original;
 mod report;
 mod stacked;
 mod store;
+pub mod textual_inversion;
 mod torch;
 mod view;
 mod weights;

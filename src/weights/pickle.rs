@@ -10,15 +10,15 @@
 //! size, strings stay in the pickle's bytes, and each part of a compound value costs a step. Values refer to each other
 //! by number, so nothing is copied, nested or freed recursively.
 
+mod allowlist;
 mod error;
-mod global;
 mod machine;
 mod reader;
 mod tensor;
 mod value;
 
+pub use allowlist::Foreign;
 pub use error::PickleError;
-pub use global::Foreign;
 pub use tensor::{Storage, StoredTensor};
 pub use value::{Id, Pickle, Value};
 

@@ -68,7 +68,7 @@ fn a_prompt_of_a_megabyte_is_cut_off_with_a_warning() {
     fs::write(place.path("long.txt"), "all work and no play ".repeat(50_000)).unwrap();
     let warning = assert_done(place.command().args(["-f", "long.txt", "--out", "e.npy"]));
     assert_eq!(warning.lines().count(), 1, "{warning}");
-    assert!(warning.contains("cut off") && warning.len() < 2000, "{warning}");
+    assert!(warning.contains("truncated") && warning.len() < 2000, "{warning}");
 }
 
 #[test]

@@ -437,7 +437,7 @@ fn commands_and_options_do_not_mix() {
 }
 
 /// Adds tensors of one number to a safetensors file.
-fn add_tensors(path: &Path, names: &[&str]) {
+pub fn add_tensors(path: &Path, names: &[&str]) {
     let file = fs::read(path).unwrap();
     let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let (header, data) = file[8..].split_at(header_len);

@@ -3,10 +3,10 @@
 use super::common::{Fixture, fixtures, relative_error};
 use super::pipelines::{Case, OPTIONS};
 use crate::files::Folder;
-use crate::nn::precision::Precision;
 use crate::nn::text_encoder::TextEncoder;
 use crate::pipeline::Pipeline;
 use crate::weights::checkpoint::{Checkpoint, Placement};
+use crate::weights::precision::Precision;
 use std::path::Path;
 use tch::{Device, Tensor};
 

@@ -3,8 +3,8 @@
 use crate::config::{self, Config};
 use crate::error::Result;
 use crate::files::Folder;
-use crate::nn::precision::Precision;
 use crate::weights::checkpoint::{Checkpoint, Placement, Weights};
+use crate::weights::precision::Precision;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};

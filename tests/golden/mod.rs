@@ -4,10 +4,15 @@
 mod checkpoints;
 mod clip;
 mod common;
+mod components;
 mod ddpm;
+#[cfg(feature = "cli")]
+mod given;
 mod noise;
+mod one_step;
 mod pipelines;
 mod prior;
 mod samplers;
 mod scheduler;
+mod shap_e;
 mod tokenizer;

@@ -1,7 +1,7 @@
 //! Seeded normals against `torch.Generator`.
 
 use super::common::{Fixture, fixtures, relative_error};
-use crate::diffusion::noise::{BatchNoise, RowNoise};
+use crate::diffusion::noise::{BatchNoise, NoiseSource, RowNoise};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
@@ -37,8 +37,8 @@ fn a_million_normals_are_those_of_a_python_generator() {
 
 #[test]
 fn a_rows_noise_does_not_depend_on_its_batch() {
-    let batch = BatchNoise::draw(&[7, 0, 9], 24, 3, Device::Cpu).unwrap();
-    let alone = BatchNoise::draw(&[9], 24, 3, Device::Cpu).unwrap();
+    let batch = BatchNoise::draw(&[7, 0, 9].map(NoiseSource::from), 24, 3, Device::Cpu).unwrap();
+    let alone = BatchNoise::draw(&[9.into()], 24, 3, Device::Cpu).unwrap();
     assert_eq!(relative_error(&batch.latents.narrow(0, 2, 1), &alone.latents), 0.0);
     assert_eq!(relative_error(&batch.steps[2].narrow(0, 2, 1), &alone.steps[2]), 0.0);
 }

@@ -27,22 +27,27 @@ fn open(name: &str, options: Placement) -> Pipeline {
 }
 
 fn embed(pipeline: &mut Pipeline, rows: &[Row], settings: &Settings) -> Tensor {
-    let embeds = pipeline.embed(rows, settings, &mut ()).unwrap();
+    let embeds = pipeline.embed(rows, settings, &mut ()).unwrap().image;
     Tensor::from_slice(embeds.as_slice().unwrap()).reshape([rows.len() as i64, -1])
 }
 
 impl Case {
-    fn image_rows(&self) -> Vec<Row<'_>> {
+    pub fn image_rows(&self) -> Vec<Row<'_>> {
         let negative_prompt = self.negative_prompt.as_deref().unwrap_or_default();
         let prompts = self.prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, self.samples_per_prompt));
-        prompts.zip(self.seed..).map(|(prompt, seed)| Row { prompt, negative_prompt, seed }).collect()
+        prompts.zip(self.seed..).map(|(prompt, seed)| Row::new(prompt, negative_prompt, seed)).collect()
     }
 
-    fn settings(&self) -> Settings {
+    pub fn settings(&self) -> Settings {
         Settings { steps: self.steps, guidance_scale: self.guidance_scale }
     }
 
     pub fn check(&self, pipeline: &mut Pipeline, expected: &Fixture, index: usize) {
+        self.check_as(pipeline, expected, &index.to_string());
+    }
+
+    /// Compares with the tensors whose names begin with `index`.
+    pub fn check_as(&self, pipeline: &mut Pipeline, expected: &Fixture, index: &str) {
         let rows = self.image_rows();
         let place = || format!("{} case {index}", expected.path.display());
         if let Some(image_embeds) = expected.get(&format!("{index}.image_embeds")) {
@@ -53,7 +58,7 @@ impl Case {
             let actual = match &self.negative_prompt {
                 Some(prompt) => {
                     let seeds = self.seed + rows.len() as u64..;
-                    let row = |seed| Row { prompt, negative_prompt: prompt, seed };
+                    let row = |seed| Row::new(prompt, prompt, seed);
                     let rows: Vec<Row> = seeds.take(rows.len()).map(row).collect();
                     embed(pipeline, &rows, &self.settings())
                 }
@@ -112,7 +117,7 @@ fn a_row_does_not_depend_on_its_batch_or_its_place() {
     let rows: Vec<Row> = prompts
         .iter()
         .zip(40..)
-        .map(|(prompt, seed)| Row { prompt, negative_prompt: if seed % 2 == 0 { "" } else { "blurry" }, seed })
+        .map(|(prompt, seed)| Row::new(prompt, if seed % 2 == 0 { "" } else { "blurry" }, seed))
         .collect();
     let alone: Vec<Tensor> = rows.iter().map(|row| embed(&mut pipeline, &[*row], &settings)).collect();
     let alone = Tensor::cat(&alone, 0);
@@ -132,7 +137,7 @@ fn in_lower_precisions_a_row_does_not_depend_on_its_batch_at_all() {
     let rows: Vec<Row> = ["a red apple", "two cats", "", "a house by the sea", "x"]
         .into_iter()
         .zip(7..)
-        .map(|(prompt, seed)| Row { prompt, negative_prompt: "", seed })
+        .map(|(prompt, seed)| Row::new(prompt, "", seed))
         .collect();
     let precisions = [Precision::Bf16, Precision::Int8];
     for precision in precisions.into_iter().filter(|precision| precision.is_fast_on(Device::Cpu)) {
@@ -149,7 +154,7 @@ fn in_lower_precisions_a_row_does_not_depend_on_its_batch_at_all() {
 #[test]
 fn lower_precisions_come_near() {
     let settings = Settings { steps: 10, guidance_scale: 4.0 };
-    let rows = [Row { prompt: "a red apple", negative_prompt: "", seed: 3 }];
+    let rows = [Row::new("a red apple", "", 3)];
     let exact = embed(&mut kandinsky22(), &rows, &settings);
     for precision in [Precision::Bf16, Precision::F16, Precision::Int8] {
         let options = Placement { device: Device::Cpu, precision };

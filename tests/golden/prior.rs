@@ -16,7 +16,7 @@ fn priors_match() {
         let output = prior
             .forward(
                 fixture.tensor("inputs.hidden_states"),
-                fixture.tensor("inputs.timestep"),
+                Some(fixture.tensor("inputs.timestep")),
                 fixture.tensor("inputs.proj_embedding"),
                 fixture.get("inputs.encoder_hidden_states"),
                 fixture.get("inputs.attention_mask"),
@@ -59,7 +59,8 @@ fn steps_on_the_cache_match() {
         }
         let timesteps = Vec::<f64>::try_from(fixture.tensor("inputs.timestep").to_kind(Kind::Double)).unwrap();
         let embeds = embeds.shallow_clone();
-        let text = TextCondition { states: without_padding(states, &lens), lens: lens.clone(), embeds };
+        let text =
+            TextCondition { states: without_padding(states, &lens), lens: lens.clone(), positions: None, embeds };
         let (prefix, cache) = prior.prefill(&text, &vec![timesteps.as_slice(); lens.len()]).unwrap();
         // The rows are at different timesteps: each is a branch of its own.
         let rows: Vec<usize> = (0..lens.len()).collect();
@@ -90,8 +91,12 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
     let (states, embeds) =
         (random(&[5, config.num_embeddings, config.embedding_dim]), random(&[5, config.embedding_dim]));
     let timesteps = [999.0, 500.25, 42.0, 0.0];
-    let text =
-        TextCondition { states: without_padding(&states, &lens), lens: lens.to_vec(), embeds: embeds.shallow_clone() };
+    let text = TextCondition {
+        states: without_padding(&states, &lens),
+        lens: lens.to_vec(),
+        positions: None,
+        embeds: embeds.shallow_clone(),
+    };
     // The timesteps of all prompts come with the prefix or after it, or some of some prompts with it.
     let (prefix, with_prefix) = prior.prefill(&text, &[timesteps.as_slice(); 5]).unwrap();
     let after_prefix = prior.prefill_timesteps(&prefix, &timesteps).unwrap();
@@ -111,7 +116,7 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
         let fast = prior.step(&branches, &hidden_states).unwrap();
         let (embeds, states) = (embeds.index_select(0, &index), states.index_select(0, &index));
         let timestep = Tensor::from_slice(&[timestep]);
-        let whole = prior.forward(&hidden_states, &timestep, &embeds, Some(&states), Some(&mask)).unwrap();
+        let whole = prior.forward(&hidden_states, Some(&timestep), &embeds, Some(&states), Some(&mask)).unwrap();
         let error = super::common::relative_error(&fast, &whole.predicted_image_embedding);
         assert!(error < 1e-5, "timestep {timestep:?}: off by {error:.1e}");
     }

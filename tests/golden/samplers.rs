@@ -6,6 +6,7 @@ use super::pipelines::{Case, OPTIONS};
 use crate::diffusion::scheduler::{Scheduler, SchedulerOptions};
 use crate::diffusion::schedulers;
 use crate::pipeline::Pipeline;
+use crate::pipeline::layout::Replacements;
 use crate::{Error, Result};
 use serde::Deserialize;
 use tch::Kind;
@@ -108,7 +109,8 @@ fn pipelines_match() {
             sde: case.algorithm_type.is_some(),
         };
         let folder = fixtures().join("pipelines/stable_unclip_layout");
-        let mut pipeline = Pipeline::open_with(folder.as_path(), OPTIONS, options).unwrap();
+        let mut pipeline =
+            Pipeline::open_with(&folder.as_path().into(), &Replacements::new(), OPTIONS, options).unwrap();
         case.settings.check(&mut pipeline, &expected, index);
     }
     assert!(cases.len() >= 14);

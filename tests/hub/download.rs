@@ -49,6 +49,23 @@ fn the_image_encoder_comes_when_it_is_needed() {
 }
 
 #[test]
+fn the_text_encoder_comes_when_there_are_texts() {
+    let place = Place::new();
+    let conditions = fixture("../given/conditions.safetensors");
+    let embed = |options: &[&str]| {
+        let mut command = place.command();
+        command.args(["--model", REPOSITORY, "--steps", "2", "--overwrite", "--out", "e.npy", "--conditions"]);
+        assert_done(command.arg(&conditions).args(options))
+    };
+    embed(&[]);
+    assert!(place.snapshot("text_encoder/config.json").exists());
+    assert!(!place.snapshot("text_encoder/model.safetensors").exists());
+    embed(&["--offline"]);
+    place.embeds(&mut place.embed(REPOSITORY));
+    assert!(place.snapshot("text_encoder/model.safetensors").exists());
+}
+
+#[test]
 fn every_layout_is_understood() {
     let place = Place::new();
     for name in ["unclip_layout", "stable_unclip_layout", "bare_folder", "kandinsky22_sharded_bf16", "fp16_variant"] {

@@ -8,6 +8,7 @@ mod commands;
 #[path = "../cli/common.rs"]
 #[allow(dead_code)]
 mod common;
+mod components;
 mod download;
 mod patience;
 mod place;

@@ -10,10 +10,10 @@ use crate::error::Error;
 use crate::files::Folder;
 use crate::json::Json;
 use crate::nn::image_encoder::ImageEncoderConfig;
-use crate::nn::precision::Precision;
 use crate::nn::prior::{PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::weights::checkpoint::{Checkpoint, Placement};
+use crate::weights::precision::Precision;
 use proptest::prelude::*;
 use tch::Device;
 

@@ -2,15 +2,15 @@
 //! width, in every type that the processor is fast in.
 
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::noise::{BatchNoise, RowNoise};
+use crate::diffusion::noise::{BatchNoise, NoiseSource, RowNoise};
 use crate::diffusion::sampler::{Condition, sample};
 use crate::diffusion::scheduler::{SchedulerConfig, SchedulerOptions};
 use crate::diffusion::schedulers;
 use crate::files::Folder;
-use crate::nn::precision::Precision;
 use crate::nn::prior::{PriorConfig, PriorTransformer, TextCondition};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::weights::checkpoint::{Checkpoint, Placement};
+use crate::weights::precision::Precision;
 use proptest::prelude::*;
 use serde_json::json;
 use std::cell::Cell;
@@ -60,8 +60,10 @@ impl Parameters {
 fn prior(config: &PriorConfig) -> Checkpoint {
     let (dim, inner) = (config.embedding_dim, config.inner_dim());
     let mut parameters = Parameters::default();
-    parameters.linear("time_embedding.linear_1", inner, config.time_embed_dim.unwrap_or(inner));
-    parameters.linear("time_embedding.linear_2", config.time_embed_dim.unwrap_or(inner), inner);
+    if !config.is_one_step() {
+        parameters.linear("time_embedding.linear_1", inner, config.time_embed_dim.unwrap_or(inner));
+        parameters.linear("time_embedding.linear_2", config.time_embed_dim.unwrap_or(inner), inner);
+    }
     for name in ["proj_in", "embedding_proj", "encoder_hidden_states_proj"] {
         parameters.linear(name, dim, inner);
     }
@@ -126,6 +128,7 @@ impl Rows {
         TextCondition {
             states: Tensor::cat(states, 0),
             lens: states.iter().map(|states| states.size()[0]).collect(),
+            positions: None,
             embeds: self.embeds.narrow(0, start as i64, len as i64),
         }
     }
@@ -149,8 +152,8 @@ fn embed(
     let (prefix, timesteps) = prefill(rows.condition(start, len));
     let (no_prefix, no_timesteps) = prefill(unconditional.condition(0, 1));
     let dim = prior.config().embedding_dim;
-    let seeds = &rows.seeds[start..start + len];
-    let noise = BatchNoise::draw(seeds, dim, scheduler.noisy_steps(), Device::Cpu).unwrap();
+    let sources: Vec<NoiseSource> = rows.seeds[start..start + len].iter().map(|&seed| seed.into()).collect();
+    let noise = BatchNoise::draw(&sources, dim, scheduler.noisy_steps(), Device::Cpu).unwrap();
     let prompts: Vec<usize> = (0..len).collect();
     let conditional = Condition { prefix: &prefix, prompts: &prompts, timesteps: &timesteps };
     let led_away = Condition { prefix: &no_prefix, prompts: &vec![0; len], timesteps: &no_timesteps };
@@ -179,7 +182,7 @@ proptest! {
             num_layers: layers,
             embedding_dim,
             num_embeddings: 8,
-            time_embed_act_fn: time_embed_act_fn.into(),
+            time_embed_act_fn: Some(time_embed_act_fn.into()),
             time_embed_dim: Some(embedding_dim + 3),
             ..PriorConfig::default()
         };
@@ -198,6 +201,43 @@ proptest! {
                 let some = run((start, len));
                 let same = some == together.narrow(0, start as i64, len as i64);
                 prop_assert!(same, "{placement:?}: rows {start} and {len} more of {}", lens.len());
+            }
+        }
+    }
+
+    /// A prompt's tokens are shared by its samples, which changes nothing either.
+    #[test]
+    fn an_embedding_of_a_one_step_prior_does_not_depend_on_its_batch(
+        heads in 1..6_i64,
+        head_dim in 1..14_i64,
+        layers in 1..4_i64,
+        embedding_dim in 1..40_i64,
+        lens in prop::collection::vec(1..9_i64, 9..40),
+        samples in 1..4_usize,
+        threads in 1..4,
+    ) {
+        let config = PriorConfig {
+            num_attention_heads: heads,
+            attention_head_dim: head_dim,
+            num_layers: layers,
+            embedding_dim,
+            num_embeddings: 8,
+            additional_embeddings: 3,
+            ..PriorConfig::default()
+        };
+        tch::set_num_threads(threads);
+        let checkpoint = prior(&config);
+        let rows = Rows::random(&lens, embedding_dim);
+        let prompts: Vec<usize> = (0..lens.len()).flat_map(|prompt| vec![prompt; samples]).collect();
+        let noise = random(&[prompts.len() as i64, embedding_dim]);
+        for placement in placements() {
+            let prior = checkpoint.build("", placement, |weights| PriorTransformer::load(weights, &config)).unwrap();
+            let together = prior.predict(&rows.condition(0, lens.len()), &prompts, &noise).unwrap();
+            prop_assert!(together.isfinite().all().int64_value(&[]) == 1);
+            for row in [0, 1, prompts.len() / 2, prompts.len() - 1] {
+                let own = noise.narrow(0, row as i64, 1);
+                let alone = prior.predict(&rows.condition(prompts[row], 1), &[0], &own).unwrap();
+                prop_assert!(alone == together.narrow(0, row as i64, 1), "{placement:?}: row {row} of {}", prompts.len());
             }
         }
     }

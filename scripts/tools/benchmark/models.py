@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 
 from ..models.files import write_json
+from ..models.one_step import save_one_step
 from ..models.pipelines import Spec, save_pipeline
 from ..models.weights import set_up
-from .shapes import SHAPES, read_recipe, recipe
+from .shapes import ONE_STEP, SHAPES, read_recipe, recipe
 
 
 def publish(made, folder, name):
@@ -31,7 +32,8 @@ def main():
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as work:
         made = Path(work) / "model"
-        save_pipeline(Spec(**SHAPES[name]), made)
+        save = save_one_step if name in ONE_STEP.values() else save_pipeline
+        save(Spec(**SHAPES[name]), made)
         write_json(made / "recipe.json", recipe(name), indent=2)
         publish(made, folder, name)
 

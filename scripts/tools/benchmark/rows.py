@@ -8,7 +8,7 @@ import numpy as np
 
 from .captions import captions
 from .runs import Diffusers, PriorEmbed, Unsupported, cosines, median_run, relative_error
-from .shapes import weight_header
+from .shapes import ONE_STEP, ensure_model, weight_header
 
 # The largest error of f32, in units of the largest value, and the cosine below which another type is broken.
 TOLERANCE, LOWEST_COSINE = 1e-4, 0.98
@@ -39,6 +39,7 @@ ROWS = [
     Row("64-int8", "64 prompts, int8 against f32, denoising, a prompt", "prior", 64, "int8", at_least=80, aim=120),
     Row("cold", "1 prompt, f32, whole process", "cold", at_least=9, aim=12),
     Row("load", "1 prompt, f32, loading the model", "load"),
+    Row("one-step", "64 prompts, f32, text and prior, a prompt: 25 steps against one", "one-step", 64, at_least=20, aim=20),
     # Limits instead of ratios: peak memory over the bytes of the weights.
     Row("memory", "1 prompt, f32, peak memory", "memory", at_least=1.2, aim=1.05),
 ]
@@ -98,8 +99,15 @@ class Bench:
 
     def measure(self, row):
         """A row's figures, or why there are none."""
+        measures = {
+            "prior": self.denoising,
+            "cold": self.cold,
+            "load": self.load,
+            "memory": self.memory,
+            "one-step": self.one_step,
+        }
         try:
-            return {"prior": self.denoising, "cold": self.cold, "load": self.load, "memory": self.memory}[row.kind](row)
+            return measures[row.kind](row)
         except Unsupported as error:
             return Result(row, note=f"{error}; not measured")
 
@@ -149,6 +157,21 @@ class Bench:
         note = f"weights of prior and text encoder: {weights / 2**30:.2f} GiB; the targets are peak memory over weights"
         peaks = theirs.peak_rss_bytes, ours.peak_rss_bytes
         return Result(row, *peaks, note, to_weights=peaks[1] / weights, theirs_to_weights=peaks[0] / weights)
+
+    def one_step(self, row):
+        """Seconds of text and prior a prompt: this model's, and those of a one-step prior with the same text encoder."""
+        model = ensure_model(ONE_STEP[self.options.shape])
+        options = self.options
+        one_step = PriorEmbed(options.binary, model, options.threads, options.extra, name="prior-embed in one step")
+        one_step.run(row.dtype, self.prompts[:1], None)
+        runs = [
+            self.run(self.ours, row.dtype, row.prompts, options.steps),
+            self.run(one_step, row.dtype, row.prompts, None, options.repeats),
+        ]
+        each = [(run.seconds_of("text") + run.seconds_of("prior")) / row.prompts for run in runs]
+        parts = ", ".join(f"{runs[1].seconds_of(part) / row.prompts:.3g} s of {part}" for part in ("text", "prior"))
+        note = f"both figures are prior-embed's; the right one is of a one-step prior of 10 layers of 16 x 32: {parts}"
+        return Result(row, *each, note)
 
     def agreements(self):
         """Every run of prior-embed against every run of diffusers with the same number of steps."""

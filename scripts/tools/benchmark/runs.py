@@ -80,9 +80,8 @@ def read_stats(path):
 class PriorEmbed:
     """The binary, with the model and the settings of all its runs."""
 
-    name = "prior-embed"
-
-    def __init__(self, binary, model, threads, extra=()):
+    def __init__(self, binary, model, threads, extra=(), name="prior-embed"):
+        self.name = name
         self.binary, self.model, self.threads, self.extra = Path(binary), model, threads, list(extra)
         if not self.binary.is_file():
             raise BenchError(f"no program at {binary}; build it with cargo build --release, or give --binary")
@@ -100,7 +99,7 @@ class PriorEmbed:
         return done.stdout
 
     def run(self, dtype, prompts, steps):
-        """One run."""
+        """One run; without a number of steps, that of a one-step prior."""
         if dtype not in self.help:
             raise Unsupported(f"this prior-embed has no --dtype {dtype}")
         with tempfile.TemporaryDirectory() as work:
@@ -110,14 +109,14 @@ class PriorEmbed:
             out, stats = work / "embeds.npy", work / "stats.json"
             settings = {
                 "--model": self.model,
-                "--steps": steps,
-                "--guidance-scale": GUIDANCE_SCALE,
                 "--seed": SEED,
                 "--dtype": dtype,
                 "--device": "cpu",
                 "--threads": self.threads,
                 "--out": out,
             }
+            if steps is not None:
+                settings |= {"--steps": steps, "--guidance-scale": GUIDANCE_SCALE}
             has_stats = "--stats" in self.help
             if has_stats:
                 settings["--stats"] = stats

@@ -18,6 +18,9 @@ def sampling(clip_sample_range):
     return {"variance_type": "fixed_small_log", "clip_sample": True, "clip_sample_range": clip_sample_range}
 
 
+# The shape of a one-step prior that goes with another's text encoder.
+ONE_STEP = {"karlo": "eclipse-karlo"}
+
 SHAPES = {
     # kakaobrain/karlo-v1-alpha; CLIP ViT-L/14.
     "karlo": COMMON | {
@@ -29,6 +32,11 @@ SHAPES = {
         "seed": 20, "width": 1280, "text_layers": 32, "text_heads": 20, "text_intermediate": 5120, "hidden_act": "gelu",
         "argmax_pooling": False, "pad_token": "!", "prior_heads": 32, "prior_head_dim": 64, "prior_layers": 20,
         "scheduler": sampling(5.0),
+    },
+    # ECLIPSE-Community/ECLIPSE_Karlo_Prior, a one-step prior; CLIP ViT-L/14.
+    "eclipse-karlo": COMMON | {
+        "seed": 40, "width": 768, "text_layers": 12, "text_heads": 12, "text_intermediate": 3072,
+        "prior_heads": 16, "prior_head_dim": 32, "prior_layers": 10, "prior": {"additional_embeddings": 3},
     },
     # For seconds instead of minutes: shows that the scripts work and says nothing about speed.
     "tiny": COMMON | {

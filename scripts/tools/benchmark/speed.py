@@ -17,7 +17,7 @@ from .children import BenchError
 from .floor import best_of, probe, step_weights
 from .report import agreement_table, floor_entries, floor_table, machine_line, main_table, quietness
 from .rows import ROWS, Bench
-from .shapes import SHAPES, ensure_model
+from .shapes import ONE_STEP, SHAPES, ensure_model
 
 
 def row_names(text):
@@ -34,7 +34,7 @@ def parse(program, arguments):
     """The command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = machine.usable_cores()
-    parser.add_argument("--shape", choices=SHAPES, default="karlo", help="size of the model (default karlo)")
+    parser.add_argument("--shape", choices=[name for name in SHAPES if name not in ONE_STEP.values()], default="karlo", help="size of the model (default karlo)")
     parser.add_argument("--rows", type=row_names, help="some rows only: " + ",".join(row.name for row in ROWS))
     parser.add_argument("--quick", action="store_true", help="no 64 prompts, no repeats")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, for programs")
@@ -58,9 +58,10 @@ def parse(program, arguments):
 
 def chosen_rows(options):
     """The rows asked for, in the table's order."""
+    rows = [row for row in ROWS if row.kind != "one-step" or options.shape in ONE_STEP]
     if options.rows:
-        return [row for row in ROWS if row.name in options.rows]
-    return [row for row in ROWS if row.prompts < 64 or not options.quick]
+        return [row for row in rows if row.name in options.rows]
+    return [row for row in rows if row.prompts < 64 or not options.quick]
 
 
 def settings(bench):

@@ -66,9 +66,21 @@ def describe(spec, settings, saved="", loras=()):
         "" if spec.image_encoder else "no image encoder",
         f"prompts {len(settings['prompts'])}x{settings['samples_per_prompt']}",
         "" if settings["negative_prompt"] is None else "negative",
-        f"steps {settings['steps']} guidance {settings['guidance_scale']} seed {settings['seed']}",
+        "" if settings["steps"] is None else f"steps {settings['steps']} guidance {settings['guidance_scale']}",
+        f"seed {settings['seed']}",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def relative_error(found, expected):
+    """The largest difference, in units of the largest reference value; infinite if an array is missing or misshapen."""
+    if expected is None:
+        return 0.0 if found is None else float("inf")
+    expected = expected.numpy()
+    if found is None or found.shape != expected.shape or found.dtype != np.float32:
+        return float("inf")
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    return float(error) if np.isfinite(error) else float("inf")
 
 
 def run_binary(binary, folder, settings, out, extra):
@@ -77,10 +89,6 @@ def run_binary(binary, folder, settings, out, extra):
         binary,
         "--model",
         folder,
-        "--steps",
-        settings["steps"],
-        "--guidance-scale",
-        settings["guidance_scale"],
         "--seed",
         settings["seed"],
         "--samples-per-prompt",
@@ -90,6 +98,9 @@ def run_binary(binary, folder, settings, out, extra):
         "--overwrite",
         *[f"--prompt={prompt}" for prompt in settings["prompts"]],
     ]
+    # A one-step prior takes neither.
+    if settings["steps"] is not None:
+        command += ["--steps", settings["steps"], "--guidance-scale", settings["guidance_scale"]]
     if settings["negative_prompt"] is not None:
         command.append(f"--negative-prompt={settings['negative_prompt']}")
     done = subprocess.run([str(part) for part in command + extra], capture_output=True, text=True)

@@ -1,11 +1,11 @@
 //! The options of embedding, as clap parses them.
 
-use crate::cli::args::{RevisionArgs, TargetArgs, at_least_one, text};
+use crate::cli::args::{ComponentArgs, RevisionArgs, TargetArgs, at_least_one, text};
 use crate::cli::values::{
-    BatchSize, DeviceName, Dtype, LoraOption, SchedulerName, finite, on_error, output_dtype, prompt_format, scheduler,
-    seed, shard,
+    BatchSize, DeviceName, Dtype, InversionOption, LoraOption, SchedulerName, finite, on_error, output_dtype,
+    prompt_format, scheduler, seed, seed_by, seed_layout, shard,
 };
-use crate::job::OnError;
+use crate::job::{OnError, Seeding};
 use crate::output::OutputDtype;
 use crate::output::shard::Shard;
 use crate::rows::PromptFormat;
@@ -26,6 +26,15 @@ pub(in crate::cli) struct Args {
     /// All formats but Parquet may be compressed with gzip or zstd. See `prior-embed help formats`.
     #[arg(help_heading = "Input", short = 'f', long, value_name = "FILE", action = clap::ArgAction::Append)]
     pub(super) prompts: Option<PathBuf>,
+
+    /// Text conditions in place of prompts, .npz or .safetensors: text_embeds, text_encoder_hidden_states, text_mask
+    ///
+    /// Embeddings and states that were made elsewhere, (n, d), (n, tokens, width) and (n, tokens): weighted or mixed
+    /// prompts, for example. Arrays named negative_… of n rows or one stand in the place of the negative prompt. See
+    /// `prior-embed help formats`.
+    #[arg(help_heading = "Input", long, value_name = "FILE",
+          conflicts_with_all = ["prompt", "prompts", "format_in", "prompt_column", "no_header", "seed_by"])]
+    pub(super) conditions: Option<PathBuf>,
 
     /// Format of the prompts if not by extension: txt, jsonl, csv, tsv or parquet
     #[arg(help_heading = "Input", long, value_name = "NAME", hide_possible_values = true,
@@ -68,6 +77,12 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(super) negative_out: Option<PathBuf>,
 
+    /// Output file of the CLIP text embeddings, as they are before the prior
+    ///
+    /// .npz, .safetensors, .jsonl, .parquet and --out-dir hold them too if this has the name of the output.
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    pub(super) text_out: Option<PathBuf>,
+
     /// Continue an interrupted run with the same settings
     ///
     /// The output has the bytes of a run that was never interrupted. See `prior-embed help resuming`.
@@ -92,10 +107,25 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Model", short, long, value_name = "NAME", value_parser = text())]
     pub(super) model: Option<String>,
 
+    #[command(flatten)]
+    pub(super) components: ComponentArgs,
+
+    /// Image encoder from elsewhere, which may be a whole CLIPModel
+    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
+    pub(super) image_encoder: Option<String>,
+
     /// LoRA for the prior, a file or a folder, and its strength [default: 1]; may be repeated
     #[arg(help_heading = "Model", long, value_name = "PATH[:SCALE]",
           value_parser = text().try_map(|text| text.parse::<LoraOption>()))]
     pub(super) lora: Vec<LoraOption>,
+
+    /// Learned token (textual inversion), a file or a folder, and its name if not the file's; may be repeated
+    ///
+    /// Files of diffusers (learned_embeds.safetensors or .bin) and A1111 (.pt). A token of several vectors stands for
+    /// all of them.
+    #[arg(help_heading = "Model", long, value_name = "PATH[:TOKEN]",
+          value_parser = text().try_map(|text| text.parse::<InversionOption>()))]
+    pub(super) textual_inversion: Vec<InversionOption>,
 
     #[command(flatten)]
     pub(super) revision: RevisionArgs,
@@ -105,15 +135,20 @@ pub(in crate::cli) struct Args {
           action = clap::ArgAction::Append)]
     pub(in crate::cli) negative_prompt: Option<String>,
 
-    /// Denoising steps
-    #[arg(help_heading = "Sampling", long, value_name = "N", default_value_t = 25, allow_negative_numbers = true,
-          value_parser = at_least_one("a number of steps"))]
-    pub(in crate::cli) steps: usize,
+    /// What negative embeddings are of, in place of the negative prompt: a second run of the prior, for the decoder
+    ///
+    /// The negative_prompt of Kandinsky's interpolate, beside which --negative-prompt is its negative_prior_prompt.
+    #[arg(help_heading = "Sampling", long, value_name = "TEXT", value_parser = text())]
+    pub(super) decoder_negative_prompt: Option<String>,
 
-    /// Scale of classifier-free guidance; 1 and below turn it off
-    #[arg(help_heading = "Sampling", long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true,
-          value_parser = finite)]
-    pub(super) guidance_scale: f64,
+    /// Denoising steps; a one-step prior takes none [default: 25]
+    #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
+          value_parser = at_least_one("a number of steps"))]
+    pub(in crate::cli) steps: Option<usize>,
+
+    /// Scale of classifier-free guidance; 1 and below turn it off, a one-step prior takes none [default: 4]
+    #[arg(help_heading = "Sampling", long, value_name = "G", allow_negative_numbers = true, value_parser = finite)]
+    pub(super) guidance_scale: Option<f64>,
 
     /// Seed: row r of the output draws its noise with seed S + r
     ///
@@ -121,6 +156,25 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Sampling", long, value_name = "S", default_value_t = 0, allow_negative_numbers = true,
           value_parser = seed)]
     pub(super) seed: u64,
+
+    /// Which rows a generator draws for: row, each from its own, or call, all at once from one seeded S
+    ///
+    /// `call` gives the noise of a call in Python with generator=torch.Generator().manual_seed(S). See
+    /// `prior-embed help seeds`.
+    #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "row", hide_possible_values = true,
+          value_parser = seed_layout(), conflicts_with = "seed_by")]
+    pub(super) seed_layout: Seeding,
+
+    /// Make seeds of the prompts, not of their places: prompt
+    ///
+    /// A prompt's seed is the first 8 bytes of its SHA-256. See `prior-embed help seeds`.
+    #[arg(help_heading = "Sampling", long, value_name = "WHAT", hide_possible_values = true, value_parser = seed_by(),
+          conflicts_with = "seed")]
+    pub(super) seed_by: Option<Seeding>,
+
+    /// Noise to start from, (rows, dim) in .npy, .npz or .safetensors, in place of what the generators draw first
+    #[arg(help_heading = "Sampling", long, value_name = "FILE")]
+    pub(super) latents: Option<PathBuf>,
 
     /// Embeddings per prompt; row = prompt index * K + sample index
     #[arg(help_heading = "Sampling", long, value_name = "K", default_value_t = 1, allow_negative_numbers = true,

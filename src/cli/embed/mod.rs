@@ -10,11 +10,14 @@ pub(super) use args::Args;
 use super::args::warn_no_effect;
 use super::context::Context;
 use super::progress::{FetchProgress, RunProgress, rows};
+use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
-use crate::job::{Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
-use crate::pipeline::Pipeline;
+use crate::job::{Given, Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
+use crate::nn::prior::PriorKind;
+use crate::output::OutputFormat;
 use crate::pipeline::builtin::EMOJI;
+use crate::pipeline::{Pipeline, Settings as SamplingSettings};
 use anyhow::Result;
 use outputs::Outputs;
 use request::Request;
@@ -37,17 +40,28 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 
 /// Runs the job with a model that is on this machine.
 fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> Result<u8> {
-    let open = request.opener(&model.folder);
+    let open = request.opener(model);
     let pipeline = open()?;
-    pipeline.check_steps(request.rows.settings.steps)?;
+    check_kind(args, &request.outputs, &pipeline)?;
+    let sampling = pipeline.settings(args.steps, args.guidance_scale)?;
+    check_sizes(&request.rows, &pipeline)?;
     let wants_negative = request.wants_negative(&pipeline)?;
-    warn_of_model(args, &pipeline, wants_negative);
-    let settings = Settings::new(&request, &pipeline);
+    warn_of_model(args, &pipeline, sampling, wants_negative);
+    if !request.inversions.is_empty() && !request.has_texts() {
+        warn_no_effect("--textual-inversion", "no text is encoded");
+    }
+    let settings = Settings::new(&request, sampling, &pipeline);
     let Request { prompts, entries, mut outputs, rows: options, compute, .. } = request;
     if wants_negative {
         outputs.add_negative();
     }
-    let options = RowOptions { wants_negative, max_steps: pipeline.max_steps(), ..options };
+    let options = RowOptions {
+        wants_negative,
+        settings: sampling,
+        max_steps: pipeline.max_steps(),
+        kind: pipeline.kind(),
+        ..options
+    };
     let Outputs { write, stats, report } = outputs;
     let job = Job { prompts, entries, options, pipeline, open, compute, write, report };
     let note = args.model.is_none().then(|| {
@@ -79,15 +93,75 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     Ok(0)
 }
 
+/// Refuses options that the model's kind of prior does not take.
+fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()> {
+    let (folder, kind) = (pipeline.folder(), pipeline.kind());
+    let (given, takes) = match kind {
+        PriorKind::Diffusion => return Ok(()),
+        PriorKind::OneStep => (
+            &[("--steps", args.steps.is_some()), ("--guidance-scale", args.guidance_scale.is_some())][..],
+            "neither steps nor guidance",
+        ),
+        PriorKind::Sequence => (
+            &[
+                ("--negative-prompt", args.negative_prompt.is_some()),
+                ("--negative-out", args.negative_out.is_some()),
+                ("--normalize", args.normalize),
+                ("--shard", args.shard.is_some()),
+                ("--decoder-negative-prompt", args.decoder_negative_prompt.is_some()),
+                ("--text-out", args.text_out.is_some()),
+                ("--conditions", args.conditions.is_some()),
+            ][..],
+            "no negative prompts and makes no embeddings but latents in 3D arrays, which are written as they are",
+        ),
+    };
+    if let Some((option, _)) = given.iter().find(|(_, is_given)| *is_given) {
+        let title = kind.title();
+        return Err(bad_input!("{option}: {folder} has {title}, which takes {takes}; leave out {option}"));
+    }
+    match outputs.write.outputs.iter().find(|output| output.format != OutputFormat::Npy) {
+        Some(output) if kind == PriorKind::Sequence => Err(bad_input!(
+            "{:?}: {folder} makes 3D arrays, which only .npy holds; give a name that ends in .npy",
+            output.path.display().to_string()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Checks what the options give against the model's sizes.
+fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
+    let (dim, text) = (pipeline.embedding_dim(), pipeline.text_embedding_dim());
+    if let Some(Given { name, value, .. }) = rows.latents.as_ref().filter(|given| given.value.ncols() != dim) {
+        let found = value.ncols();
+        return Err(bad_input!("--latents {name:?} has rows of {found} numbers, and this model's have {dim}"));
+    }
+    if rows.wants_text && text != dim {
+        return Err(bad_input!(
+            "--text-out: this model's text embeddings have {text} numbers and its image embeddings {dim}, and an \
+             output holds rows of one size; leave out --text-out"
+        ));
+    }
+    Ok(())
+}
+
 /// Warns of options that have no effect with this model. One that promises something which holds anyway (`--offline`,
 /// `--on-error skip`) is not among them.
-fn warn_of_model(args: &Args, pipeline: &Pipeline, wants_negative: bool) {
-    if args.negative_prompt.is_some() && !wants_negative && !Guidance::new(args.guidance_scale).is_on() {
-        let scale = args.guidance_scale;
-        warn_no_effect(
-            "--negative-prompt",
-            &format!("--guidance-scale {scale} turns guidance off, except for rows with a scale of their own"),
-        );
+fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, wants_negative: bool) {
+    let scale = settings.guidance_scale;
+    if args.negative_prompt.is_some() && !wants_negative && !Guidance::new(scale).is_on() {
+        let why = match pipeline.is_one_step() {
+            true => {
+                "the model has a one-step prior, which takes no guidance; --negative-out writes its embedding".into()
+            }
+            false => format!("--guidance-scale {scale} turns guidance off, except for rows with a scale of their own"),
+        };
+        warn_no_effect("--negative-prompt", &why);
+    }
+    if args.image_encoder.is_some() && (!wants_negative || args.negative_prompt.is_some()) {
+        warn_no_effect("--image-encoder", "it makes negative embeddings without a negative prompt, and there are none");
+    }
+    if args.decoder_negative_prompt.is_some() && !wants_negative {
+        warn_no_effect("--decoder-negative-prompt", "no output holds negative embeddings; --negative-out writes them");
     }
     if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
         warn_no_effect("--threads", "the model runs on a GPU");

@@ -7,7 +7,7 @@ use crate::cli::context::Context;
 use crate::cli::stdout;
 use crate::job::{IfExists, OnError, Report};
 use crate::output::destination::Destination;
-use crate::output::{Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
+use crate::output::{ArrayName, Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
 use std::fs;
 use std::path::Path;
@@ -37,10 +37,14 @@ impl Outputs {
         }
         let report = report(args, &write.base_path(), context.screen.is_quiet())?;
         let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
-        let names = ["--out", "--negative-out"];
-        let same = stats.as_ref().and_then(|stats| write.outputs.iter().position(|output| stats.is_at(&output.path)));
-        if let Some(place) = same {
-            return Err(bad_input!("{} and --stats are the same file; give two names", names[place.min(1)]));
+        let same = stats.as_ref().and_then(|stats| write.outputs.iter().find(|output| stats.is_at(&output.path)));
+        if let Some(output) = same {
+            let name = match output.arrays {
+                Arrays::NEGATIVE => "--negative-out",
+                Arrays::TEXT => "--text-out",
+                _ => "--out",
+            };
+            return Err(bad_input!("{name} and --stats are the same file; give two names"));
         }
         if let (Some(stats), Some(report)) = (&stats, &report)
             && stats.is_at(report.path())
@@ -48,12 +52,15 @@ impl Outputs {
             return Err(bad_input!("--stats and the report on skipped rows are the same file; give another name"));
         }
         let outputs = write.outputs.iter().map(|output| output.path.as_path());
-        let mut replaced = outputs.chain(args.stats.as_deref()).chain(report.as_ref().map(Report::path));
-        if let Some(prompts) =
-            args.prompts.as_deref().filter(|prompts| replaced.any(|path| is_same_file(prompts, path)))
-        {
-            let name = prompts.display().to_string();
-            return Err(bad_input!("{name:?} holds the prompts and would be replaced; give the output another name"));
+        let replaced: Vec<&Path> =
+            outputs.chain(args.stats.as_deref()).chain(report.as_ref().map(Report::path)).collect();
+        let inputs = [("prompts", &args.prompts), ("conditions", &args.conditions), ("latents", &args.latents)];
+        let inputs = inputs.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?)));
+        let inversions = args.textual_inversion.iter().map(|option| ("textual inversion", option.path.as_path()));
+        let mut inputs = inputs.chain(inversions);
+        if let Some((what, input)) = inputs.find(|(_, input)| replaced.iter().any(|path| is_same_file(input, path))) {
+            let name = input.display().to_string();
+            return Err(bad_input!("{name:?} holds the {what} and would be replaced; give the output another name"));
         }
         Ok(Self { write, stats, report })
     }
@@ -61,19 +68,21 @@ impl Outputs {
     /// Whether to write negative embeddings if the model can make them: an option asks for them, or the format holds
     /// them.
     pub(super) fn wants_negative(&self) -> bool {
-        let [main, others @ ..] = self.write.outputs.as_slice() else { return false };
-        main.arrays == Arrays::Both || !others.is_empty() || main.format.prefers_both()
+        let main = self.write.outputs.first();
+        self.needs_negative() || main.is_some_and(|main| main.format.prefers_both())
     }
 
     /// Whether an option asks for negative embeddings.
     pub(super) fn needs_negative(&self) -> bool {
-        self.write.outputs.len() > 1 || self.write.outputs.iter().any(|output| output.arrays == Arrays::Both)
+        self.write.outputs.iter().any(|output| output.arrays.has(ArrayName::Negative))
     }
 
     /// Adds the negative embeddings to the main output if they have no output of their own.
     pub(super) fn add_negative(&mut self) {
-        if let [main] = self.write.outputs.as_mut_slice() {
-            main.arrays = Arrays::Both;
+        if !self.needs_negative()
+            && let [main, ..] = self.write.outputs.as_mut_slice()
+        {
+            main.arrays = main.arrays.union(Arrays::NEGATIVE);
         }
     }
 }
@@ -107,22 +116,26 @@ fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
 
 fn write_options(args: &Args) -> Result<WriteOptions> {
     let (path, format) = args.target.target()?;
-    let mut main = Output { path, format, arrays: Arrays::Image };
-    let mut other = None;
-    match &args.negative_out {
-        Some(path) if *path != main.path => {
-            let format = args.target.format.map_or_else(|| OutputFormat::of_path(path), Ok)?;
-            other = Some(Output { path: path.clone(), format, arrays: Arrays::Negative });
+    let mut main = Output { path, format, arrays: Arrays::IMAGE };
+    let mut others = Vec::new();
+    let named =
+        [("--negative-out", &args.negative_out, Arrays::NEGATIVE), ("--text-out", &args.text_out, Arrays::TEXT)];
+    for (option, path, arrays) in named {
+        match path {
+            Some(path) if *path != main.path => {
+                let format = args.target.format.map_or_else(|| OutputFormat::of_path(path), Ok)?;
+                others.push(Output { path: path.clone(), format, arrays });
+            }
+            Some(_) if !format.holds_several() => {
+                return Err(bad_input!(
+                    "--out and {option} are the same file; give two names, or one .npz for all arrays"
+                ));
+            }
+            Some(_) => main.arrays = main.arrays.union(arrays),
+            None => {}
         }
-        Some(_) if !format.holds_several() => {
-            return Err(bad_input!(
-                "--out and --negative-out are the same file; give two names, or one .npz for all arrays"
-            ));
-        }
-        Some(_) => main.arrays = Arrays::Both,
-        None => {}
     }
-    let mut options = WriteOptions::new(std::iter::once(main).chain(other).collect());
+    let mut options = WriteOptions::new(std::iter::once(main).chain(others).collect());
     options.out_dtype = args.out_dtype;
     options.normalize = args.normalize;
     options.rows_per_file = args.target.rows_per_file();

@@ -7,14 +7,15 @@ use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
 use crate::cli::values::{BatchSize, LoraOption};
 use crate::diffusion::scheduler::SchedulerOptions;
-use crate::files::Folder;
-use crate::hub::{ModelName, Needs, Wish};
-use crate::job::{ComputeOptions, Entries, Opener, Prompts, RowOptions};
-use crate::nn::precision::Precision;
+use crate::hub::{Model, ModelSource, Needs, Wish};
+use crate::job::{ComputeOptions, Entries, Given, Opener, Prompts, RowOptions, Seeding};
+use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI;
-use crate::pipeline::{Pipeline, Settings};
-use crate::rows::ReadOptions;
+use crate::pipeline::{Conditions, Pipeline, Settings};
+use crate::rows::{ReadOptions, read_conditions, read_latents};
 use crate::weights::checkpoint::Placement;
+use crate::weights::checkpoint::textual_inversion::TextualInversion;
+use crate::weights::precision::Precision;
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -23,13 +24,12 @@ pub(super) struct Request {
     pub(super) prompts: Prompts,
     pub(super) entries: Entries,
     pub(super) outputs: Outputs,
-    /// As the user writes it.
-    pub(super) model_name: String,
-    pub(super) model: ModelName,
+    pub(super) model: ModelSource,
     pub(super) load: Placement,
     pub(super) loras: Vec<LoraOption>,
+    pub(super) inversions: Arc<[TextualInversion]>,
     pub(super) scheduler: SchedulerOptions,
-    /// Not of the model: the largest number of steps, and whether there are negative embeddings.
+    /// Without what the model decides: steps, guidance, the kind of prior, and whether there are negative embeddings.
     pub(super) rows: RowOptions,
     pub(super) compute: ComputeOptions,
 }
@@ -38,30 +38,57 @@ impl Request {
     /// # Errors [`crate::bad_input::BadInput`] for options that do not fit each other or this machine, prompts that cannot
     /// be read and outputs that cannot be written.
     pub(super) fn new(args: &Args, context: &Context) -> Result<Self> {
-        let prompts = prompts(args)?;
+        check_seeding(args)?;
+        let mut prompts = prompts(args)?;
         let outputs = Outputs::open(args, context)?;
+        let conditions = args.conditions.as_deref().map(read_conditions).transpose()?;
+        let conditions = conditions.map(|(value, name, hash)| Given { name, hash, value: Arc::new(value) });
+        let is_negative = |given: &Given<Conditions>| given.value.has_negative() && args.negative_prompt.is_some();
+        if let Some(given) = conditions.as_ref().filter(|given| is_negative(given)) {
+            let name = &given.name;
+            return Err(bad_input!(
+                "--negative-prompt: {name:?} has negative conditions already; leave out one of them"
+            ));
+        }
+        prompts.conditions = conditions.as_ref().map(|given| (given.name.clone(), given.value.rows()));
+        let latents = args.latents.as_deref().map(read_latents).transpose()?;
+        let latents = latents.map(|(value, name, hash)| Given { name, hash, value: Arc::new(value) });
+        let inversions = args.textual_inversion.iter();
+        let inversions = inversions.map(|option| TextualInversion::open(&option.path, option.token.as_deref()));
+        let inversions = inversions.collect::<crate::Result<Vec<_>>>()?;
         let entries = prompts.open()?;
         let device = args.device.device()?;
         let load = Placement { device, precision: args.dtype.precision(device)? };
-        let model_name = args.model.as_deref().unwrap_or(EMOJI).to_string();
-        let model = args.revision.model(&model_name, &context.hub)?;
+        let components = args.components.given(args.image_encoder.as_deref());
+        let model = args.revision.model(args.model.as_deref().unwrap_or(EMOJI), &components, &context.hub)?;
+        let default = Settings::default();
         let rows = RowOptions {
             negative_prompt: args.negative_prompt.clone(),
-            settings: Settings { steps: args.steps, guidance_scale: args.guidance_scale },
+            // An empty one is what a decoder takes without any, in diffusers too.
+            decoder_negative_prompt: args.decoder_negative_prompt.clone().filter(|text| !text.is_empty()),
+            conditions,
+            latents,
+            settings: Settings {
+                steps: args.steps.unwrap_or(default.steps),
+                guidance_scale: args.guidance_scale.unwrap_or(default.guidance_scale),
+            },
             seed: args.seed,
+            seeding: args.seed_by.unwrap_or(args.seed_layout),
             samples: args.samples_per_prompt as u64,
             wants_negative: false,
+            wants_text: args.text_out.is_some(),
             on_error: args.on_error,
             max_steps: usize::MAX,
+            kind: PriorKind::Diffusion,
         };
         Ok(Self {
             prompts,
             entries,
             outputs,
-            model_name,
             model,
             load,
             loras: args.lora.clone(),
+            inversions: inversions.into(),
             scheduler: SchedulerOptions {
                 class: args.scheduler.0,
                 eta: args.eta,
@@ -76,19 +103,35 @@ impl Request {
     /// Which of the model's files are needed.
     pub(super) fn needs(&self) -> Needs {
         // The image encoder is large, and only makes negative embeddings without a negative prompt.
-        let image_encoder = match self.rows.negative_prompt {
-            None if self.outputs.needs_negative() => Wish::Needed,
-            None if self.outputs.wants_negative() => Wish::Welcome,
+        let image_encoder = match self.rows.has_negatives() {
+            false if self.outputs.needs_negative() => Wish::Needed,
+            false if self.outputs.wants_negative() => Wish::Welcome,
             _ => Wish::No,
         };
-        Needs { weights: true, sixteen_bit: self.load.precision != Precision::F32, image_encoder }
+        let sixteen_bit = self.load.precision != Precision::F32;
+        Needs { weights: true, text_encoder: self.has_texts(), sixteen_bit, image_encoder }
     }
 
-    /// Opens the model in `folder` as often as it is called.
-    pub(super) fn opener(&self, folder: &Folder) -> Opener {
-        let (folder, load, loras, scheduler) = (folder.clone(), self.load, self.loras.clone(), self.scheduler.clone());
+    /// Whether texts are encoded.
+    pub(super) fn has_texts(&self) -> bool {
+        RowOptions { wants_negative: self.outputs.wants_negative(), ..self.rows.clone() }.has_texts()
+    }
+
+    /// Opens the model as often as it is called.
+    pub(super) fn opener(&self, model: &Model) -> Opener {
+        let (folder, replacements) = (model.folder.clone(), model.replacements());
+        let (load, loras, scheduler) = (self.load, self.loras.clone(), self.scheduler.clone());
+        let (inversions, conditions) = (Arc::clone(&self.inversions), self.rows.conditions.clone());
+        let has_texts = self.has_texts();
         Arc::new(move || {
-            let mut pipeline = Pipeline::open_with(&folder, load, scheduler.clone())?;
+            let mut pipeline = Pipeline::open_with(&folder, &replacements, load, scheduler.clone())?;
+            inversions.iter().try_for_each(|inversion| pipeline.add_textual_inversion(inversion))?;
+            if let Some(Given { name, value, .. }) = &conditions {
+                pipeline.set_conditions(Arc::clone(value)).map_err(|error| bad_input!("{name:?}: {error}"))?;
+            }
+            if !has_texts {
+                pipeline.leave_out_text_encoder();
+            }
             for lora in &loras {
                 pipeline.add_lora(&lora.path, lora.scale)?;
             }
@@ -101,7 +144,7 @@ impl Request {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if the user asks for them and the model cannot.
     pub(super) fn wants_negative(&self, pipeline: &Pipeline) -> Result<bool> {
-        let can = self.rows.negative_prompt.is_some() || pipeline.has_zero_embed();
+        let can = self.rows.has_negatives() || pipeline.has_zero_embed();
         if self.outputs.needs_negative() && !can {
             let folder = pipeline.folder();
             return Err(bad_input!(
@@ -112,11 +155,24 @@ impl Request {
     }
 }
 
+/// Checks the options that one generator for all rows excludes.
+fn check_seeding(args: &Args) -> Result<()> {
+    let excluded = [
+        ("--shard", args.shard.is_some(), "every row needs the draws of all"),
+        ("--resume", args.resume, "the run is one batch, of which nothing is kept"),
+    ];
+    let excluded = excluded.into_iter().find(|(_, is_given, _)| *is_given && args.seed_layout == Seeding::Call);
+    match excluded {
+        Some((option, _, why)) => Err(bad_input!("--seed-layout call excludes {option}: {why}; leave out one of them")),
+        None => Ok(()),
+    }
+}
+
 fn prompts(args: &Args) -> Result<Prompts> {
-    if args.prompt.is_empty() && args.prompts.is_none() {
+    if args.prompt.is_empty() && args.prompts.is_none() && args.conditions.is_none() {
         return Err(bad_input!("no prompt; give --prompt TEXT, or --prompts FILE with one a line"));
     }
-    if args.prompts.is_none() {
+    if args.prompts.is_none() && args.conditions.is_none() {
         let file_options = [
             ("--format-in", args.format_in.is_some()),
             ("--prompt-column", args.prompt_column.is_some()),
@@ -132,7 +188,7 @@ fn prompts(args: &Args) -> Result<Prompts> {
         no_header: args.no_header,
         ..ReadOptions::default()
     };
-    Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read })
+    Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, conditions: None })
 }
 
 /// More threads than cores slow each other down, and the system may not start as many as the user asks for.

@@ -2,12 +2,13 @@
 
 use super::request::Request;
 use crate::cli::progress::RunProgress;
-use crate::job::Summary;
+use crate::job::{Seeding, Summary};
 use crate::output::destination::Destination;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{self, Pipeline};
 use crate::weights::checkpoint::Placement;
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The report.
@@ -64,13 +65,23 @@ impl Seconds {
 #[derive(Debug, Serialize)]
 pub(super) struct Settings {
     model: String,
+    /// The components from elsewhere, by option.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    components: BTreeMap<&'static str, String>,
     lora: Vec<String>,
+    textual_inversion: Vec<String>,
+    conditions: Option<String>,
+    latents: Option<String>,
     steps: usize,
     guidance_scale: f64,
-    seed: u64,
+    /// Null if the prompts give the seeds.
+    seed: Option<u64>,
+    seed_layout: &'static str,
     samples_per_prompt: u64,
     negative_prompt: Option<String>,
-    scheduler: &'static str,
+    decoder_negative_prompt: Option<String>,
+    /// Null with a one-step prior.
+    scheduler: Option<&'static str>,
     eta: Option<f64>,
     solver_order: Option<i64>,
     sde: bool,
@@ -85,18 +96,28 @@ pub(super) struct Settings {
 
 impl Settings {
     /// Those of a request. What the job decides is filled in by [`Stats::new`].
-    pub(super) fn new(request: &Request, pipeline: &Pipeline) -> Self {
+    pub(super) fn new(request: &Request, sampling: pipeline::Settings, pipeline: &Pipeline) -> Self {
         let Placement { device, precision } = pipeline.placement();
-        let Request { model_name, loras, rows, .. } = request;
+        let Request { model, loras, inversions, rows, .. } = request;
         Self {
-            model: model_name.clone(),
+            model: model.name.clone(),
+            components: model
+                .components
+                .iter()
+                .map(|(component, name)| (component.option(), name.to_string()))
+                .collect(),
             lora: loras.iter().map(|lora| format!("{}:{}", lora.path.display(), lora.scale)).collect(),
-            steps: rows.settings.steps,
-            guidance_scale: rows.settings.guidance_scale,
-            seed: rows.seed,
+            textual_inversion: inversions.iter().map(|one| format!("{}:{}", one.origin, one.token)).collect(),
+            conditions: rows.conditions.as_ref().map(|given| given.name.clone()),
+            latents: rows.latents.as_ref().map(|given| given.name.clone()),
+            steps: sampling.steps,
+            guidance_scale: sampling.guidance_scale,
+            seed: (rows.seeding != Seeding::Prompt).then_some(rows.seed),
+            seed_layout: if rows.seeding == Seeding::Call { "call" } else { "row" },
             samples_per_prompt: rows.samples,
             negative_prompt: rows.negative_prompt.clone(),
-            scheduler: pipeline.scheduler_class().name,
+            decoder_negative_prompt: rows.decoder_negative_prompt.clone(),
+            scheduler: pipeline.scheduler_class().map(|class| class.name),
             eta: request.scheduler.eta,
             solver_order: request.scheduler.solver_order,
             sde: request.scheduler.sde,

@@ -25,7 +25,11 @@ impl Tree for Fake {
     }
 
     fn read_text(&mut self, path: &str) -> Result<String> {
-        Ok(if path == INDEX { MODEL_INDEX.into() } else { self.index.into() })
+        Ok(match path {
+            INDEX => MODEL_INDEX.into(),
+            _ if path.ends_with(".index.json") => self.index.into(),
+            _ => "{}".into(),
+        })
     }
 
     fn is_remote(&self) -> bool {
@@ -50,12 +54,13 @@ const SMALL: [&str; 5] = [
     "tokenizer/tokenizer.json",
     "scheduler/scheduler_config.json",
 ];
-const RUN: Needs = Needs { weights: true, sixteen_bit: false, image_encoder: Wish::No };
+const WHOLE: Scope = Scope::Model { replaced: &[] };
+const RUN: Needs = Needs { weights: true, text_encoder: true, sixteen_bit: false, image_encoder: Wish::No };
 
 fn plan(weights: &[&'static str], is_complete: bool, needs: Needs) -> Plan {
     let files = SMALL.iter().chain(weights).copied().collect();
     let index = r#"{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors", "c": "x-1.safetensors"}}"#;
-    Plan::new(&mut Fake { files, is_complete, index }, needs).unwrap()
+    Plan::new(&mut Fake { files, is_complete, index }, WHOLE, needs).unwrap()
 }
 
 /// The file of the prior's weights that is chosen.
@@ -110,7 +115,7 @@ fn shards_are_those_of_the_index() {
         is_complete: true,
         index: r#"{"weight_map": {"a": "../../x.safetensors"}}"#,
     };
-    assert!(Plan::new(&mut hostile, RUN).unwrap_err().to_string().contains("plain file name"));
+    assert!(Plan::new(&mut hostile, WHOLE, RUN).unwrap_err().to_string().contains("plain file name"));
 }
 
 #[test]
@@ -138,7 +143,7 @@ fn each_library_chooses_between_whole_and_sharded_weights_in_its_own_way() {
         is_complete: true,
         index: r#"{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}"#,
     };
-    let files = Plan::new(&mut { encoder }, RUN).unwrap().files;
+    let files = Plan::new(&mut { encoder }, WHOLE, RUN).unwrap().files;
     let files: Vec<&String> =
         files.iter().filter(|path| path.starts_with("text_encoder/") && is_weights(path)).collect();
     assert_eq!(files, ["text_encoder/model.safetensors"]);
@@ -183,4 +188,49 @@ fn paths_stay_in_the_folder() {
     for path in ["", "/etc/passwd", "a/../b", "..", "a//b", "a\\b", "C:/x", "a/./b", "a/", "a\0b"] {
         assert!(!is_safe_path(path), "{path:?}");
     }
+}
+
+/// The files that are needed of one component.
+fn component(files: &[&'static str], component: Component, subfolder: Option<&str>) -> Plan {
+    let mut tree = Fake { files: files.to_vec(), is_complete: true, index: "" };
+    Plan::new(&mut tree, Scope::Component { component, subfolder }, RUN).unwrap()
+}
+
+#[test]
+fn a_component_is_at_the_root_or_in_its_usual_folder() {
+    let clip = ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json"];
+    assert_eq!(component(&clip, Component::TextEncoder, None).files, ["config.json", "model.safetensors"]);
+    let tokenizer = component(&clip, Component::Tokenizer, None);
+    assert_eq!(tokenizer.files, ["tokenizer_config.json", "tokenizer.json"]);
+    assert!(tokenizer.is_usable() && component(&clip, Component::TextEncoder, None).is_usable());
+    let prior = "prior/diffusion_pytorch_model.safetensors";
+    // A folder comes before the root only if an index names it.
+    let bare = [&SMALL[..], &[prior]].concat();
+    assert_eq!(component(&bare, Component::Prior, None).files, ["prior/config.json", prior]);
+    let indexed = [&bare[..], &["model_index.json", "config.json"]].concat();
+    assert_eq!(component(&indexed, Component::Prior, None).files, ["model_index.json", "prior/config.json", prior]);
+    let both = [&bare[..], &["config.json", "diffusion_pytorch_model.bin"]].concat();
+    assert_eq!(component(&both, Component::Prior, None).files, ["config.json", "diffusion_pytorch_model.bin"]);
+    assert_eq!(component(&both, Component::Prior, Some("prior")).files, ["prior/config.json", prior]);
+    assert_eq!(
+        component(&SMALL, Component::ImageEncoder, None).missing,
+        ["the image encoder in image_encoder/ or prior_image_encoder/"]
+    );
+    assert_eq!(component(&bare, Component::Prior, Some("x")).missing, ["x/config.json", "x/*.safetensors"]);
+}
+
+#[test]
+fn what_comes_from_elsewhere_is_not_needed() {
+    let replaced = [Component::TextEncoder, Component::Tokenizer];
+    let files = vec!["model_index.json", "prior/config.json", "prior/diffusion_pytorch_model.bin", SMALL[4]];
+    let mut tree = Fake { files, is_complete: true, index: "" };
+    let plan = Plan::new(&mut tree, Scope::Model { replaced: &replaced }, RUN).unwrap();
+    assert!(plan.is_usable(), "{:?}", plan.missing);
+    assert!(!Plan::new(&mut tree, WHOLE, RUN).unwrap().is_usable());
+    let replaced = [Component::Prior, Component::ImageEncoder];
+    let mut tree = Fake { files: SMALL.to_vec(), is_complete: true, index: "" };
+    let needs = Needs { image_encoder: Wish::Needed, ..RUN };
+    let plan = Plan::new(&mut tree, Scope::Model { replaced: &replaced }, needs).unwrap();
+    assert!(plan.is_usable() && !plan.files.iter().any(|file| file.starts_with("prior/")), "{plan:?}");
+    assert!(!plan.absent.iter().any(|file| file.contains("image_encoder")), "{plan:?}");
 }

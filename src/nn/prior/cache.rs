@@ -14,14 +14,12 @@
 //! Prompts of different lengths are packed without padding.
 
 use super::block::Projected;
+use super::config::ADDITIONAL_TOKENS;
 use super::transformer::PriorTransformer;
 use crate::error::{Error, Result};
 use crate::kernels::Segment;
 use crate::nn::layers::attention::{Ranges, sequences};
 use tch::{Device, Tensor};
-
-/// The number of tokens after the text states: text embedding, timestep, `x_t`, query.
-pub const ADDITIONAL_TOKENS: i64 = 4;
 
 /// Keys and values of one kind of token in each block, `(tokens, 2 · inner_dim)`.
 type KeyValues = Vec<Tensor>;
@@ -33,6 +31,8 @@ pub struct TextCondition {
     pub states: Tensor,
     /// The number of tokens of each prompt, at most `num_embeddings`.
     pub lens: Vec<i64>,
+    /// The position of each token, int64, `(tokens of all prompts)`; `None` if those of each prompt are counted from 0.
+    pub positions: Option<Tensor>,
     /// `(prompts, embedding_proj_dim)`.
     pub embeds: Tensor,
 }
@@ -274,14 +274,18 @@ impl PriorTransformer {
     }
 
     /// The tokens of each prompt's states and embedding, with their positions.
-    fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
+    pub(super) fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
         let states = self.project_text_states(Some(&text.states))?.ok_or_else(|| internal("text states"))?;
         let embeds = self.project_text_embedding(&text.embeds)?.f_add(&self.position(0)?)?;
         let positions = self.positional_embedding.f_select(0, 0)?;
         let mut tokens = Vec::with_capacity(2 * text.lens.len());
         for (prompt, (start, end)) in sequences(&text.lens).enumerate() {
             let len = end - start;
-            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions.f_narrow(0, 0, len)?)?);
+            let positions = match &text.positions {
+                Some(of_tokens) => positions.f_index_select(0, &of_tokens.f_narrow(0, start, len)?)?,
+                None => positions.f_narrow(0, 0, len)?,
+            };
+            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions)?);
             tokens.push(embeds.f_narrow(0, prompt as i64, 1)?);
         }
         Ok(Tensor::f_cat(&tokens, 0)?)
@@ -293,11 +297,12 @@ impl PriorTransformer {
         Ok(self.embed_timestep(&timesteps)?.f_add(&self.position(1)?)?)
     }
 
-    /// `x_t` and the query of each row, interleaved: `(2 · rows, inner_dim)`.
-    fn step_tokens(&self, hidden_states: &Tensor) -> Result<Tensor> {
+    /// `x_t` and the query of each row, the last tokens of a sequence, interleaved: `(2 · rows, inner_dim)`.
+    pub(super) fn step_tokens(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let first = self.config.additional_embeddings - 2;
         let query = self.prd_embedding.as_ref().ok_or_else(|| internal("a query token"))?.f_reshape([1, -1])?;
-        let noisy = self.proj_in.forward(hidden_states)?.f_add(&self.position(2)?)?;
-        let query = query.f_add(&self.position(3)?)?.f_expand_as(&noisy)?;
+        let noisy = self.proj_in.forward(hidden_states)?.f_add(&self.position(first)?)?;
+        let query = query.f_add(&self.position(first + 1)?)?.f_expand_as(&noisy)?;
         Ok(Tensor::f_stack(&[noisy, query], 1)?.f_flatten(0, 1)?)
     }
 
@@ -307,6 +312,6 @@ impl PriorTransformer {
     }
 }
 
-fn internal(missing: &str) -> Error {
+pub(super) fn internal(missing: &str) -> Error {
     Error::Internal(format!("the prior lacks {missing}"))
 }

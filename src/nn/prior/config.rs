@@ -3,7 +3,35 @@
 use crate::config::{Config, check_layers, check_sizes};
 use crate::error::{Error, Result};
 use crate::nn::layers::Activation;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+/// The number of tokens after the text states: text embedding, timestep, `x_t`, query.
+pub(super) const ADDITIONAL_TOKENS: i64 = 4;
+
+/// The same in a one-step prior, which has no timestep.
+const ONE_STEP_TOKENS: i64 = 3;
+
+/// What a prior makes, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PriorKind {
+    /// An image embedding by denoising.
+    Diffusion,
+    /// An image embedding in one pass, without steps or guidance.
+    OneStep,
+    /// A sequence of latents by denoising, without negative prompts.
+    Sequence,
+}
+
+impl PriorKind {
+    /// Its name in messages.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Diffusion => "a diffusion prior",
+            Self::OneStep => "a one-step prior",
+            Self::Sequence => "Shap-E's prior",
+        }
+    }
+}
 
 /// `config.json` of a `PriorTransformer`; names and defaults as in diffusers.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,8 +51,9 @@ pub struct PriorConfig {
     pub additional_embeddings: i64,
     /// Unused at inference.
     pub dropout: f64,
-    /// Activation of the timestep's MLP: `silu`, `swish`, `mish`, `gelu` or `relu`.
-    pub time_embed_act_fn: String,
+    /// Activation of the timestep's MLP: `silu`, `swish`, `mish`, `gelu` or `relu`; by default `silu`.
+    #[serde(deserialize_with = "some_text")]
+    pub time_embed_act_fn: Option<String>,
     /// `layer` for a layer norm before the first block.
     pub norm_in_type: Option<String>,
     /// `layer` for a layer norm of `proj_embedding` before its projection.
@@ -51,7 +80,7 @@ impl Default for PriorConfig {
             num_embeddings: 77,
             additional_embeddings: 4,
             dropout: 0.0,
-            time_embed_act_fn: "silu".into(),
+            time_embed_act_fn: None,
             norm_in_type: None,
             embedding_proj_norm_type: None,
             encoder_hid_proj_type: Some("linear".into()),
@@ -63,7 +92,89 @@ impl Default for PriorConfig {
     }
 }
 
+/// Text, which may be left out but not null.
+fn some_text<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(deserializer).map(Some)
+}
+
 impl PriorConfig {
+    /// Whether the prior predicts the image embedding in one step, as ECLIPSE's do (arXiv 2312.04655): it has no timestep,
+    /// so one token less than diffusers' priors and no keys on the timestep's embedding.
+    ///
+    /// Source: `src/priors/prior_transformer.py` of eclipse-t2i/eclipse-inference.
+    pub fn is_one_step(&self) -> bool {
+        self.additional_embeddings == ONE_STEP_TOKENS && self.added_emb_type.is_some() && self.time_key().is_none()
+    }
+
+    /// Whether the prior denoises a sequence of latents, as Shap-E's does (arXiv 2305.02463): it takes a text embedding
+    /// alone, has no query and no mask, and predicts the latents and their variance.
+    pub fn is_sequence(&self) -> bool {
+        self.added_emb_type.is_none() && self.encoder_hid_proj_type.is_none()
+    }
+
+    /// What kind of prior it is.
+    pub fn kind(&self) -> PriorKind {
+        match self {
+            _ if self.is_one_step() => PriorKind::OneStep,
+            _ if self.is_sequence() => PriorKind::Sequence,
+            _ => PriorKind::Diffusion,
+        }
+    }
+
+    /// The key on the timestep's embedding that is set, if any. Old versions of diffusers wrote none.
+    fn time_key(&self) -> Option<&'static str> {
+        let keys = [
+            ("time_embed_act_fn", self.time_embed_act_fn.is_some()),
+            ("time_embed_dim", self.time_embed_dim.is_some()),
+        ];
+        keys.into_iter().find(|(_, is_set)| *is_set).map(|(key, _)| key)
+    }
+
+    /// Checks that a checkpoint is of the kind of prior that the configuration is of. `names` are its tensors with their
+    /// names in diffusers, none if it is not here; `origin` is what messages call it.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] that names a tensor which says otherwise, or [`Error::Config`], without the file, if already the
+    /// keys contradict each other.
+    pub fn check_kind<'a>(&self, names: impl Iterator<Item = &'a str>, origin: &str) -> Result<()> {
+        let tokens = self.additional_embeddings;
+        if let (true, Some(key)) = (tokens == ONE_STEP_TOKENS && self.added_emb_type.is_some(), self.time_key()) {
+            let predicate = format!("is {tokens}, as of a one-step prior, which has no timestep, but {key} is set too");
+            return Err(Error::key("additional_embeddings", predicate));
+        }
+        let (mut has_blocks, mut of_time) = (false, None);
+        for name in names {
+            if name.starts_with("embedding_control.") {
+                let reason =
+                    format!("{name} is of λ-ECLIPSE, which takes embeddings of pictures too and is not supported");
+                return Err(Error::tensor(origin, name, reason));
+            }
+            has_blocks |= name.starts_with("transformer_blocks.");
+            of_time = of_time.or(Some(name).filter(|name| name.starts_with("time_embedding.")));
+        }
+        match of_time {
+            Some(name) if self.is_one_step() => {
+                let reason =
+                    format!("{name} is there, but a one-step prior (additional_embeddings {tokens}) has no timestep");
+                Err(Error::tensor(origin, name, reason))
+            }
+            None if has_blocks && !self.is_one_step() => {
+                let name = "time_embedding.linear_1.weight";
+                let reason = format!(
+                    "{name} is missing, and only a one-step prior (additional_embeddings {ONE_STEP_TOKENS}, not {tokens}) \
+                     has no timestep"
+                );
+                Err(Error::tensor(origin, name, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The number of tokens after the text states in a prior of this kind that has a query.
+    pub fn expected_tokens(&self) -> i64 {
+        if self.is_one_step() { ONE_STEP_TOKENS } else { ADDITIONAL_TOKENS }
+    }
+
     /// The inner dimension of the transformer.
     pub fn inner_dim(&self) -> i64 {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
@@ -91,13 +202,14 @@ impl PriorConfig {
 
     /// The activation that `time_embed_act_fn` names.
     pub(super) fn time_embed_activation(&self) -> Result<Activation> {
-        Ok(match self.time_embed_act_fn.to_lowercase().as_str() {
+        let name = self.time_embed_act_fn.as_deref().unwrap_or("silu");
+        Ok(match name.to_lowercase().as_str() {
             "silu" | "swish" => Activation::Silu,
             "mish" => Activation::Mish,
             "gelu" => Activation::Gelu,
             "relu" => Activation::Relu,
             _ => {
-                let predicate = format!("is {:?}, it must be silu, swish, mish, gelu or relu", self.time_embed_act_fn);
+                let predicate = format!("is {name:?}, it must be silu, swish, mish, gelu or relu");
                 return Err(Error::key("time_embed_act_fn", predicate));
             }
         })

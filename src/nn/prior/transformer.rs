@@ -12,7 +12,6 @@ use tch::{Device, Kind, Tensor};
 const MASKED: f64 = -10000.0;
 
 /// The output of [`PriorTransformer::forward`].
-#[cfg_attr(not(test), expect(dead_code, reason = "the reference of the cached step"))]
 #[derive(Debug)]
 pub struct PriorTransformerOutput {
     /// The prediction for each row, `(batch, clip_embed_dim)`; `(batch, tokens, clip_embed_dim)` without a `prd` token.
@@ -23,7 +22,8 @@ pub struct PriorTransformerOutput {
 #[derive(Debug)]
 pub struct PriorTransformer {
     pub(super) config: PriorConfig,
-    time_embedding: TimestepEmbedding,
+    /// Not in a one-step prior.
+    time_embedding: Option<TimestepEmbedding>,
     pub(super) proj_in: Linear,
     embedding_proj_norm: Option<LayerNorm>,
     embedding_proj: Linear,
@@ -51,7 +51,10 @@ impl PriorTransformer {
         let blocks = weights.sub("transformer_blocks");
         let block = |layer: i64| TransformerBlock::load(&blocks.sub(&layer.to_string()), config);
         Ok(Self {
-            time_embedding: TimestepEmbedding::load(&weights.exact().sub("time_embedding"), config)?,
+            time_embedding: match config.is_one_step() {
+                true => None,
+                false => Some(TimestepEmbedding::load(&weights.exact().sub("time_embedding"), config)?),
+            },
             proj_in: linear("proj_in", config.embedding_dim, inner_dim)?,
             embedding_proj_norm: when(&config.embedding_proj_norm_type, || {
                 norm("embedding_proj_norm", embedding_proj_dim)
@@ -73,7 +76,6 @@ impl PriorTransformer {
     }
 
     /// The configuration of the module.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the reference of the cached step"))]
     pub fn config(&self) -> &PriorConfig {
         &self.config
     }
@@ -81,7 +83,7 @@ impl PriorTransformer {
     /// One pass over the whole sequence, as diffusers computes it.
     ///
     /// - `hidden_states`: the noisy image embeddings, `(batch, embedding_dim)` or `(batch, tokens, embedding_dim)`;
-    /// - `timestep`: one for all rows, `(1)`, or one per row, `(batch)`;
+    /// - `timestep`: one for all rows, `(1)`, or one per row, `(batch)`; a one-step prior has none;
     /// - `proj_embedding`: the text embeddings, `(batch, embedding_proj_dim)`;
     /// - `encoder_hidden_states`: the text states, `(batch, num_embeddings, embedding_dim)`;
     /// - `attention_mask`: `(batch, num_embeddings)`, 1 for a text token and 0 for padding. With a mask the model is
@@ -89,11 +91,10 @@ impl PriorTransformer {
     ///
     /// # Errors
     /// If the shapes do not fit each other or the configuration, or memory runs out.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the reference of the cached step"))]
     pub fn forward(
         &self,
         hidden_states: &Tensor,
-        timestep: &Tensor,
+        timestep: Option<&Tensor>,
         proj_embedding: &Tensor,
         encoder_hidden_states: Option<&Tensor>,
         attention_mask: Option<&Tensor>,
@@ -104,7 +105,9 @@ impl PriorTransformer {
             sequence.push(states);
         }
         sequence.push(as_tokens(self.project_text_embedding(proj_embedding)?)?);
-        sequence.push(self.embed_timestep(&timestep.f_expand([batch], false)?)?.f_unsqueeze(1)?);
+        if let Some(timestep) = timestep {
+            sequence.push(self.embed_timestep(&timestep.f_expand([batch], false)?)?.f_unsqueeze(1)?);
+        }
         let condition_len: i64 = sequence.iter().map(|tokens| tokens.size()[1]).sum();
         sequence.push(as_tokens(self.proj_in.forward(hidden_states)?)?);
         if let Some(query) = &self.prd_embedding {
@@ -150,8 +153,11 @@ impl PriorTransformer {
 
     /// `(timesteps)` to `(timesteps, inner_dim)`.
     pub(super) fn embed_timestep(&self, timestep: &Tensor) -> Result<Tensor> {
+        let time_embedding = self.time_embedding.as_ref();
+        let time_embedding =
+            time_embedding.ok_or_else(|| Error::Internal("a one-step prior has no timestep".into()))?;
         let projected = sinusoidal_embedding(timestep, self.config.inner_dim())?;
-        self.time_embedding.forward(&projected.f_to_device(self.device())?)
+        time_embedding.forward(&projected.f_to_device(self.device())?)
     }
 
     /// Adds positions to the sequence `(batch, tokens, inner_dim)`.

@@ -88,7 +88,7 @@ fn runs_with_the_same_second_output_do_not_take_each_others_rows() {
     let runs = [Run::new(6, 3), Run::new(6, 3).select(&[5, 4, 3, 2, 1, 0])];
     let options = ["a.npy", "b.npy"].map(|name| {
         let mut options = options(&folder.path().join(name), OutputFormat::Npy);
-        options.outputs.push(Output { path: second.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
+        options.outputs.push(Output { path: second.clone(), format: OutputFormat::Npy, arrays: Arrays::NEGATIVE });
         options
     });
     let mut writers = options.clone().map(|options| EmbeddingWriter::open(options).unwrap());
@@ -134,7 +134,7 @@ fn a_second_output_may_be_on_another_device() {
     let elsewhere = elsewhere.unwrap_or_else(|| TempDir::new().unwrap());
     let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
     let path = elsewhere.path().join("n.npy");
-    options.outputs.push(Output { path: path.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
+    options.outputs.push(Output { path: path.clone(), format: OutputFormat::Npy, arrays: Arrays::NEGATIVE });
     let run = Run::new(6, 3);
     for overwrite in [false, true] {
         options.overwrite = overwrite;

@@ -47,29 +47,38 @@ struct WrittenLine<'a> {
     image_embeds: Option<&'a [f32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     negative_image_embeds: Option<&'a [f32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_embeds: Option<&'a [f32]>,
 }
 
 /// The lines of a batch, with the numbers as `encoding` rounds them.
 fn lines(batch: &Batch, arrays: Arrays, encoding: Encoding) -> Result<Vec<u8>> {
     let rounded = |array: ArrayName| -> Result<Vec<f32>> {
         let mut numbers = Vec::new();
-        if let Some(values) = batch.values(array).filter(|_| arrays.names().contains(&array)) {
+        if let Some(values) = batch.values(array).filter(|_| arrays.has(array)) {
             encoding.dtype.decode(&encoding.encode(values, batch.rows)?, &mut numbers);
         }
         Ok(numbers)
     };
     let (image, negative) = (rounded(ArrayName::Image)?, rounded(ArrayName::Negative)?);
+    let text = rounded(ArrayName::Text)?;
     let dim = batch.dim(arrays)?;
     let mut lines = Vec::new();
     for (place, OutputRow { row, id, prompt, seed }) in batch.rows.iter().enumerate() {
         let numbers = place * dim..(place + 1) * dim;
-        let (image_embeds, negative_image_embeds) = (image.get(numbers.clone()), negative.get(numbers));
+        let (image_embeds, negative_image_embeds) = (image.get(numbers.clone()), negative.get(numbers.clone()));
+        let text_embeds = text.get(numbers);
         // JSON cannot hold infinities and NaN.
-        if [image_embeds, negative_image_embeds].into_iter().flatten().flatten().any(|value| !value.is_finite()) {
+        if [image_embeds, negative_image_embeds, text_embeds]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|value| !value.is_finite())
+        {
             return Err(anyhow!("row {row} holds a number that is not finite, which JSON cannot hold"));
         }
         let (row, seed, id) = (*row, *seed, id.as_deref());
-        let line = WrittenLine { row, id, prompt, seed, image_embeds, negative_image_embeds };
+        let line = WrittenLine { row, id, prompt, seed, image_embeds, negative_image_embeds, text_embeds };
         serde_json::to_writer(&mut lines, &line)?;
         lines.push(b'\n');
     }
@@ -90,6 +99,7 @@ struct ReadLine {
     known: OutputRow,
     image_embeds: Option<Vec<f32>>,
     negative_image_embeds: Option<Vec<f32>>,
+    text_embeds: Option<Vec<f32>>,
 }
 
 impl ReadRows for Lines {
@@ -105,6 +115,7 @@ impl ReadRows for Lines {
             let read = match array {
                 ArrayName::Image => read.image_embeds.take(),
                 ArrayName::Negative => read.negative_image_embeds.take(),
+                ArrayName::Text => read.text_embeds.take(),
             };
             *numbers = read.with_context(|| format!("line {} has no {}", self.number, array.name()))?;
         }

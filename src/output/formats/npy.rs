@@ -19,17 +19,25 @@ pub(crate) const HEADER_BYTES: u64 = 128;
 /// # Errors
 /// If the sizes overflow.
 pub(crate) fn header(rows: u64, dim: usize, dtype: OutputDtype) -> Result<Vec<u8>> {
-    let descriptor = match dtype {
-        OutputDtype::F32 => "<f4",
-        OutputDtype::F16 => "<f2",
-    };
-    let type_descriptor = py_literal::Value::String(descriptor.into());
-    let shape = vec![usize::try_from(rows)?, dim];
-    let bytes = Header { type_descriptor, layout: Order::Standard, shape }.to_bytes()?;
+    header_of_rows(rows, &[dim], dtype)
+}
+
+/// The header of an array of rows that have a shape of their own.
+fn header_of_rows(rows: u64, row: &[usize], dtype: OutputDtype) -> Result<Vec<u8>> {
+    let shape = [&[usize::try_from(rows)?], row].concat();
+    let bytes = Header { type_descriptor: descriptor(dtype), layout: Order::Standard, shape }.to_bytes()?;
     if bytes.len() as u64 != HEADER_BYTES {
         bail!("internal error: a .npy header of {} bytes", bytes.len());
     }
     Ok(bytes)
+}
+
+fn descriptor(dtype: OutputDtype) -> py_literal::Value {
+    let name = match dtype {
+        OutputDtype::F32 => "<f4",
+        OutputDtype::F16 => "<f2",
+    };
+    py_literal::Value::String(name.into())
 }
 
 /// Where an array is in a `.npy` file that is written in place.
@@ -54,7 +62,8 @@ impl Sink for Npy {
     }
 
     fn head(&self, shape: &Shape, rows: u64, dim: usize) -> Result<Vec<u8>> {
-        header(rows, dim, shape.dtype)
+        let row = shape.row.as_ref().map_or(std::slice::from_ref(&dim), |row| row.as_slice());
+        header_of_rows(rows, row, shape.dtype)
     }
 
     fn open(&self, path: &Path, record: &OutputRecord) -> Result<Box<dyn ReadRows>> {
@@ -93,18 +102,24 @@ impl ReadRows for Vec<ArrayRows> {
     }
 }
 
-/// Opens an array in `.npy` format, `bytes` long, at `start` of a file. Its header must be the one that it was written
-/// with.
+/// Opens an array in `.npy` format, `bytes` long, at `start` of a file. Its header must be that of rows of as many
+/// numbers, whatever their shape.
 ///
 /// # Errors
 /// If it is not; or if the file cannot be read.
 pub(super) fn open_at(mut file: File, start: u64, bytes: u64, record: &OutputRecord) -> Result<ArrayRows> {
     let (rows, dim, dtype) = (record.rows.count(), record.dim, record.dtype);
-    let wanted = header(rows, dim, dtype)?;
-    let mut found = vec![0; wanted.len()];
+    let mut found = vec![0; HEADER_BYTES as usize];
     file.seek(SeekFrom::Start(start))?;
     file.read_exact(&mut found)?;
-    if found != wanted || bytes != HEADER_BYTES + rows * (dim * dtype.size()) as u64 {
+    let fits = Header::from_reader(&mut found.as_slice()).is_ok_and(|found| {
+        let [count, row @ ..] = found.shape.as_slice() else { return false };
+        let is_ours = found.layout == Order::Standard && found.type_descriptor == descriptor(dtype);
+        is_ours
+            && u64::try_from(*count) == Ok(rows)
+            && row.iter().try_fold(1, |product: usize, size| product.checked_mul(*size)) == Some(dim)
+    });
+    if !fits || bytes != HEADER_BYTES + rows * (dim * dtype.size()) as u64 {
         bail!("not {rows} rows of {dim} numbers in {}", dtype.name());
     }
     ArrayRows::new(file, start + HEADER_BYTES, record)

@@ -122,7 +122,7 @@ fn record(path: &Path, format: OutputFormat) -> Result<OutputRecord> {
         })?;
         return serde_json::from_str(&text).or_bad_input(|| format!("{name}: its record cannot be read"));
     }
-    let output = Output { path: path.to_path_buf(), format, arrays: Arrays::Image };
+    let output = Output { path: path.to_path_buf(), format, arrays: Arrays::IMAGE };
     let file = shard_file(&output, Shard::WHOLE);
     OutputRecord::read(&file)?.ok_or_else(|| {
         let file = shown(&file);

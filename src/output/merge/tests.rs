@@ -257,7 +257,7 @@ fn a_stale_record_is_not_taken_for_a_new_outputs() {
         let stale = part.with_extension(format!("{}.shard.json", format.name()));
         fs::remove_file(&part).unwrap();
         let mut fresh = options(&part, format);
-        fresh.outputs[0].arrays = crate::output::Arrays::Image;
+        fresh.outputs[0].arrays = crate::output::Arrays::IMAGE;
         let error = EmbeddingWriter::open(fresh.clone()).unwrap_err();
         assert!(error.to_string().contains("there already"), "{error}");
         assert!(stale.exists());

@@ -159,8 +159,8 @@ fn a_second_output_beside_a_folder_holds_all_rows() {
     let (folder, run) = (TempDir::new().unwrap(), Run::new(ROWS, 3));
     let second = folder.path().join("n.parquet");
     let mut options = folder_options(&folder.path().join("e"), 4);
-    options.outputs[0].arrays = Arrays::Image;
-    options.outputs.push(Output { path: second.clone(), format: OutputFormat::Parquet, arrays: Arrays::Negative });
+    options.outputs[0].arrays = Arrays::IMAGE;
+    options.outputs.push(Output { path: second.clone(), format: OutputFormat::Parquet, arrays: Arrays::NEGATIVE });
     for end in [5, 10, 15] {
         let mut writer = EmbeddingWriter::open(options.clone()).unwrap();
         run.write_until(&mut writer, end, 5).unwrap();

@@ -199,7 +199,7 @@ fn the_second_output_is_not_written_through_a_link() {
     let place = Place::new();
     let mut options = options(&place.at("e.npy"), OutputFormat::Npy);
     let second = place.at("n.npy");
-    options.outputs.push(Output { path: second.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
+    options.outputs.push(Output { path: second.clone(), format: OutputFormat::Npy, arrays: Arrays::NEGATIVE });
     // A name that can be guessed from the main output's.
     let run = crc32fast::hash(place.folder.path().canonicalize().unwrap().join("e.npy").as_os_str().as_encoded_bytes());
     symlink(place.precious(), place.at(&format!(".n.npy.prior-embed-part-{run:08x}"))).unwrap();

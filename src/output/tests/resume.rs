@@ -96,7 +96,7 @@ fn names_of_a_shards_second_output_and_record_may_be_long() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("n".repeat(length - 4) + ".npy");
         let mut options = options(&folder.path().join("e.npy"), OutputFormat::Npy);
-        options.outputs.push(Output { path: path.clone(), format: OutputFormat::Npy, arrays: Arrays::Negative });
+        options.outputs.push(Output { path: path.clone(), format: OutputFormat::Npy, arrays: Arrays::NEGATIVE });
         (options.shard, options.total_rows) = (Some(Shard { index: 1, count: 1 }), Some(6));
         write_whole(&run, options, 2);
         assert_eq!(Array2::<f32>::read_npy(File::open(&path).unwrap()).unwrap(), run.negative);

@@ -14,7 +14,8 @@ pub(crate) enum Found {
     Sharded(String, ShardIndex),
 }
 
-/// Finds the weights of a component, in its library's order: plain files of any format before variants.
+/// Finds the weights of a component: the file that was named or, in its library's order, plain files of any format
+/// before variants.
 ///
 /// An index without all of its shards is left over from an older save, which a later save of a whole file replaced. It
 /// counts only if there is nothing else.
@@ -22,6 +23,12 @@ pub(crate) enum Found {
 /// # Errors
 /// [`Error::File`] if there are none, or the index is damaged.
 pub(crate) fn weights(folder: &Folder) -> Result<Found> {
+    if let Some(name) = folder.weights() {
+        return Ok(match name.ends_with(".index.json") {
+            true => Found::Sharded(name.into(), read_index(folder, name)?),
+            false => Found::Whole(name.into()),
+        });
+    }
     let library = Library::of_config(&folder.read_text("config.json").unwrap_or_default());
     let mut incomplete = None;
     for Candidate { name, is_index, .. } in candidates(library, VARIANTS) {

@@ -22,6 +22,9 @@ const OLD_VERSION: i64 = 1001;
 /// Keys under which training programs put the state dictionary.
 const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
 
+/// The key of the averaged weights in a training checkpoint that has no others.
+const AVERAGED: &str = "ema_model";
+
 /// The bytes of the storages in a file, by key.
 type Storages<'a> = HashMap<&'a str, Range<usize>>;
 
@@ -40,10 +43,62 @@ pub(crate) struct Contents {
 /// # Errors
 /// [`Error::File`] if the file is damaged, holds no tensors, or names functions that only an attack needs.
 pub(crate) fn contents(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
-    if bytes.starts_with(ZIP) { zip_entries(bytes, file, path) } else { old_entries(bytes, file, path) }
+    read(bytes, path, |pickle, storages| place_all(pickle, storages, file, path))
 }
 
-fn zip_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
+/// The token in a file of `torch.save` with these `bytes`, if it is named, and its learned embedding. The file holds a
+/// dictionary of one tensor (diffusers), the dictionary of A1111, or the tensor alone.
+///
+/// # Errors
+/// [`Error::File`] if the file is damaged, holds something else, or names functions that only an attack needs.
+pub(super) fn learned(bytes: &[u8], path: &str) -> Result<(Option<String>, TensorEntry)> {
+    read(bytes, path, |pickle, storages| {
+        let (token, value) = match pickle.root() {
+            Value::Dict(dict) => match (&dict[..], pickle.item(dict, "string_to_param")) {
+                ([(name, value)], _) => (Some(pickle.get(*name)), pickle.get(*value)),
+                (_, Some(Value::Dict(vectors))) => {
+                    let vector = pickle.item(vectors, "*");
+                    let vector = vector.ok_or_else(|| not_learned(path, "its string_to_param has no \"*\""))?;
+                    (pickle.item(dict, "name"), vector)
+                }
+                (_, Some(Value::Foreign(foreign))) => {
+                    return Err(refused(path, PickleError::Forbidden(foreign.to_string())));
+                }
+                (items, _) => return Err(not_learned(path, &format!("it holds {} values", items.len()))),
+            },
+            root => (None, root),
+        };
+        let token = match token {
+            Some(Value::Text(token)) => Some(token.to_string()),
+            _ => None,
+        };
+        match value {
+            Value::Tensor(tensor) => {
+                let storage = storages.get(tensor.storage.key);
+                let storage = storage.ok_or_else(|| damaged(path, "a tensor in it has no storage"))?;
+                Ok((token, place(tensor, storage.start, 0)))
+            }
+            Value::Foreign(foreign) => Err(refused(path, PickleError::Forbidden(foreign.to_string()))),
+            _ => Err(not_learned(path, "it holds no tensor")),
+        }
+    })
+}
+
+/// The error for a file that is not of a learned token.
+pub(super) fn not_learned(path: &str, why: &str) -> Error {
+    let reason = format!("is no textual inversion: {why}, not one embedding under its token's name");
+    Error::file(path, reason)
+}
+
+/// Passes a file's pickle and its storages on.
+fn read<T>(bytes: &[u8], path: &str, then: impl FnOnce(&Pickle, &Storages) -> Result<T>) -> Result<T> {
+    if bytes.is_empty() {
+        return Err(damaged(path, "it is empty"));
+    }
+    if bytes.starts_with(ZIP) { read_zip(bytes, path, then) } else { read_old(bytes, path, then) }
+}
+
+fn read_zip<T>(bytes: &[u8], path: &str, then: impl FnOnce(&Pickle, &Storages) -> Result<T>) -> Result<T> {
     let damaged = |why: String| damaged(path, &why);
     let archive = Archive::read(bytes).map_err(damaged)?;
     if archive.byte_order().map_err(damaged)?.is_some_and(|range| &bytes[range] == b"big") {
@@ -56,10 +111,10 @@ fn zip_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
         check_size(storage, &range).map_err(damaged)?;
         storages.insert(storage.key, range);
     }
-    place_all(&pickle, &storages, file, path)
+    then(&pickle, &storages)
 }
 
-fn old_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
+fn read_old<T>(bytes: &[u8], path: &str, then: impl FnOnce(&Pickle, &Storages) -> Result<T>) -> Result<T> {
     let mut position = 0;
     let mut next = || {
         let (pickle, len) = Pickle::read(&bytes[position..]).map_err(|error| refused(path, error))?;
@@ -80,7 +135,7 @@ fn old_entries(bytes: &[u8], file: usize, path: &str) -> Result<Contents> {
     let pickle = next()?;
     let keys = next()?;
     let storages = old_storages(bytes, position, &pickle, &keys).map_err(|why| damaged(path, &why))?;
-    place_all(&pickle, &storages, file, path)
+    then(&pickle, &storages)
 }
 
 /// The third pickle of an old file describes the machine that wrote it.
@@ -193,6 +248,12 @@ fn items<'p, 'a>(pickle: &'p Pickle<'a>) -> Box<dyn Iterator<Item = (Cow<'a, str
         });
         let Some(inner) = wrapped else { break };
         root = inner;
+    }
+    if let Value::Dict(dict) = root
+        && let Some(averaged @ Value::Dict(_)) = pickle.item(dict, AVERAGED)
+        && !dict.iter().any(|(_, value)| matches!(pickle.get(*value), Value::Tensor(_)))
+    {
+        root = averaged;
     }
     match root {
         Value::Dict(dict) => Box::new(dict.iter().filter_map(|(key, value)| match pickle.get(*key) {

@@ -28,7 +28,8 @@ impl Checkpoint {
     /// they show that the module would compute something else: a bias of one of its layers, or a layer after its last.
     ///
     /// # Errors
-    /// [`Error::MissingTensors`] with every missing, unexpected and wrong tensor, and the errors of `build`.
+    /// [`Error::MissingTensors`] with every missing, unexpected and wrong tensor, or [`Error::File`] if this is a known
+    /// kind of checkpoint that cannot be used, and the errors of `build`.
     pub fn build<M>(&self, prefix: &str, placement: Placement, build: impl Fn(&Weights) -> Result<M>) -> Result<M> {
         self.check(prefix, placement, &build)?;
         build(&Weights { checkpoint: self, prefix: prefix.into(), placement, check: None })
@@ -41,7 +42,8 @@ impl Checkpoint {
     pub fn check<M>(&self, prefix: &str, placement: Placement, build: impl Fn(&Weights) -> Result<M>) -> Result<()> {
         let report = RefCell::new(Report::default());
         build(&Weights { checkpoint: self, prefix: prefix.into(), placement, check: Some(&report) })?;
-        report.into_inner().finish(self.names(), prefix, self.origin())
+        let checked = report.into_inner().finish(self.names(), prefix, self.origin());
+        checked.or_else(|error| self.refuse_foreign().and(Err(error)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The stack machine that a pickle is a program for.
 
+use super::allowlist::{Foreign, Global};
 use super::error::PickleError;
-use super::global::{Foreign, Global};
 use super::reader::Reader;
 use super::tensor::{ElementType, MAX_DIMENSIONS, Storage, StoredTensor};
 use super::value::{Id, Pickle, Value};

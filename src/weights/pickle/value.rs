@@ -1,6 +1,6 @@
 //! The values that a pickle makes.
 
-use super::global::{Foreign, Global};
+use super::allowlist::{Foreign, Global};
 use super::tensor::{Storage, StoredTensor};
 
 /// The number of a value in its [`Pickle`].

@@ -1,4 +1,4 @@
-//! The Python functions and classes that a pickle may name: those that a file of tensors needs, and all others.
+//! The allowlist: the Python functions and classes that a file of tensors needs. All others are foreign.
 
 use super::error::PickleError;
 use super::tensor::ElementType;
