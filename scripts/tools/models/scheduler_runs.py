@@ -144,5 +144,6 @@ def compare_all(options, indices):
     failed = sum(is_failure for _, is_failure in results)
     errors = [error for error, _ in results]
     over = sum(error > options.tolerance for error in errors)
-    print(f"{len(results)} runs, worst relative error {max(errors):.1e}, {over} over {options.tolerance:.0e}, {failed} failed")
+    found = f"worst relative error {max(errors):.1e}, {over} over {options.tolerance:.0e}, {failed} failed"
+    print(f"{len(results)} runs, {found}")
     return failed > 0

@@ -80,7 +80,8 @@ impl Config for EulerAncestralConfig {
         check_sizes(&[("num_train_timesteps", self.num_train_timesteps)])?;
         self.betas().validate(&BetaSchedule::COMMON)?;
         if self.prediction_type == PredictionType::Sample {
-            let reason = "is \"sample\", which this scheduler lacks, as in diffusers; it must be \"epsilon\" or \"v_prediction\"";
+            let reason = "is \"sample\", which this scheduler lacks, as in diffusers; it must be \"epsilon\" or \
+                          \"v_prediction\"";
             return Err(Error::key("prediction_type", reason));
         }
         self.spacing().validate()
