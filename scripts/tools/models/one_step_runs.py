@@ -64,8 +64,8 @@ def compare(index, options):
         except (RuntimeError, OSError) as error:
             print(f"FAILED: {error}")
             return float("inf"), float("inf")
-    errors = [relative_error(found.get(f"{which}image_embeds"), expected) for which, expected in
-              (("", image), ("negative_", negative))]
+    arrays = {"image_embeds": image, "negative_image_embeds": negative}
+    errors = [relative_error(found.get(name), expected) for name, expected in arrays.items()]
     verdict = "" if max(errors) <= options.tolerance else "  DIFFERS"
     print(f"image {errors[0]:.1e} negative {'none' if negative is None else format(errors[1], '.1e')}{verdict}")
     return tuple(errors)

@@ -86,7 +86,8 @@ def compare(index, options):
         expected = run_shap_e(pipeline, settings)
         shape = f"prior {spec.prior_layers}x{spec.prior_heads}x{spec.prior_head_dim}, {spec.tokens}x{spec.latent_dim}"
         run = ", ".join(f"{key} {settings[key]}" for key in ("steps", "guidance_scale", "seed"))
-        print(f"{index:3} Shap-E, {shape}, {spec.heun['prediction_type']}, {tuple(expected.shape)}, {run}: ", end="", flush=True)
+        made = f"{spec.heun['prediction_type']}, {tuple(expected.shape)}"
+        print(f"{index:3} Shap-E, {shape}, {made}, {run}: ", end="", flush=True)
         try:
             found = run_binary(options.binary, work / "model", settings, work / "out.npy", options.extra)
         except (RuntimeError, OSError) as error:
