@@ -20,7 +20,8 @@ fn fixtures() -> PathBuf {
 }
 
 /// Runs `test` on `cases` values, and asserts that the share of those for which it is true is in a range: a generator
-/// of files that are all refused at the first byte would test little, and so would one of files that are all fine.
+/// of files that are all refused at the first byte would test little, and so would one of files that are all fine. The
+/// inputs are random: the range leaves room for chance.
 fn check_share<S: Strategy>(
     cases: u32,
     share: std::ops::RangeInclusive<f64>,
