@@ -134,7 +134,7 @@ mod tests {
     use crate::nn::text_encoder::TextEncoderConfig;
 
     #[test]
-    fn an_error_does_not_quote_a_megabyte() {
+    fn an_error_quotes_a_file_in_a_line() {
         let long = "a".repeat(1 << 20);
         for text in [
             format!(r#"{{"hidden_size": "{long}"}}"#),
@@ -145,6 +145,8 @@ mod tests {
             let error = parse::<TextEncoderConfig>(&text, "config.json").unwrap_err().to_string();
             assert!(error.len() < 1000 && error.contains("hidden") | error.contains("line 1"), "{error}");
         }
+        let error = parse::<TextEncoderConfig>(r#"{"hidden_size": "a\nb"}"#, "config.json").unwrap_err().to_string();
+        assert!(error.lines().count() == 1 && error.contains(r"a\nb"), "{error}");
         let error = parse::<TextEncoderConfig>(&format!(r#"{{"hidden_act": "{long}"}}"#), "config.json");
         assert!(error.unwrap_err().to_string().ends_with("\"quick_gelu\" and \"gelu\" are supported"));
     }

@@ -7,6 +7,7 @@ mod hub;
 
 pub use hub::{DownloadCommand, HubError, HubErrorKind};
 
+use crate::text::{printable, without_middle};
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
@@ -411,9 +412,9 @@ impl Error {
     }
 }
 
-/// A message that quotes a file's own words, of which it may have a megabyte.
+/// A message that quotes a file's own words: in one line, though they may have many, and a megabyte.
 pub(crate) fn quoting(message: &str) -> String {
-    crate::text::without_middle(message, 600, 200).into_owned()
+    printable(&without_middle(message, 600, 200))
 }
 
 fn prefix(path: &str) -> String {

@@ -22,6 +22,21 @@ pub fn without_middle(text: &str, start: usize, end: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}…{}", &text[..from], &text[to..]))
 }
 
+/// A text with its control characters and direction marks escaped: names in files from elsewhere may hold what moves a
+/// terminal's cursor.
+pub fn printable(text: &str) -> String {
+    let is_direction_mark =
+        |char: char| matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            char if char.is_control() || is_direction_mark(char) => printable.extend(char.escape_default()),
+            char => printable.push(char),
+        }
+    }
+    printable
+}
+
 /// The first few names, each shortened, and how many more there are.
 pub fn list<S: AsRef<str>>(names: &[S]) -> String {
     const MAX_NAMES: usize = 8;

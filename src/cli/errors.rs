@@ -2,7 +2,7 @@
 
 use crate::bad_input::BadInput;
 use crate::error::{Error, Hint};
-use crate::text::without_middle;
+use crate::text::{printable, without_middle};
 
 /// The exit code for an error: 2 for wrong usage or bad input, 1 for a failure while running.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
@@ -56,21 +56,6 @@ fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     printable(&without_middle(&lines.join("; "), 1500, 300))
-}
-
-/// A text with its control characters and direction marks escaped: names in files from elsewhere may hold what moves a
-/// terminal's cursor.
-pub fn printable(text: &str) -> String {
-    let is_direction_mark =
-        |char: char| matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let mut printable = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            char if char.is_control() || is_direction_mark(char) => printable.extend(char.escape_default()),
-            char => printable.push(char),
-        }
-    }
-    printable
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Progress of downloads and runs: a bar on a terminal, elsewhere a line a minute.
 
-use super::errors::printable;
 use super::screen::Screen;
 use super::warnings::RowWarnings;
 use crate::hub;
 use crate::job::JobProgress;
 use crate::rows::Notice;
+use crate::text::printable;
 use indicatif::ProgressBar;
 use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};

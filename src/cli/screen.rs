@@ -1,6 +1,6 @@
 //! Standard error: bars on a terminal, warnings, the error.
 
-use super::errors::printable;
+use crate::text::printable;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::io::{self, IsTerminal, Write};

@@ -1,9 +1,10 @@
 //! `--help`, `--version`, and one line for a command line that cannot be parsed.
 
-use super::errors::{exit_code, one_line, printable};
+use super::errors::{exit_code, one_line};
 use super::line::CommandLine;
 use super::screen::{Screen, tell};
 use super::stdout;
+use crate::text::printable;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use std::path::Path;
 

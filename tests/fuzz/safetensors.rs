@@ -11,7 +11,12 @@ pub fn mutate(bytes: &mut Vec<u8>, draws: &mut Draws) -> Option<String> {
     let len = usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
     let mut header: Value = serde_json::from_slice(bytes.get(8..8 + len)?).ok()?;
     let mut data = bytes[8 + len..].to_vec();
-    let names: Vec<String> = header.as_object()?.keys().filter(|key| *key != "__metadata__").cloned().collect();
+    // Not what an earlier change made of one.
+    let is_tensor = |value: &Value| {
+        value["data_offsets"].as_array().is_some_and(|range| range.len() == 2) && value["shape"].is_array()
+    };
+    let tensors = header.as_object()?.iter().filter(|(_, value)| is_tensor(value));
+    let names: Vec<String> = tensors.map(|(name, _)| name.clone()).collect();
     if names.is_empty() {
         return None;
     }
