@@ -62,16 +62,23 @@ pub(crate) fn safetensors_entries(bytes: &[u8], file: usize, path: &str) -> Resu
     let start = header_len + size_of::<u64>();
     let entries = metadata.tensors().into_iter().map(|(name, info)| {
         let shape = shape(&info.shape);
-        let shape = shape.ok_or_else(|| Error::damaged(path, "safetensors", format!("tensor {name} is too large")))?;
+        let shape = shape
+            .ok_or_else(|| Error::damaged(path, "safetensors", format!("the shape of tensor {name} is too large")))?;
         let (from, to) = info.data_offsets;
         Ok((name, TensorEntry { file, dtype: info.dtype, shape, strided: None, range: start + from..start + to }))
     });
     entries.collect()
 }
 
-/// The sizes as libtorch has them; `None` if their product overflows, without those of 0: libtorch multiplies the sizes
-/// of an empty tensor too.
+/// The most dimensions that all of libtorch's functions take.
+const MAX_DIMENSIONS: usize = 64;
+
+/// The sizes as libtorch has them; `None` if there are too many, or their product overflows, without those of 0: libtorch
+/// multiplies the sizes of an empty tensor too.
 fn shape(sizes: &[usize]) -> Option<Vec<i64>> {
+    if sizes.len() > MAX_DIMENSIONS {
+        return None;
+    }
     let shape = sizes.iter().map(|&size| i64::try_from(size).ok()).collect::<Option<Vec<_>>>()?;
     shape.iter().try_fold(1_i64, |product, &size| product.checked_mul(size.max(1)))?;
     Some(shape)
@@ -98,5 +105,20 @@ pub(crate) fn float_kind(dtype: Dtype) -> Option<Kind> {
         Dtype::BF16 => Some(Kind::BFloat16),
         Dtype::F64 => Some(Kind::Double),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_one_that_libtorch_takes() {
+        assert_eq!(shape(&[2, 0, 3]).unwrap(), [2, 0, 3]);
+        assert_eq!(shape(&[1; MAX_DIMENSIONS]).unwrap().len(), MAX_DIMENSIONS);
+        assert_eq!(shape(&[1; MAX_DIMENSIONS + 1]), None);
+        assert_eq!(shape(&[0, usize::MAX / 2, 3]), None);
+        let taken = tch::Tensor::zeros([1_i64; MAX_DIMENSIONS], (Kind::Float, tch::Device::Cpu));
+        assert_eq!(taken.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Float).unwrap().dim(), MAX_DIMENSIONS - 1);
     }
 }
