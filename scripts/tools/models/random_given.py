@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from .given import NAMES, given_case, given_pipeline, run_given
 from .pipelines import load_pipeline, save_pipeline
-from .random_runs import TEXTS, random_spec
+from .random_runs import TEXTS, random_spec, relative_error
 from .weights import generator
 
 TYPES = [torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -89,7 +89,7 @@ def add_inversions(draw, pipeline, folder, seed):
     return options, tokens
 
 
-def compare(index, options, relative_error):
+def compare(index, options):
     """Makes run number `index` on both sides, and returns the errors of image, negative and text embeddings."""
     draw = random.Random(f"given {options.seed} {index}")
     with tempfile.TemporaryDirectory() as work:

@@ -84,7 +84,7 @@ def relative_error(found, expected):
 
 
 def run_binary(binary, folder, settings, out, extra):
-    """prior-embed's arrays, by name."""
+    """prior-embed's arrays, by name; of .npy, the one."""
     command = [
         binary,
         "--model",
@@ -106,5 +106,15 @@ def run_binary(binary, folder, settings, out, extra):
     done = subprocess.run([str(part) for part in command + extra], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"prior-embed ended with {done.returncode}: {done.stderr.strip()}")
-    with np.load(out) as arrays:
-        return dict(arrays)
+    arrays = np.load(out)
+    return arrays if isinstance(arrays, np.ndarray) else dict(arrays)
+
+
+def compare_all(compare, options, indices):
+    """Runs all, sums up, and returns whether any failed: `compare` gives an error, and whether it is a failure."""
+    results = [compare(index, options) for index in indices]
+    failed = sum(is_failure for _, is_failure in results)
+    errors = [error for error, _ in results]
+    over = sum(error > options.tolerance for error in errors)
+    print(f"{len(results)} runs, worst relative error {max(errors):.1e}, {over} over {options.tolerance:.0e}, {failed} failed")
+    return failed > 0

@@ -136,14 +136,3 @@ def compare(index, options):
     verdict = "DIFFERS" if is_failure else "" if error <= options.tolerance else "badly conditioned"
     print(f"{error:.1e}, rounding {spread:.1e} {verdict}".rstrip())
     return error, is_failure
-
-
-def compare_all(options, indices):
-    """Runs all, sums up, and returns whether any failed."""
-    results = [compare(index, options) for index in indices]
-    failed = sum(is_failure for _, is_failure in results)
-    errors = [error for error, _ in results]
-    over = sum(error > options.tolerance for error in errors)
-    found = f"worst relative error {max(errors):.1e}, {over} over {options.tolerance:.0e}, {failed} failed"
-    print(f"{len(results)} runs, {found}")
-    return failed > 0
