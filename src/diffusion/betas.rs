@@ -57,6 +57,22 @@ pub(super) struct Betas<'a> {
     pub(super) rescale_betas_zero_snr: bool,
 }
 
+/// The [`Betas`] of a configuration that has all of these keys. serde could flatten them into it, but then neither unknown
+/// keys nor the path of a wrong one would be known.
+macro_rules! betas {
+    ($config:expr) => {
+        $crate::diffusion::betas::Betas {
+            num_train_timesteps: $config.num_train_timesteps,
+            beta_start: $config.beta_start,
+            beta_end: $config.beta_end,
+            beta_schedule: $config.beta_schedule,
+            trained_betas: $config.trained_betas.as_deref(),
+            rescale_betas_zero_snr: $config.rescale_betas_zero_snr,
+        }
+    };
+}
+pub(super) use betas;
+
 impl Betas<'_> {
     /// Checks the keys; `known` are the schedules that the scheduler has.
     ///

@@ -26,6 +26,18 @@ pub(super) struct Spacing {
     pub(super) steps_offset: i64,
 }
 
+/// The [`Spacing`] of a configuration, as [`betas`](super::betas::betas).
+macro_rules! spacing {
+    ($config:expr) => {
+        $crate::diffusion::spacing::Spacing {
+            timestep_spacing: $config.timestep_spacing,
+            num_train_timesteps: $config.num_train_timesteps,
+            steps_offset: $config.steps_offset,
+        }
+    };
+}
+pub(super) use spacing;
+
 impl Spacing {
     /// # Errors
     /// [`Error::Config`] if the offset leads out of the training.

@@ -3,14 +3,14 @@
 //! Source: diffusers 0.42 `schedulers/scheduling_ddim.py`; formulas (12) and (16) are those of DDIM.
 
 use crate::config::{Config, check_sizes};
-use crate::diffusion::betas::{BetaSchedule, Betas};
+use crate::diffusion::betas::{BetaSchedule, Betas, betas};
 use crate::diffusion::levels::{Levels, check_clip_sample_range, check_no_thresholding, not_a_number};
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
     KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, max_steps, need_noise,
     no_step,
 };
-use crate::diffusion::spacing::{Spacing, TimestepSpacing};
+use crate::diffusion::spacing::{Spacing, TimestepSpacing, spacing};
 use crate::json::Json;
 use crate::{Error, Result, config};
 use serde::Deserialize;
@@ -114,22 +114,11 @@ impl Config for DdimConfig {
 
 impl DdimConfig {
     fn betas(&self) -> Betas<'_> {
-        Betas {
-            num_train_timesteps: self.num_train_timesteps,
-            beta_start: self.beta_start,
-            beta_end: self.beta_end,
-            beta_schedule: self.beta_schedule,
-            trained_betas: self.trained_betas.as_deref(),
-            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
-        }
+        betas!(self)
     }
 
     fn spacing(&self) -> Spacing {
-        Spacing {
-            timestep_spacing: self.timestep_spacing,
-            num_train_timesteps: self.num_train_timesteps,
-            steps_offset: self.steps_offset,
-        }
+        spacing!(self)
     }
 }
 

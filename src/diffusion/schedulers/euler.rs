@@ -5,7 +5,7 @@
 
 use crate::Result;
 use crate::config::{Config, check_sizes};
-use crate::diffusion::betas::{BetaSchedule, Betas, linspace};
+use crate::diffusion::betas::{BetaSchedule, Betas, betas, linspace};
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
     KEYS, Scheduler, SchedulerClass, SchedulerConfig, StepOutput, check_shapes, keys_that_count, max_steps, parse,
@@ -14,7 +14,7 @@ use crate::diffusion::sigmas::{
     FinalSigmas, RespacingKeys, SigmaTable, check_schedule, check_steps, derivative, init_noise_sigma, original_sample,
     scale_model_input, sigma_at,
 };
-use crate::diffusion::spacing::{Spacing, TimestepSpacing};
+use crate::diffusion::spacing::{Spacing, TimestepSpacing, spacing};
 use crate::json::Json;
 use serde::Deserialize;
 use tch::Tensor;
@@ -133,22 +133,11 @@ impl EulerConfig {
     }
 
     fn betas(&self) -> Betas<'_> {
-        Betas {
-            num_train_timesteps: self.num_train_timesteps,
-            beta_start: self.beta_start,
-            beta_end: self.beta_end,
-            beta_schedule: self.beta_schedule,
-            trained_betas: self.trained_betas.as_deref(),
-            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
-        }
+        betas!(self)
     }
 
     fn spacing(&self) -> Spacing {
-        Spacing {
-            timestep_spacing: self.timestep_spacing,
-            num_train_timesteps: self.num_train_timesteps,
-            steps_offset: self.steps_offset,
-        }
+        spacing!(self)
     }
 
     fn respacing(&self) -> RespacingKeys {

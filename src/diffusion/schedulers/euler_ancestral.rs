@@ -4,7 +4,7 @@
 //! Source: diffusers 0.42 `schedulers/scheduling_euler_ancestral_discrete.py`.
 
 use crate::config::{Config, check_sizes};
-use crate::diffusion::betas::{BetaSchedule, Betas};
+use crate::diffusion::betas::{BetaSchedule, Betas, betas};
 use crate::diffusion::levels::not_a_number;
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{
@@ -14,7 +14,7 @@ use crate::diffusion::scheduler::{
 use crate::diffusion::sigmas::{
     SigmaTable, check_schedule, check_steps, derivative, init_noise_sigma, original_sample, scale_model_input, sigma_at,
 };
-use crate::diffusion::spacing::{Spacing, TimestepSpacing};
+use crate::diffusion::spacing::{Spacing, TimestepSpacing, spacing};
 use crate::json::Json;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -94,22 +94,11 @@ impl EulerAncestralConfig {
     }
 
     fn betas(&self) -> Betas<'_> {
-        Betas {
-            num_train_timesteps: self.num_train_timesteps,
-            beta_start: self.beta_start,
-            beta_end: self.beta_end,
-            beta_schedule: self.beta_schedule,
-            trained_betas: self.trained_betas.as_deref(),
-            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
-        }
+        betas!(self)
     }
 
     fn spacing(&self) -> Spacing {
-        Spacing {
-            timestep_spacing: self.timestep_spacing,
-            num_train_timesteps: self.num_train_timesteps,
-            steps_offset: self.steps_offset,
-        }
+        spacing!(self)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::diffusion::sigmas::{
     RespacingKeys, SigmaTable, check_schedule, check_steps, derivative, init_noise_sigma, original_sample,
     scale_model_input, sigma_at,
 };
-use crate::diffusion::spacing::{Spacing, TimestepSpacing};
+use crate::diffusion::spacing::{Spacing, TimestepSpacing, spacing};
 use crate::json::Json;
 use serde::Deserialize;
 use tch::Tensor;
@@ -126,11 +126,7 @@ impl HeunConfig {
     }
 
     fn spacing(&self) -> Spacing {
-        Spacing {
-            timestep_spacing: self.timestep_spacing,
-            num_train_timesteps: self.num_train_timesteps,
-            steps_offset: self.steps_offset,
-        }
+        spacing!(self)
     }
 
     fn respacing(&self) -> RespacingKeys {

@@ -2,11 +2,11 @@
 
 use crate::Result;
 use crate::config::{Config, check_sizes};
-use crate::diffusion::betas::{BetaSchedule, Betas};
+use crate::diffusion::betas::{BetaSchedule, Betas, betas};
 use crate::diffusion::levels::{check_clip_sample_range, check_no_thresholding};
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{KEYS, keys_that_count};
-use crate::diffusion::spacing::{Spacing, TimestepSpacing};
+use crate::diffusion::spacing::{Spacing, TimestepSpacing, spacing};
 use crate::json::Json;
 use serde::Deserialize;
 
@@ -133,22 +133,11 @@ impl Config for DdpmConfig {
 impl DdpmConfig {
     /// The keys on betas.
     pub(super) fn betas(&self) -> Betas<'_> {
-        Betas {
-            num_train_timesteps: self.num_train_timesteps,
-            beta_start: self.beta_start,
-            beta_end: self.beta_end,
-            beta_schedule: self.beta_schedule,
-            trained_betas: self.trained_betas.as_deref(),
-            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
-        }
+        betas!(self)
     }
 
     /// The keys on timesteps.
     pub(super) fn spacing(&self) -> Spacing {
-        Spacing {
-            timestep_spacing: self.timestep_spacing,
-            num_train_timesteps: self.num_train_timesteps,
-            steps_offset: self.steps_offset,
-        }
+        spacing!(self)
     }
 }

@@ -1,12 +1,12 @@
 //! The configuration of DPM-Solver.
 
 use crate::config::{Config, check_sizes};
-use crate::diffusion::betas::{BetaSchedule, Betas};
+use crate::diffusion::betas::{BetaSchedule, Betas, betas};
 use crate::diffusion::levels::check_no_thresholding;
 use crate::diffusion::prediction::PredictionType;
 use crate::diffusion::scheduler::{KEYS, keys_that_count};
 use crate::diffusion::sigmas::{FinalSigmas, RespacingKeys};
-use crate::diffusion::spacing::{Spacing, TimestepSpacing};
+use crate::diffusion::spacing::{TimestepSpacing, spacing};
 use crate::json::Json;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -202,22 +202,14 @@ impl Config for DpmSolverConfig {
         }
         self.betas().validate(&BetaSchedule::COMMON)?;
         self.respacing().validate()?;
-        let Self { timestep_spacing, num_train_timesteps, steps_offset, .. } = *self;
-        Spacing { timestep_spacing, num_train_timesteps, steps_offset }.validate()
+        spacing!(self).validate()
     }
 }
 
 impl DpmSolverConfig {
     /// The keys on betas.
     pub(super) fn betas(&self) -> Betas<'_> {
-        Betas {
-            num_train_timesteps: self.num_train_timesteps,
-            beta_start: self.beta_start,
-            beta_end: self.beta_end,
-            beta_schedule: self.beta_schedule,
-            trained_betas: self.trained_betas.as_deref(),
-            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
-        }
+        betas!(self)
     }
 
     /// The keys on the spacing of sigmas.
