@@ -291,8 +291,8 @@ impl Prior {
     }
 
     /// Opens a model by name with the default [`LoadOptions`]: `karlo`, `kandinsky-2.1`, `kandinsky-2.2`,
-    /// `stable-unclip`, `eclipse-karlo`, `eclipse-kandinsky-2.2`, `emoji` (the built-in one), `owner/name[@revision]` on the Hugging Face hub, or the path of a
-    /// folder. Downloads what is not in the cache yet.
+    /// `stable-unclip`, `eclipse-karlo`, `eclipse-kandinsky-2.2`, `emoji` (the built-in one), `owner/name[@revision]`
+    /// on the Hugging Face hub, or the path of a folder. Downloads what is not in the cache yet.
     ///
     /// # Errors
     /// As [`Prior::open`], or if there is no such model or it cannot be downloaded.

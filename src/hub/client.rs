@@ -208,8 +208,8 @@ impl Client {
         Ok(FileMetadata { etag, size })
     }
 
-    /// Downloads a file of a commit from byte `from` on. The server may start earlier all the same; with `if_range` it starts
-    /// at 0 if its ETag has changed. A file that is not large has a total timeout.
+    /// Downloads a file of a commit from byte `from` on. The server may start earlier all the same; with `if_range` it
+    /// starts at 0 if its ETag has changed. A file that is not large has a total timeout.
     ///
     /// # Errors
     /// As for [`Client::listing`], and [`HubErrorKind::RangeNotSatisfiable`].

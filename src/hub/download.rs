@@ -94,8 +94,8 @@ impl Download<'_> {
         self.file.path.is_some_and(is_weights)
     }
 
-    /// Downloads until the content is whole and right. An attempt that gets further than all before resets the count, so that
-    /// a bad line succeeds in the end and a server that repeats itself does not.
+    /// Downloads until the content is whole and right. An attempt that gets further than all before resets the count,
+    /// so that a bad line succeeds in the end and a server that repeats itself does not.
     fn fill(&self, part: &mut Part, progress: &mut dyn DownloadProgress) -> Result<()> {
         let mut furthest = part.len;
         let mut attempts = 0;

@@ -19,8 +19,8 @@ pub fn blob_name(etag: &str) -> Option<String> {
     (has_length && is_name).then(|| name.to_string())
 }
 
-/// Whether the ETag is a hash of the content: SHA-256 for large files, Git's SHA-1 of a blob for small ones. Mirrors may send
-/// others.
+/// Whether the ETag is a hash of the content: SHA-256 for large files, Git's SHA-1 of a blob for small ones. Mirrors
+/// may send others.
 pub fn is_hash(etag: &str) -> bool {
     [40, 64].contains(&etag.len()) && etag.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -34,7 +34,8 @@ pub struct HubName {
 impl ModelName {
     /// Parses a name; `revision` is the value of `--revision`.
     ///
-    /// [`EMOJI`] is always the built-in model (`./emoji` is a folder). Otherwise an existing folder comes before a repository.
+    /// [`EMOJI`] is always the built-in model (`./emoji` is a folder). Otherwise an existing folder comes before a
+    /// repository.
     ///
     /// # Errors
     /// [`Error::Option`] if it is no valid name, or a folder or the built-in model is given a revision.
@@ -121,7 +122,8 @@ pub fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether a text is an `owner/name` that the hub allows: letters, digits, `.`, `_`, `-`, no `--` or `..`, and no `.` or `-` at the ends.
+/// Whether a text is an `owner/name` that the hub allows: letters, digits, `.`, `_`, `-`, no `--` or `..`, and no `.`
+/// or `-` at the ends.
 fn is_repository(text: &str) -> bool {
     let is_part = |part: &str| {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);

@@ -1,8 +1,8 @@
 //! The files of a repository that a run needs: those of a model, without the components that come from elsewhere and
 //! never a decoder's, or those of a single component.
 //!
-//! The same search runs over a listing of the hub, over a snapshot in the cache, which may lack files that the hub has, and over
-//! a folder.
+//! The same search runs over a listing of the hub, over a snapshot in the cache, which may lack files that the hub has,
+//! and over a folder.
 
 use crate::error::{Component, Result};
 use crate::files::Folder;

@@ -22,7 +22,8 @@ pub struct Preset {
 
 /// The short names, the smallest download first.
 ///
-/// Each prior has 1.02 G parameters, ECLIPSE's 0.03 G, Shap-E's 0.3 G; the text encoder 0.12 G (ViT-L/14) or 0.69 G (ViT-bigG/14).
+/// Each prior has 1.02 G parameters, ECLIPSE's 0.03 G, Shap-E's 0.3 G; the text encoder 0.12 G (ViT-L/14) or 0.69 G
+/// (ViT-bigG/14).
 pub const PRESETS: [Preset; 7] = [
     // ECLIPSE (arXiv 2312.04655) published priors alone, at their repositories' roots; all else is the base model's.
     Preset {

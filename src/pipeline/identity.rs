@@ -18,9 +18,9 @@ const SAMPLES: usize = 256;
 const CHUNK_BYTES: usize = 16 << 20;
 
 impl Pipeline {
-    /// A hash of the model's configurations, vocabulary and weights, of the LoRAs and of the learned tokens. It does not
-    /// depend on the model's path or name. With `zero_embed` it includes what the embedding of a black image is made of, which other
-    /// runs' downloads may add or remove.
+    /// A hash of the model's configurations, vocabulary and weights, of the LoRAs and of the learned tokens. It does
+    /// not depend on the model's path or name. With `zero_embed` it includes what the embedding of a black image is
+    /// made of, which other runs' downloads may add or remove.
     ///
     /// By default it includes samples of large files; with `is_thorough` the whole of them, read at about 10 GB/s where
     /// they are in the page cache, and is another hash.

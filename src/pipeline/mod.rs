@@ -65,8 +65,9 @@ impl Pipeline {
     /// Of no rows, empty arrays; no network is loaded for them. Without texts to encode, the text encoder is not loaded.
     ///
     /// # Errors
-    /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or memory
-    /// runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if an embedding is not finite.
+    /// [`Error::Option`] if the model cannot do so many steps, an error if the weights of a network are damaged or
+    /// memory runs out, [`Error::Cancelled`], and [`Error::NotFinite`], which names the weights that are to blame, if
+    /// an embedding is not finite.
     pub fn embed(&mut self, rows: &[Row], settings: &Settings, progress: &mut dyn Progress) -> Result<Embeds> {
         let mut scheduler = self.scheduler.as_ref().map(|config| config.scheduler(settings.steps)).transpose()?;
         if rows.is_empty() {
