@@ -16,7 +16,7 @@ use crate::nn::prior::PriorKind;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::component::component_at;
 use crate::pipeline::layout::Replacements;
-use crate::pipeline::{Conditions, Demand, Embeds, Pipeline, Progress, Prompt, Row, Settings, Truncation};
+use crate::pipeline::{Conditions, Demand, Draws, Embeds, Pipeline, Progress, Prompt, Row, Settings, Truncation};
 use crate::weights::checkpoint::Placement;
 use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::weights::precision::Precision;
@@ -392,6 +392,7 @@ impl Prior {
         let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
         let steps = self.pipeline.passes(settings.steps)?;
         self.check_negatives(options)?;
+        self.check_best_of(options)?;
         let latents = options.latents.as_ref().map_or(self.embedding_dim(), Array2::ncols);
         if latents != self.embedding_dim() {
             let reason =
@@ -412,8 +413,10 @@ impl Prior {
             return Err(Error::Option { option: "batch_size", reason });
         }
         let batches = images.len().div_ceil(batch_size) + negatives.len().div_ceil(batch_size);
-        let mut call = Call { progress, first_row: Some(0), done: 0, steps, total: batches * steps };
-        let Embeds { image: image_embeds, text } = self.embed_rows(&images, &settings, batch_size, &mut call)?;
+        let draws = options.best_of;
+        let mut call = Call { progress, first_row: Some(0), draws, done: 0, steps, total: batches * steps };
+        let embeds = self.embed_rows(&images, &settings, batch_size, &mut call)?;
+        let (Embeds { image: image_embeds, text }, scores) = best(embeds, options.best_of);
         call.first_row = None;
         let negative_image_embeds = match zero_embed {
             Some(embed) => embed.broadcast(image_embeds.dim()).map(|embeds| embeds.to_owned()),
@@ -423,7 +426,23 @@ impl Prior {
             None => None,
         };
         let text_embeds = options.text_embeds.then_some(text);
-        Ok(Embeddings { image_embeds, negative_image_embeds, text_embeds })
+        Ok(Embeddings { image_embeds, negative_image_embeds, text_embeds, scores })
+    }
+
+    /// Refuses to choose between draws where nothing can be compared.
+    fn check_best_of(&self, options: &EmbedOptions) -> Result<()> {
+        let refused = |reason| Err(Error::Option { option: "best_of", reason });
+        match [self.pipeline.text_embedding_dim(), self.embedding_dim()] {
+            _ if options.best_of == 1 => Ok(()),
+            _ if self.pipeline.kind() == PriorKind::Sequence => {
+                let title = self.pipeline.kind().title();
+                refused(format!("best_of is set, and {} has {title}, which makes no embeddings", self.pipeline.folder()))
+            }
+            [text, image] if text != image => refused(format!(
+                "best_of compares text and image embeddings, and this model's have {text} and {image} numbers"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses what is negative where the prior takes none.
@@ -478,11 +497,27 @@ impl Prior {
     }
 }
 
+/// The best of each row's draws, and the scores of all, `(rows, draws)`, if there are several.
+fn best(embeds: Embeds, draws: usize) -> (Embeds, Option<Array2<f32>>) {
+    if draws == 1 {
+        return (embeds, None);
+    }
+    let mut all = Draws::new(embeds.image.nrows() / draws, draws);
+    for (place, (image, text)) in embeds.image.rows().into_iter().zip(embeds.text.rows()).enumerate() {
+        all.add(place / draws, place % draws, image, text);
+    }
+    let kept: Vec<usize> = all.best().iter().enumerate().map(|(row, draw)| row * draws + draw).collect();
+    let [image, text] = [&embeds.image, &embeds.text].map(|array| array.select(Axis(0), &kept));
+    (Embeds { image, text }, Some(all.into_scores()))
+}
+
 /// A call's batches as one run of steps and rows.
 struct Call<'a> {
     progress: &'a mut dyn Progress,
-    /// The output's row that the batch begins at; `None` in the batches of negative embeddings.
+    /// The draw that the batch begins at; `None` in the batches of negative embeddings.
     first_row: Option<usize>,
+    /// Draws of each row of the output.
+    draws: usize,
     /// Steps of a batch.
     steps: usize,
     /// Steps of the batches before.
@@ -496,8 +531,10 @@ impl Progress for Call<'_> {
     }
 
     fn truncated(&mut self, truncation: &Truncation) {
-        let rows = self.first_row.map(|first| truncation.rows.iter().map(|row| first + row).collect());
-        self.progress.truncated(&Truncation { rows: rows.unwrap_or_default(), ..truncation.clone() });
+        let draws = truncation.rows.iter().filter_map(|draw| Some(self.first_row? + draw));
+        let mut rows: Vec<usize> = draws.map(|draw| draw / self.draws).collect();
+        rows.dedup();
+        self.progress.truncated(&Truncation { rows, ..truncation.clone() });
     }
 
     fn step(&mut self, done: usize, _total: usize) {
@@ -520,4 +557,7 @@ pub struct Embeddings {
     /// CLIP text embeddings, `(prompts · samples, text_embedding_dim)`, before anything that the prior does, if
     /// [`EmbedOptions::text_embeds`] asks for them.
     pub text_embeds: Option<Array2<f32>>,
+    /// The dot products of each row's draws with its text embedding, `(prompts · samples, draws)`, if
+    /// [`EmbedOptions::best_of`] asks for several. The kept draw is the first of the largest.
+    pub scores: Option<Array2<f32>>,
 }

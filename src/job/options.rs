@@ -58,10 +58,14 @@ pub struct RowOptions {
     pub seeding: Seeding,
     /// Rows per prompt.
     pub samples: u64,
+    /// Draws of each row, of which the best is kept.
+    pub draws: u64,
     /// Whether to compute negative embeddings.
     pub wants_negative: bool,
     /// Whether to write text embeddings.
     pub wants_text: bool,
+    /// Whether to write the draws' scores.
+    pub wants_scores: bool,
     /// What to do with a row that cannot be used.
     pub on_error: OnError,
     /// The largest number of steps that the model supports.
@@ -119,8 +123,9 @@ impl RowOptions {
             return bad(format!("\"steps\" is {steps}, and this model takes 1 to {}", self.max_steps));
         }
         let samples = self.samples_of(Some(&record));
-        if let Some(seed) = record.seed.filter(|seed| seed.checked_add(samples - 1).is_none()) {
-            return bad(format!("\"seed\" is {seed}, which leaves no seeds for {samples} rows below 2^64"));
+        let draws = samples.saturating_mul(self.draws);
+        if let Some(seed) = record.seed.filter(|seed| seed.checked_add(draws - 1).is_none()) {
+            return bad(format!("\"seed\" is {seed}, which leaves no seeds for {draws} rows below 2^64"));
         }
         let settings = self.settings_of(&record);
         let own = [
@@ -148,8 +153,10 @@ impl RowOptions {
         record.and_then(|record| record.samples).map_or(self.samples, |samples| samples as u64).max(1)
     }
 
-    /// The seed of a row, which is the `sample`-th of its prompt.
+    /// The seed of the first draw of a row, which is the `sample`-th of its prompt. Those of the others follow it, and
+    /// then those of the next row: they are the seeds of `draws` times as many rows.
     pub(super) fn seed_of(&self, record: Option<&PromptRecord>, row: u64, sample: u64) -> u64 {
+        let (row, sample) = (row.wrapping_mul(self.draws), sample.wrapping_mul(self.draws));
         match (record.and_then(|record| record.seed), self.seeding) {
             (Some(seed), _) => seed.wrapping_add(sample),
             (None, Seeding::Row) => self.seed.wrapping_add(row),
@@ -158,8 +165,14 @@ impl RowOptions {
         }
     }
 
-    /// The noise of a run of so many rows, if they are known.
+    /// The seed of a row's `draw`-th draw, of which the first has the seed `first`.
+    pub(super) fn seed_of_draw(&self, first: u64, draw: u64) -> u64 {
+        if self.seeding == Seeding::Call { first } else { first.wrapping_add(draw) }
+    }
+
+    /// The noise of a run of so many rows, if they are known: that of all their draws.
     pub(super) fn noise(&self, rows: Option<u64>) -> NoisePlan<'_> {
+        let rows = rows.map(|rows| rows.saturating_mul(self.draws));
         let known = rows.filter(|_| self.seeding != Seeding::Prompt);
         let rows = rows.map_or(usize::MAX, |rows| usize::try_from(rows).unwrap_or(usize::MAX));
         let rows_each = if self.has_negative_prompt() { 2 } else { 1 };

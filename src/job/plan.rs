@@ -63,11 +63,12 @@ impl Plan {
         let is_uniform = first_pass.is_none_or(|first_pass| first_pass.is_uniform);
         let has_negatives = rows.wants_negative && (rows.has_negatives() || !is_uniform);
         if rows.seeding == Seeding::Row {
-            check_seeds(rows.seed, total, has_negatives)?;
+            check_seeds(rows.seed, total.map(|total| total.saturating_mul(rows.draws)), has_negatives)?;
         }
         let samples_negative = rows.wants_negative && !rows.needs_zero_embed();
-        // A row of the output and its negative are computed together.
-        let rows_each = if samples_negative { 2 } else { 1 };
+        // The draws of a row of the output and its negative are computed together.
+        let draws = usize::try_from(rows.draws).unwrap_or(usize::MAX);
+        let rows_each = draws.saturating_add(samples_negative.into());
         let embeddings =
             total.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(usize::MAX).saturating_mul(rows_each);
         let demand = Demand {
@@ -188,6 +189,9 @@ impl RowOptions {
             Seeding::Row => {}
             Seeding::Prompt => fingerprint.push("--seed-by", "prompt"),
             Seeding::Call => fingerprint.push("--seed-layout", "call"),
+        }
+        if self.draws > 1 {
+            fingerprint.push("--best-of", self.draws);
         }
         if let Some(text) = &self.decoder_negative_prompt {
             fingerprint.push("--decoder-negative-prompt", format!("{text:?}"));

@@ -207,9 +207,9 @@ impl<'a> Written<'a> {
 
     fn write(&mut self, block: &Embedded) -> Result<Flow> {
         let start = Instant::now();
-        let Embedded { rows, image, negative, text, bytes } = block;
-        let [negative, text] = [negative, text].map(|array| array.as_ref().map(|array| array.view()));
-        let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative, text })?;
+        let Embedded { rows, image, negative, text, scores, bytes } = block;
+        let [negative, text, scores] = [negative, text, scores].map(|array| array.as_ref().map(|array| array.view()));
+        let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative, text, scores })?;
         self.time += start.elapsed();
         self.shared.gate.leave(*bytes);
         self.blocks += 1;

@@ -6,7 +6,7 @@ use super::options::RowOptions;
 use super::progress::JobProgress;
 use crate::error::Component;
 use crate::output::{ArrayName, OutputRow};
-use crate::pipeline::{Pipeline, Progress, Prompt, Purpose, Row, Settings, Timings, Truncation};
+use crate::pipeline::{Draws, Pipeline, Progress, Prompt, Purpose, Row, Settings, Timings, Truncation};
 use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,6 +48,8 @@ pub(super) struct Embedded {
     pub(super) negative: Option<Array2<f32>>,
     /// `(rows, dim)`, if they are wanted.
     pub(super) text: Option<Array2<f32>>,
+    /// `(rows, draws)`, if they are wanted.
+    pub(super) scores: Option<Array2<f32>>,
     /// Bytes of text of the block.
     pub(super) bytes: usize,
 }
@@ -135,8 +137,17 @@ fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 struct Group<'a> {
     settings: Settings,
     rows: Vec<Row<'a>>,
-    /// The array, and the place in the block.
-    targets: Vec<(ArrayName, usize)>,
+    targets: Vec<Target>,
+}
+
+/// Where an embedding goes.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    array: ArrayName,
+    /// The place in the block.
+    place: usize,
+    /// Which of the row's draws it is.
+    draw: usize,
 }
 
 impl Computation {
@@ -151,6 +162,7 @@ impl Computation {
         let mut image = Array2::zeros((block.rows.len(), self.dim));
         let mut negative = self.negatives.as_ref().map(|_| image.clone());
         let mut text = self.options.wants_text.then(|| image.clone());
+        let mut draws = self.scores_draws().then(|| Draws::new(block.rows.len(), self.options.draws as usize));
         if let (Some(negative), Some(zero)) = (&mut negative, self.negatives.as_ref().and_then(|all| all.zero.as_ref()))
         {
             // Rows with a negative prompt get theirs below.
@@ -168,23 +180,34 @@ impl Computation {
                 let mut batch_progress = BatchProgress { progress, cancel, targets, rows_per_step };
                 pipeline.keep_text_encoder(!(block.is_only && batches == 1));
                 let embeds = pipeline.embed(rows, settings, &mut batch_progress)?;
-                for ((array, place), (embed, of_text)) in
-                    targets.iter().zip(embeds.image.rows().into_iter().zip(embeds.text.rows()))
+                for (Target { array, place, draw }, (embed, of_text)) in
+                    targets.iter().copied().zip(embeds.image.rows().into_iter().zip(embeds.text.rows()))
                 {
-                    let target = if *array == ArrayName::Image { Some(&mut image) } else { negative.as_mut() };
-                    if let Some(target) = target {
-                        target.row_mut(*place).assign(&embed);
-                    }
-                    if let (ArrayName::Image, Some(text)) = (array, &mut text) {
-                        text.row_mut(*place).assign(&of_text);
+                    if array == ArrayName::Negative {
+                        negative.iter_mut().for_each(|negative| negative.row_mut(place).assign(&embed));
+                    } else if draws.as_mut().is_none_or(|draws| draws.add(place, draw, embed, of_text)) {
+                        image.row_mut(place).assign(&embed);
+                        text.iter_mut().for_each(|text| text.row_mut(place).assign(&of_text));
                     }
                 }
             }
         }
-        Ok(Embedded { image, negative, text, bytes: block.bytes, rows: block.rows })
+        let mut rows = block.rows;
+        if let Some(draws) = &draws {
+            let kept = rows.iter_mut().zip(draws.best());
+            kept.for_each(|(row, draw)| row.seed = self.options.seed_of_draw(row.seed, *draw as u64));
+        }
+        let scores = draws.map(Draws::into_scores).filter(|_| self.options.wants_scores);
+        Ok(Embedded { image, negative, text, scores, bytes: block.bytes, rows })
     }
 
-    /// What to compute, grouped by settings: image embeddings, then the negative ones of rows with a negative prompt.
+    /// Whether a row's draws are scored.
+    fn scores_draws(&self) -> bool {
+        self.options.draws > 1 || self.options.wants_scores
+    }
+
+    /// What to compute, grouped by settings: the draws of image embeddings, then the negative ones of rows with a negative
+    /// prompt, each from the noise of its row's first draw.
     /// These are embeddings of that prompt under guidance away from itself, or of the decoder's own negative prompt
     /// under guidance away from the negative prompt, as in diffusers.
     fn groups<'a>(&'a self, block: &'a Block) -> Vec<Group<'a>> {
@@ -201,11 +224,16 @@ impl Computation {
                     (_, None, Some(prompt)) => (prompt, Purpose::Negative),
                     (_, None, None) => continue,
                 };
-                let place_in_run = usize::try_from(output.row).unwrap_or(usize::MAX);
-                let row = Row {
+                let draws = if array == ArrayName::Image { self.options.draws } else { 1 };
+                let first = output.row.saturating_mul(self.options.draws);
+                let row_of = |draw: u64| Row {
                     prompt,
                     negative_prompt: own.unwrap_or(Prompt::Text("")),
-                    noise: noise.source(place_in_run, output.seed, purpose),
+                    noise: noise.source(
+                        usize::try_from(first.saturating_add(draw)).unwrap_or(usize::MAX),
+                        self.options.seed_of_draw(output.seed, draw),
+                        purpose,
+                    ),
                 };
                 let settings = self.options.settings_of(record);
                 let place_of_group = groups.iter().position(|group| group.settings == settings);
@@ -214,8 +242,8 @@ impl Computation {
                     groups.len() - 1
                 });
                 let group = &mut groups[place_of_group];
-                group.rows.push(row);
-                group.targets.push((array, place));
+                group.rows.extend((0..draws).map(row_of));
+                group.targets.extend((0..draws).map(|draw| Target { array, place, draw: draw as usize }));
             }
         }
         groups
@@ -226,7 +254,7 @@ impl Computation {
 struct BatchProgress<'a> {
     progress: &'a dyn JobProgress,
     cancel: &'a AtomicBool,
-    targets: &'a [(ArrayName, usize)],
+    targets: &'a [Target],
     rows_per_step: f64,
 }
 
@@ -236,7 +264,8 @@ impl Progress for BatchProgress<'_> {
     }
 
     fn truncated(&mut self, truncation: &Truncation) {
-        let images = truncation.rows.iter().filter(|row| self.targets[**row].0 == ArrayName::Image);
+        let is_row = |target: &Target| target.array == ArrayName::Image && target.draw == 0;
+        let images = truncation.rows.iter().filter(|row| is_row(&self.targets[**row]));
         self.progress.truncated(images.count() as u64, &truncation.to_string());
     }
 
@@ -277,7 +306,7 @@ mod tests {
             let computation = computation(64, wants_negative);
             let of_group = |group: &Group| {
                 let rows = group.rows.iter().zip(&group.targets);
-                rows.map(|(row, (array, place))| (*place, row.noise.seed, *array == ArrayName::Negative)).collect()
+                rows.map(|(row, target)| (target.place, row.noise.seed, target.array == ArrayName::Negative)).collect()
             };
             computation.groups(&block).iter().map(of_group).collect()
         };

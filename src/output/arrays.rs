@@ -1,10 +1,10 @@
-//! The arrays of embeddings that an output can hold.
+//! The arrays that an output can hold.
 
-use ArrayName::{Image, Negative, Text};
+use ArrayName::{Image, Negative, Scores, Text};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// An array of embeddings, `(rows, dim)`.
+/// An array, `(rows, dim)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArrayName {
     /// `image_embeds`.
@@ -13,6 +13,8 @@ pub enum ArrayName {
     Negative,
     /// `text_embeds`.
     Text,
+    /// `scores`: the dot products of a row's draws, as many as there are, in an output of their own.
+    Scores,
 }
 
 impl ArrayName {
@@ -22,6 +24,7 @@ impl ArrayName {
             Self::Image => "image_embeds",
             Self::Negative => "negative_image_embeds",
             Self::Text => "text_embeds",
+            Self::Scores => "scores",
         }
     }
 }
@@ -31,7 +34,7 @@ impl ArrayName {
 pub struct Arrays(u8);
 
 /// Every set, by its bits: its name in records, and its arrays in the order in which they are written.
-const SETS: [(&str, &[ArrayName]); 8] = [
+const SETS: [(&str, &[ArrayName]); 16] = [
     ("none", &[]),
     ("image", &[Image]),
     ("negative", &[Negative]),
@@ -40,6 +43,14 @@ const SETS: [(&str, &[ArrayName]); 8] = [
     ("image+text", &[Image, Text]),
     ("negative+text", &[Negative, Text]),
     ("all", &[Image, Negative, Text]),
+    ("scores", &[Scores]),
+    ("image+scores", &[Image, Scores]),
+    ("negative+scores", &[Negative, Scores]),
+    ("both+scores", &[Image, Negative, Scores]),
+    ("text+scores", &[Text, Scores]),
+    ("image+text+scores", &[Image, Text, Scores]),
+    ("negative+text+scores", &[Negative, Text, Scores]),
+    ("all+scores", &[Image, Negative, Text, Scores]),
 ];
 
 impl Arrays {
@@ -49,6 +60,8 @@ impl Arrays {
     pub const NEGATIVE: Self = Self(2);
     /// The text embeddings alone, in a file of their own.
     pub const TEXT: Self = Self(4);
+    /// The scores alone, in a file of their own.
+    pub const SCORES: Self = Self(8);
     /// The image embeddings and the negative ones.
     #[cfg(test)]
     pub const BOTH: Self = Self(3);

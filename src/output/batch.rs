@@ -40,6 +40,8 @@ pub struct Batch<'a> {
     pub negative: Option<ArrayView2<'a, f32>>,
     /// `(rows, dim)`, if wanted.
     pub text: Option<ArrayView2<'a, f32>>,
+    /// `(rows, draws)`, if wanted.
+    pub scores: Option<ArrayView2<'a, f32>>,
 }
 
 impl<'a> Batch<'a> {
@@ -49,6 +51,7 @@ impl<'a> Batch<'a> {
             ArrayName::Image => self.image,
             ArrayName::Negative => self.negative,
             ArrayName::Text => self.text,
+            ArrayName::Scores => self.scores,
         }
     }
 
@@ -58,6 +61,7 @@ impl<'a> Batch<'a> {
             ArrayName::Image => &mut self.image,
             ArrayName::Negative => &mut self.negative,
             ArrayName::Text => &mut self.text,
+            ArrayName::Scores => &mut self.scores,
         }
     }
 
@@ -66,22 +70,31 @@ impl<'a> Batch<'a> {
         let rows = &self.rows[range.clone()];
         let values =
             |values: Option<ArrayView2<'a, f32>>| values.map(|values| values.slice_move(s![range.clone(), ..]));
-        Self { rows, image: values(self.image), negative: values(self.negative), text: values(self.text) }
+        Self {
+            rows,
+            image: values(self.image),
+            negative: values(self.negative),
+            text: values(self.text),
+            scores: values(self.scores),
+        }
     }
 
-    /// The embedding dimension.
+    /// The embedding dimension; of scores alone, their number.
     ///
     /// # Errors
-    /// If an array of `arrays` is missing or has another number of rows, or the arrays differ in dimension.
+    /// If an array of `arrays` is missing or has another number of rows, or the embeddings differ in dimension.
     pub(crate) fn dim(&self, arrays: Arrays) -> Result<usize> {
         let mut dim = None;
         for array in arrays.names() {
             let Some(values) = self.values(*array) else { bail!("a batch without {}", array.name()) };
-            if values.nrows() != self.rows.len() || dim.is_some_and(|dim| dim != values.ncols()) || values.ncols() == 0
-            {
+            let has_own_width = *array == ArrayName::Scores && arrays != Arrays::SCORES;
+            let fits = has_own_width || dim.is_none_or(|dim| dim == values.ncols());
+            if values.nrows() != self.rows.len() || !fits || values.ncols() == 0 {
                 bail!("{} of shape {:?} for {} rows", array.name(), values.shape(), self.rows.len());
             }
-            dim = Some(values.ncols());
+            if !has_own_width {
+                dim = Some(values.ncols());
+            }
         }
         dim.ok_or_else(|| anyhow::anyhow!("no array to write"))
     }

@@ -43,7 +43,7 @@ impl Content {
         match self {
             Self::Values(array) => {
                 let Some(values) = batch.values(array) else { bail!("a batch without {}", array.name()) };
-                encoding.encode(values, batch.rows)
+                encoding.of(array).encode(values, batch.rows)
             }
             Self::Rows => {
                 let mut lines = Vec::new();

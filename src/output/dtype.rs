@@ -1,5 +1,6 @@
 //! Number types, and rows of float32 as the bytes that files hold.
 
+use super::arrays::ArrayName;
 use super::batch::OutputRow;
 use anyhow::{Result, anyhow};
 use half::f16;
@@ -68,6 +69,11 @@ pub(crate) struct Encoding {
 }
 
 impl Encoding {
+    /// How an array's numbers are written: scores are no vectors, and never scaled.
+    pub(crate) fn of(self, array: ArrayName) -> Self {
+        Self { normalize: self.normalize && array != ArrayName::Scores, ..self }
+    }
+
     /// The bytes of `values`, `(rows, dim)`, little-endian in C order.
     ///
     /// A row depends on nothing but itself. Its length is computed in float64; a row of zeros stays one.

@@ -68,6 +68,8 @@ impl FileWriter {
             bail!("internal error: a folder is not the main output");
         }
         let arrays = others.iter().fold(main.arrays, |arrays, output| arrays.union(output.arrays));
+        let dim = options.dim.map(|dim| options.width(arrays, dim));
+        let options = &WriteOptions { dim, ..options.clone() };
         let name = shown(&main.path);
         let numbering = Numbering::new(main, options);
         if let Some(numbering) = &numbering {
@@ -336,8 +338,9 @@ impl FileWriter {
 
     /// Makes the outputs of the rows.
     pub(super) fn assemble(&self, dim: usize) -> Result<()> {
-        let store = self.store(false, self.working.rows(), dim);
         for target in &self.targets {
+            let width = self.options.width(target.output.arrays, dim);
+            let store = self.store(false, self.working.rows(), width);
             let record = self.record(target, &store)?;
             target.make(&store, record.as_ref().filter(|_| self.options.shard.is_some()))?;
             if let Some(record) = &record

@@ -1,6 +1,6 @@
 //! What to write, where and how.
 
-use super::arrays::Arrays;
+use super::arrays::{ArrayName, Arrays};
 use super::dtype::{Encoding, OutputDtype};
 use super::fingerprint::Fingerprint;
 use super::formats::OutputFormat;
@@ -57,6 +57,8 @@ pub struct WriteOptions {
     pub dim: Option<usize>,
     /// The shape of a row that is no vector; only `.npy` holds such.
     pub row_shape: Option<[usize; 2]>,
+    /// Numbers in a row of scores, if they are not the only array.
+    pub draws: Option<usize>,
     /// Rows of the whole (of all shards), if known.
     pub total_rows: Option<u64>,
     /// The shard that the rows are, if they are not all.
@@ -80,6 +82,7 @@ impl WriteOptions {
             fingerprint: Fingerprint::default(),
             dim: None,
             row_shape: None,
+            draws: None,
             total_rows: None,
             shard: None,
             interrupt: Arc::default(),
@@ -98,6 +101,11 @@ impl WriteOptions {
             }
             _ => main.path.clone(),
         }
+    }
+
+    /// Numbers in a row of an output's arrays, where embeddings have `dim`.
+    pub(crate) fn width(&self, arrays: Arrays, dim: usize) -> usize {
+        self.draws.filter(|_| arrays == Arrays::SCORES).unwrap_or(dim)
     }
 
     pub(crate) fn encoding(&self) -> Encoding {
@@ -120,8 +128,12 @@ impl WriteOptions {
             return Err(bad_input!("{option} needs files, and {path:?} is a stream; leave it out, or name a file"));
         }
         for output in &self.outputs {
+            let path = &output.path;
+            let is_folder = output.format == OutputFormat::Folder;
+            if output.arrays.has(ArrayName::Scores) && (is_folder || output.arrays != Arrays::SCORES) {
+                return Err(bad_input!("{path:?}: scores take a file of their own; give the name of one"));
+            }
             if output.arrays.names().len() > 1 && !output.format.holds_several() {
-                let path = &output.path;
                 return Err(bad_input!(
                     "{path:?}: .npy holds one array, and there are more; give files of their own with --negative-out \
                      and --text-out"
@@ -161,6 +173,7 @@ impl WriteOptions {
             let name = match output.arrays {
                 _ if place == 0 => "the output",
                 Arrays::TEXT => "--text-out",
+                Arrays::SCORES => "--scores",
                 _ => "--negative-out",
             };
             let arrays: Vec<&str> = output.arrays.names().iter().map(|array| array.name()).collect();

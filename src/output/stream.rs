@@ -91,7 +91,8 @@ impl StreamWriter {
         let encoding = options.encoding();
         let interrupt = Arc::clone(&options.interrupt);
         let pipe = Pipe::new(stream, Arc::clone(&interrupt));
-        Ok(Self { name, pipe, interrupt, target, encoding, mode, dim: options.dim, rows: 0, reader_gone: false })
+        let dim = target.shape.dim;
+        Ok(Self { name, pipe, interrupt, target, encoding, mode, dim, rows: 0, reader_gone: false })
     }
 
     pub(crate) fn rows_done(&self) -> u64 {
@@ -271,6 +272,7 @@ mod tests {
                 image: Some(run.image.slice(ndarray::s![start..end, ..])),
                 negative: Some(run.negative.slice(ndarray::s![start..end, ..])),
                 text: None,
+                scores: None,
             }
         })
     }
@@ -310,7 +312,7 @@ mod tests {
                 let mut writer = EmbeddingWriter::of_stream(stream);
                 let empty = run.select(&[]);
                 let (image, negative) = (Some(empty.image.view()), Some(empty.negative.view()));
-                let empty = Batch { rows: &[], image, negative, text: None };
+                let empty = Batch { rows: &[], image, negative, text: None, scores: None };
                 for batch in batches(&run) {
                     if is_empty_too {
                         assert_eq!(writer.write(&empty).unwrap(), Flow::Continue);

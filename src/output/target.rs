@@ -29,7 +29,8 @@ impl Target {
     /// If the sizes overflow.
     pub(crate) fn new(place: usize, output: Output, options: &WriteOptions) -> Result<Self> {
         let rows = options.total_rows.filter(|_| options.shard.is_none());
-        let (dtype, dim, row) = (options.out_dtype, options.dim, options.row_shape);
+        let dim = options.dim.map(|dim| options.width(output.arrays, dim));
+        let (dtype, row) = (options.out_dtype, options.row_shape);
         let shape = Shape { arrays: output.arrays, dtype, dim, row, rows };
         let layout = output.format.sink().layout(&shape)?;
         Ok(Self { output, layout, shape, part: format!("output-{place}") })

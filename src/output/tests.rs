@@ -76,6 +76,7 @@ impl Run {
             image: Some(self.image.slice(s![start..stop, ..])),
             negative: Some(self.negative.slice(s![start..stop, ..])),
             text: Some(self.text.slice(s![start..stop, ..])),
+            scores: Some(self.text.slice(s![start..stop, ..1])),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The hidden folder in which the rows of an output are gathered: columns, and a journal of what of them is safe.
 
+use super::arrays::{ArrayName, Arrays};
 use super::claim::{JOURNAL, claim};
 use super::column::{Column, ColumnSpec, Content, row_bytes};
 use super::fingerprint::Fingerprint;
@@ -471,9 +472,13 @@ fn fits(batch: &BatchLine, found: &State, columns: &[Column], expected: &Expecte
     let in_files = rows_in(&found.files);
     let fits = |column: &Column, from: &FileSum, to: &FileSum| {
         let rows = if column.spec.is_numbered { batch.rows.saturating_sub(in_files) } else { batch.rows };
-        let is_values = matches!(column.spec.content, Content::Values(_));
-        to.bytes >= from.bytes
-            && (!is_values || rows.checked_mul(row_bytes(batch.dim, expected.options.out_dtype)) == Some(to.bytes))
+        let width = match column.spec.content {
+            Content::Values(ArrayName::Scores) => Some(expected.options.width(Arrays::SCORES, batch.dim)),
+            Content::Values(_) => Some(batch.dim),
+            _ => None,
+        };
+        let is_whole = |width| rows.checked_mul(row_bytes(width, expected.options.out_dtype)) == Some(to.bytes);
+        to.bytes >= from.bytes && width.is_none_or(is_whole)
     };
     let mut sums = columns.iter().zip(&found.columns).zip(&batch.columns);
     batch.columns.len() == columns.len()

@@ -17,6 +17,7 @@ pub mod component;
 mod conditions;
 #[cfg(feature = "cli")]
 pub mod describe;
+mod draws;
 mod embeds;
 mod fit;
 #[cfg(feature = "cli")]
@@ -35,6 +36,7 @@ mod text;
 mod zero_embed;
 
 pub use conditions::Conditions;
+pub use draws::Draws;
 pub use embeds::Embeds;
 pub use layout::CONFIG;
 pub use load::Pipeline;

@@ -18,6 +18,7 @@ pub struct EmbedOptions {
     pub(super) steps: Option<usize>,
     pub(super) guidance_scale: Option<f64>,
     pub(super) samples: usize,
+    pub(super) best_of: usize,
     pub(super) negative_prompts: Negative,
     pub(super) decoder_negative_prompt: Option<String>,
     pub(super) negative_image_embeds: bool,
@@ -61,6 +62,7 @@ impl Default for EmbedOptions {
             steps: None,
             guidance_scale: None,
             samples: 1,
+            best_of: 1,
             negative_prompts: Negative::None,
             decoder_negative_prompt: None,
             negative_image_embeds: false,
@@ -126,6 +128,14 @@ impl EmbedOptions {
     /// Rows of the output for each prompt.
     pub fn samples(mut self, samples: usize) -> Self {
         self.samples = samples;
+        self
+    }
+
+    /// Draws of each row, of which the one is kept that has the largest dot product with the text embedding (arXiv
+    /// 2204.06125, section 2.2); [`crate::Embeddings::scores`] are these. Draw k of row r is what `samples` times `draws`
+    /// samples would have in row `r · draws + k`: so its seed is `seed + r · draws + k`.
+    pub fn best_of(mut self, draws: usize) -> Self {
+        self.best_of = draws.max(1);
         self
     }
 
@@ -195,7 +205,7 @@ impl EmbedOptions {
         };
         let has_negative = self.negative_prompts.is_given() || conditions.is_some_and(Conditions::has_negative);
         let has_negatives = has_negative || self.decoder_negative_prompt.is_some();
-        let count = prompts.len() * self.samples;
+        let count = prompts.len() * self.samples * self.best_of;
         let is_call = matches!(self.seeds, Seeds::Call(_));
         let noise = NoisePlan {
             rows: count,
@@ -205,8 +215,9 @@ impl EmbedOptions {
             latents: self.latents.as_ref(),
         };
         noise.check(has_negatives).or_else(|reason| refused("latents", format!("latents {reason}")))?;
+        // `sample` counts the draws of all samples of a prompt.
         let noise = |index: usize, sample: usize, purpose: Purpose| {
-            let row = index * self.samples + sample;
+            let row = index * self.samples * self.best_of + sample;
             let seed = match &self.seeds {
                 Seeds::From(seed) => seed.wrapping_add(row as u64),
                 Seeds::Each(seeds) => seeds[index].wrapping_add(sample as u64),
@@ -215,18 +226,19 @@ impl EmbedOptions {
             };
             noise.source(row, seed, purpose)
         };
-        let of_each = |row: &dyn Fn(usize, usize) -> Row<'a>| -> Vec<Row<'a>> {
-            (0..prompts.len()).flat_map(|index| (0..self.samples).map(move |sample| row(index, sample))).collect()
+        let of_each = |step: usize, row: &dyn Fn(usize, usize) -> Row<'a>| -> Vec<Row<'a>> {
+            let samples = |index| (0..self.samples * self.best_of).step_by(step).map(move |sample| (index, sample));
+            (0..prompts.len()).flat_map(samples).map(|(index, sample)| row(index, sample)).collect()
         };
         let negative_or_empty = |index: usize| negative_prompt(index).unwrap_or(Prompt::Text(""));
-        let images = of_each(&|index, sample| Row {
+        let images = of_each(1, &|index, sample| Row {
             prompt: prompts[index],
             negative_prompt: negative_or_empty(index),
             noise: noise(index, sample, Purpose::Image),
         });
         // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
         let negatives = has_negatives.then(|| {
-            of_each(&|index, sample| {
+            of_each(self.best_of, &|index, sample| {
                 let negative_prompt = negative_or_empty(index);
                 let decoder = self.decoder_negative_prompt.as_deref().map(Prompt::Text);
                 let purpose = if decoder.is_some() { Purpose::DecoderNegative } else { Purpose::Negative };

@@ -83,6 +83,12 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(super) text_out: Option<PathBuf>,
 
+    /// Output file of the dot products of each row's draws with its text embedding, (rows, N)
+    ///
+    /// The largest in a row is that of the draw which --best-of keeps.
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    pub(super) scores: Option<PathBuf>,
+
     /// Continue an interrupted run with the same settings
     ///
     /// The output has the bytes of a run that was never interrupted. See `prior-embed help resuming`.
@@ -180,6 +186,15 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Sampling", long, value_name = "K", default_value_t = 1, allow_negative_numbers = true,
           value_parser = at_least_one("a number of samples"))]
     pub(super) samples_per_prompt: usize,
+
+    /// Draws of each row, of which the one with the largest dot product with the text embedding is kept
+    ///
+    /// As in section 2.2 of the unCLIP paper, which has two. Draw k of row r has seed S + r * N + k: they are what
+    /// --samples-per-prompt K * N would give. .jsonl, .parquet and --out-dir hold the seed that was kept. See
+    /// `prior-embed help seeds`.
+    #[arg(help_heading = "Sampling", long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
+          value_parser = at_least_one("a number of draws"))]
+    pub(super) best_of: usize,
 
     /// Scheduler: auto (the model's own), unclip, ddpm, ddim, dpm-solver++, euler, euler-ancestral or heun
     ///

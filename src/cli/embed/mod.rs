@@ -110,6 +110,8 @@ fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()>
                 ("--shard", args.shard.is_some()),
                 ("--decoder-negative-prompt", args.decoder_negative_prompt.is_some()),
                 ("--text-out", args.text_out.is_some()),
+                ("--best-of", args.best_of > 1),
+                ("--scores", args.scores.is_some()),
                 ("--conditions", args.conditions.is_some()),
             ][..],
             "no negative prompts and makes no embeddings but latents in 3D arrays, which are written as they are",
@@ -134,6 +136,13 @@ fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
     if let Some(Given { name, value, .. }) = rows.latents.as_ref().filter(|given| given.value.ncols() != dim) {
         let found = value.ncols();
         return Err(bad_input!("--latents {name:?} has rows of {found} numbers, and this model's have {dim}"));
+    }
+    if (rows.draws > 1 || rows.wants_scores) && text != dim {
+        let option = if rows.draws > 1 { "--best-of" } else { "--scores" };
+        return Err(bad_input!(
+            "{option}: this model's text embeddings have {text} numbers and its image embeddings {dim}, so they have no \
+             dot product; leave out {option}"
+        ));
     }
     if rows.wants_text && text != dim {
         return Err(bad_input!(

@@ -42,6 +42,7 @@ impl Outputs {
             let name = match output.arrays {
                 Arrays::NEGATIVE => "--negative-out",
                 Arrays::TEXT => "--text-out",
+                Arrays::SCORES => "--scores",
                 _ => "--out",
             };
             return Err(bad_input!("{name} and --stats are the same file; give two names"));
@@ -118,13 +119,19 @@ fn write_options(args: &Args) -> Result<WriteOptions> {
     let (path, format) = args.target.target()?;
     let mut main = Output { path, format, arrays: Arrays::IMAGE };
     let mut others = Vec::new();
-    let named =
-        [("--negative-out", &args.negative_out, Arrays::NEGATIVE), ("--text-out", &args.text_out, Arrays::TEXT)];
+    let named = [
+        ("--negative-out", &args.negative_out, Arrays::NEGATIVE),
+        ("--text-out", &args.text_out, Arrays::TEXT),
+        ("--scores", &args.scores, Arrays::SCORES),
+    ];
     for (option, path, arrays) in named {
         match path {
             Some(path) if *path != main.path => {
                 let format = args.target.format.map_or_else(|| OutputFormat::of_path(path), Ok)?;
                 others.push(Output { path: path.clone(), format, arrays });
+            }
+            Some(_) if arrays == Arrays::SCORES => {
+                return Err(bad_input!("--out and --scores are the same file; give the scores a file of their own"));
             }
             Some(_) if !format.holds_several() => {
                 return Err(bad_input!(
@@ -142,5 +149,6 @@ fn write_options(args: &Args) -> Result<WriteOptions> {
     options.overwrite = args.overwrite;
     options.resume = args.resume;
     options.shard = args.shard;
+    options.draws = Some(args.best_of);
     Ok(options)
 }

@@ -78,6 +78,7 @@ pub(super) struct Settings {
     seed: Option<u64>,
     seed_layout: &'static str,
     samples_per_prompt: u64,
+    best_of: u64,
     negative_prompt: Option<String>,
     decoder_negative_prompt: Option<String>,
     /// Null with a one-step prior.
@@ -115,6 +116,7 @@ impl Settings {
             seed: (rows.seeding != Seeding::Prompt).then_some(rows.seed),
             seed_layout: if rows.seeding == Seeding::Call { "call" } else { "row" },
             samples_per_prompt: rows.samples,
+            best_of: rows.draws,
             negative_prompt: rows.negative_prompt.clone(),
             decoder_negative_prompt: rows.decoder_negative_prompt.clone(),
             scheduler: pipeline.scheduler_class().map(|class| class.name),

@@ -49,6 +49,8 @@ struct WrittenLine<'a> {
     negative_image_embeds: Option<&'a [f32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text_embeds: Option<&'a [f32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scores: Option<&'a [f32]>,
 }
 
 /// The lines of a batch, with the numbers as `encoding` rounds them.
@@ -56,20 +58,20 @@ fn lines(batch: &Batch, arrays: Arrays, encoding: Encoding) -> Result<Vec<u8>> {
     let rounded = |array: ArrayName| -> Result<Vec<f32>> {
         let mut numbers = Vec::new();
         if let Some(values) = batch.values(array).filter(|_| arrays.has(array)) {
-            encoding.dtype.decode(&encoding.encode(values, batch.rows)?, &mut numbers);
+            encoding.dtype.decode(&encoding.of(array).encode(values, batch.rows)?, &mut numbers);
         }
         Ok(numbers)
     };
     let (image, negative) = (rounded(ArrayName::Image)?, rounded(ArrayName::Negative)?);
-    let text = rounded(ArrayName::Text)?;
+    let (text, scores) = (rounded(ArrayName::Text)?, rounded(ArrayName::Scores)?);
     let dim = batch.dim(arrays)?;
     let mut lines = Vec::new();
     for (place, OutputRow { row, id, prompt, seed }) in batch.rows.iter().enumerate() {
         let numbers = place * dim..(place + 1) * dim;
         let (image_embeds, negative_image_embeds) = (image.get(numbers.clone()), negative.get(numbers.clone()));
-        let text_embeds = text.get(numbers);
+        let (text_embeds, scores) = (text.get(numbers.clone()), scores.get(numbers));
         // JSON cannot hold infinities and NaN.
-        if [image_embeds, negative_image_embeds, text_embeds]
+        if [image_embeds, negative_image_embeds, text_embeds, scores]
             .into_iter()
             .flatten()
             .flatten()
@@ -78,7 +80,7 @@ fn lines(batch: &Batch, arrays: Arrays, encoding: Encoding) -> Result<Vec<u8>> {
             return Err(anyhow!("row {row} holds a number that is not finite, which JSON cannot hold"));
         }
         let (row, seed, id) = (*row, *seed, id.as_deref());
-        let line = WrittenLine { row, id, prompt, seed, image_embeds, negative_image_embeds, text_embeds };
+        let line = WrittenLine { row, id, prompt, seed, image_embeds, negative_image_embeds, text_embeds, scores };
         serde_json::to_writer(&mut lines, &line)?;
         lines.push(b'\n');
     }
@@ -100,6 +102,7 @@ struct ReadLine {
     image_embeds: Option<Vec<f32>>,
     negative_image_embeds: Option<Vec<f32>>,
     text_embeds: Option<Vec<f32>>,
+    scores: Option<Vec<f32>>,
 }
 
 impl ReadRows for Lines {
@@ -116,6 +119,7 @@ impl ReadRows for Lines {
                 ArrayName::Image => read.image_embeds.take(),
                 ArrayName::Negative => read.negative_image_embeds.take(),
                 ArrayName::Text => read.text_embeds.take(),
+                ArrayName::Scores => read.scores.take(),
             };
             *numbers = read.with_context(|| format!("line {} has no {}", self.number, array.name()))?;
         }

@@ -135,7 +135,7 @@ fn expected(record: &OutputRecord, options: &WriteOptions) -> OutputRecord {
         count: options.shard.map_or(record.count, |shard| shard.count),
         total_rows: options.total_rows.unwrap_or(record.total_rows),
         dtype: options.out_dtype,
-        dim: options.dim.unwrap_or(record.dim),
+        dim: options.dim.map_or(record.dim, |dim| options.width(record.arrays, dim)),
         fingerprint: options.record_fingerprint(),
         ..record.clone()
     }

@@ -185,7 +185,7 @@ impl Pending {
             return Ok(Flow::Continue);
         }
         let shape = (self.rows.len(), self.dim);
-        let mut batch = Batch { rows: &self.rows, image: None, negative: None, text: None };
+        let mut batch = Batch { rows: &self.rows, image: None, negative: None, text: None, scores: None };
         for (array, numbers) in self.arrays.names().iter().zip(&self.numbers) {
             *batch.values_mut(*array) = Some(ArrayView2::from_shape(shape, numbers)?);
         }
