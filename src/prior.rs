@@ -436,7 +436,10 @@ impl Prior {
             _ if options.best_of == 1 => Ok(()),
             _ if self.pipeline.kind() == PriorKind::Sequence => {
                 let title = self.pipeline.kind().title();
-                refused(format!("best_of is set, and {} has {title}, which makes no embeddings", self.pipeline.folder()))
+                refused(format!(
+                    "best_of is set, and {} has {title}, which makes no embeddings",
+                    self.pipeline.folder()
+                ))
             }
             [text, image] if text != image => refused(format!(
                 "best_of compares text and image embeddings, and this model's have {text} and {image} numbers"

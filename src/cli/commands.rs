@@ -1,7 +1,7 @@
 //! The commands beside embedding.
 
 use super::context::Context;
-use super::{convert, download, help, info, merge, models};
+use super::{convert, download, edit, help, info, interpolate, merge, models};
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -33,5 +33,7 @@ commands! {
     Info => info,
     Convert => convert,
     Merge => merge,
+    Interpolate => interpolate,
+    Edit => edit,
     Help => help,
 }

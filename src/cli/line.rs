@@ -130,7 +130,7 @@ mod tests {
     fn prompts(arguments: &[&str]) -> Result<(Vec<String>, Option<String>), ErrorKind> {
         let all = ["prior-embed", "--out", "e.npy"].iter().chain(arguments).map(OsString::from);
         let line = CommandLine::parse_from(all).map_err(|error| error.kind())?;
-        Ok((line.embed.prompt, line.embed.negative_prompt))
+        Ok((line.embed.prompt, line.embed.sampling.negative_prompt))
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
     fn of_settings_the_last_counts_and_no_input_is_lost() {
         let line =
             |text: &str| CommandLine::parse_from(text.split(' ').map(OsString::from)).map_err(|error| error.kind());
-        assert_eq!(line("p -p x -o y --steps 3 --steps 5 -o z").unwrap().embed.steps, Some(5));
+        assert_eq!(line("p -p x -o y --steps 3 --steps 5 -o z").unwrap().embed.sampling.steps, Some(5));
         for text in ["p -o y -f a -f b", "p -p x -o y -n a -n b"] {
             assert_eq!(line(text).err(), Some(ErrorKind::ArgumentConflict), "{text}");
         }

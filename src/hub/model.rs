@@ -6,7 +6,7 @@ use crate::pipeline::layout::{ModelFile, Replacements};
 use std::collections::BTreeMap;
 
 /// A model, as far as it was downloaded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Model {
     /// Its folder.
     pub folder: Folder,

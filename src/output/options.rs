@@ -143,6 +143,26 @@ impl WriteOptions {
         Ok(())
     }
 
+    /// Whether to write negative embeddings if they can be made: an option asks for them, or the format holds them.
+    pub fn wants_negative(&self) -> bool {
+        let main = self.outputs.first();
+        self.needs_negative() || main.is_some_and(|main| main.format.prefers_both())
+    }
+
+    /// Whether an option asks for negative embeddings.
+    pub fn needs_negative(&self) -> bool {
+        self.outputs.iter().any(|output| output.arrays.has(ArrayName::Negative))
+    }
+
+    /// Adds the negative embeddings to the main output if they have no output of their own.
+    pub fn add_negative(&mut self) {
+        if !self.needs_negative()
+            && let [main, ..] = self.outputs.as_mut_slice()
+        {
+            main.arrays = main.arrays.union(Arrays::NEGATIVE);
+        }
+    }
+
     /// What decides the rows, whatever format they are written in.
     fn row_fingerprint(&self) -> Fingerprint {
         let mut fingerprint = self.fingerprint.clone();

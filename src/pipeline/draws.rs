@@ -21,7 +21,8 @@ impl Draws {
     /// Adds the `draw`-th draw of a row, `(dim)`, and its text embedding, `(dim)`. Returns whether it is the best so far;
     /// of equals, the first is.
     pub fn add(&mut self, row: usize, draw: usize, image: ArrayView1<f32>, text: ArrayView1<f32>) -> bool {
-        let score = image.iter().zip(text).map(|(image, text)| f64::from(*image) * f64::from(*text)).sum::<f64>() as f32;
+        let score =
+            image.iter().zip(text).map(|(image, text)| f64::from(*image) * f64::from(*text)).sum::<f64>() as f32;
         let is_best = draw == 0 || score > self.scores[[row, self.best[row]]];
         self.scores[[row, draw]] = score;
         if is_best {

@@ -5,7 +5,7 @@ use crate::files::Bytes;
 use anyhow::Result;
 use flate2::read::DeflateDecoder;
 use half::{bf16, f16};
-use ndarray::{Array2, ArrayD, Dimension, IxDyn, ShapeBuilder};
+use ndarray::{Array1, Array2, ArrayD, Axis, Dimension, IxDyn, ShapeBuilder};
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -58,6 +58,19 @@ impl ArrayFile {
         self.arrays.keys().map(String::as_str)
     }
 
+    /// The name of its only array, or `name` if it has several and one is called so.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if there is neither.
+    fn only_or(&self, name: &str) -> Result<String> {
+        let names: Vec<&str> = self.names().collect();
+        match &names[..] {
+            [only] => Ok(only.to_string()),
+            names if names.contains(&name) => Ok(name.into()),
+            names => Err(bad_input!("{:?} holds {} arrays, and none is called {name}", self.name, names.len())),
+        }
+    }
+
     /// Takes an array out, if there is one of this name.
     ///
     /// # Errors
@@ -79,20 +92,45 @@ impl ArrayFile {
 /// # Errors
 /// [`crate::bad_input::BadInput`] if the file cannot be read, has no such array, or a number is not finite.
 pub fn read_latents(path: &Path) -> Result<(Array2<f32>, String, String)> {
-    const LATENTS: &str = "latents";
     let mut file = ArrayFile::read(path, &|_| true)?;
-    let name = file.name.clone();
-    let names: Vec<String> = file.names().map(str::to_string).collect();
-    let array = match &names[..] {
-        [only] => only.as_str(),
-        names if names.iter().any(|name| name == LATENTS) => LATENTS,
-        names => return Err(bad_input!("{name:?} holds {} arrays, and none is called latents", names.len())),
-    };
-    let latents: Option<Array2<f32>> = file.take(array)?;
+    let (name, array) = (file.name.clone(), file.only_or("latents")?);
+    let latents: Option<Array2<f32>> = file.take(&array)?;
     let latents = latents.unwrap_or_default().as_standard_layout().into_owned();
     match latents.outer_iter().position(|row| row.iter().any(|value| !value.is_finite())) {
         Some(row) => Err(bad_input!("{name:?} has NaN or infinity in row {row}")),
         None => Ok((latents, name, file.hash)),
+    }
+}
+
+/// Reads an image embedding, `(dim)`, of a file of such, `(rows, dim)` or a single one: the array of a `.npy` file, or the
+/// only one, or the one called `image_embeds`. The row need not be named if there is one.
+///
+/// # Errors
+/// [`crate::bad_input::BadInput`] if the file cannot be read, has no such array or row, or a number is not finite.
+pub fn read_embedding(path: &Path, row: Option<usize>) -> Result<Array1<f32>> {
+    let mut file = ArrayFile::read(path, &|_| true)?;
+    let (name, array) = (file.name.clone(), file.only_or("image_embeds")?);
+    let found = file.arrays.remove(&array).unwrap_or_default();
+    let embeds = match found.ndim() {
+        1 => found.insert_axis(Axis(0)),
+        _ => found,
+    };
+    let shape = embeds.shape().to_vec();
+    let embeds: Array2<f32> = embeds
+        .into_dimensionality()
+        .map_err(|_| bad_input!("{name:?} has an array of shape {shape:?}, and embeddings are (rows, dim)"))?;
+    let row = match (row, embeds.nrows()) {
+        (Some(row), rows) if row < rows => row,
+        (None, 1) => 0,
+        (_, 0) => return Err(bad_input!("{name:?} holds no rows")),
+        (Some(row), rows) => {
+            return Err(bad_input!("{name:?} has rows 0 to {}, and no row {row}", rows - 1));
+        }
+        (None, rows) => return Err(bad_input!("{name:?} has {rows} rows; say which: {name}[0] is the first")),
+    };
+    match embeds.row(row) {
+        embed if embed.iter().all(|value| value.is_finite()) => Ok(embed.to_owned()),
+        _ => Err(bad_input!("{name:?} has NaN or infinity in row {row}")),
     }
 }
 

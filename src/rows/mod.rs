@@ -37,7 +37,7 @@ mod table;
 mod tests;
 mod txt;
 
-pub use arrays::read_latents;
+pub use arrays::{read_embedding, read_latents};
 pub use conditions::read_conditions;
 pub use format::{PromptFormat, ReadOptions};
 pub use formats::FORMATS;

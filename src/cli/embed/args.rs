@@ -1,15 +1,12 @@
 //! The options of embedding, as clap parses them.
 
-use crate::cli::args::{ComponentArgs, RevisionArgs, TargetArgs, at_least_one, text};
-use crate::cli::values::{
-    BatchSize, DeviceName, Dtype, InversionOption, LoraOption, SchedulerName, finite, on_error, output_dtype,
-    prompt_format, scheduler, seed, seed_by, seed_layout, shard,
-};
+use crate::cli::args::{at_least_one, text};
+use crate::cli::output_args::OutputArgs;
+use crate::cli::prior_args::{DeviceArgs, ModelArgs, SamplingArgs, SchedulerArgs};
+use crate::cli::values::{BatchSize, on_error, prompt_format, seed_by, shard};
 use crate::job::{OnError, Seeding};
-use crate::output::OutputDtype;
 use crate::output::shard::Shard;
 use crate::rows::PromptFormat;
-use clap::builder::TypedValueParser;
 use std::path::PathBuf;
 
 /// What to embed, and how.
@@ -58,24 +55,7 @@ pub(in crate::cli) struct Args {
     pub(super) on_error: OnError,
 
     #[command(flatten)]
-    pub(super) target: TargetArgs,
-
-    /// Number type of the output: f32, or f16 at half the size
-    #[arg(help_heading = "Output", long, value_name = "NAME", default_value = "f32", hide_possible_values = true,
-          value_parser = output_dtype())]
-    pub(super) out_dtype: OutputDtype,
-
-    /// Scale every embedding to length 1
-    #[arg(help_heading = "Output", long)]
-    pub(super) normalize: bool,
-
-    /// Output file of the negative embeddings that decoders take; .npz and .safetensors hold them anyway
-    ///
-    /// .jsonl, .parquet and --out-dir hold both if this has the name of the output. Without a negative prompt, the
-    /// negative embedding is that of a black image, which needs the model's image encoder or a file
-    /// zero_image_embed.safetensors in the model.
-    #[arg(help_heading = "Output", long, value_name = "FILE")]
-    pub(super) negative_out: Option<PathBuf>,
+    pub(super) output: OutputArgs,
 
     /// Output file of the CLIP text embeddings, as they are before the prior
     ///
@@ -107,75 +87,17 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(super) stats: Option<PathBuf>,
 
-    /// Model: a name from `prior-embed models`, owner/name[@revision] on the hub, or a folder [default: emoji]
-    ///
-    /// See `prior-embed help models`.
-    #[arg(help_heading = "Model", short, long, value_name = "NAME", value_parser = text())]
-    pub(super) model: Option<String>,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
 
     #[command(flatten)]
-    pub(super) components: ComponentArgs,
-
-    /// Image encoder from elsewhere, which may be a whole CLIPModel
-    #[arg(help_heading = "Model", long, value_name = "M", value_parser = text())]
-    pub(super) image_encoder: Option<String>,
-
-    /// LoRA for the prior, a file or a folder, and its strength [default: 1]; may be repeated
-    #[arg(help_heading = "Model", long, value_name = "PATH[:SCALE]",
-          value_parser = text().try_map(|text| text.parse::<LoraOption>()))]
-    pub(super) lora: Vec<LoraOption>,
-
-    /// Learned token (textual inversion), a file or a folder, and its name if not the file's; may be repeated
-    ///
-    /// Files of diffusers (learned_embeds.safetensors or .bin) and A1111 (.pt). A token of several vectors stands for
-    /// all of them.
-    #[arg(help_heading = "Model", long, value_name = "PATH[:TOKEN]",
-          value_parser = text().try_map(|text| text.parse::<InversionOption>()))]
-    pub(super) textual_inversion: Vec<InversionOption>,
-
-    #[command(flatten)]
-    pub(super) revision: RevisionArgs,
-
-    /// Negative prompt: what guidance steers away from
-    #[arg(help_heading = "Sampling", short, long, value_name = "TEXT", value_parser = text(),
-          action = clap::ArgAction::Append)]
-    pub(in crate::cli) negative_prompt: Option<String>,
-
-    /// What negative embeddings are of, in place of the negative prompt: a second run of the prior, for the decoder
-    ///
-    /// The negative_prompt of Kandinsky's interpolate, beside which --negative-prompt is its negative_prior_prompt.
-    #[arg(help_heading = "Sampling", long, value_name = "TEXT", value_parser = text())]
-    pub(super) decoder_negative_prompt: Option<String>,
-
-    /// Denoising steps; a one-step prior takes none [default: 25]
-    #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
-          value_parser = at_least_one("a number of steps"))]
-    pub(in crate::cli) steps: Option<usize>,
-
-    /// Scale of classifier-free guidance; 1 and below turn it off, a one-step prior takes none [default: 4]
-    #[arg(help_heading = "Sampling", long, value_name = "G", allow_negative_numbers = true, value_parser = finite)]
-    pub(super) guidance_scale: Option<f64>,
-
-    /// Seed: row r of the output draws its noise with seed S + r
-    ///
-    /// See `prior-embed help seeds`.
-    #[arg(help_heading = "Sampling", long, value_name = "S", default_value_t = 0, allow_negative_numbers = true,
-          value_parser = seed)]
-    pub(super) seed: u64,
-
-    /// Which rows a generator draws for: row, each from its own, or call, all at once from one seeded S
-    ///
-    /// `call` gives the noise of a call in Python with generator=torch.Generator().manual_seed(S). See
-    /// `prior-embed help seeds`.
-    #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "row", hide_possible_values = true,
-          value_parser = seed_layout(), conflicts_with = "seed_by")]
-    pub(super) seed_layout: Seeding,
+    pub(in crate::cli) sampling: SamplingArgs,
 
     /// Make seeds of the prompts, not of their places: prompt
     ///
     /// A prompt's seed is the first 8 bytes of its SHA-256. See `prior-embed help seeds`.
     #[arg(help_heading = "Sampling", long, value_name = "WHAT", hide_possible_values = true, value_parser = seed_by(),
-          conflicts_with = "seed")]
+          conflicts_with_all = ["seed", "seed_layout"])]
     pub(super) seed_by: Option<Seeding>,
 
     /// Noise to start from, (rows, dim) in .npy, .npz or .safetensors, in place of what the generators draw first
@@ -196,50 +118,11 @@ pub(in crate::cli) struct Args {
           value_parser = at_least_one("a number of draws"))]
     pub(super) best_of: usize,
 
-    /// Scheduler: auto (the model's own), unclip, ddpm, ddim, dpm-solver++, euler, euler-ancestral or heun
-    ///
-    /// Another than the model's own is made as diffusers makes it, with `from_config` of the model's configuration. See
-    /// `prior-embed help schedulers`.
-    #[arg(help_heading = "Sampling", long, value_name = "NAME", default_value = "auto", hide_possible_values = true,
-          value_parser = scheduler())]
-    pub(super) scheduler: SchedulerName,
+    #[command(flatten)]
+    pub(super) scheduler: SchedulerArgs,
 
-    /// Share of DDPM's noise that a step of ddim adds, 0 to 1 [default: 0]
-    #[arg(help_heading = "Sampling", long, value_name = "ETA", allow_negative_numbers = true, value_parser = finite)]
-    pub(super) eta: Option<f64>,
-
-    /// Order of dpm-solver++: 1, 2 or 3 [default: the model's, or 2]
-    #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
-          value_parser = clap::value_parser!(i64).range(1..=3))]
-    pub(super) solver_order: Option<i64>,
-
-    /// Have dpm-solver++ solve the stochastic differential equation, whose steps add noise
-    #[arg(help_heading = "Sampling", long)]
-    pub(super) sde: bool,
-
-    /// Device: auto, cpu, cuda, cuda:I or mps
-    #[arg(help_heading = "Computation", long, value_name = "NAME", default_value = "auto")]
-    pub(super) device: DeviceName,
-
-    /// Number type to compute in: f32, bf16, f16 or int8; auto is f32, which gives diffusers' numbers
-    ///
-    /// int8 is for the CPU and f16 for GPUs. On a processor without instructions for a 16-bit type, f32 is used, with a
-    /// warning.
-    #[arg(
-        help_heading = "Computation",
-        long,
-        value_name = "NAME",
-        default_value = "auto",
-        hide_possible_values = true
-    )]
-    pub(super) dtype: Dtype,
-
-    /// CPU threads [default: all cores]
-    ///
-    /// A small model runs that many pipelines of one thread each, as far as memory allows.
-    #[arg(help_heading = "Computation", long, value_name = "N", allow_negative_numbers = true,
-          value_parser = at_least_one("a number of threads"))]
-    pub(super) threads: Option<usize>,
+    #[command(flatten)]
+    pub(super) device: DeviceArgs,
 
     /// Rows computed together; auto is up to 64, as far as memory allows
     #[arg(help_heading = "Computation", long, value_name = "N", default_value = "auto", allow_negative_numbers = true)]

@@ -9,6 +9,7 @@ pub(super) use args::Args;
 
 use super::args::warn_no_effect;
 use super::context::Context;
+use super::prior_args::wants_negative;
 use super::progress::{FetchProgress, RunProgress, rows};
 use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
@@ -33,7 +34,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let request = Request::new(args, context)?;
     // Downloaded here, if need be.
     let hub = Hub::new(context.hub.clone());
-    let model = hub.open(&request.model, request.needs(), &mut FetchProgress::new(&context.screen))?;
+    let model = hub.open(&request.prior.model, request.needs(), &mut FetchProgress::new(&context.screen))?;
     let done = compute(args, request, &model, context);
     done.map_err(|error| model.advise(error))
 }
@@ -43,17 +44,17 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     let open = request.opener(model);
     let pipeline = open()?;
     check_kind(args, &request.outputs, &pipeline)?;
-    let sampling = pipeline.settings(args.steps, args.guidance_scale)?;
+    let sampling = pipeline.settings(args.sampling.steps, args.sampling.guidance_scale)?;
     check_sizes(&request.rows, &pipeline)?;
-    let wants_negative = request.wants_negative(&pipeline)?;
+    let wants_negative = wants_negative(&request.outputs.write, request.rows.has_negatives(), &pipeline)?;
     warn_of_model(args, &pipeline, sampling, wants_negative);
-    if !request.inversions.is_empty() && !request.has_texts() {
+    if !request.prior.inversions.is_empty() && !request.has_texts() {
         warn_no_effect("--textual-inversion", "no text is encoded");
     }
     let settings = Settings::new(&request, sampling, &pipeline);
     let Request { prompts, entries, mut outputs, rows: options, compute, .. } = request;
     if wants_negative {
-        outputs.add_negative();
+        outputs.write.add_negative();
     }
     let options = RowOptions {
         wants_negative,
@@ -64,7 +65,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     };
     let Outputs { write, stats, report } = outputs;
     let job = Job { prompts, entries, options, pipeline, open, compute, write, report };
-    let note = args.model.is_none().then(|| {
+    let note = args.model.model.is_none().then(|| {
         format!(
             "using the built-in model {EMOJI}, which was trained on emoji pictures; --model takes a larger one, \
              and prior-embed models lists some"
@@ -99,16 +100,17 @@ fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()>
     let (given, takes) = match kind {
         PriorKind::Diffusion => return Ok(()),
         PriorKind::OneStep => (
-            &[("--steps", args.steps.is_some()), ("--guidance-scale", args.guidance_scale.is_some())][..],
+            &[("--steps", args.sampling.steps.is_some()), ("--guidance-scale", args.sampling.guidance_scale.is_some())]
+                [..],
             "neither steps nor guidance",
         ),
         PriorKind::Sequence => (
             &[
-                ("--negative-prompt", args.negative_prompt.is_some()),
-                ("--negative-out", args.negative_out.is_some()),
-                ("--normalize", args.normalize),
+                ("--negative-prompt", args.sampling.negative_prompt.is_some()),
+                ("--negative-out", args.output.negative_out.is_some()),
+                ("--normalize", args.output.normalize),
                 ("--shard", args.shard.is_some()),
-                ("--decoder-negative-prompt", args.decoder_negative_prompt.is_some()),
+                ("--decoder-negative-prompt", args.sampling.decoder_negative_prompt.is_some()),
                 ("--text-out", args.text_out.is_some()),
                 ("--best-of", args.best_of > 1),
                 ("--scores", args.scores.is_some()),
@@ -157,7 +159,7 @@ fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
 /// `--on-error skip`) is not among them.
 fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, wants_negative: bool) {
     let scale = settings.guidance_scale;
-    if args.negative_prompt.is_some() && !wants_negative && !Guidance::new(scale).is_on() {
+    if args.sampling.negative_prompt.is_some() && !wants_negative && !Guidance::new(scale).is_on() {
         let why = match pipeline.is_one_step() {
             true => {
                 "the model has a one-step prior, which takes no guidance; --negative-out writes its embedding".into()
@@ -166,13 +168,13 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, w
         };
         warn_no_effect("--negative-prompt", &why);
     }
-    if args.image_encoder.is_some() && (!wants_negative || args.negative_prompt.is_some()) {
+    if args.model.image_encoder.is_some() && (!wants_negative || args.sampling.negative_prompt.is_some()) {
         warn_no_effect("--image-encoder", "it makes negative embeddings without a negative prompt, and there are none");
     }
-    if args.decoder_negative_prompt.is_some() && !wants_negative {
+    if args.sampling.decoder_negative_prompt.is_some() && !wants_negative {
         warn_no_effect("--decoder-negative-prompt", "no output holds negative embeddings; --negative-out writes them");
     }
-    if args.threads.is_some() && pipeline.placement().device != Device::Cpu {
+    if args.device.threads.is_some() && pipeline.placement().device != Device::Cpu {
         warn_no_effect("--threads", "the model runs on a GPU");
     }
 }

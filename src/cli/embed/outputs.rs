@@ -4,12 +4,12 @@ use super::args::Args;
 use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
+use crate::cli::output_args::is_same_file;
 use crate::cli::stdout;
 use crate::job::{IfExists, OnError, Report};
 use crate::output::destination::Destination;
-use crate::output::{ArrayName, Arrays, Output, OutputFormat, WriteOptions, check, is_stream};
+use crate::output::{Arrays, WriteOptions, check, is_stream};
 use anyhow::Result;
-use std::fs;
 use std::path::Path;
 
 /// What to write, checked before the work begins.
@@ -57,7 +57,7 @@ impl Outputs {
             outputs.chain(args.stats.as_deref()).chain(report.as_ref().map(Report::path)).collect();
         let inputs = [("prompts", &args.prompts), ("conditions", &args.conditions), ("latents", &args.latents)];
         let inputs = inputs.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?)));
-        let inversions = args.textual_inversion.iter().map(|option| ("textual inversion", option.path.as_path()));
+        let inversions = args.model.textual_inversion.iter().map(|option| ("textual inversion", option.path.as_path()));
         let mut inputs = inputs.chain(inversions);
         if let Some((what, input)) = inputs.find(|(_, input)| replaced.iter().any(|path| is_same_file(input, path))) {
             let name = input.display().to_string();
@@ -65,33 +65,6 @@ impl Outputs {
         }
         Ok(Self { write, stats, report })
     }
-
-    /// Whether to write negative embeddings if the model can make them: an option asks for them, or the format holds
-    /// them.
-    pub(super) fn wants_negative(&self) -> bool {
-        let main = self.write.outputs.first();
-        self.needs_negative() || main.is_some_and(|main| main.format.prefers_both())
-    }
-
-    /// Whether an option asks for negative embeddings.
-    pub(super) fn needs_negative(&self) -> bool {
-        self.write.outputs.iter().any(|output| output.arrays.has(ArrayName::Negative))
-    }
-
-    /// Adds the negative embeddings to the main output if they have no output of their own.
-    pub(super) fn add_negative(&mut self) {
-        if !self.needs_negative()
-            && let [main, ..] = self.write.outputs.as_mut_slice()
-        {
-            main.arrays = main.arrays.union(Arrays::NEGATIVE);
-        }
-    }
-}
-
-/// Whether both are names of the same existing file.
-fn is_same_file(path: &Path, other: &Path) -> bool {
-    let [path, other] = [path, other].map(|path| fs::canonicalize(path).ok().filter(|path| path.is_file()));
-    path.is_some() && path == other
 }
 
 /// The report on rows that cannot be used. With --overwrite, that of an earlier run is replaced together with its
@@ -116,36 +89,9 @@ fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
 }
 
 fn write_options(args: &Args) -> Result<WriteOptions> {
-    let (path, format) = args.target.target()?;
-    let mut main = Output { path, format, arrays: Arrays::IMAGE };
-    let mut others = Vec::new();
-    let named = [
-        ("--negative-out", &args.negative_out, Arrays::NEGATIVE),
-        ("--text-out", &args.text_out, Arrays::TEXT),
-        ("--scores", &args.scores, Arrays::SCORES),
-    ];
-    for (option, path, arrays) in named {
-        match path {
-            Some(path) if *path != main.path => {
-                let format = args.target.format.map_or_else(|| OutputFormat::of_path(path), Ok)?;
-                others.push(Output { path: path.clone(), format, arrays });
-            }
-            Some(_) if arrays == Arrays::SCORES => {
-                return Err(bad_input!("--out and --scores are the same file; give the scores a file of their own"));
-            }
-            Some(_) if !format.holds_several() => {
-                return Err(bad_input!(
-                    "--out and {option} are the same file; give two names, or one .npz for all arrays"
-                ));
-            }
-            Some(_) => main.arrays = main.arrays.union(arrays),
-            None => {}
-        }
-    }
-    let mut options = WriteOptions::new(std::iter::once(main).chain(others).collect());
-    options.out_dtype = args.out_dtype;
-    options.normalize = args.normalize;
-    options.rows_per_file = args.target.rows_per_file();
+    let mut options = args
+        .output
+        .write_options(&[("--text-out", &args.text_out, Arrays::TEXT), ("--scores", &args.scores, Arrays::SCORES)])?;
     options.overwrite = args.overwrite;
     options.resume = args.resume;
     options.shard = args.shard;

@@ -1,6 +1,7 @@
 //! `--stats FILE`: where time and memory went, as JSON.
 
 use super::request::Request;
+use crate::cli::prior_args::PriorSource;
 use crate::cli::progress::RunProgress;
 use crate::job::{Seeding, Summary};
 use crate::output::destination::Destination;
@@ -99,7 +100,7 @@ impl Settings {
     /// Those of a request. What the job decides is filled in by [`Stats::new`].
     pub(super) fn new(request: &Request, sampling: pipeline::Settings, pipeline: &Pipeline) -> Self {
         let Placement { device, precision } = pipeline.placement();
-        let Request { model, loras, inversions, rows, .. } = request;
+        let Request { prior: PriorSource { model, loras, inversions, scheduler, .. }, rows, .. } = request;
         Self {
             model: model.name.clone(),
             components: model
@@ -120,9 +121,9 @@ impl Settings {
             negative_prompt: rows.negative_prompt.clone(),
             decoder_negative_prompt: rows.decoder_negative_prompt.clone(),
             scheduler: pipeline.scheduler_class().map(|class| class.name),
-            eta: request.scheduler.eta,
-            solver_order: request.scheduler.solver_order,
-            sde: request.scheduler.sde,
+            eta: scheduler.eta,
+            solver_order: scheduler.solver_order,
+            sde: scheduler.sde,
             device: format!("{device:?}").to_lowercase(),
             dtype: precision.name(),
             threads: 0,
