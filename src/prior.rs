@@ -390,7 +390,9 @@ impl Prior {
         let Rows { images, negatives } = options.rows(prompts, conditions)?;
         let is_call = matches!(options.seeds, Seeds::Call(_));
         let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
-        let steps = self.pipeline.passes(settings.steps)?;
+        let settings = Settings { strength: options.image.as_ref().map(|(_, strength)| *strength), ..settings };
+        let steps = self.pipeline.passes(&settings)?;
+        self.check_image(options)?;
         self.check_negatives(options)?;
         self.check_best_of(options)?;
         let latents = options.latents.as_ref().map_or(self.embedding_dim(), Array2::ncols);
@@ -427,6 +429,20 @@ impl Prior {
         };
         let text_embeds = options.text_embeds.then_some(text);
         Ok(Embeddings { image_embeds, negative_image_embeds, text_embeds, scores })
+    }
+
+    /// Refuses images to start from where the model takes none, or others.
+    fn check_image(&self, options: &EmbedOptions) -> Result<()> {
+        let Some((images, strength)) = &options.image else { return Ok(()) };
+        self.pipeline.check_takes_images()?;
+        let (found, dim) = (images.ncols(), self.embedding_dim());
+        let reason = match (0.0..=1.0).contains(strength) {
+            _ if found != dim => format!("image has {found} numbers a row, and this model's embeddings have {dim}"),
+            _ if options.latents.is_some() => "image and latents exclude each other".into(),
+            false => format!("image has strength {strength}, and it is between 0 and 1"),
+            true => return Ok(()),
+        };
+        Err(Error::Option { option: "image", reason })
     }
 
     /// Refuses to choose between draws where nothing can be compared.

@@ -2,9 +2,9 @@
 
 use super::args::{at_least_one, text};
 use super::context::Context;
-use super::item::Item;
-use super::mixing::{MixArgs, MixedRow, Mixing};
+use super::mixing::{Embeds, MixArgs, MixedRow, Mixing};
 use crate::bad_input;
+use crate::rows::Item;
 use crate::slerp::{NoArc, length, slerp};
 use anyhow::Result;
 use clap::builder::TypedValueParser;
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         ));
     }
     let texts = mixing.pipeline.text_embeds(&[from, to], &mut ())?;
-    let (embeds, negative) = mixing.embeds()?;
+    let Embeds { items: embeds, negative } = mixing.embeds()?;
     let source = embeds[0].view();
     let direction = &texts.row(1) - &texts.row(0);
     // As long as the source, so that every point of the arc is.

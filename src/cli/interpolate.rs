@@ -2,9 +2,9 @@
 
 use super::args::{at_least_one, text};
 use super::context::Context;
-use super::item::Item;
-use super::mixing::{MixArgs, MixedRow, Mixing};
+use super::mixing::{Embeds, MixArgs, MixedRow, Mixing};
 use crate::bad_input;
+use crate::rows::Item;
 use crate::slerp::{NoArc, slerp};
 use anyhow::Result;
 use clap::builder::TypedValueParser;
@@ -77,7 +77,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         return Err(bad_input!("--frames {frames} is less than the {count} items; give {count} or more"));
     }
     let mut mixing = Mixing::open(&args.items, false, &args.mix, context)?;
-    let (embeds, negative) = mixing.embeds()?;
+    let Embeds { items: embeds, negative } = mixing.embeds()?;
     let rows = match frames {
         Some(frames) => sequence(&args.items, &embeds, frames)?,
         None => vec![sum(&args.items, &embeds, &weights)],

@@ -1,7 +1,6 @@
 //! What the commands share that mix embeddings: their options, the embeddings of items, and how the mix is written.
 
 use super::context::Context;
-use super::item::Item;
 use super::output_args::{OutputArgs, is_same_file};
 use super::prior_args::{DeviceArgs, ModelArgs, PriorSource, SamplingArgs, SchedulerArgs, wants_negative};
 use super::progress::FetchProgress;
@@ -12,6 +11,7 @@ use crate::job::Seeding;
 use crate::nn::prior::PriorKind;
 use crate::output::{Batch, EmbeddingWriter, Flow, OutputRow, WriteOptions, check};
 use crate::pipeline::{Mix, Pipeline, Settings};
+use crate::rows::Item;
 use crate::weights::precision::Precision;
 use anyhow::Result;
 use clap::Args;
@@ -51,6 +51,14 @@ pub(super) struct Mixing<'a> {
     settings: Settings,
     write: WriteOptions,
     wants_negative: bool,
+}
+
+/// What a mix is made of.
+pub(super) struct Embeds {
+    /// The embedding of each item, `(dim)`.
+    pub(super) items: Vec<Array1<f32>>,
+    /// The negative embedding, `(dim)`, if it is wanted.
+    pub(super) negative: Option<Array1<f32>>,
 }
 
 /// A row of the mix.
@@ -127,11 +135,11 @@ impl<'a> Mixing<'a> {
         opened().map_err(|error| model.advise(error))
     }
 
-    /// The embedding of each item, `(dim)`, and the negative embedding, if it is wanted.
+    /// The embeddings that a mix is made of.
     ///
     /// # Errors
     /// Whatever goes wrong on the way.
-    pub(super) fn embeds(&mut self) -> Result<(Vec<Array1<f32>>, Option<Array1<f32>>)> {
+    pub(super) fn embeds(&mut self) -> Result<Embeds> {
         let pictures: Vec<&Path> = self.items.iter().filter_map(Item::picture).collect();
         let of_pictures = self.pipeline.encode_pictures(&pictures)?;
         let prompts: Vec<(usize, &str)> =
@@ -150,7 +158,7 @@ impl<'a> Mixing<'a> {
             let made = if item.prompt().is_some() { &mut of_prompts } else { &mut of_pictures };
             known.or_else(|| made.next().map(|embed| embed.to_owned())).unwrap_or_default()
         });
-        Ok((embeds.collect(), negative))
+        Ok(Embeds { items: embeds.collect(), negative })
     }
 
     /// Writes rows, each with the same negative embedding.

@@ -20,7 +20,6 @@ pub mod errors;
 mod help;
 mod info;
 mod interpolate;
-mod item;
 mod line;
 mod merge;
 mod mixing;

@@ -43,6 +43,12 @@ pub(super) fn finite(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "it must be a finite number".into())
 }
 
+/// Parses a number from 0 to 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share: &f64| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "it must be a number between 0 and 1".into())
+}
+
 /// Parses `--seed`.
 pub(super) fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("it must be a whole number between 0 and {}", u64::MAX))

@@ -105,6 +105,8 @@ pub struct BatchNoise {
     pub latents: Tensor,
     /// `(rows, dim)` a step.
     pub steps: Vec<Tensor>,
+    /// The step that denoising starts at: those before are left out.
+    pub first_step: usize,
 }
 
 impl BatchNoise {
@@ -130,6 +132,7 @@ impl BatchNoise {
         Ok(Self {
             latents: stack(&|row| row.latents.shallow_clone())?,
             steps: (0..steps).map(|step| stack(&|row| row.steps[step].shallow_clone())).collect::<Result<_>>()?,
+            first_step: 0,
         })
     }
 }

@@ -22,7 +22,7 @@ pub struct Condition<'a> {
     pub prefix: &'a Prefix,
     /// Each row's prompt, an index into the prefix.
     pub prompts: &'a [usize],
-    /// The caches of the first timesteps; those of later ones are computed when they are reached.
+    /// The caches of the first timesteps of the run; those of later ones are computed when they are reached.
     pub timesteps: &'a TimestepCache,
 }
 
@@ -53,15 +53,17 @@ pub fn sample(
         1.0 => noise.latents.shallow_clone(),
         sigma => noise.latents.f_mul_scalar(sigma)?,
     };
-    for step in 0..scheduler.timesteps().len() {
+    let timesteps = scheduler.timesteps().get(noise.first_step..).unwrap_or_default().to_vec();
+    for step in 0..timesteps.len() {
         for window in &mut windows {
-            window.move_to(step, prior, scheduler.timesteps())?;
+            window.move_to(step, prior, &timesteps)?;
         }
         let branches: Vec<Branch> = windows.iter().map(|window| window.branch(step)).collect();
-        let scaled = scheduler.scale_model_input(step, &latents)?;
+        let scaled = scheduler.scale_model_input(noise.first_step + step, &latents)?;
         let input = Tensor::f_cat(&vec![&scaled; branches.len()], 0)?;
         let predicted = guide(guidance, prior.step(&branches, &input)?.f_to_kind(Kind::Float)?)?;
-        latents = scheduler.step(step, &predicted, &latents, noise.steps.get(step))?.prev_sample;
+        let noise_of_step = noise.steps.get(step);
+        latents = scheduler.step(noise.first_step + step, &predicted, &latents, noise_of_step)?.prev_sample;
         after_step()?;
     }
     Ok(prior.post_process_latents(&latents)?.f_to_kind(Kind::Float)?)

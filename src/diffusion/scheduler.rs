@@ -43,6 +43,14 @@ pub trait Scheduler {
         Ok(sample.shallow_clone())
     }
 
+    /// A sample, `(rows, dim)`, with as much of the noise, `(rows, dim)`, as there is before a step.
+    ///
+    /// # Errors
+    /// If the scheduler's configuration says that it does not do this, shapes do not fit or memory runs out.
+    fn add_noise(&self, _step: usize, _sample: &Tensor, _noise: &Tensor) -> Result<Tensor> {
+        Err(Error::Internal("this scheduler adds no noise".into()))
+    }
+
     /// Computes the next sample from the model's output at step `step`, an index into [`Scheduler::timesteps`]. Steps
     /// are taken in order: some schedulers keep what earlier ones gave.
     ///
@@ -76,6 +84,11 @@ pub trait SchedulerConfig: fmt::Debug + Send + Sync {
 
     /// What the model predicts: `epsilon`, `sample` or `v_prediction`.
     fn prediction_type(&self) -> &str;
+
+    /// Whether its schedulers [add noise](Scheduler::add_noise) to a sample, so that denoising may start from that.
+    fn adds_noise(&self) -> bool {
+        false
+    }
 
     /// Whether the model has to predict the variance too.
     fn needs_variance(&self) -> bool {

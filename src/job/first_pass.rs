@@ -71,8 +71,17 @@ impl Hash {
         match entry {
             PromptRow::Prompt { record, .. } => {
                 // All fields by name: a new one does not compile until it is hashed.
-                let PromptRecord { id, prompt, negative_prompt, seed, guidance_scale, steps, samples, condition } =
-                    record;
+                let PromptRecord {
+                    id,
+                    prompt,
+                    negative_prompt,
+                    seed,
+                    guidance_scale,
+                    steps,
+                    samples,
+                    image,
+                    condition,
+                } = record;
                 self.text(b'p', Some(prompt));
                 self.text(b'i', id.as_deref());
                 self.text(b'n', negative_prompt.as_deref());
@@ -80,6 +89,9 @@ impl Hash {
                 self.option(b'g', guidance_scale.map(f64::to_bits));
                 self.option(b't', steps.map(|steps| steps as u64));
                 self.option(b'k', samples.map(|samples| samples as u64));
+                if let Some(image) = image {
+                    self.text(b'm', Some(&image.to_string()));
+                }
                 if let Some(row) = condition {
                     self.number(b'c', *row as u64);
                 }
@@ -123,10 +135,11 @@ pub(super) mod tests {
     pub fn options() -> RowOptions {
         RowOptions {
             negative_prompt: None,
-            settings: Settings { steps: 25, guidance_scale: 4.0 },
+            settings: Settings::new(25, 4.0),
             decoder_negative_prompt: None,
             conditions: None,
             latents: None,
+            images: None,
             seed: 10,
             seeding: Seeding::Row,
             samples: 2,
@@ -213,6 +226,8 @@ pub(super) mod tests {
             PromptRecord { guidance_scale: Some(-0.0), ..record() },
             PromptRecord { steps: Some(1), ..record() },
             PromptRecord { samples: Some(1), ..record() },
+            PromptRecord { image: "@a.png".parse().ok(), ..record() },
+            PromptRecord { image: "@a.npy[0]".parse().ok(), ..record() },
             PromptRecord { condition: Some(0), ..record() },
             PromptRecord { condition: Some(1), ..record() },
         ];

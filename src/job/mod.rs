@@ -19,6 +19,7 @@
 mod batcher;
 mod first_pass;
 mod gate;
+mod images;
 mod options;
 mod plan;
 mod progress;
@@ -32,6 +33,7 @@ mod summary;
 mod tests;
 mod worker;
 
+pub use images::Images;
 pub use options::{Given, OnError, RowOptions, Seeding};
 pub use plan::ComputeOptions;
 pub use progress::JobProgress;

@@ -1,5 +1,6 @@
 //! What applies to every row unless its prompt says otherwise.
 
+use super::images::Images;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::seed_of;
 use crate::nn::prior::PriorKind;
@@ -50,6 +51,8 @@ pub struct RowOptions {
     pub conditions: Option<Given<Conditions>>,
     /// What rows start from in place of drawn noise, `(rows, dim)`.
     pub latents: Option<Given<Array2<f32>>>,
+    /// What rows start from in place of pure noise.
+    pub images: Option<Images>,
     /// Steps and guidance.
     pub settings: Settings,
     /// The seed.
@@ -127,6 +130,9 @@ impl RowOptions {
         if let Some(seed) = record.seed.filter(|seed| seed.checked_add(draws - 1).is_none()) {
             return bad(format!("\"seed\" is {seed}, which leaves no seeds for {draws} rows below 2^64"));
         }
+        if let Err(error) = self.images.as_ref().map_or(Ok(()), |images| images.check(&record)) {
+            return bad(format!("\"image\": {error}"));
+        }
         let settings = self.settings_of(&record);
         let own = [
             ("seed", record.seed.is_some()),
@@ -145,7 +151,8 @@ impl RowOptions {
         let has_steps = record.steps.is_none_or(|steps| steps == self.settings.steps);
         let has_scale = record.guidance_scale.is_none_or(|scale| scale == self.settings.guidance_scale);
         let adds_negative = self.needs_zero_embed() && record.negative_prompt.is_some();
-        has_steps && has_scale && !adds_negative
+        let has_image = |images: &Images| images.has(record) == images.given.is_some();
+        has_steps && has_scale && !adds_negative && self.images.as_ref().is_none_or(has_image)
     }
 
     /// The number of rows of a prompt. One that cannot be used has as many as a prompt without settings of its own.
@@ -189,6 +196,7 @@ impl RowOptions {
         Settings {
             steps: record.steps.unwrap_or(self.settings.steps),
             guidance_scale: record.guidance_scale.unwrap_or(self.settings.guidance_scale),
+            strength: self.images.as_ref().filter(|images| images.has(record)).map(|images| images.strength),
         }
     }
 

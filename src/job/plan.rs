@@ -157,6 +157,7 @@ impl Plan {
         fingerprint.push("--seed", rows.seed);
         fingerprint.push("--samples-per-prompt", rows.samples);
         rows.add_given_to(fingerprint);
+        rows.images.as_ref().map_or(Ok(()), |images| images.add_to(fingerprint))?;
         fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
         fingerprint.push("--dtype", options.precision.name());
         fingerprint.push(BATCH_SIZE, self.batch_size);

@@ -169,14 +169,18 @@ impl Computation {
             let used = block.prompts.iter().enumerate().filter(|(_, prompt)| prompt.is_some());
             used.for_each(|(place, _)| negative.row_mut(place).assign(zero));
         }
-        let groups = self.groups(&block);
+        let images = match &self.options.images {
+            Some(images) => images.embeds(&block.prompts, pipeline)?,
+            None => vec![None; block.prompts.len()],
+        };
+        let groups = self.groups(&block, &images);
         let count: usize = groups.iter().map(|group| group.rows.len()).sum();
         let batches: usize = groups.iter().map(|group| group.rows.len().div_ceil(self.batch_size)).sum();
         for Group { settings, rows, targets } in &groups {
             for (rows, targets) in rows.chunks(self.batch_size).zip(targets.chunks(self.batch_size)) {
                 // A row of the output is done when all that is computed for it is.
                 let share = (rows.len() * block.rows.len()) as f64 / count as f64;
-                let rows_per_step = share / pipeline.passes(settings.steps)? as f64;
+                let rows_per_step = share / pipeline.passes(settings)? as f64;
                 let mut batch_progress = BatchProgress { progress, cancel, targets, rows_per_step };
                 pipeline.keep_text_encoder(!(block.is_only && batches == 1));
                 let embeds = pipeline.embed(rows, settings, &mut batch_progress)?;
@@ -209,8 +213,9 @@ impl Computation {
     /// What to compute, grouped by settings: the draws of image embeddings, then the negative ones of rows with a negative
     /// prompt, each from the noise of its row's first draw.
     /// These are embeddings of that prompt under guidance away from itself, or of the decoder's own negative prompt
-    /// under guidance away from the negative prompt, as in diffusers.
-    fn groups<'a>(&'a self, block: &'a Block) -> Vec<Group<'a>> {
+    /// under guidance away from the negative prompt, as in diffusers. `images` has the embedding that each row of the block
+    /// starts from, if it is not noise alone.
+    fn groups<'a>(&'a self, block: &'a Block, images: &'a [Option<Array1<f32>>]) -> Vec<Group<'a>> {
         let (mut groups, noise): (Vec<Group>, _) = (Vec::new(), self.options.noise(self.rows));
         let of_decoder = self.options.decoder_negative_prompt.as_deref().map(Prompt::Text);
         for array in [ArrayName::Image, ArrayName::Negative] {
@@ -234,6 +239,7 @@ impl Computation {
                         self.options.seed_of_draw(output.seed, draw),
                         purpose,
                     ),
+                    image: images[place].as_ref().and_then(|image| image.as_slice()),
                 };
                 let settings = self.options.settings_of(record);
                 let place_of_group = groups.iter().position(|group| group.settings == settings);
@@ -308,7 +314,7 @@ mod tests {
                 let rows = group.rows.iter().zip(&group.targets);
                 rows.map(|(row, target)| (target.place, row.noise.seed, target.array == ArrayName::Negative)).collect()
             };
-            computation.groups(&block).iter().map(of_group).collect()
+            computation.groups(&block, &vec![None; block.rows.len()]).iter().map(of_group).collect()
         };
         let plain = vec![(0, 14, false), (1, 15, false)];
         let own = [(3, 17, false), (4, 18, false), (3, 117, true), (4, 118, true)];

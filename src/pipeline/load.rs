@@ -272,16 +272,19 @@ impl Pipeline {
         let default = Settings::default();
         let steps = steps.unwrap_or(default.steps);
         scheduler.scheduler(steps)?;
-        Ok(Settings { steps, guidance_scale: guidance_scale.unwrap_or(default.guidance_scale) })
+        Ok(Settings::new(steps, guidance_scale.unwrap_or(default.guidance_scale)))
     }
 
-    /// How often the prior runs for so many denoising steps.
+    /// How often the prior runs.
     ///
     /// # Errors
     /// [`Error::Option`] if the model cannot do so many.
-    pub fn passes(&self, steps: usize) -> Result<usize> {
+    pub fn passes(&self, settings: &Settings) -> Result<usize> {
         match &self.scheduler {
-            Some(scheduler) => Ok(scheduler.scheduler(steps)?.timesteps().len()),
+            Some(scheduler) => {
+                let timesteps = scheduler.scheduler(settings.steps)?.timesteps().len();
+                Ok(timesteps.saturating_sub(settings.first_step()))
+            }
             None => Ok(1),
         }
     }

@@ -53,8 +53,12 @@ impl<'a> Mix<'a> {
         let negative_prompt = Prompt::Text(self.negative_prompt.unwrap_or_default());
         let negative = self.negative_text().filter(|_| wants_negative).map(|text| (self.items, text));
         let texts = self.prompts.iter().copied().chain(negative).enumerate();
-        let row =
-            |(call, (place, text))| Row { prompt: Prompt::Text(text), negative_prompt, noise: self.noise(call, place) };
+        let row = |(call, (place, text))| Row {
+            prompt: Prompt::Text(text),
+            negative_prompt,
+            noise: self.noise(call, place),
+            image: None,
+        };
         texts.map(row).collect()
     }
 }
@@ -107,6 +111,10 @@ impl Pipeline {
 mod tests {
     use super::*;
 
+    fn noise(mix: Mix) -> Vec<NoiseSource> {
+        mix.rows(true).into_iter().map(|row| row.noise).collect()
+    }
+
     #[test]
     fn every_item_has_its_own_noise_whatever_the_others_are() {
         let mix = Mix {
@@ -117,7 +125,6 @@ mod tests {
             seed: 7,
             is_call: false,
         };
-        let noise = |mix: Mix| -> Vec<NoiseSource> { mix.rows(true).iter().map(|row| row.noise).collect() };
         assert_eq!(noise(mix), [7, 9, 10].map(NoiseSource::from));
         assert_eq!(mix.rows(false).len(), 2);
         let of_call = |row, rows, calls_before| NoiseSource {

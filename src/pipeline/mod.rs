@@ -20,6 +20,7 @@ pub mod describe;
 mod draws;
 mod embeds;
 mod fit;
+mod from_image;
 #[cfg(feature = "cli")]
 mod identity;
 pub mod layout;
@@ -55,6 +56,7 @@ use crate::error::Component;
 use crate::nn::prior::{PriorKind, TextCondition};
 use crate::{Error, Result};
 use embeds::{first_non_finite, to_array};
+use from_image::{images, start_from};
 use ndarray::{Array2, Axis};
 use negative::NegativeCache;
 use one_step::predict;
@@ -80,7 +82,7 @@ impl Pipeline {
             return Ok(Embeds { image, text });
         }
         let guidance = Guidance::new(settings.guidance_scale);
-        let timesteps = scheduler.as_ref().map_or_else(Vec::new, |scheduler| scheduler.timesteps().to_vec());
+        let timesteps = scheduler.as_ref().map_or_else(Vec::new, |scheduler| settings.timesteps(&**scheduler).to_vec());
         let (prompts, prompt_of_row) = distinct(rows.iter().map(|row| row.prompt));
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
         let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, &timesteps));
@@ -110,6 +112,9 @@ impl Pipeline {
         };
         if !self.keeps_text_encoder {
             self.text.encoder = None;
+        }
+        if settings.keeps_images() {
+            return self.finish(&images(rows, &text.embeds)?, &text, &prompt_of_row, rows, Instant::now());
         }
 
         check_cancelled(progress)?;
@@ -144,7 +149,11 @@ impl Pipeline {
         let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: &timestep_cache };
         let unconditional = self.negative.as_ref().map(|negative| negative.condition(&negative_of_row));
         let noise: Vec<NoiseSource> = rows.iter().map(|row| row.noise).collect();
-        let noise = BatchNoise::draw(&noise, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
+        let noisy_steps = scheduler.noisy_steps().saturating_sub(settings.first_step());
+        let mut noise = BatchNoise::draw(&noise, self.prior_config.embedding_dim, noisy_steps, prior.device())?;
+        if settings.strength.is_some() {
+            start_from(&images(rows, &noise.latents)?, settings.first_step(), scheduler, &mut noise)?;
+        }
         let mut done = 0;
         let mut after_step = || {
             done += 1;
@@ -235,13 +244,13 @@ mod tests {
         for guidance_scale in [1.0, 4.0] {
             for keeps_text_encoder in [false, true] {
                 pipeline.keep_text_encoder(keeps_text_encoder);
-                let settings = Settings { steps: 3, guidance_scale };
+                let settings = Settings::new(3, guidance_scale);
                 let embeds = pipeline.embed(&[], &settings, &mut ()).unwrap();
                 assert_eq!(embeds.image.dim(), (0, pipeline.embedding_dim()));
             }
         }
         assert!(pipeline.text.encoder.is_none() && pipeline.prior.is_none(), "a network was loaded");
-        let too_many = Settings { steps: 1001, guidance_scale: 4.0 };
+        let too_many = Settings::new(1001, 4.0);
         assert!(matches!(pipeline.embed(&[], &too_many, &mut ()), Err(Error::Option { option: "steps", .. })));
     }
 }

@@ -49,13 +49,20 @@ pub struct Row<'a> {
     pub negative_prompt: Prompt<&'a str>,
     /// Where the row's noise comes from.
     pub noise: NoiseSource<'a>,
+    /// The image embedding that it starts from, `(dim)`, if [`Settings::strength`] says how far.
+    pub image: Option<&'a [f32]>,
 }
 
 #[cfg(test)]
 impl<'a> Row<'a> {
     /// A row of texts, with a generator of its own.
     pub fn new(prompt: &'a str, negative_prompt: &'a str, seed: u64) -> Self {
-        Self { prompt: Prompt::Text(prompt), negative_prompt: Prompt::Text(negative_prompt), noise: seed.into() }
+        Self {
+            prompt: Prompt::Text(prompt),
+            negative_prompt: Prompt::Text(negative_prompt),
+            noise: seed.into(),
+            image: None,
+        }
     }
 }
 
@@ -66,6 +73,8 @@ pub struct Settings {
     pub steps: usize,
     /// Classifier-free guidance; off at 1 and below.
     pub guidance_scale: f64,
+    /// How much of the schedule is run if rows start from image embeddings, 0 to 1; from noise alone if not given.
+    pub strength: Option<f64>,
 }
 
 /// Where the time of a run went.
@@ -83,13 +92,18 @@ pub struct Timings {
 
 impl Settings {
     /// Those of a one-step prior, which has nothing to choose.
-    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0 };
+    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0, strength: None };
+
+    /// Those of a run from noise alone.
+    pub fn new(steps: usize, guidance_scale: f64) -> Self {
+        Self { steps, guidance_scale, strength: None }
+    }
 }
 
 impl Default for Settings {
     /// Those of diffusers' Kandinsky 2.2 prior pipeline.
     fn default() -> Self {
-        Self { steps: 25, guidance_scale: 4.0 }
+        Self::new(25, 4.0)
     }
 }
 

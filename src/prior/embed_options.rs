@@ -24,6 +24,8 @@ pub struct EmbedOptions {
     pub(super) negative_image_embeds: bool,
     pub(super) text_embeds: bool,
     pub(super) latents: Option<Array2<f32>>,
+    /// Image embeddings to start from, and the strength.
+    pub(super) image: Option<(Array2<f32>, f64)>,
     pub(super) batch_size: Option<usize>,
 }
 
@@ -68,6 +70,7 @@ impl Default for EmbedOptions {
             negative_image_embeds: false,
             text_embeds: false,
             latents: None,
+            image: None,
             batch_size: None,
         }
     }
@@ -110,6 +113,15 @@ impl EmbedOptions {
     /// there may be as many rows again, for the negative embeddings.
     pub fn latents(mut self, latents: Array2<f32>) -> Self {
         self.latents = Some(latents.as_standard_layout().into_owned());
+        self
+    }
+
+    /// Image embeddings to start from, `(1, embedding_dim)` for all prompts or `(prompts, embedding_dim)`, as in diffusers'
+    /// `KandinskyV22PriorEmb2EmbPipeline`: noise is added to them, and the last `strength`, 0 to 1, of the steps are run.
+    /// Where that is less than one step, the row is the image embedding as it is. Negative embeddings of a negative prompt
+    /// start from them too. Needs the UnCLIP scheduler.
+    pub fn image(mut self, embeds: Array2<f32>, strength: f64) -> Self {
+        self.image = Some((embeds.as_standard_layout().into_owned(), strength));
         self
     }
 
@@ -195,6 +207,9 @@ impl EmbedOptions {
         if let (Seeds::ByPrompt, Some(_)) = (&self.seeds, conditions) {
             refused("seed_by_prompt", "conditions have no prompts to make seeds of".into())?;
         }
+        if let Some((images, _)) = self.image.as_ref().filter(|(images, _)| images.nrows() != 1) {
+            check("image", images.nrows())?;
+        }
         if self.negative_prompts.is_given() && conditions.is_some_and(Conditions::has_negative) {
             refused("negative_prompt", "the conditions come with negative ones already".into())?;
         }
@@ -230,11 +245,16 @@ impl EmbedOptions {
             let samples = |index| (0..self.samples * self.best_of).step_by(step).map(move |sample| (index, sample));
             (0..prompts.len()).flat_map(samples).map(|(index, sample)| row(index, sample)).collect()
         };
+        let image = |index: usize| {
+            let (images, _) = self.image.as_ref()?;
+            images.row(if images.nrows() == 1 { 0 } else { index }).to_slice()
+        };
         let negative_or_empty = |index: usize| negative_prompt(index).unwrap_or(Prompt::Text(""));
         let images = of_each(1, &|index, sample| Row {
             prompt: prompts[index],
             negative_prompt: negative_or_empty(index),
             noise: noise(index, sample, Purpose::Image),
+            image: image(index),
         });
         // As in diffusers: embeddings of the negative prompt, guided away from itself, from seeds of their own.
         let negatives = has_negatives.then(|| {
@@ -243,7 +263,7 @@ impl EmbedOptions {
                 let decoder = self.decoder_negative_prompt.as_deref().map(Prompt::Text);
                 let purpose = if decoder.is_some() { Purpose::DecoderNegative } else { Purpose::Negative };
                 let prompt = decoder.unwrap_or(negative_prompt);
-                Row { prompt, negative_prompt, noise: noise(index, sample, purpose) }
+                Row { prompt, negative_prompt, noise: noise(index, sample, purpose), image: image(index) }
             })
         });
         Ok(Rows { images, negatives })

@@ -5,7 +5,7 @@ use crate::files::Bytes;
 use anyhow::Result;
 use flate2::read::DeflateDecoder;
 use half::{bf16, f16};
-use ndarray::{Array1, Array2, ArrayD, Axis, Dimension, IxDyn, ShapeBuilder};
+use ndarray::{Array2, ArrayD, ArrayView1, Axis, Dimension, IxDyn, ShapeBuilder};
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -102,35 +102,52 @@ pub fn read_latents(path: &Path) -> Result<(Array2<f32>, String, String)> {
     }
 }
 
-/// Reads an image embedding, `(dim)`, of a file of such, `(rows, dim)` or a single one: the array of a `.npy` file, or the
-/// only one, or the one called `image_embeds`. The row need not be named if there is one.
-///
-/// # Errors
-/// [`crate::bad_input::BadInput`] if the file cannot be read, has no such array or row, or a number is not finite.
-pub fn read_embedding(path: &Path, row: Option<usize>) -> Result<Array1<f32>> {
-    let mut file = ArrayFile::read(path, &|_| true)?;
-    let (name, array) = (file.name.clone(), file.only_or("image_embeds")?);
-    let found = file.arrays.remove(&array).unwrap_or_default();
-    let embeds = match found.ndim() {
-        1 => found.insert_axis(Axis(0)),
-        _ => found,
-    };
-    let shape = embeds.shape().to_vec();
-    let embeds: Array2<f32> = embeds
-        .into_dimensionality()
-        .map_err(|_| bad_input!("{name:?} has an array of shape {shape:?}, and embeddings are (rows, dim)"))?;
-    let row = match (row, embeds.nrows()) {
-        (Some(row), rows) if row < rows => row,
-        (None, 1) => 0,
-        (_, 0) => return Err(bad_input!("{name:?} holds no rows")),
-        (Some(row), rows) => {
-            return Err(bad_input!("{name:?} has rows 0 to {}, and no row {row}", rows - 1));
+/// A file of image embeddings, `(rows, dim)` or a single one: the array of a `.npy` file, or the only one, or the one called
+/// `image_embeds`.
+#[derive(Debug)]
+pub struct EmbeddingRows {
+    /// What messages call the file.
+    name: String,
+    /// A hash of the file.
+    pub hash: String,
+    embeds: Array2<f32>,
+}
+
+impl EmbeddingRows {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if it cannot be read, or has no such array.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = ArrayFile::read(path, &|_| true)?;
+        let array = file.only_or("image_embeds")?;
+        let ArrayFile { name, hash, mut arrays } = file;
+        let found = arrays.remove(&array).unwrap_or_default();
+        let found = if found.ndim() == 1 { found.insert_axis(Axis(0)) } else { found };
+        let shape = found.shape().to_vec();
+        let embeds = found
+            .into_dimensionality()
+            .map_err(|_| bad_input!("{name:?} has an array of shape {shape:?}, and embeddings are (rows, dim)"))?;
+        Ok(Self { name, hash, embeds })
+    }
+
+    /// A row, `(dim)`; the only one if not given.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if there is no such row, or a number in it is not finite.
+    pub fn row(&self, row: Option<usize>) -> Result<ArrayView1<'_, f32>> {
+        let name = &self.name;
+        let row = match (row, self.embeds.nrows()) {
+            (_, 0) => return Err(bad_input!("{name:?} holds no rows")),
+            (Some(row), rows) if row < rows => row,
+            (Some(row), rows) => return Err(bad_input!("{name:?} has rows 0 to {}, and no row {row}", rows - 1)),
+            (None, 1) => 0,
+            (None, rows) => return Err(bad_input!("{name:?} has {rows} rows; say which: {name}[0] is the first")),
+        };
+        match self.embeds.row(row) {
+            embed if embed.iter().all(|value| value.is_finite()) => Ok(embed),
+            _ => Err(bad_input!("{name:?} has NaN or infinity in row {row}")),
         }
-        (None, rows) => return Err(bad_input!("{name:?} has {rows} rows; say which: {name}[0] is the first")),
-    };
-    match embeds.row(row) {
-        embed if embed.iter().all(|value| value.is_finite()) => Ok(embed.to_owned()),
-        _ => Err(bad_input!("{name:?} has NaN or infinity in row {row}")),
     }
 }
 

@@ -71,7 +71,7 @@ fn rows(mut text: Text, usual: u8, options: &ReadOptions) -> Result<PromptRows> 
             };
             columns.push(Column { name: cell.trim().to_string(), kind: ColumnKind::Text });
         }
-        (None, FieldColumns::find(name, &columns, wanted, ", or give --no-header if it has no header")?)
+        (None, FieldColumns::find(name, &columns, options, ", or give --no-header if it has no header")?)
     };
     let column = &columns.prompt_name;
     let column = if options.no_header { column.clone() } else { format!("column {:?}", shorten(column, 40)) };
@@ -202,7 +202,7 @@ impl TextTable {
         if records.has_nul() {
             return Err(format!("the record holds {NUL}"));
         }
-        let mut builder = RecordBuilder::new(&columns.prompt_name);
+        let mut builder = RecordBuilder::new(columns.names());
         for &(index, field) in &columns.columns {
             let cell = std::str::from_utf8(cells[index])
                 .map_err(|_| format!("the cell in column {} is not UTF-8; convert the file", index + 1))?;

@@ -1,5 +1,6 @@
 //! The fields of a row and their values, the same in every format: which types and ranges are valid for which field.
 
+use super::item::Item;
 use super::record::PromptRecord;
 use std::fmt;
 
@@ -13,12 +14,29 @@ pub(super) enum Field {
     GuidanceScale,
     Steps,
     Samples,
+    Image,
+}
+
+/// What the columns or keys of a file are called, as far as that is not fixed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FieldNames<'a> {
+    /// That of the prompts.
+    pub(super) prompt: &'a str,
+    /// Whether `image` is a field.
+    pub(super) has_images: bool,
+}
+
+impl FieldNames<'_> {
+    /// The field of a column or key.
+    pub(super) fn field(self, name: &str) -> Option<Field> {
+        if name == self.prompt { Some(Field::Prompt) } else { Field::setting(name, self.has_images) }
+    }
 }
 
 impl Field {
     /// The fields that a row may leave out: its settings.
-    pub(super) const SETTINGS: [Self; 6] =
-        [Self::Id, Self::NegativePrompt, Self::Seed, Self::GuidanceScale, Self::Steps, Self::Samples];
+    pub(super) const SETTINGS: [Self; 7] =
+        [Self::Id, Self::NegativePrompt, Self::Seed, Self::GuidanceScale, Self::Steps, Self::Samples, Self::Image];
 
     /// The name of its key or column; that of the prompt is only a default.
     pub(super) fn name(self) -> &'static str {
@@ -30,21 +48,18 @@ impl Field {
             Self::GuidanceScale => "guidance_scale",
             Self::Steps => "steps",
             Self::Samples => "samples",
+            Self::Image => "image",
         }
     }
 
-    /// The field of the key or column `name`, in a file whose prompts are in `prompt_name`.
-    pub(super) fn of_name(name: &str, prompt_name: &str) -> Option<Self> {
-        if name == prompt_name { Some(Self::Prompt) } else { Self::setting(name) }
-    }
-
-    /// The setting of the key or column `name`.
-    pub(super) fn setting(name: &str) -> Option<Self> {
-        Self::SETTINGS.into_iter().find(|field| field.name() == name)
+    /// The setting of the key or column `name`. `image` is one only where images are used: many files of captions have
+    /// such a column.
+    pub(super) fn setting(name: &str, has_images: bool) -> Option<Self> {
+        Self::SETTINGS.into_iter().find(|field| field.name() == name && (has_images || *field != Self::Image))
     }
 
     pub(super) fn is_text(self) -> bool {
-        matches!(self, Self::Prompt | Self::Id | Self::NegativePrompt)
+        matches!(self, Self::Prompt | Self::Id | Self::NegativePrompt | Self::Image)
     }
 }
 
@@ -129,7 +144,7 @@ pub(super) fn shorten(text: &str) -> String {
 
 /// Builds a [`PromptRecord`] field by field.
 pub(super) struct RecordBuilder<'a> {
-    prompt_name: &'a str,
+    names: FieldNames<'a>,
     record: PromptRecord,
     has_prompt: bool,
     /// The fields that were set, null or not.
@@ -137,13 +152,13 @@ pub(super) struct RecordBuilder<'a> {
 }
 
 impl<'a> RecordBuilder<'a> {
-    /// `prompt_name` is the file's name for the prompt.
-    pub(super) fn new(prompt_name: &'a str) -> Self {
-        Self { prompt_name, record: PromptRecord::default(), has_prompt: false, seen: Vec::new() }
+    /// `names` are the file's.
+    pub(super) fn new(names: FieldNames<'a>) -> Self {
+        Self { names, record: PromptRecord::default(), has_prompt: false, seen: Vec::new() }
     }
 
-    pub(super) fn prompt_name(&self) -> &'a str {
-        self.prompt_name
+    pub(super) fn names(&self) -> FieldNames<'a> {
+        self.names
     }
 
     /// Sets a field.
@@ -152,7 +167,7 @@ impl<'a> RecordBuilder<'a> {
     /// What is wrong with the value, or that the field is there twice.
     pub(super) fn set(&mut self, field: Field, value: Scalar) -> Result<(), String> {
         const MAX_COUNT: u64 = i32::MAX as u64;
-        let name = if field == Field::Prompt { self.prompt_name } else { field.name() };
+        let name = if field == Field::Prompt { self.names.prompt } else { field.name() };
         if self.seen.contains(&field) {
             return Err(format!("{:?} is there twice", shorten(name)));
         }
@@ -178,6 +193,10 @@ impl<'a> RecordBuilder<'a> {
             (Field::Seed, value) => record.seed = Some(whole(name, value, 0, u64::MAX)?),
             (Field::GuidanceScale, value) => record.guidance_scale = Some(number(name, value)?),
             (Field::Steps, value) => record.steps = Some(whole(name, value, 1, MAX_COUNT)? as usize),
+            (Field::Image, value) => {
+                let image = Item::parse_image(&text(name, value)?);
+                record.image = Some(image.map_err(|reason| format!("{name:?}: {reason}"))?);
+            }
             (Field::Samples, value) => record.samples = Some(whole(name, value, 1, MAX_COUNT)? as usize),
         }
         Ok(())
@@ -188,7 +207,7 @@ impl<'a> RecordBuilder<'a> {
     /// # Errors
     /// That it has no prompt.
     pub(super) fn finish(self) -> Result<PromptRecord, String> {
-        if self.has_prompt { Ok(self.record) } else { Err(format!("there is no {:?}", shorten(self.prompt_name))) }
+        if self.has_prompt { Ok(self.record) } else { Err(format!("there is no {:?}", shorten(self.names.prompt))) }
     }
 }
 

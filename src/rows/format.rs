@@ -43,6 +43,8 @@ pub struct ReadOptions {
     pub prompt_column: Option<String>,
     /// Whether a text table has no header.
     pub no_header: bool,
+    /// Whether `image` is a column or key that counts.
+    pub has_images: bool,
     /// Once set, reading a pipe ends with an error instead of waiting for data.
     pub interrupt: Arc<AtomicBool>,
 }

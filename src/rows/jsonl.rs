@@ -1,6 +1,6 @@
 //! JSON Lines: an object a line.
 
-use super::field::{Field, RecordBuilder, Scalar, shorten};
+use super::field::{Field, FieldNames, RecordBuilder, Scalar, shorten};
 use super::format::PromptFormat;
 use super::input::Text;
 use super::lines;
@@ -17,22 +17,23 @@ pub(super) static JSONL: PromptFormat = PromptFormat {
     extensions: &["jsonl", "ndjson"],
     has_columns: true,
     has_header: false,
-    open: |input, options, notices| rows(input.text(notices)?, options.prompt_column.as_deref()),
+    open: |input, options, notices| rows(input.text(notices)?, options.prompt_column.as_deref(), options.has_images),
 };
 
 /// The key of the prompts is `wanted`; without it `prompt`, or if the first object lacks that, its only key with a text
 /// that is not a setting.
-fn rows(text: Text, wanted: Option<&str>) -> AnyResult<PromptRows> {
+fn rows(text: Text, wanted: Option<&str>, has_images: bool) -> AnyResult<PromptRows> {
     let (name, notices) = (text.name.clone(), text.notices.clone());
     let note = move |key: &str| notices.note(format!("the prompts of {name} have the key {:?}", shorten(key)));
     let mut key = wanted.map(str::to_string);
     key.iter().for_each(|key| note(key));
     let advice = if wanted.is_some() { "" } else { "; name the key with --prompt-column" };
     lines::rows(text, move |line, _| {
+        let parse = |line: &str, key: &str, advice: &str| parse(line, FieldNames { prompt: key, has_images }, advice);
         if let Some(key) = &key {
             return parse(line, key, advice);
         }
-        let candidates = Candidates::of(line);
+        let candidates = Candidates::of(line, has_images);
         if let Some(prompt_key) = candidates.prompt_key() {
             note(&prompt_key);
             return parse(line, key.insert(prompt_key), advice);
@@ -47,12 +48,12 @@ fn rows(text: Text, wanted: Option<&str>) -> AnyResult<PromptRows> {
     })
 }
 
-/// Parses the object on a line, whose prompt has the key `prompt_key`.
+/// Parses the object on a line, whose keys have these names.
 ///
 /// # Errors
 /// What is wrong with the line; if the prompt is missing, with `advice` at the end.
-fn parse(line: &str, prompt_key: &str, advice: &str) -> Result<PromptRecord, String> {
-    let mut builder = RecordBuilder::new(prompt_key);
+fn parse(line: &str, names: FieldNames, advice: &str) -> Result<PromptRecord, String> {
+    let mut builder = RecordBuilder::new(names);
     let mut deserializer = serde_json::Deserializer::from_str(line);
     let parsed = Object(&mut builder).deserialize(&mut deserializer).and_then(|()| deserializer.end());
     parsed.map_err(|error| reason(&error))?;
@@ -62,6 +63,7 @@ fn parse(line: &str, prompt_key: &str, advice: &str) -> Result<PromptRecord, Str
 /// The values of an object that may be its prompt: texts that are not a setting.
 #[derive(Default)]
 struct Candidates {
+    has_images: bool,
     has_prompt: bool,
     /// Their keys, quoted; no more than a message shows.
     keys: Vec<String>,
@@ -70,8 +72,8 @@ struct Candidates {
 }
 
 impl Candidates {
-    fn of(line: &str) -> Self {
-        let mut candidates = Self::default();
+    fn of(line: &str, has_images: bool) -> Self {
+        let mut candidates = Self { has_images, ..Self::default() };
         // An error comes up again when the line is parsed.
         let _ = serde_json::Deserializer::from_str(line).deserialize_map(&mut candidates);
         candidates
@@ -96,7 +98,8 @@ impl<'de> Visitor<'de> for &mut Candidates {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((key, value)) = map.next_entry::<String, Scalar>()? {
             self.has_prompt |= key == Field::Prompt.name();
-            if matches!(value, Scalar::Text(_)) && key != Field::Prompt.name() && Field::setting(&key).is_none() {
+            let is_setting = Field::setting(&key, self.has_images).is_some();
+            if matches!(value, Scalar::Text(_)) && key != Field::Prompt.name() && !is_setting {
                 self.count += 1;
                 if self.count <= 9 {
                     self.keys.push(format!("{:?}", shorten(&key)));
@@ -131,12 +134,12 @@ impl<'de> Visitor<'de> for Object<'_, '_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "an object with {:?}", self.0.prompt_name())
+        write!(formatter, "an object with {:?}", self.0.names().prompt)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<String>()? {
-            match Field::of_name(&key, self.0.prompt_name()) {
+            match self.0.names().field(&key) {
                 Some(field) => self.0.set(field, map.next_value()?).map_err(A::Error::custom)?,
                 None => {
                     map.next_value::<IgnoredAny>()?;
@@ -207,6 +210,10 @@ mod tests {
     use super::*;
     use crate::rows::tests::read_with;
 
+    fn parse(line: &str, prompt: &str, advice: &str) -> Result<PromptRecord, String> {
+        super::parse(line, FieldNames { prompt, has_images: true }, advice)
+    }
+
     fn reason(line: &str) -> String {
         parse(line, "prompt", "").unwrap_err()
     }
@@ -216,6 +223,7 @@ mod tests {
         let line = r#"{"url": ["x", {"y": 1}], "prompt": "a \u00e9\u0000", "id": 7, "negative_prompt": "", "seed":
             18446744073709551615, "guidance_scale": 3, "steps": 2147483647, "samples": 1}"#;
         let expected = PromptRecord {
+            image: None,
             condition: None,
             id: Some("7".into()),
             prompt: "a é\0".into(),

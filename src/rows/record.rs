@@ -1,5 +1,6 @@
 //! The vocabulary of prompt files: what every format makes of its rows.
 
+use super::item::Item;
 use anyhow::Result;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,8 @@ pub struct PromptRecord {
     pub steps: Option<usize>,
     /// Number of embeddings of this prompt, 1 or more.
     pub samples: Option<usize>,
+    /// The picture or the row of a file whose embedding denoising starts from.
+    pub image: Option<Item>,
     /// The row of a file of conditions that stands in the prompt's place.
     pub condition: Option<usize>,
 }

@@ -41,7 +41,7 @@ fn the_best_of_as_many_samples_is_kept() {
     let best = best(&scores);
     let expected: Vec<usize> = best.iter().enumerate().map(|(row, draw)| row * 3 + draw).collect();
     assert!(difference(&kept, &all.select(ndarray::Axis(0), &expected)) < 1e-4);
-    assert!(best.iter().any(|draw| *draw > 0) && best.iter().any(|draw| *draw == 0), "{best:?} shows little");
+    assert!(best.iter().any(|draw| *draw > 0) && best.contains(&0), "{best:?} shows little");
     // The seeds say which draw it was, and give it alone.
     run(&["--samples-per-prompt", "2", "--best-of", "3", "--out", "e.jsonl"]);
     let lines = fs::read_to_string(place.path("e.jsonl")).unwrap();

@@ -15,6 +15,7 @@ mod foreign;
 mod formats;
 mod given;
 mod lora;
+mod mixing;
 mod one_step;
 mod output;
 mod precision;

@@ -8,6 +8,7 @@ mod components;
 mod ddpm;
 #[cfg(feature = "cli")]
 mod given;
+mod mixing;
 mod noise;
 mod one_step;
 mod pipelines;

@@ -3,10 +3,11 @@
 use crate::cli::args::{at_least_one, text};
 use crate::cli::output_args::OutputArgs;
 use crate::cli::prior_args::{DeviceArgs, ModelArgs, SamplingArgs, SchedulerArgs};
-use crate::cli::values::{BatchSize, on_error, prompt_format, seed_by, shard};
+use crate::cli::values::{BatchSize, on_error, prompt_format, seed_by, shard, share};
 use crate::job::{OnError, Seeding};
 use crate::output::shard::Shard;
-use crate::rows::PromptFormat;
+use crate::rows::{Item, PromptFormat};
+use clap::builder::TypedValueParser;
 use std::path::PathBuf;
 
 /// What to embed, and how.
@@ -45,6 +46,14 @@ pub(in crate::cli) struct Args {
     /// The .csv or .tsv file has no header line; --prompt-column is then a number, from 1
     #[arg(help_heading = "Input", long)]
     pub(super) no_header: bool,
+
+    /// Start from the embedding of a picture, or a row of a .npy, .npz or .safetensors file (embs.npy[3]), not from noise
+    ///
+    /// As diffusers' KandinskyV22PriorEmb2EmbPipeline; needs the scheduler unclip. With --strength, a column or key
+    /// `image` in --prompts gives a prompt its own, as a path from the folder of that file.
+    #[arg(help_heading = "Input", long, value_name = "ITEM", conflicts_with = "latents",
+          value_parser = text().try_map(|text| Item::parse_image(&text)))]
+    pub(super) image: Option<Item>,
 
     /// What to do with a row that cannot be used: fail, or skip
     ///
@@ -99,6 +108,13 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Sampling", long, value_name = "WHAT", hide_possible_values = true, value_parser = seed_by(),
           conflicts_with_all = ["seed", "seed_layout"])]
     pub(super) seed_by: Option<Seeding>,
+
+    /// How far to go from the image, 0 to 1: noise is added, and int(steps * S) steps are run [default: 0.3]
+    ///
+    /// At less than one step, the embedding of the image is written as it is.
+    #[arg(help_heading = "Sampling", long, value_name = "S", allow_negative_numbers = true, value_parser = share,
+          conflicts_with = "latents")]
+    pub(super) strength: Option<f64>,
 
     /// Noise to start from, (rows, dim) in .npy, .npz or .safetensors, in place of what the generators draw first
     #[arg(help_heading = "Sampling", long, value_name = "FILE")]

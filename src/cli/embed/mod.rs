@@ -14,7 +14,7 @@ use super::progress::{FetchProgress, RunProgress, rows};
 use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
-use crate::job::{Given, Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
+use crate::job::{Given, Images, Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
 use crate::nn::prior::PriorKind;
 use crate::output::OutputFormat;
 use crate::pipeline::builtin::EMOJI;
@@ -46,6 +46,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     check_kind(args, &request.outputs, &pipeline)?;
     let sampling = pipeline.settings(args.sampling.steps, args.sampling.guidance_scale)?;
     check_sizes(&request.rows, &pipeline)?;
+    let images = images(&request.rows, &pipeline, sampling)?;
     let wants_negative = wants_negative(&request.outputs.write, request.rows.has_negatives(), &pipeline)?;
     warn_of_model(args, &pipeline, sampling, wants_negative);
     if !request.prior.inversions.is_empty() && !request.has_texts() {
@@ -61,6 +62,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         settings: sampling,
         max_steps: pipeline.max_steps(),
         kind: pipeline.kind(),
+        images,
         ..options
     };
     let Outputs { write, stats, report } = outputs;
@@ -153,6 +155,22 @@ fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Checks the image that rows start from against the model, and warns if that is where they end.
+fn images(rows: &RowOptions, pipeline: &Pipeline, settings: SamplingSettings) -> Result<Option<Images>> {
+    let Some(images) = rows.images.clone() else { return Ok(None) };
+    pipeline.check_takes_images()?;
+    let images = images.of_dim(pipeline.embedding_dim());
+    images.given.as_ref().map_or(Ok(()), |item| images.check_item(item))?;
+    let Images { strength, .. } = images;
+    if strength > 0.0 && (SamplingSettings { strength: Some(strength), ..settings }).keeps_images() {
+        let steps = settings.steps;
+        log::warn!(
+            "--strength {strength} of {steps} steps is less than one: embeddings of images are written as they are"
+        );
+    }
+    Ok(Some(images))
 }
 
 /// Warns of options that have no effect with this model. One that promises something which holds anyway (`--offline`,

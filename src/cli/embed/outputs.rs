@@ -57,6 +57,7 @@ impl Outputs {
             outputs.chain(args.stats.as_deref()).chain(report.as_ref().map(Report::path)).collect();
         let inputs = [("prompts", &args.prompts), ("conditions", &args.conditions), ("latents", &args.latents)];
         let inputs = inputs.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?)));
+        let inputs = inputs.chain(args.image.iter().filter_map(|item| Some(("image", item.path()?))));
         let inversions = args.model.textual_inversion.iter().map(|option| ("textual inversion", option.path.as_path()));
         let mut inputs = inputs.chain(inversions);
         if let Some((what, input)) = inputs.find(|(_, input)| replaced.iter().any(|path| is_same_file(input, path))) {

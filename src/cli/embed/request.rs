@@ -8,12 +8,13 @@ use crate::cli::context::Context;
 use crate::cli::prior_args::PriorSource;
 use crate::cli::values::BatchSize;
 use crate::hub::{Model, Needs, Wish};
-use crate::job::{ComputeOptions, Entries, Given, Opener, Prompts, RowOptions, Seeding};
+use crate::job::{ComputeOptions, Entries, Given, Images, Opener, Prompts, RowOptions, Seeding};
 use crate::nn::prior::PriorKind;
 use crate::pipeline::{Conditions, Settings};
 use crate::rows::{ReadOptions, read_conditions, read_latents};
 use crate::weights::precision::Precision;
 use anyhow::Result;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A request, checked as far as it can be without the model.
@@ -57,7 +58,9 @@ impl Request {
             decoder_negative_prompt: sampling.decoder_negative_prompt.clone().filter(|text| !text.is_empty()),
             conditions,
             latents,
+            images: images(args)?,
             settings: Settings {
+                strength: None,
                 steps: sampling.steps.unwrap_or(default.steps),
                 guidance_scale: sampling.guidance_scale.unwrap_or(default.guidance_scale),
             },
@@ -78,7 +81,12 @@ impl Request {
     /// Which of the model's files are needed.
     pub(super) fn needs(&self) -> Needs {
         // The image encoder is large, and only makes negative embeddings without a negative prompt.
+        let has_pictures = self.rows.images.as_ref().map(|images| match &images.given {
+            Some(item) => item.picture().is_some(),
+            None => true,
+        });
         let image_encoder = match self.rows.has_negatives() {
+            _ if has_pictures == Some(true) => Wish::Needed,
             false if self.outputs.write.needs_negative() => Wish::Needed,
             false if self.outputs.write.wants_negative() => Wish::Welcome,
             _ => Wish::No,
@@ -141,9 +149,26 @@ fn prompts(args: &Args) -> Result<Prompts> {
         format: args.format_in,
         prompt_column: args.prompt_column.clone(),
         no_header: args.no_header,
+        has_images: args.strength.is_some(),
         ..ReadOptions::default()
     };
     Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, conditions: None })
+}
+
+/// What rows start from, if not from noise alone.
+fn images(args: &Args) -> Result<Option<Images>> {
+    /// diffusers' own.
+    const STRENGTH: f64 = 0.3;
+    match (&args.image, args.strength) {
+        (None, None) => Ok(None),
+        (None, Some(_)) if args.prompts.is_none() => {
+            Err(bad_input!("--strength is how far to go from an image; give --image, or a column image in --prompts"))
+        }
+        (given, strength) => {
+            let folder = args.prompts.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+            Ok(Some(Images::new(strength.unwrap_or(STRENGTH), given.clone(), folder)))
+        }
+    }
 }
 
 fn compute(args: &Args) -> ComputeOptions {

@@ -73,6 +73,8 @@ pub(super) struct Settings {
     textual_inversion: Vec<String>,
     conditions: Option<String>,
     latents: Option<String>,
+    image: Option<String>,
+    strength: Option<f64>,
     steps: usize,
     guidance_scale: f64,
     /// Null if the prompts give the seeds.
@@ -112,6 +114,8 @@ impl Settings {
             textual_inversion: inversions.iter().map(|one| format!("{}:{}", one.origin, one.token)).collect(),
             conditions: rows.conditions.as_ref().map(|given| given.name.clone()),
             latents: rows.latents.as_ref().map(|given| given.name.clone()),
+            image: rows.images.as_ref().and_then(|images| images.given.as_ref()).map(ToString::to_string),
+            strength: rows.images.as_ref().map(|images| images.strength),
             steps: sampling.steps,
             guidance_scale: sampling.guidance_scale,
             seed: (rows.seeding != Seeding::Prompt).then_some(rows.seed),

@@ -123,6 +123,10 @@ impl SchedulerConfig for UnclipConfig {
     fn needs_variance(&self) -> bool {
         self.variance_type == VarianceType::LearnedRange
     }
+
+    fn adds_noise(&self) -> bool {
+        true
+    }
 }
 
 /// diffusers' `UnCLIPScheduler`.
@@ -257,7 +261,6 @@ impl UnclipScheduler {
     ///
     /// # Errors
     /// If a timestep is out of range or shapes do not fit.
-    #[cfg(test)]
     pub fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
         let cumprod = Tensor::f_from_slice(&self.alphas_cumprod)?;
         let level = cumprod.f_to_kind(original_samples.kind())?.f_to_device(original_samples.device())?;
@@ -308,6 +311,11 @@ impl Scheduler for UnclipScheduler {
 
     fn noisy_steps(&self) -> usize {
         self.timesteps.iter().filter(|&&timestep| timestep > 0.0).count()
+    }
+
+    fn add_noise(&self, step: usize, sample: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let timestep = self.timesteps.get(step).ok_or_else(|| no_step(step))?;
+        UnclipScheduler::add_noise(self, sample, noise, &Tensor::f_from_slice(&[*timestep as i64])?)
     }
 
     fn step(

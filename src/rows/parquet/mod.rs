@@ -6,8 +6,8 @@ mod limits;
 #[cfg(test)]
 mod tests;
 
-use super::field::{Field, RecordBuilder};
-use super::format::PromptFormat;
+use super::field::{Field, FieldNames, RecordBuilder};
+use super::format::{PromptFormat, ReadOptions};
 use super::input::Input;
 use super::record::{Notices, Place, PromptRecord, PromptRow, PromptRows};
 use super::table::{Column, ColumnKind, FieldColumns};
@@ -34,13 +34,13 @@ pub(super) static PARQUET: PromptFormat = PromptFormat {
     extensions: &["parquet"],
     has_columns: true,
     has_header: false,
-    open: |input, options, notices| rows(input, options.prompt_column.as_deref(), notices),
+    open: |input, options, notices| rows(input, options, notices),
 };
 
 /// Rows that are decoded together. Few, since each may be on a page of its own.
 const BATCH_ROWS: usize = 64;
 
-fn rows(input: Input, wanted: Option<&str>, notices: &Notices) -> Result<PromptRows> {
+fn rows(input: Input, read: &ReadOptions, notices: &Notices) -> Result<PromptRows> {
     let (file, name) = input.file()?;
     let limits = Limits::of_file(&file);
     let unreadable = |cause: ParquetError| match limits.exceeded() {
@@ -57,7 +57,7 @@ fn rows(input: Input, wanted: Option<&str>, notices: &Notices) -> Result<PromptR
         Ok(metadata)
     });
     let metadata = opened.map_err(unreadable)?;
-    let Selection { prompt_name, columns, leaves, schema } = Selection::of(&name, &metadata, wanted)?;
+    let Selection { prompt_name, columns, leaves, schema } = Selection::of(&name, &metadata, read)?;
     let metadata = metadata.metadata();
     let reader = guarded(|| {
         let options = ArrowReaderOptions::new().with_schema(schema);
@@ -88,7 +88,7 @@ struct Selection {
 impl Selection {
     /// # Errors
     /// [`BadInput`] if there is no prompt column, or one that is needed is of the wrong type.
-    fn of(name: &str, metadata: &ArrowReaderMetadata, wanted: Option<&str>) -> Result<Self> {
+    fn of(name: &str, metadata: &ArrowReaderMetadata, options: &ReadOptions) -> Result<Self> {
         let (stored, mut fields) = (metadata.parquet_schema(), metadata.schema().fields().to_vec());
         let writer = metadata.metadata().file_metadata().created_by().unwrap_or_default();
         // Of each column of the table, the first of the file's.
@@ -107,7 +107,7 @@ impl Selection {
                 (Column { name: field.name().clone(), kind }, value_type)
             })
             .unzip();
-        let FieldColumns { prompt_name, columns: found } = FieldColumns::find(name, &columns, wanted, "")?;
+        let FieldColumns { prompt_name, columns: found, .. } = FieldColumns::find(name, &columns, options, "")?;
         let mut columns = Vec::new();
         for (index, field) in &found {
             let leaf = stored.column(leaves[*index]);
@@ -210,7 +210,7 @@ impl ParquetTable {
 
     /// The next row of the batch.
     fn record(&self) -> Result<PromptRecord, String> {
-        let mut builder = RecordBuilder::new(&self.prompt_name);
+        let mut builder = RecordBuilder::new(FieldNames { prompt: &self.prompt_name, has_images: true });
         for (values, (field, value_type)) in self.batch.iter().zip(&self.columns) {
             builder.set(*field, value_type.scalar(values, self.index)?)?;
         }

@@ -2,7 +2,7 @@
 //! file ends in an error.
 
 use super::*;
-use crate::rows::field::{Field, Scalar};
+use crate::rows::field::{Field, FieldNames, Scalar};
 use ::parquet::basic::{Compression, Encoding};
 use ::parquet::file::properties::WriterProperties;
 use arrow_array::types::Int8Type;
@@ -57,7 +57,7 @@ fn is_right(field: Field, value: &Value) -> bool {
     let in_range = |range: std::ops::RangeInclusive<i128>| whole().is_some_and(|number| range.contains(&number));
     value.is_null()
         || match field {
-            Field::Prompt | Field::NegativePrompt => value.is_string(),
+            Field::Prompt | Field::NegativePrompt | Field::Image => value.is_string(),
             Field::Id => value.is_string() || whole().is_some(),
             Field::Seed => in_range(0..=u64::MAX.into()),
             Field::GuidanceScale => value.is_number(),
@@ -179,7 +179,8 @@ proptest! {
             let pairs: Vec<(&str, &Value)> = object.iter().map(|(name, value)| (names[*name], value)).collect();
             let keys: Vec<String> = pairs.iter().map(|(name, value)| format!("{name:?}: {value}")).collect();
             text += &format!("{{{}}}\n", keys.join(", "));
-            let known = || pairs.iter().filter_map(|(name, value)| Some((Field::of_name(name, "prompt")?, *value)));
+            let field = |name: &str| FieldNames { prompt: "prompt", has_images: false }.field(name);
+            let known = || pairs.iter().filter_map(|(name, value)| Some((field(name)?, *value)));
             let is_unique = known().all(|(field, _)| known().filter(|(other, _)| *other == field).count() == 1);
             let has_prompt = known().any(|(field, value)| field == Field::Prompt && value.is_string());
             expected.push(is_unique && has_prompt && known().all(|(field, value)| is_right(field, value)));

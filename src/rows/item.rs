@@ -1,6 +1,6 @@
 //! Items: what an embedding is made of, as commands take it.
 
-use crate::rows::read_embedding;
+use super::arrays::EmbeddingRows;
 use anyhow::Result;
 use ndarray::Array1;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// A prompt, a picture, or a row of a file of embeddings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Item {
+pub enum Item {
     /// A text, in which the prior sees a picture.
     Prompt(String),
     /// A picture in a file.
@@ -61,8 +61,29 @@ impl fmt::Display for Item {
 }
 
 impl Item {
+    /// An item that is no prompt: the `@` may be left out.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse_image(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("it must be a picture or a row of a file".into()),
+            text if text.starts_with('@') => text.parse(),
+            text => format!("@{text}").parse(),
+        }
+    }
+
+    /// The same in a folder, if its path is relative.
+    pub fn within(&self, folder: &Path) -> Self {
+        match self {
+            Self::Prompt(text) => Self::Prompt(text.clone()),
+            Self::Picture(path) => Self::Picture(folder.join(path)),
+            Self::Row(path, row) => Self::Row(folder.join(path), *row),
+        }
+    }
+
     /// The file that it is read from.
-    pub(super) fn path(&self) -> Option<&Path> {
+    pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Prompt(_) => None,
             Self::Picture(path) | Self::Row(path, _) => Some(path),
@@ -70,7 +91,7 @@ impl Item {
     }
 
     /// The text of a prompt.
-    pub(super) fn prompt(&self) -> Option<&str> {
+    pub fn prompt(&self) -> Option<&str> {
         match self {
             Self::Prompt(text) => Some(text),
             _ => None,
@@ -78,7 +99,7 @@ impl Item {
     }
 
     /// The file of a picture.
-    pub(super) fn picture(&self) -> Option<&Path> {
+    pub fn picture(&self) -> Option<&Path> {
         match self {
             Self::Picture(path) => Some(path),
             _ => None,
@@ -89,9 +110,9 @@ impl Item {
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if it cannot be read.
-    pub(super) fn embedding(&self) -> Result<Option<Array1<f32>>> {
+    pub fn embedding(&self) -> Result<Option<Array1<f32>>> {
         match self {
-            Self::Row(path, row) => read_embedding(path, *row).map(Some),
+            Self::Row(path, row) => EmbeddingRows::read(path)?.row(*row).map(|embed| Some(embed.to_owned())),
             _ => Ok(None),
         }
     }
