@@ -71,7 +71,9 @@ fn check_repeats(command: &mut clap::Command, matches: &ArgMatches) -> Result<()
         ("prompts", "--prompts", "join the files"),
         ("negative_prompt", "--negative-prompt", "join the texts, or give each row its own in a file of prompts"),
     ] {
-        if matches.get_raw(id).is_some_and(|values| values.len() > 1) {
+        let of_command = matches.subcommand().map(|(_, of_command)| of_command);
+        let mut places = std::iter::once(matches).chain(of_command);
+        if places.any(|place| place.try_get_raw(id).ok().flatten().is_some_and(|values| values.len() > 1)) {
             let line = format!("{option} cannot be used multiple times; {advice}");
             return Err(command.error(ErrorKind::ArgumentConflict, line));
         }
