@@ -31,7 +31,7 @@ mod negative;
 mod noise_plan;
 mod one_step;
 mod parameters;
-mod pictures;
+mod picture_files;
 mod progress;
 mod request;
 mod shap_e;
