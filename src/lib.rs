@@ -67,6 +67,8 @@ mod files;
 mod hub;
 #[cfg(feature = "cli")]
 mod job;
+#[cfg(feature = "images")]
+mod images;
 mod json;
 mod kernels;
 mod nn;

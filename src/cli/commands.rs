@@ -1,7 +1,7 @@
 //! The commands beside embedding.
 
 use super::context::Context;
-use super::{convert, download, help, info, merge, models};
+use super::{convert, download, encode_image, help, info, merge, models};
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -28,6 +28,7 @@ macro_rules! commands {
 
 // A new command is a file (declared in `mod.rs`) and a line here.
 commands! {
+    EncodeImage => encode_image,
     Models => models,
     Download => download,
     Info => info,

@@ -14,6 +14,7 @@ mod context;
 mod convert;
 mod download;
 mod embed;
+mod encode_image;
 #[doc(hidden)]
 pub mod errors;
 mod help;

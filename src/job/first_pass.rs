@@ -5,7 +5,7 @@ use super::prompts::{Entries, no_prompts, refused};
 use super::stop::Stop;
 use crate::bad_input;
 use crate::output::Interrupted;
-use crate::rows::{Place, PromptRecord, PromptRow};
+use crate::rows::{PictureFile, Place, PromptRecord, PromptRow};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
@@ -71,8 +71,17 @@ impl Hash {
         match entry {
             PromptRow::Prompt { record, .. } => {
                 // All fields by name: a new one does not compile until it is hashed.
-                let PromptRecord { id, prompt, negative_prompt, seed, guidance_scale, steps, samples, condition } =
-                    record;
+                let PromptRecord {
+                    id,
+                    prompt,
+                    negative_prompt,
+                    seed,
+                    guidance_scale,
+                    steps,
+                    samples,
+                    condition,
+                    picture,
+                } = record;
                 self.text(b'p', Some(prompt));
                 self.text(b'i', id.as_deref());
                 self.text(b'n', negative_prompt.as_deref());
@@ -82,6 +91,13 @@ impl Hash {
                 self.option(b'k', samples.map(|samples| samples as u64));
                 if let Some(row) = condition {
                     self.number(b'c', *row as u64);
+                }
+                if let Some(PictureFile { name, start, len, modified, .. }) = picture.as_deref() {
+                    // Of what is in it, only that it has not changed since the run began.
+                    self.text(b'f', Some(name));
+                    self.option(b'z', len.as_ref().ok().copied());
+                    self.number(b'o', *start);
+                    self.number(b'm', *modified);
                 }
             }
             PromptRow::Bad(row) => self.text(b'b', Some(&row.reason)),
@@ -127,6 +143,7 @@ pub(super) mod tests {
             decoder_negative_prompt: None,
             conditions: None,
             latents: None,
+            pictures: None,
             seed: 10,
             seeding: Seeding::Row,
             samples: 2,

@@ -2,9 +2,10 @@
 
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::seed_of;
+use crate::images::ImageProcessor;
 use crate::nn::prior::PriorKind;
 use crate::pipeline::{Conditions, NEGATIVE_SEED_OFFSET, NoisePlan, Prompt, Settings};
-use crate::rows::{BadRow, PromptRecord, PromptRow};
+use crate::rows::{BadRow, PictureFile, PromptRecord, PromptRow};
 use ndarray::Array2;
 use std::sync::Arc;
 
@@ -50,6 +51,8 @@ pub struct RowOptions {
     pub conditions: Option<Given<Conditions>>,
     /// What rows start from in place of drawn noise, `(rows, dim)`.
     pub latents: Option<Given<Array2<f32>>>,
+    /// What makes pixel values of pictures, which stand in the place of prompts.
+    pub pictures: Option<Arc<ImageProcessor>>,
     /// Steps and guidance.
     pub settings: Settings,
     /// The seed.
@@ -105,6 +108,11 @@ impl RowOptions {
             PromptRow::Bad(row) => return Err(row),
         };
         let bad = |reason: String| Err(BadRow { place, reason });
+        if let Some(PictureFile { name, len: Err(reason), .. }) = record.picture.as_deref()
+            && self.on_error == OnError::Fail
+        {
+            return bad(format!("{name} {reason}"));
+        }
         let unused = match self.kind {
             PriorKind::Diffusion => &[][..],
             PriorKind::OneStep => {
@@ -150,6 +158,10 @@ impl RowOptions {
 
     /// The seed of a row, which is the `sample`-th of its prompt.
     pub(super) fn seed_of(&self, record: Option<&PromptRecord>, row: u64, sample: u64) -> u64 {
+        if self.pictures.is_some() {
+            // Nothing is drawn.
+            return 0;
+        }
         match (record.and_then(|record| record.seed), self.seeding) {
             (Some(seed), _) => seed.wrapping_add(sample),
             (None, Seeding::Row) => self.seed.wrapping_add(row),

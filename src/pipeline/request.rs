@@ -79,6 +79,8 @@ pub struct Timings {
     pub tokenize: Duration,
     /// The prior: prefill and denoising.
     pub prior: Duration,
+    /// Encoding pictures.
+    pub image: Duration,
 }
 
 impl Settings {
@@ -99,5 +101,6 @@ impl std::ops::AddAssign for Timings {
         self.text += other.text;
         self.tokenize += other.tokenize;
         self.prior += other.prior;
+        self.image += other.image;
     }
 }

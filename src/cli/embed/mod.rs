@@ -169,7 +169,7 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, w
 }
 
 /// The last line of a run that a signal stopped.
-fn stopped(summary: &Summary, kept: bool) -> String {
+pub(super) fn stopped(summary: &Summary, kept: bool) -> String {
     let of = summary.total.map(|total| format!(" of {total}")).unwrap_or_default();
     match kept {
         true if summary.rows == 0 => "stopped while the prompts were counted; nothing has changed".to_string(),

@@ -68,6 +68,7 @@ impl Request {
             decoder_negative_prompt: args.decoder_negative_prompt.clone().filter(|text| !text.is_empty()),
             conditions,
             latents,
+            pictures: None,
             settings: Settings {
                 steps: args.steps.unwrap_or(default.steps),
                 guidance_scale: args.guidance_scale.unwrap_or(default.guidance_scale),
@@ -109,7 +110,7 @@ impl Request {
             _ => Wish::No,
         };
         let sixteen_bit = self.load.precision != Precision::F32;
-        Needs { weights: true, text_encoder: self.has_texts(), sixteen_bit, image_encoder }
+        Needs { text_encoder: self.has_texts(), sixteen_bit, image_encoder, ..Needs::ALL }
     }
 
     /// Whether texts are encoded.
@@ -188,7 +189,7 @@ fn prompts(args: &Args) -> Result<Prompts> {
         no_header: args.no_header,
         ..ReadOptions::default()
     };
-    Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, conditions: None })
+    Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, ..Prompts::default() })
 }
 
 /// More threads than cores slow each other down, and the system may not start as many as the user asks for.
