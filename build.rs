@@ -26,6 +26,7 @@ fn main() {
     for file in SOURCES.iter().chain(&HEADERS).chain(&[NORMALS]) {
         println!("cargo:rerun-if-changed={KERNELS}/{file}");
     }
+    find_image_encoder();
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     // Set by torch-sys' build script; absent in its `doc-only` build.
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else { return };
@@ -35,6 +36,18 @@ fn main() {
     if lib.join("libtorch_cuda.so").exists() {
         // No symbol of it is used directly: the linker would drop it, and libtorch would see no GPU.
         println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed,-ltorch_cuda,--pop-state");
+    }
+}
+
+/// The built-in model's image encoder, which the package on crates.io leaves out, is built in where it is there.
+fn find_image_encoder() {
+    const MODEL: &str = "assets/emoji";
+    const FILES: [&str; 3] =
+        ["image_encoder/config.json", "image_encoder/model.safetensors", "image_processor/preprocessor_config.json"];
+    println!("cargo:rustc-check-cfg=cfg(builtin_image_encoder)");
+    println!("cargo:rerun-if-changed={MODEL}");
+    if FILES.iter().all(|file| Path::new(MODEL).join(file).is_file()) {
+        println!("cargo:rustc-cfg=builtin_image_encoder");
     }
 }
 

@@ -65,6 +65,8 @@ mod error;
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
+#[cfg(feature = "images")]
+mod images;
 #[cfg(feature = "cli")]
 mod job;
 mod json;

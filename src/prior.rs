@@ -195,7 +195,7 @@ impl LoadOptions {
         let is_given = self.components.contains_key(&Component::ImageEncoder);
         let image_encoder = if self.download_image_encoder || is_given { Wish::Needed } else { Wish::No };
         let sixteen_bit = self.precision != Precision::F32;
-        let needs = Needs { weights: true, text_encoder: true, sixteen_bit, image_encoder };
+        let needs = Needs { sixteen_bit, image_encoder, image_processor: image_encoder == Wish::Needed, ..Needs::ALL };
         for (&component, from) in &self.components {
             let name = match from {
                 ComponentSource::Path(path) => ComponentName::Path(path.clone()),

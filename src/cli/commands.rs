@@ -1,7 +1,7 @@
 //! The commands beside embedding.
 
 use super::context::Context;
-use super::{convert, download, edit, help, info, interpolate, merge, models};
+use super::{convert, download, edit, encode_image, help, info, interpolate, merge, models};
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -28,6 +28,7 @@ macro_rules! commands {
 
 // A new command is a file (declared in `mod.rs`) and a line here.
 commands! {
+    EncodeImage => encode_image,
     Models => models,
     Download => download,
     Info => info,

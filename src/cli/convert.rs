@@ -135,7 +135,7 @@ fn source(args: &Args, context: &Context) -> Result<(Input, Model)> {
 
 /// A model with all components, in its most precise files.
 fn model(name: &str, args: &Args, context: &Context) -> Result<Model> {
-    let needs = Needs { weights: true, text_encoder: true, sixteen_bit: false, image_encoder: Wish::Needed };
+    let needs = Needs { image_encoder: Wish::Needed, ..Needs::ALL };
     let hub = Hub::new(context.hub.clone());
     let components = args.components.given(args.image_encoder.as_deref());
     let source = args.revision.model(name, &components, &context.hub)?;

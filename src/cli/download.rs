@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     // The precision that a run on this machine would use.
     let sixteen_bit = args.dtype.precision(DeviceName::Auto.device()?)? != Precision::F32;
     let image_encoder = if args.image_encoder.is_some() { Wish::Needed } else { Wish::No };
-    let needs = Needs { weights: true, text_encoder: true, sixteen_bit, image_encoder };
+    let needs = Needs { sixteen_bit, image_encoder, image_processor: image_encoder == Wish::Needed, ..Needs::ALL };
     let hub = Hub::new(context.hub.clone());
     let model = hub.download(&source, needs, args.force, &mut FetchProgress::new(screen))?;
     let bytes = model.files.iter().filter_map(|file| file.bytes).fold(0, u64::saturating_add);

@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let source = args.revision.model(model, &components, &context.hub)?;
     let hub = Hub::new(context.hub.clone());
     let image_encoder = if args.image_encoder.is_some() { Wish::Needed } else { Wish::No };
-    let needs = Needs { weights: true, text_encoder: true, sixteen_bit: false, image_encoder };
+    let needs = Needs { image_encoder, ..Needs::ALL };
     let found = hub.describe(&source, needs, &mut FetchProgress::new(&context.screen))?;
     let layout = Layout::find(&found.folder, &found.replacements()).map_err(|error| found.advise(error.into()))?;
     let description = describe(&layout, &found.files).map_err(|error| found.advise(error.into()))?;

@@ -103,7 +103,7 @@ impl<'a> Mixing<'a> {
             false => Wish::No,
         };
         let sixteen_bit = prior.load.precision != Precision::F32;
-        let needs = Needs { weights: true, text_encoder, sixteen_bit, image_encoder };
+        let needs = Needs { text_encoder, sixteen_bit, image_encoder, ..Needs::ALL };
         let hub = Hub::new(context.hub.clone());
         let model = hub.open(&prior.model, needs, &mut FetchProgress::new(&context.screen))?;
         let opened = || -> Result<Self> {

@@ -15,6 +15,7 @@ mod convert;
 mod download;
 mod edit;
 mod embed;
+mod encode_image;
 #[doc(hidden)]
 pub mod errors;
 mod help;

@@ -5,7 +5,7 @@ use super::progress::size;
 use super::stdout::print;
 use crate::config;
 use crate::hub::presets::{EMOJI_LICENCE, PRESETS};
-use crate::hub::{Found, Hub, HubName, ModelName, ModelSource, Needs, Wish};
+use crate::hub::{Found, Hub, HubName, ModelName, ModelSource, Needs};
 use crate::nn::prior::PriorConfig;
 use crate::pipeline::builtin::{EMOJI, EMOJI_MODEL};
 use anyhow::Result;
@@ -109,7 +109,7 @@ fn others(hub: &Hub) -> Result<Vec<ListedModel>> {
 
 /// What the cache holds of a model; `None` also for a damaged one, which is no reason not to list the others.
 fn look_up(hub: &Hub, source: &ModelSource) -> Option<(Found, Cached)> {
-    let needs = Needs { weights: true, text_encoder: true, sixteen_bit: true, image_encoder: Wish::No };
+    let needs = Needs { sixteen_bit: true, ..Needs::ALL };
     let (model, is_usable) = hub.cached_model(source, needs).ok().flatten()?;
     Some((model, if is_usable { Cached::Yes } else { Cached::Partly }))
 }

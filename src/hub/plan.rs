@@ -7,7 +7,8 @@
 use crate::error::{Component, Result};
 use crate::files::Folder;
 use crate::pipeline::layout::{
-    self, CONFIG, IMAGE_ENCODER, INDEX, PRIOR, Part, SCHEDULER, TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
+    self, CONFIG, IMAGE_ENCODER, IMAGE_PROCESSOR, INDEX, PREPROCESSOR_CONFIG, PRIOR, Part, SCHEDULER, TEXT_ENCODER,
+    TOKENIZER, ZERO_IMAGE_EMBED,
 };
 use crate::weights::checkpoint::candidates::{Library, SIXTEEN_BIT_VARIANTS, VARIANTS, candidates};
 use crate::weights::checkpoint::index::ShardIndex;
@@ -17,12 +18,28 @@ use crate::weights::checkpoint::index::ShardIndex;
 pub struct Needs {
     /// Weights, not only configurations and vocabulary.
     pub weights: bool,
+    /// The prior's weights.
+    pub prior: bool,
     /// The text encoder's weights, because texts are encoded.
     pub text_encoder: bool,
     /// Whether weights in 16 bits are enough, because the run computes in no more.
     pub sixteen_bit: bool,
-    /// The image encoder, for the embedding of a black image.
+    /// The image encoder, for the embedding of a black image or of pictures.
     pub image_encoder: Wish,
+    /// The image processor, because pictures are encoded.
+    pub image_processor: bool,
+}
+
+impl Needs {
+    /// A run from texts to embeddings, in float32.
+    pub const ALL: Self = Self {
+        weights: true,
+        prior: true,
+        text_encoder: true,
+        sixteen_bit: false,
+        image_encoder: Wish::No,
+        image_processor: false,
+    };
 }
 
 /// What of a repository is needed.
@@ -164,8 +181,17 @@ impl Search<'_> {
             Some(name) => self.need(&format!("{name}/config.json")),
             None => {}
         }
-        if let Some(name) = prior {
-            self.need_network(name, Component::Prior)?;
+        match prior {
+            Some(name) if self.needs.prior => self.need_network(name, Component::Prior)?,
+            Some(name) => self.need(&format!("{name}/config.json")),
+            None => {}
+        }
+        if self.needs.image_processor {
+            for name in IMAGE_PROCESSOR {
+                if self.tree.may_have_folder(name) {
+                    self.want(&join(name, PREPROCESSOR_CONFIG));
+                }
+            }
         }
         if let Some(name) = image_encoder.filter(|_| needs_image_encoder) {
             let missing_before = self.plan.missing.len();
@@ -192,6 +218,9 @@ impl Search<'_> {
         match part.component {
             Component::Tokenizer => self.need_tokenizer(&folder),
             component => self.need_network(&folder, component)?,
+        }
+        if self.needs.image_processor && part.component == Component::ImageEncoder {
+            self.take(&join(&folder, PREPROCESSOR_CONFIG));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::options::{OnError, RowOptions};
 use super::progress::JobProgress;
 use super::prompts::{Entries, refused};
 use super::read_ahead::{Next, ReadAhead};
-use super::report::Report;
+use super::report::{SharedReport, lock};
 use crate::output::OutputRow;
 use crate::output::shard::Shard;
 use crate::rows::{BadRow, PromptRecord};
@@ -119,7 +119,7 @@ pub(super) struct Batcher {
     pub(super) may_be_only: bool,
     /// Rows of this run that are still to be left out because an earlier run wrote them.
     pub(super) done: u64,
-    pub(super) report: Option<Report>,
+    pub(super) report: Option<SharedReport>,
     pub(super) progress: Arc<dyn JobProgress>,
     pub(super) position: Position,
 }
@@ -299,8 +299,8 @@ impl Batcher {
             return Err(refused(&self.name, bad));
         }
         let (row, samples) = (self.position.rows, self.options.samples_of(None));
-        match &mut self.report {
-            Some(report) if self.blocks.has(self.blocks.of_row(row)) => report.add(row, samples, bad),
+        match &self.report {
+            Some(report) if self.blocks.has(self.blocks.of_row(row)) => lock(report).add(row, samples, bad),
             Some(_) => Ok(()),
             None => {
                 self.progress.skipped(samples, &format!("{}: {bad}; row {row} is zeros", self.name));

@@ -5,7 +5,7 @@ use super::prompts::{Entries, no_prompts, refused};
 use super::stop::Stop;
 use crate::bad_input;
 use crate::output::Interrupted;
-use crate::rows::{Place, PromptRecord, PromptRow};
+use crate::rows::{PictureFile, Place, PromptRecord, PromptRow};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
@@ -81,6 +81,7 @@ impl Hash {
                     samples,
                     image,
                     condition,
+                    picture,
                 } = record;
                 self.text(b'p', Some(prompt));
                 self.text(b'i', id.as_deref());
@@ -94,6 +95,13 @@ impl Hash {
                 }
                 if let Some(row) = condition {
                     self.number(b'c', *row as u64);
+                }
+                if let Some(PictureFile { name, start, len, modified, .. }) = picture.as_deref() {
+                    // Of what is in it, only that it has not changed since the run began.
+                    self.text(b'f', Some(name));
+                    self.option(b'z', len.as_ref().ok().copied());
+                    self.number(b'o', *start);
+                    self.number(b'm', *modified);
                 }
             }
             PromptRow::Bad(row) => self.text(b'b', Some(&row.reason)),
@@ -140,6 +148,7 @@ pub(super) mod tests {
             conditions: None,
             latents: None,
             images: None,
+            pictures: None,
             seed: 10,
             seeding: Seeding::Row,
             samples: 2,

@@ -20,6 +20,8 @@ pub struct Images {
     pub given: Option<Item>,
     /// The folder in which the paths of prompts' own images begin.
     pub folder: PathBuf,
+    /// Its embedding, once it is known.
+    given_embed: Option<Array1<f32>>,
     /// The embedding dimension.
     dim: usize,
     /// The files of rows that were read, which stay in memory.
@@ -29,17 +31,30 @@ pub struct Images {
 impl Images {
     /// Nothing is read yet.
     pub fn new(strength: f64, given: Option<Item>, folder: &Path) -> Self {
-        Self { strength, given, folder: folder.to_path_buf(), dim: 0, files: Arc::default() }
+        let folder = folder.to_path_buf();
+        Self { strength, given, folder, given_embed: None, dim: 0, files: Arc::default() }
     }
 
-    /// The same for a model of this embedding dimension.
-    pub fn of_dim(self, dim: usize) -> Self {
-        Self { dim, ..self }
+    /// The same for a model, which makes the embedding of a given picture.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if what is given cannot be read, or does not fit the model.
+    pub fn of_model(mut self, pipeline: &mut Pipeline) -> Result<Self> {
+        self.dim = pipeline.embedding_dim();
+        self.given_embed = match &self.given {
+            Some(item @ Item::Row(path, row)) => Some(self.row(item, path, *row)?),
+            Some(item) => {
+                let picture: Vec<&Path> = item.picture().into_iter().collect();
+                Some(pipeline.encode_pictures(&picture)?.row(0).to_owned())
+            }
+            None => None,
+        };
+        Ok(self)
     }
 
-    /// What a prompt's rows start from.
+    /// What a prompt's rows start from, if it has an image of its own.
     fn item(&self, record: &PromptRecord) -> Option<Item> {
-        record.image.as_ref().map(|item| item.within(&self.folder)).or_else(|| self.given.clone())
+        record.image.as_ref().map(|item| item.within(&self.folder))
     }
 
     /// Whether a prompt's rows start from an image.
@@ -52,20 +67,9 @@ impl Images {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if it cannot be read, or does not fit the model.
     pub(super) fn check(&self, record: &PromptRecord) -> Result<()> {
-        match record.image.as_ref().and_then(|_| self.item(record)) {
-            Some(item) => self.check_item(&item),
-            None => Ok(()),
-        }
-    }
-
-    /// Checks an item.
-    ///
-    /// # Errors
-    /// As [`Images::check`].
-    pub fn check_item(&self, item: &Item) -> Result<()> {
-        match item {
-            Item::Row(path, row) => self.row(item, path, *row).map(|_| ()),
-            Item::Picture(path) if !path.is_file() => {
+        match &self.item(record) {
+            Some(item @ Item::Row(path, row)) => self.row(item, path, *row).map(|_| ()),
+            Some(Item::Picture(path)) if !path.is_file() => {
                 Err(bad_input!("there is no file {:?}", path.display().to_string()))
             }
             _ => Ok(()),
@@ -94,7 +98,12 @@ impl Images {
                 Ok(encoded.as_ref().zip(place).map(|(encoded, place)| encoded.row(place).to_owned()))
             }
         };
-        items.iter().map(|item| Ok(item.as_ref().map(embed).transpose()?.flatten())).collect()
+        let given = |record: &Option<Arc<PromptRecord>>| record.as_ref().and(self.given_embed.clone());
+        let of_row = |(item, record): (&Option<Item>, _)| match item {
+            Some(item) => embed(item),
+            None => Ok(given(record)),
+        };
+        items.iter().zip(records).map(of_row).collect()
     }
 
     fn row(&self, item: &Item, path: &Path, row: Option<usize>) -> Result<Array1<f32>> {

@@ -7,6 +7,8 @@
 //!
 //! - A file is read twice: [`first_pass`] counts its rows, checks and hashes them before anything is loaded, and the
 //!   [`batcher`] reads it again block by block. A pipe is read once.
+//! - Pictures are prompts of another kind: a worker reads, decodes and encodes those of its block. A worker that is alone
+//!   has the next block decoded, in several threads, while it computes ([`decode`]).
 //! - Workers take blocks from the batcher when they are free: it is an iterator behind a lock. Only a live stream (a pipe
 //!   in, a pipe out) has a thread that reads ahead ([`read_ahead`]), so that the rows that are there need not wait for the
 //!   next.
@@ -17,10 +19,12 @@
 //!   Workers stop after the denoising step that they are at, and reads from a pipe within 50 ms.
 
 mod batcher;
+mod decode;
 mod first_pass;
 mod gate;
 mod images;
 mod options;
+mod pictures;
 mod plan;
 mod progress;
 mod prompts;
@@ -49,6 +53,7 @@ use crate::output::{EmbeddingWriter, Interrupted, WriteOptions};
 use crate::pipeline::Pipeline;
 use anyhow::Result;
 use batcher::{Batcher, Feed, Position};
+use decode::{DecodingMemory, PictureDecoder};
 use first_pass::FirstPass;
 use gate::Gate;
 use plan::{BATCH_SIZE, Plan};
@@ -148,7 +153,11 @@ impl Job {
         progress.begin(total, writer.rows_done());
         if let (Some(report), Some(dir)) = (&mut self.report, writer.dir()?) {
             report.make_in(dir);
+            if self.options.pictures.is_some() && writer.rows_done() > 0 {
+                report.keep_lines()?;
+            }
         }
+        let report = self.report.map(|report| Arc::new(Mutex::new(report)));
         let interrupt = self.prompts.read.interrupt;
         let batcher = Batcher {
             name: entries.name().into(),
@@ -158,7 +167,7 @@ impl Job {
             first_pass,
             may_be_only: plan.may_be_only,
             done: writer.rows_done(),
-            report: self.report,
+            report: report.clone(),
             progress: Arc::clone(progress),
             position: Position::default(),
         };
@@ -168,6 +177,7 @@ impl Job {
             computation,
             threads: plan.threads,
             open: self.open,
+            report,
             progress: Arc::clone(progress),
             cancel: interrupt,
         };
@@ -177,11 +187,12 @@ impl Job {
     /// Refuses options that need prompts which can be read twice.
     fn check_rereading(&self) -> Result<()> {
         let name = self.entries.name();
+        let what = if self.options.pictures.is_some() { "paths" } else { "prompts" };
         match &self.write {
             _ if !self.prompts.is_stream() => Ok(()),
-            write if write.resume => Err(bad_input!(
-                "--resume needs prompts that can be read again, and {name} cannot; write them to a file"
-            )),
+            write if write.resume => {
+                Err(bad_input!("--resume needs {what} that can be read again, and {name} cannot; write them to a file"))
+            }
             _ if self.options.latents.is_some() => Err(bad_input!(
                 "--latents needs prompts that can be counted first, and {name} cannot; write them to a file"
             )),
@@ -189,7 +200,7 @@ impl Job {
                 "--seed-layout call needs prompts that can be counted first, and {name} cannot; write them to a file"
             )),
             write if write.shard.is_some() => Err(bad_input!(
-                "--shard needs prompts that can be read again, since every run counts them \
+                "--shard needs {what} that can be read again, since every run counts them \
                  all, and {name} cannot; write them to a file"
             )),
             _ => Ok(()),
@@ -211,7 +222,17 @@ fn computation(options: RowOptions, pipeline: &mut Pipeline, rows: Option<u64>, 
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
     let zero = if options.needs_zero_embed() { pipeline.zero_embed()? } else { None };
+    let pictures = match &options.pictures {
+        None => None,
+        Some(processor) => Some(PictureDecoder {
+            processor: Arc::clone(processor),
+            size: pipeline.image_size()?,
+            threads: plan.decoding_threads(),
+            memory: DecodingMemory::default(),
+        }),
+    };
     Ok(Computation {
+        pictures,
         negatives: options.wants_negative.then_some(Negatives { zero }),
         rows,
         options,

@@ -3,9 +3,10 @@
 use super::images::Images;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::seed_of;
+use crate::images::ImageProcessor;
 use crate::nn::prior::PriorKind;
 use crate::pipeline::{Conditions, NEGATIVE_SEED_OFFSET, NoisePlan, Prompt, Settings};
-use crate::rows::{BadRow, PromptRecord, PromptRow};
+use crate::rows::{BadRow, PictureFile, PromptRecord, PromptRow};
 use ndarray::Array2;
 use std::sync::Arc;
 
@@ -53,6 +54,8 @@ pub struct RowOptions {
     pub latents: Option<Given<Array2<f32>>>,
     /// What rows start from in place of pure noise.
     pub images: Option<Images>,
+    /// What makes pixel values of pictures, which stand in the place of prompts.
+    pub pictures: Option<Arc<ImageProcessor>>,
     /// Steps and guidance.
     pub settings: Settings,
     /// The seed.
@@ -112,6 +115,11 @@ impl RowOptions {
             PromptRow::Bad(row) => return Err(row),
         };
         let bad = |reason: String| Err(BadRow { place, reason });
+        if let Some(PictureFile { name, len: Err(reason), .. }) = record.picture.as_deref()
+            && self.on_error == OnError::Fail
+        {
+            return bad(format!("{name} {reason}"));
+        }
         let unused = match self.kind {
             PriorKind::Diffusion => &[][..],
             PriorKind::OneStep => {
@@ -163,6 +171,10 @@ impl RowOptions {
     /// The seed of the first draw of a row, which is the `sample`-th of its prompt. Those of the others follow it, and
     /// then those of the next row: they are the seeds of `draws` times as many rows.
     pub(super) fn seed_of(&self, record: Option<&PromptRecord>, row: u64, sample: u64) -> u64 {
+        if self.pictures.is_some() {
+            // Nothing is drawn.
+            return 0;
+        }
         let (row, sample) = (row.wrapping_mul(self.draws), sample.wrapping_mul(self.draws));
         match (record.and_then(|record| record.seed), self.seeding) {
             (Some(seed), _) => seed.wrapping_add(sample),

@@ -137,12 +137,35 @@ impl Plan {
         first_pass: &FirstPass,
     ) -> Result<()> {
         let options = pipeline.placement();
-        let negative_prompt = rows.negative_prompt.as_ref();
         fingerprint.push("the program's version", env!("CARGO_PKG_VERSION"));
         // A single batch leaves no rows that a run with other weights could resume; a shard leaves its record.
         let is_thorough = !self.is_single || self.blocks.shard.is_some();
         fingerprint.push("the model's hash", pipeline.identity(is_thorough, rows.needs_zero_embed())?);
         fingerprint.push("the number of rows", first_pass.rows);
+        match rows.pictures {
+            Some(_) => fingerprint.push("the hash of the pictures' paths, sizes and times", &first_pass.hash),
+            None => Self::add_prompts_to(fingerprint, pipeline, rows, first_pass)?,
+        }
+        fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
+        fingerprint.push("--dtype", options.precision.name());
+        fingerprint.push(BATCH_SIZE, self.batch_size);
+        if options.device == Device::Cpu {
+            self.add_processor_to(fingerprint)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the prompts, and the settings of sampling.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if an image cannot be read.
+    fn add_prompts_to(
+        fingerprint: &mut Fingerprint,
+        pipeline: &Pipeline,
+        rows: &RowOptions,
+        first_pass: &FirstPass,
+    ) -> Result<()> {
+        let negative_prompt = rows.negative_prompt.as_ref();
         fingerprint.push("the prompts' hash", &first_pass.hash);
         fingerprint
             .push("--negative-prompt", negative_prompt.map_or_else(|| "not set".into(), |text| format!("{text:?}")));
@@ -157,14 +180,12 @@ impl Plan {
         fingerprint.push("--seed", rows.seed);
         fingerprint.push("--samples-per-prompt", rows.samples);
         rows.add_given_to(fingerprint);
-        rows.images.as_ref().map_or(Ok(()), |images| images.add_to(fingerprint))?;
-        fingerprint.push("--device", format!("{:?}", options.device).to_lowercase());
-        fingerprint.push("--dtype", options.precision.name());
-        fingerprint.push(BATCH_SIZE, self.batch_size);
-        if options.device == Device::Cpu {
-            self.add_processor_to(fingerprint)?;
-        }
-        Ok(())
+        rows.images.as_ref().map_or(Ok(()), |images| images.add_to(fingerprint))
+    }
+
+    /// Threads that decode the pictures of a block. The workers of a small model have one each.
+    pub(super) fn decoding_threads(self) -> usize {
+        self.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
     }
 
     /// Adds what decides the last bits of a matrix product beside its factors.

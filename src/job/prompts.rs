@@ -2,7 +2,7 @@
 
 use super::progress::JobProgress;
 use crate::bad_input;
-use crate::rows::{BadRow, Place, PromptReader, PromptRecord, PromptRow, ReadOptions};
+use crate::rows::{BadRow, PictureInputs, PictureReader, Place, PromptReader, PromptRecord, PromptRow, ReadOptions};
 use anyhow::{Error, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ pub struct Prompts {
     pub read: ReadOptions,
     /// Rows of conditions, and what messages call their file.
     pub conditions: Option<(String, usize)>,
+    /// Pictures in the place of prompts.
+    pub pictures: Option<PictureInputs>,
 }
 
 impl Prompts {
@@ -28,18 +30,22 @@ impl Prompts {
     /// [`crate::bad_input::BadInput`] if the file cannot be opened or does not have the format it should have.
     pub fn open(&self) -> Result<Entries> {
         let reader = self.file.as_ref().map(|file| PromptReader::open(file, &self.read)).transpose()?;
-        let name = match (&reader, &self.conditions) {
-            (Some(reader), _) => reader.name().to_string(),
-            (None, Some((name, _))) => name.clone(),
-            (None, None) => "--prompt".to_string(),
+        let pictures = self.pictures.as_ref().map(PictureInputs::open).transpose()?;
+        let name = match (&reader, &self.conditions, &pictures) {
+            (Some(reader), ..) => reader.name().to_string(),
+            (None, Some((name, _)), _) => name.clone(),
+            (None, None, Some(_)) => "the list of pictures".to_string(),
+            (None, None, None) => "--prompt".to_string(),
         };
         let conditions = 0..self.conditions.as_ref().map_or(0, |(_, rows)| *rows);
-        Ok(Entries { name, given: self.given.clone().into_iter(), conditions, reader, rows: 0, progress: None })
+        let given = self.given.clone().into_iter();
+        Ok(Entries { name, given, conditions, reader, pictures, rows: 0, progress: None })
     }
 
     /// Whether the prompts can be read only once, and may arrive slowly: from a pipe, a terminal or a device.
     pub fn is_stream(&self) -> bool {
-        self.file.as_deref().is_some_and(|file| file == Path::new("-") || !file.is_file())
+        let is_pipe = |file: &Path| file == Path::new("-") || !file.is_file();
+        self.file.as_deref().is_some_and(is_pipe) || self.pictures.as_ref().is_some_and(PictureInputs::is_stream)
     }
 }
 
@@ -49,6 +55,7 @@ pub struct Entries {
     given: std::vec::IntoIter<String>,
     conditions: Range<usize>,
     reader: Option<PromptReader>,
+    pictures: Option<PictureReader>,
     /// Entries of the command line so far.
     rows: u64,
     progress: Option<Arc<dyn JobProgress>>,
@@ -78,6 +85,9 @@ impl Iterator for Entries {
         if let Some(row) = self.conditions.next() {
             let record = PromptRecord { condition: Some(row), ..PromptRecord::default() };
             return Some(Ok(PromptRow::Prompt { place: Place::Row(row as u64 + 1), record }));
+        }
+        if let Some(pictures) = &mut self.pictures {
+            return pictures.next();
         }
         let reader = self.reader.as_mut()?;
         let entry = reader.next();

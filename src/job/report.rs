@@ -7,11 +7,14 @@ use crate::files::parent;
 use crate::output::MAX_NAME;
 use crate::rows::BadRow;
 use anyhow::{Context, Result, anyhow};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Its name in the output's hidden folder, until it is published.
 const PART: &str = "errors.jsonl";
@@ -28,15 +31,25 @@ pub struct Report {
     dir: Option<Dir>,
     part: Option<BufWriter<File>>,
     rows: u64,
+    /// The first rows of what an earlier run reported.
+    known: HashSet<u64>,
 }
 
-#[derive(Serialize)]
+/// A report that the reader of prompts and the writer of embeddings add to.
+pub(super) type SharedReport = Arc<Mutex<Report>>;
+
+/// The report, also after a panic of another thread.
+pub(super) fn lock(report: &SharedReport) -> MutexGuard<'_, Report> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Serialize, Deserialize)]
 struct Line<'a> {
     /// The first of its rows, which are zeros.
     row: u64,
     rows: u64,
     place: String,
-    reason: &'a str,
+    reason: Cow<'a, str>,
 }
 
 /// What to do if there is a report already.
@@ -69,7 +82,7 @@ impl Report {
                 path.display().to_string()
             ));
         }
-        Ok(Self { path, if_exists, dir: None, part: None, rows: 0 })
+        Ok(Self { path, if_exists, dir: None, part: None, rows: 0, known: HashSet::new() })
     }
 
     /// Sets the hidden folder to write in.
@@ -77,11 +90,45 @@ impl Report {
         self.dir = Some(dir);
     }
 
+    /// Keeps what an earlier run reported in the hidden folder, since this one does not look at its rows again.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub(super) fn keep_lines(&mut self) -> Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let mut text = String::new();
+        if dir.kind(PART)?.is_some() {
+            dir.open_file(PART, Access::Read)?.read_to_string(&mut text)?;
+        }
+        // The last line of a run that was killed may be incomplete.
+        for line in text.lines().map_while(|line| serde_json::from_str::<Line>(line).ok()) {
+            self.write(&line)?;
+            self.known.insert(line.row);
+        }
+        self.flush()
+    }
+
+    /// Writes what was added so far to the hidden folder.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let name = self.path.display().to_string();
+        self.part.as_mut().map_or(Ok(()), Write::flush).with_context(|| format!("cannot write the report {name:?}"))
+    }
+
     /// Adds a prompt that cannot be used and has `rows` rows from `row` on.
     ///
     /// # Errors
     /// If it cannot be written.
     pub(super) fn add(&mut self, row: u64, rows: u64, bad: &BadRow) -> Result<()> {
+        if self.known.contains(&row) {
+            return Ok(());
+        }
+        self.write(&Line { row, rows, place: bad.place.to_string(), reason: bad.reason.as_str().into() })
+    }
+
+    fn write(&mut self, line: &Line) -> Result<()> {
         let failed = format!("cannot write the report {:?}", self.path.display().to_string());
         let part = match &mut self.part {
             Some(part) => part,
@@ -90,11 +137,10 @@ impl Report {
                 part.insert(BufWriter::new(dir.create_anew(PART).with_context(|| failed.clone())?))
             }
         };
-        let line = Line { row, rows, place: bad.place.to_string(), reason: &bad.reason };
-        let mut text = serde_json::to_vec(&line)?;
+        let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
         part.write_all(&text).context(failed)?;
-        self.rows = self.rows.saturating_add(rows);
+        self.rows = self.rows.saturating_add(line.rows);
         Ok(())
     }
 

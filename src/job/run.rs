@@ -3,6 +3,7 @@
 use super::batcher::{Batcher, Change};
 use super::plan::Plan;
 use super::prompts::{edited, no_prompts};
+use super::report::lock;
 use super::stop::Stop;
 use super::summary::{Outcome, Summary};
 use super::worker::{Computed, Embedded, Shared, work};
@@ -116,10 +117,11 @@ impl Summary {
 
 /// Completes the outputs, and then the report. Returns the number of rows that were reported, if any, and where.
 fn complete(writer: EmbeddingWriter, batcher: &mut Batcher) -> Result<Option<(u64, PathBuf)>> {
-    let Some(report) = &mut batcher.report else {
+    let Some(report) = &batcher.report else {
         writer.finish()?;
         return Ok(None);
     };
+    let mut report = lock(report);
     report.check()?;
     let count = writer.finish_and(|| report.publish())?;
     Ok((count > 0).then(|| (count, report.path().to_path_buf())))
@@ -207,7 +209,17 @@ impl<'a> Written<'a> {
 
     fn write(&mut self, block: &Embedded) -> Result<Flow> {
         let start = Instant::now();
-        let Embedded { rows, image, negative, text, scores, bytes } = block;
+        let Embedded { rows, image, negative, text, scores, skipped, bytes } = block;
+        for (row, bad) in skipped {
+            match &self.shared.report {
+                // Before the row is safe, so that a run which resumes need not look at it again.
+                Some(report) => lock(report).add(*row, 1, bad)?,
+                None => self.shared.progress.skipped(1, &format!("{bad}; row {row} is zeros")),
+            }
+        }
+        if let (Some(report), false) = (&self.shared.report, skipped.is_empty()) {
+            lock(report).flush()?;
+        }
         let [negative, text, scores] = [negative, text, scores].map(|array| array.as_ref().map(|array| array.view()));
         let flow = self.writer.write(&Batch { rows, image: Some(image.view()), negative, text, scores })?;
         self.time += start.elapsed();

@@ -1,18 +1,22 @@
 //! Computes blocks: each worker has a thread and a pipeline of its own.
 
 use super::batcher::{Batcher, Block};
+use super::decode::{Decoded, PictureDecoder};
 use super::gate::Gate;
 use super::options::RowOptions;
 use super::progress::JobProgress;
+use super::report::SharedReport;
 use crate::error::Component;
 use crate::output::{ArrayName, OutputRow};
 use crate::pipeline::{Draws, Pipeline, Progress, Prompt, Purpose, Row, Settings, Timings, Truncation};
+use crate::rows::BadRow;
 use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 /// Makes another pipeline of the same model.
 pub type Opener = Arc<dyn Fn() -> Result<Pipeline> + Send + Sync>;
@@ -30,6 +34,8 @@ pub(super) struct Computation {
     pub(super) options: RowOptions,
     /// If negative embeddings are wanted.
     pub(super) negatives: Option<Negatives>,
+    /// If there are pictures in the place of prompts.
+    pub(super) pictures: Option<PictureDecoder>,
     /// Rows of the whole run, if they are known.
     pub(super) rows: Option<u64>,
     /// The embedding dimension.
@@ -39,7 +45,7 @@ pub(super) struct Computation {
 }
 
 /// A block's embeddings.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Embedded {
     pub(super) rows: Vec<OutputRow>,
     /// `(rows, dim)`.
@@ -50,6 +56,8 @@ pub(super) struct Embedded {
     pub(super) text: Option<Array2<f32>>,
     /// `(rows, draws)`, if they are wanted.
     pub(super) scores: Option<Array2<f32>>,
+    /// Rows whose pictures cannot be used, which are zeros.
+    pub(super) skipped: Vec<(u64, BadRow)>,
     /// Bytes of text of the block.
     pub(super) bytes: usize,
 }
@@ -73,6 +81,8 @@ pub(super) struct Shared {
     /// CPU threads of each pipeline; libtorch's choice if not given.
     pub(super) threads: Option<usize>,
     pub(super) open: Opener,
+    /// Where to report pictures that cannot be used, if not to `progress`.
+    pub(super) report: Option<SharedReport>,
     pub(super) progress: Arc<dyn JobProgress>,
     /// Set when the run ends: whoever computes or waits for prompts stops.
     pub(super) cancel: Arc<AtomicBool>,
@@ -100,16 +110,58 @@ impl Shared {
         }
         block.map(|block| (number, block))
     }
+
+    /// The same with the pixel values of pictures.
+    fn next_decoded(&self) -> Option<Numbered> {
+        let (number, block) = self.next_block()?;
+        let decode = |block| match &self.computation.pictures {
+            Some(pictures) => caught(|| Ok(pictures.decode(block, &self.cancel))),
+            None => Ok(Decoded::without_pictures(block)),
+        };
+        Some((number, block.and_then(decode)))
+    }
 }
+
+/// A block to compute, and its number.
+type Numbered = (u64, Result<Decoded>);
 
 /// A worker's part of a run: computes blocks until there are no more, one fails, or the run ends. The pipeline is
 /// opened when it is first needed if it is not given.
-pub(super) fn work(worker: usize, mut pipeline: Option<Pipeline>, shared: &Shared, results: &Sender<Computed>) {
+pub(super) fn work(worker: usize, pipeline: Option<Pipeline>, shared: &Shared, results: &Sender<Computed>) {
     if let Some(threads) = shared.threads {
         // libtorch keeps this number for each thread that calls it.
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
-    while let Some((number, block)) = shared.next_block() {
+    // With pictures, the next block is decoded while this one is computed; but pipelines that run side by side, each on a
+    // thread of its own, decode for themselves.
+    if shared.computation.pictures.as_ref().is_none_or(|pictures| pictures.threads == 1) {
+        return compute(worker, pipeline, shared, results, &|| shared.next_decoded());
+    }
+    thread::scope(|scope| {
+        let (sender, decoded) = sync_channel::<Numbered>(1);
+        let decode = move || {
+            while let Some(block) = shared.next_decoded() {
+                if sender.send(block).is_err() {
+                    break;
+                }
+            }
+        };
+        match thread::Builder::new().name("decode-ahead".into()).spawn_scoped(scope, decode) {
+            // Dropped at the end, so that a thread which waits to send ends.
+            Ok(_) => compute(worker, pipeline, shared, results, &move || decoded.recv().ok()),
+            Err(_) => compute(worker, pipeline, shared, results, &|| shared.next_decoded()),
+        }
+    });
+}
+
+fn compute(
+    worker: usize,
+    mut pipeline: Option<Pipeline>,
+    shared: &Shared,
+    results: &Sender<Computed>,
+    next: &dyn Fn() -> Option<Numbered>,
+) {
+    while let Some((number, block)) = next() {
         // The writer must get a result for every block: it waits for them in order.
         let block = caught(|| {
             let pipeline = match &mut pipeline {
@@ -142,7 +194,7 @@ struct Group<'a> {
 
 /// Where an embedding goes.
 #[derive(Debug, Clone, Copy)]
-struct Target {
+pub(super) struct Target {
     array: ArrayName,
     /// The place in the block.
     place: usize,
@@ -155,10 +207,14 @@ impl Computation {
     fn embed(
         &self,
         pipeline: &mut Pipeline,
-        block: Block,
+        decoded: Decoded,
         progress: &dyn JobProgress,
         cancel: &AtomicBool,
     ) -> Result<Embedded> {
+        if let Some(pictures) = &self.pictures {
+            return self.encode_pictures(pictures, pipeline, decoded, progress, cancel);
+        }
+        let block = decoded.block;
         let mut image = Array2::zeros((block.rows.len(), self.dim));
         let mut negative = self.negatives.as_ref().map(|_| image.clone());
         let mut text = self.options.wants_text.then(|| image.clone());
@@ -202,7 +258,7 @@ impl Computation {
             kept.for_each(|(row, draw)| row.seed = self.options.seed_of_draw(row.seed, *draw as u64));
         }
         let scores = draws.map(Draws::into_scores).filter(|_| self.options.wants_scores);
-        Ok(Embedded { image, negative, text, scores, bytes: block.bytes, rows })
+        Ok(Embedded { image, negative, text, scores, skipped: Vec::new(), bytes: block.bytes, rows })
     }
 
     /// Whether a row's draws are scored.
@@ -257,11 +313,11 @@ impl Computation {
 }
 
 /// Passes a batch's events on.
-struct BatchProgress<'a> {
-    progress: &'a dyn JobProgress,
-    cancel: &'a AtomicBool,
-    targets: &'a [Target],
-    rows_per_step: f64,
+pub(super) struct BatchProgress<'a> {
+    pub(super) progress: &'a dyn JobProgress,
+    pub(super) cancel: &'a AtomicBool,
+    pub(super) targets: &'a [Target],
+    pub(super) rows_per_step: f64,
 }
 
 impl Progress for BatchProgress<'_> {
@@ -292,7 +348,7 @@ mod tests {
 
     fn computation(batch_size: usize, wants_negative: bool) -> Computation {
         let negatives = wants_negative.then_some(Negatives { zero: None });
-        Computation { options: options(), negatives, rows: Some(100), dim: 2, batch_size }
+        Computation { options: options(), negatives, pictures: None, rows: Some(100), dim: 2, batch_size }
     }
 
     /// Two rows of a prompt, one that cannot be used, and two of a prompt with settings of its own.

@@ -1,4 +1,4 @@
-//! CLIP's image tower with its projection. Only the embedding of a black image is needed of it, for decoders.
+//! CLIP's image tower with its projection: pixel values to image embeddings.
 //!
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPVisionModelWithProjection`.
 
@@ -73,7 +73,7 @@ impl ImageEncoderConfig {
     }
 
     /// The number of patches in an image, plus one for the class token.
-    fn num_positions(&self) -> i64 {
+    pub fn num_positions(&self) -> i64 {
         let patches = self.image_size / self.patch_size;
         patches * patches + 1
     }
@@ -149,13 +149,15 @@ impl ImageEncoder {
         })
     }
 
-    /// Encodes `pixel_values` `(batch, num_channels, image_size, image_size)` to `image_embeds` `(batch,
-    /// projection_dim)`.
+    /// Encodes `pixel_values` `(batch, num_channels, image_size, image_size)`, of any float type and device, to
+    /// `image_embeds` `(batch, projection_dim)`.
     ///
     /// # Errors
     /// If the shapes do not fit or memory runs out.
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let hidden_states = self.pre_layrnorm.forward(&self.embed(pixel_values)?)?;
+        let like = &self.patch_embedding;
+        let pixel_values = pixel_values.f_to_device(like.device())?.f_to_kind(like.kind())?;
+        let hidden_states = self.pre_layrnorm.forward(&self.embed(&pixel_values)?)?;
         let (batch, tokens, width) = hidden_states.size3()?;
         let seen = Ranges::full(&vec![tokens; batch as usize], hidden_states.device())?;
         let hidden_states = self.encoder.forward(hidden_states.f_reshape([batch * tokens, width])?, &seen)?;

@@ -1,7 +1,8 @@
 //! The built-in model, `emoji`: small, trained on pictures of emoji, compiled in.
 //!
-//! Its files are those of `assets/emoji`, in diffusers' layout. The image encoder is left out: the one embedding that
-//! it is needed for is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
+//! Its files are those of `assets/emoji`, in diffusers' layout. The image encoder is in builds from the repository only:
+//! the package on crates.io is to stay small. The one embedding that runs from texts need of it is in
+//! [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
 
 use crate::files::{BuiltinFile, BuiltinModel};
 
@@ -31,6 +32,12 @@ pub static EMOJI_MODEL: BuiltinModel = BuiltinModel {
     name: EMOJI,
     files: &[
         file!("model_index.json"),
+        #[cfg(builtin_image_encoder)]
+        file!("image_encoder/config.json"),
+        #[cfg(builtin_image_encoder)]
+        file!("image_encoder/model.safetensors"),
+        #[cfg(builtin_image_encoder)]
+        file!("image_processor/preprocessor_config.json"),
         file!("prior/config.json"),
         file!("prior/diffusion_pytorch_model.safetensors"),
         file!("scheduler/scheduler_config.json"),
@@ -50,7 +57,7 @@ mod tests {
     #[test]
     fn weights_can_be_read_in_place() {
         let weights: Vec<_> = EMOJI_MODEL.files.iter().filter(|file| file.path.ends_with(".safetensors")).collect();
-        assert_eq!(weights.len(), 3);
+        assert_eq!(weights.len(), if cfg!(builtin_image_encoder) { 4 } else { 3 });
         for file in weights {
             let (header_len, _) = SafeTensors::read_metadata(file.bytes).unwrap();
             let data = file.bytes[size_of::<u64>() + header_len..].as_ptr();

@@ -1,7 +1,7 @@
 //! A model's architecture and size, from its configurations and, if they are here, the headers of its weights.
 
 use super::layout::{CONFIG, Layout, ModelFile};
-use super::load::{read_prior_config, read_scheduler};
+use super::load::{Networks, read_prior_config, read_scheduler};
 use super::parameters::Parameters;
 use crate::Result;
 use crate::config;
@@ -153,7 +153,7 @@ fn count_parameters(layout: &Layout, files: &[ModelFile], text: &TextEncoderConf
         files.iter().filter(|file| is_weights(&file.path) && file.is_in(part)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
-        let Parameters { prior, text_encoder, .. } = Parameters::count(layout, true)?;
+        let Parameters { prior, text_encoder, .. } = Parameters::count(layout, Networks::TextAndPrior)?;
         return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
     }
     // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so. Those of a text

@@ -1,7 +1,7 @@
 //! A hash that tells one model from another, so that a run is not resumed with another model.
 
-use super::layout::{CONFIG, Layout, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
-use super::load::Pipeline;
+use super::layout::{CONFIG, Layout, PREPROCESSOR_CONFIG, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
+use super::load::{Networks, Pipeline};
 use crate::Result;
 use crate::files::Folder;
 use crate::tokenizer;
@@ -28,10 +28,13 @@ impl Pipeline {
     /// # Errors
     /// If a file cannot be read.
     pub fn identity(&self, is_thorough: bool, zero_embed: bool) -> Result<String> {
-        let Layout { folder, prior, text_encoder, tokenizer, image_encoder, has_zero_image_embed, .. } = &self.layout;
+        if self.networks == Networks::ImageEncoder {
+            return self.image_identity(is_thorough);
+        }
+        let Layout { folder, prior, text_encoder, tokenizer, has_zero_image_embed, .. } = &self.layout;
         let Layout { scheduler, scheduler_class, .. } = &self.layout;
-        let image_encoder = image_encoder.as_ref().filter(|_| zero_embed);
-        let encoder_weights = Some(text_encoder).filter(|_| self.needs_text_encoder);
+        let image_encoder = self.layout.zero_image_encoder().filter(|_| zero_embed);
+        let encoder_weights = Some(text_encoder).filter(|_| self.networks == Networks::TextAndPrior);
         let mut hasher = Sha256::new();
         for component in [prior].into_iter().chain(encoder_weights).chain(image_encoder) {
             for name in weight_files(component)? {
@@ -58,6 +61,21 @@ impl Pipeline {
         self.text.inversions.iter().for_each(|identity| hasher.update(identity));
         if zero_embed && image_encoder.is_none() && *has_zero_image_embed {
             add_file(&mut hasher, folder, ZERO_IMAGE_EMBED, is_thorough)?;
+        }
+        Ok(format!("{:.32x}", hasher.finalize()))
+    }
+
+    /// The same of the image encoder and the image processor alone.
+    fn image_identity(&self, is_thorough: bool) -> Result<String> {
+        let mut hasher = Sha256::new();
+        if let Some(folder) = &self.layout.image_encoder {
+            for name in weight_files(folder)? {
+                add_file(&mut hasher, folder, &name, is_thorough)?;
+            }
+            add_file(&mut hasher, folder, CONFIG, is_thorough)?;
+        }
+        if let Some(folder) = &self.layout.image_processor {
+            add_file(&mut hasher, folder, PREPROCESSOR_CONFIG, is_thorough)?;
         }
         Ok(format!("{:.32x}", hasher.finalize()))
     }

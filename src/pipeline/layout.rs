@@ -21,6 +21,13 @@ pub const CONFIG: &str = "config.json";
 /// The file that a scheduler is configured in.
 pub const SCHEDULER_CONFIG: &str = "scheduler_config.json";
 
+/// The file that an image processor is configured in.
+pub const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
+
+/// The possible names of the folder of the image processor, of which the first that is there counts.
+pub(crate) const IMAGE_PROCESSOR: [&str; 4] =
+    ["prior_image_processor", "image_processor", "prior_feature_extractor", "feature_extractor"];
+
 /// The file in a model's own folder with the embedding of a black image, `image_embeds` `(1, embedding_dim)`, for
 /// models that come without the image encoder to make it with.
 pub const ZERO_IMAGE_EMBED: &str = "zero_image_embed.safetensors";
@@ -111,6 +118,8 @@ pub struct Layout {
     /// `CLIPVisionModelWithProjection`, or a `CLIPModel`. Not every model has one, and a download leaves its weights
     /// out where a run does not need them.
     pub image_encoder: Option<Folder>,
+    /// `CLIPImageProcessor`: [`PREPROCESSOR_CONFIG`]. That beside the image encoder's weights, or else the model's own.
+    pub image_processor: Option<Folder>,
     /// Whether the model's folder holds [`ZERO_IMAGE_EMBED`], which is used if there is no image encoder.
     pub has_zero_image_embed: bool,
     /// The components that are not the model's own.
@@ -141,6 +150,10 @@ impl Layout {
             Some(folder) => scheduler_class(index.as_ref(), folder)?,
             None => schedulers::ALL[0],
         };
+        let image_encoder = find(&IMAGE_ENCODER)?
+            .filter(|folder| replacements.contains_key(&Component::ImageEncoder) || has_weights(folder));
+        let own = IMAGE_PROCESSOR.into_iter().map(|name| folder.join(name));
+        let mut processors = image_encoder.iter().cloned().chain(own);
         Ok(Self {
             folder: folder.clone(),
             prior,
@@ -149,8 +162,8 @@ impl Layout {
             scheduler,
             scheduler_class,
             scheduler_options: SchedulerOptions::default(),
-            image_encoder: find(&IMAGE_ENCODER)?
-                .filter(|folder| replacements.contains_key(&Component::ImageEncoder) || has_weights(folder)),
+            image_processor: processors.find(|folder| folder.has_file(PREPROCESSOR_CONFIG)),
+            image_encoder,
             has_zero_image_embed: folder.has_file(ZERO_IMAGE_EMBED),
             replaced: replacements.keys().copied().collect(),
         })
@@ -165,6 +178,13 @@ impl Layout {
             Component::Tokenizer => Some(&self.tokenizer),
             Component::Scheduler => self.scheduler.as_ref(),
         }
+    }
+
+    /// The image encoder that makes the embedding of a black image: none where the built-in model has that embedding,
+    /// and [`ZERO_IMAGE_EMBED`] is used.
+    pub(super) fn zero_image_encoder(&self) -> Option<&Folder> {
+        let has_own = self.has_zero_image_embed && self.folder.as_path().is_none();
+        self.image_encoder.as_ref().filter(|_| !has_own || self.is_replaced(Component::ImageEncoder))
     }
 
     /// Whether a component is not the model's own.

@@ -13,6 +13,7 @@ use crate::diffusion::scheduler::{SchedulerClass, SchedulerConfig, SchedulerOpti
 use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
+use crate::nn::image_encoder::ImageEncoder;
 use crate::nn::prior::{PriorConfig, PriorKind, PriorTransformer};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
@@ -26,6 +27,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// The networks that runs need; the weights of others may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Networks {
+    /// The text encoder and the prior.
+    TextAndPrior,
+    /// The prior: what stands in the place of prompts needs no text encoder.
+    Prior,
+    /// The image encoder.
+    ImageEncoder,
+}
+
 /// A model. Its networks are loaded when they are first needed.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -36,6 +48,7 @@ pub struct Pipeline {
     pub(super) text: TextStage,
     pub(super) prior_config: PriorConfig,
     pub(super) prior: Option<PriorTransformer>,
+    pub(super) image_encoder: Option<ImageEncoder>,
     pub(super) loras: Vec<Lora>,
     /// Not with a one-step prior.
     pub(super) scheduler: Option<Box<dyn SchedulerConfig>>,
@@ -44,8 +57,7 @@ pub struct Pipeline {
     /// What stands in the place of prompts.
     pub(super) conditions: Option<Arc<Conditions>>,
     pub(super) keeps_text_encoder: bool,
-    /// Whether runs have texts to encode; if not, the weights may be absent.
-    pub(super) needs_text_encoder: bool,
+    pub(super) networks: Networks,
     pub(super) timings: Timings,
 }
 
@@ -100,13 +112,14 @@ impl Pipeline {
             },
             prior_config,
             prior: None,
+            image_encoder: None,
             loras: Vec::new(),
             scheduler,
             parameters: OnceCell::new(),
             negative: None,
             conditions: None,
             keeps_text_encoder: true,
-            needs_text_encoder: true,
+            networks: Networks::TextAndPrior,
             timings: Timings { load: start.elapsed(), ..Timings::default() },
         })
     }
@@ -139,7 +152,7 @@ impl Pipeline {
     ///
     /// [`Prompt::Condition`]: super::Prompt::Condition
     pub fn leave_out_text_encoder(&mut self) {
-        self.needs_text_encoder = false;
+        self.networks = Networks::Prior;
     }
 
     /// Loads the text encoder unless it is loaded.

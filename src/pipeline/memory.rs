@@ -1,6 +1,6 @@
 //! The memory plan: the batch size, how many pipelines run side by side, and whether threads are worth it.
 
-use super::load::Pipeline;
+use super::load::{Networks, Pipeline};
 use super::parameters::Parameters;
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::error::Hint;
@@ -13,6 +13,9 @@ use tch::Device;
 /// faster.
 const MAX_BATCH: usize = 64;
 
+/// The same of pictures on the CPU: each is hundreds of tokens already.
+const MAX_PICTURES: usize = 16;
+
 /// Memory of libtorch, the tokenizer and the activations of a batch.
 const BASE_BYTES: u64 = 512 << 20;
 
@@ -22,6 +25,10 @@ const FURTHER_BYTES: u64 = 64 << 20;
 
 /// Activations of a token, in multiples of the network's width. The built-in model has about 20.
 const ACTIVATIONS: u64 = 24;
+
+/// Activations of a token of a picture, in multiples of the width inside the MLP: its input, its output, and four of a
+/// quarter of that width.
+const IMAGE_ACTIVATIONS: u64 = 3;
 
 /// The largest network that runs best on one thread.
 const SMALL_WEIGHTS: u64 = 1 << 24;
@@ -57,8 +64,13 @@ impl Pipeline {
     /// # Errors
     /// [`Error::OutOfMemory`] if not even a batch of one row, or of `wanted` rows, fits.
     pub fn plan_batch(&self, demand: Demand, wanted: Option<usize>) -> Result<usize> {
-        // A sequence of latents has as many tokens as a batch of embeddings.
-        let max = demand.rows.clamp(1, if self.prior_config.is_sequence() { 1 } else { MAX_BATCH });
+        let max = match self.networks {
+            Networks::ImageEncoder if self.placement.device == Device::Cpu => MAX_PICTURES,
+            // A sequence of latents has as many tokens as a batch of embeddings.
+            _ if self.prior_config.is_sequence() => 1,
+            _ => MAX_BATCH,
+        };
+        let max = demand.rows.clamp(1, max);
         let Some(free) = demand.free_memory.or_else(|| self.free_bytes()) else { return Ok(wanted.unwrap_or(max)) };
         let needs = self.needs(demand)?;
         // Networks that are loaded need no more.
@@ -96,6 +108,9 @@ impl Pipeline {
 
     fn needs(&self, demand: Demand) -> Result<MemoryNeeds> {
         let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
+        if self.networks == Networks::ImageEncoder {
+            return self.image_needs(demand, image_encoder);
+        }
         let encoder_bytes = |weights: u64| weights.saturating_mul(self.placement.precision.unquantized().bytes());
         let activations = ACTIVATIONS
             * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
@@ -119,12 +134,29 @@ impl Pipeline {
         })
     }
 
+    /// The same where the image encoder is the only network. It keeps nothing but the activations of a layer.
+    fn image_needs(&self, demand: Demand, weights: u64) -> Result<MemoryNeeds> {
+        let config = self.image_encoder_config()?;
+        let bytes = self.placement.precision.unquantized().bytes();
+        let widest = config.hidden_size.max(config.intermediate_size).unsigned_abs();
+        let activations = IMAGE_ACTIVATIONS.saturating_mul(widest).saturating_mul(bytes);
+        Ok(MemoryNeeds {
+            prior: weights.saturating_mul(bytes),
+            text_encoder: 0,
+            image_encoder: 0,
+            token: activations,
+            activations: 0,
+            prompt_tokens: config.num_positions().unsigned_abs(),
+            demand,
+        })
+    }
+
     /// The number of weights; the headers are read once.
     fn parameters(&self) -> Result<Parameters> {
         if let Some(known) = self.parameters.get() {
             return Ok(*known);
         }
-        let found = Parameters::count(&self.layout, self.needs_text_encoder)?;
+        let found = Parameters::count(&self.layout, self.networks)?;
         Ok(*self.parameters.get_or_init(|| found))
     }
 

@@ -8,7 +8,7 @@
 //!
 //! [`Pipeline::embed`] is that story. Beside it, [`layout`] finds the components in a folder as diffusers saves it,
 //! [`component`] those that come from elsewhere, `load` opens and loads them, [`memory`](Demand) plans batches,
-//! `identity` tells models apart, and [`builtin`] is the model that ships with the library.
+//! `pictures` encodes pictures, `identity` tells models apart, and [`builtin`] is the model that ships with the library.
 //!
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 
@@ -31,7 +31,9 @@ mod negative;
 mod noise_plan;
 mod one_step;
 mod parameters;
+#[cfg(feature = "images")]
 mod picture_files;
+mod pictures;
 mod progress;
 mod request;
 mod shap_e;

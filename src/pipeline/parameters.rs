@@ -1,6 +1,7 @@
 //! How many weights a model has.
 
 use super::layout::Layout;
+use super::load::Networks;
 use crate::Result;
 use crate::files::Folder;
 use crate::nn::image_encoder::ImageEncoder;
@@ -10,6 +11,7 @@ use crate::weights::checkpoint::Checkpoint;
 /// Number of weights of each network.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parameters {
+    /// 0 if it is not needed.
     pub(super) prior: u64,
     /// 0 if it is not needed.
     pub(super) text_encoder: u64,
@@ -22,14 +24,18 @@ impl Parameters {
     ///
     /// # Errors
     /// If weights are missing or damaged.
-    pub(super) fn count(layout: &Layout, needs_text_encoder: bool) -> Result<Self> {
+    pub(super) fn count(layout: &Layout, networks: Networks) -> Result<Self> {
         let count = |folder: &Folder, others: &[&str]| -> Result<u64> {
             Ok(Checkpoint::open_folder(folder)?.parameters_beside(others))
         };
-        let text_encoder = Some(&layout.text_encoder).filter(|_| needs_text_encoder);
-        let image_encoder = layout.image_encoder.as_ref();
+        let prior = Some(&layout.prior).filter(|_| networks != Networks::ImageEncoder);
+        let text_encoder = Some(&layout.text_encoder).filter(|_| networks == Networks::TextAndPrior);
+        let image_encoder = match networks {
+            Networks::ImageEncoder => layout.image_encoder.as_ref(),
+            _ => layout.zero_image_encoder(),
+        };
         Ok(Self {
-            prior: count(&layout.prior, &[])?,
+            prior: prior.map_or(Ok(0), |folder| count(folder, &[]))?,
             text_encoder: text_encoder.map_or(Ok(0), |folder| count(folder, &TextEncoder::REST_OF_CLIP))?,
             image_encoder: image_encoder.map_or(Ok(0), |folder| count(folder, &ImageEncoder::REST_OF_CLIP))?,
         })

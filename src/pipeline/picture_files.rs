@@ -1,22 +1,40 @@
-//! Picture files to image embeddings.
+//! Files of pictures, a few at a time, to image embeddings. Runs over many have workers for this.
 
+use super::embeds::to_array;
 use super::load::Pipeline;
 use crate::{Error, Result};
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 use std::path::Path;
+use tch::Tensor;
+
+/// Pictures that are encoded together.
+const BATCH: usize = 16;
 
 impl Pipeline {
-    /// The image embeddings of pictures, `(pictures, dim)`.
+    /// The image embeddings of pictures, `(pictures, dim)`. The image encoder is loaded for them alone, and freed.
     ///
     /// # Errors
-    /// [`Error::Option`]: pictures are not read yet.
+    /// As [`Pipeline::image_processor`] and [`Pipeline::encode_images`]; [`Error::File`] if a picture cannot be read.
     pub fn encode_pictures(&mut self, paths: &[&Path]) -> Result<Array2<f32>> {
-        match paths.first() {
-            Some(path) => {
-                let reason = format!("{path:?} is a picture; give its embedding, as a row of a .npy file");
-                Err(Error::Option { option: "picture", reason })
-            }
-            None => Ok(Array2::zeros((0, self.embedding_dim()))),
+        let mut embeds = Array2::zeros((0, self.embedding_dim()));
+        if paths.is_empty() {
+            return Ok(embeds);
         }
+        let (processor, size) = (self.image_processor()?, self.image_size()?);
+        for paths in paths.chunks(BATCH) {
+            let mut values = Vec::new();
+            for path in paths {
+                let name = path.display().to_string();
+                let bytes = std::fs::read(path).map_err(|error| Error::unreadable(&name, error))?;
+                let pixels = processor.pixel_values(&bytes, size, |_| ());
+                values.extend(pixels.map_err(|reason| Error::file(&name, reason))?);
+            }
+            let [count, size] = [paths.len(), size].map(|length| length as i64);
+            let pixels = Tensor::f_from_slice(&values)?.f_reshape([count, 3, size, size])?;
+            let of_batch = to_array(&self.encode_images(&pixels)?)?;
+            embeds.append(Axis(0), of_batch.view()).map_err(|error| Error::Internal(error.to_string()))?;
+        }
+        self.free_image_encoder();
+        Ok(embeds)
     }
 }

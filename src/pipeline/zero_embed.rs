@@ -3,11 +3,9 @@
 
 use super::embeds::{first_non_finite, to_array};
 use super::fit::check_image_encoder;
-use super::layout::{CONFIG, Layout, ZERO_IMAGE_EMBED};
+use super::layout::{Layout, ZERO_IMAGE_EMBED};
 use super::load::Pipeline;
-use crate::config;
 use crate::error::{Component, Hint};
-use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::weights::precision::Precision;
 use crate::{Error, Result};
@@ -25,15 +23,14 @@ impl Pipeline {
     /// # Errors
     /// If the image encoder or the file is damaged; [`Error::NotFinite`] if the embedding is not finite.
     pub fn zero_embed(&mut self) -> Result<Option<Array1<f32>>> {
-        let Some(folder) = &self.layout.image_encoder else { return self.read_zero_embed() };
+        if self.layout.zero_image_encoder().is_none() {
+            return self.read_zero_embed();
+        }
         check_image_encoder(&self.layout, &self.prior_config)?;
         self.text.encoder = None;
         (self.prior, self.negative) = (None, None);
         let start = Instant::now();
-        let config: ImageEncoderConfig = config::read(folder, CONFIG)?;
-        let checkpoint = Checkpoint::open_folder(folder)?;
-        let placement = self.encoder_placement();
-        let encoder = checkpoint.build("", placement, |weights| ImageEncoder::load(weights, &config))?;
+        let encoder = self.open_image_encoder()?;
         self.timings.load += start.elapsed();
         let embed = to_array(&encoder.zero_embed()?)?;
         if first_non_finite(&embed).is_some() {

@@ -58,6 +58,18 @@ impl Input {
         Ok(Self { name, blocks, compression: Compression::of_path(path), handle })
     }
 
+    /// A list of paths in the file `path`, or on standard input if it is `-`: its name, and its bytes as they are.
+    pub(super) fn open_list(path: &Path, interrupt: &Arc<AtomicBool>) -> Result<(String, Box<dyn BufRead + Send>)> {
+        let is_stdin = path.as_os_str() == "-";
+        let name = if is_stdin { "standard input".to_string() } else { path.display().to_string() };
+        let cannot = || format!("cannot read the list of paths {name:?}");
+        let stream = match is_stdin {
+            true => Interruptible::stdin(Arc::clone(interrupt)).or_bad_input(cannot)?,
+            false => Interruptible::new(File::open(path).or_bad_input(cannot)?, Arc::clone(interrupt)),
+        };
+        Ok((name, Box::new(BufReader::with_capacity(BUFFER_BYTES, stream))))
+    }
+
     /// A stream, read once and perhaps written to meanwhile.
     pub(super) fn of_stream(name: &str, stream: impl Read + Send + 'static) -> Self {
         Self { name: name.into(), blocks: true, compression: None, handle: Handle::Stream(Box::new(stream)) }

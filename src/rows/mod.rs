@@ -12,6 +12,8 @@
 //!   lines are skipped. What quotes mean stands in `csv.rs`.
 //! - `parquet`: columns as in `csv`; null is no value.
 //!
+//! Pictures are rows too: [`PictureReader`] lists them, from files, folders, `.tar` shards and lists of paths.
+//!
 //! A row that cannot be used is a [`PromptRow::Bad`], and reading goes on after it. Damage that makes the rest of the
 //! file unreadable, as in a truncated compressed file, is an error and ends it.
 
@@ -30,6 +32,8 @@ mod jsonl;
 mod lines;
 pub(crate) mod parquet;
 mod peek;
+mod picture_file;
+mod pictures;
 mod reader;
 mod record;
 mod records;
@@ -43,5 +47,7 @@ pub use conditions::read_conditions;
 pub use format::{PromptFormat, ReadOptions};
 pub use formats::FORMATS;
 pub use item::Item;
+pub use picture_file::PictureFile;
+pub use pictures::{PictureInputs, PictureReader};
 pub use reader::PromptReader;
 pub use record::{BadRow, Notice, Place, PromptRecord, PromptRow};

@@ -1,6 +1,7 @@
 //! The vocabulary of prompt files: what every format makes of its rows.
 
 use super::item::Item;
+use super::picture_file::PictureFile;
 use anyhow::Result;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,8 @@ pub struct PromptRecord {
     pub image: Option<Item>,
     /// The row of a file of conditions that stands in the prompt's place.
     pub condition: Option<usize>,
+    /// The picture that stands in the prompt's place.
+    pub picture: Option<Arc<PictureFile>>,
 }
 
 impl PromptRecord {

@@ -399,3 +399,39 @@ fn a_run_from_images_is_resumed_with_the_same_images() {
     assert_done(&mut resume(&place));
     assert!(fs::read(place.path("e.npy")).unwrap() == fs::read(place.path("whole.npy")).unwrap());
 }
+
+#[test]
+fn a_picture_is_an_item_and_an_image_to_start_from() {
+    let place = Workplace::new();
+    let (_, tensor) = fixture("mix");
+    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/rgb.png");
+    fs::copy(picture, place.path("cat.png")).unwrap();
+    fs::write(place.path("broken.png"), "no picture").unwrap();
+    let options = ["--weights", "0.4,0.6", "--seed", "9", "--seed-layout", "call", "--out", "mix.npy", "--steps", "5"];
+    assert_done(command(&place, "interpolate", &["a red apple", "@cat.png"]).args(options));
+    assert!(difference(&npy(&place, "mix.npy"), &tensor("picture.mix")) < 1e-4);
+    // For all prompts, and as the image of one.
+    fs::write(place.path("p.csv"), "prompt,image\na red apple,cat.png\n").unwrap();
+    for (name, options) in [
+        ("given.npy", &["-p", "a red apple", "--image", "cat.png"][..]),
+        ("column.npy", &["-f", "p.csv", "--shard", "1/1"]),
+    ] {
+        let settings = ["--strength", "0.5", "--seed", "10", "--steps", "10", "--out", name];
+        assert_done(place.bare().arg("--model").arg(model()).args(options).args(settings));
+        assert!(difference(&npy(&place, name), &tensor("picture.start")) < 1e-4, "{name}");
+    }
+    // The source of an edit is what encode-image makes of it.
+    assert_done(place.bare().args(["encode-image", "cat.png", "--out", "cat.npy", "--model"]).arg(model()));
+    let edit =
+        ["@cat.png", "--from", "a cat", "--to", "a dog", "--out", "edit.npy", "--theta", "0..0.5", "--frames", "2"];
+    assert_done(&mut command(&place, "edit", &edit));
+    assert_eq!(npy(&place, "edit.npy").row(0), npy(&place, "cat.npy").row(0));
+    for item in ["@broken.png", "@none.png"] {
+        let mut command = command(&place, "interpolate", &["a", item, "--out", "e.npy"]);
+        assert_refused(&place, &mut command, 2, &[&item[1..]]);
+    }
+    for image in ["broken.png", "none.png"] {
+        let mut command = place.command();
+        assert_refused(&place, command.args(["-p", "a", "--image", image, "--out", "e.npy"]), 2, &[image]);
+    }
+}

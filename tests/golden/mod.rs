@@ -8,6 +8,8 @@ mod components;
 mod ddpm;
 #[cfg(feature = "cli")]
 mod given;
+#[cfg(feature = "images")]
+mod images;
 mod mixing;
 mod noise;
 mod one_step;

@@ -42,11 +42,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 /// Runs the job with a model that is on this machine.
 fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> Result<u8> {
     let open = request.opener(model);
-    let pipeline = open()?;
+    let mut pipeline = open()?;
     check_kind(args, &request.outputs, &pipeline)?;
     let sampling = pipeline.settings(args.sampling.steps, args.sampling.guidance_scale)?;
     check_sizes(&request.rows, &pipeline)?;
-    let images = images(&request.rows, &pipeline, sampling)?;
+    let images = images(&request.rows, &mut pipeline, sampling)?;
     let wants_negative = wants_negative(&request.outputs.write, request.rows.has_negatives(), &pipeline)?;
     warn_of_model(args, &pipeline, sampling, wants_negative);
     if !request.prior.inversions.is_empty() && !request.has_texts() {
@@ -158,11 +158,10 @@ fn check_sizes(rows: &RowOptions, pipeline: &Pipeline) -> Result<()> {
 }
 
 /// Checks the image that rows start from against the model, and warns if that is where they end.
-fn images(rows: &RowOptions, pipeline: &Pipeline, settings: SamplingSettings) -> Result<Option<Images>> {
+fn images(rows: &RowOptions, pipeline: &mut Pipeline, settings: SamplingSettings) -> Result<Option<Images>> {
     let Some(images) = rows.images.clone() else { return Ok(None) };
     pipeline.check_takes_images()?;
-    let images = images.of_dim(pipeline.embedding_dim());
-    images.given.as_ref().map_or(Ok(()), |item| images.check_item(item))?;
+    let images = images.of_model(pipeline)?;
     let Images { strength, .. } = images;
     if strength > 0.0 && (SamplingSettings { strength: Some(strength), ..settings }).keeps_images() {
         let steps = settings.steps;
@@ -198,7 +197,7 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, w
 }
 
 /// The last line of a run that a signal stopped.
-fn stopped(summary: &Summary, kept: bool) -> String {
+pub(super) fn stopped(summary: &Summary, kept: bool) -> String {
     let of = summary.total.map(|total| format!(" of {total}")).unwrap_or_default();
     match kept {
         true if summary.rows == 0 => "stopped while the prompts were counted; nothing has changed".to_string(),

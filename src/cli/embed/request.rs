@@ -59,6 +59,7 @@ impl Request {
             conditions,
             latents,
             images: images(args)?,
+            pictures: None,
             settings: Settings {
                 strength: None,
                 steps: sampling.steps.unwrap_or(default.steps),
@@ -92,7 +93,7 @@ impl Request {
             _ => Wish::No,
         };
         let sixteen_bit = self.prior.load.precision != Precision::F32;
-        Needs { weights: true, text_encoder: self.has_texts(), sixteen_bit, image_encoder }
+        Needs { text_encoder: self.has_texts(), sixteen_bit, image_encoder, ..Needs::ALL }
     }
 
     /// Whether texts are encoded.
@@ -152,7 +153,7 @@ fn prompts(args: &Args) -> Result<Prompts> {
         has_images: args.strength.is_some(),
         ..ReadOptions::default()
     };
-    Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, conditions: None })
+    Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, ..Prompts::default() })
 }
 
 /// What rows start from, if not from noise alone.

@@ -55,7 +55,7 @@ const SMALL: [&str; 5] = [
     "scheduler/scheduler_config.json",
 ];
 const WHOLE: Scope = Scope::Model { replaced: &[] };
-const RUN: Needs = Needs { weights: true, text_encoder: true, sixteen_bit: false, image_encoder: Wish::No };
+const RUN: Needs = Needs::ALL;
 
 fn plan(weights: &[&'static str], is_complete: bool, needs: Needs) -> Plan {
     let files = SMALL.iter().chain(weights).copied().collect();
