@@ -1,5 +1,6 @@
 //! What the commands share that mix embeddings: their options, the embeddings of items, and how the mix is written.
 
+use super::args::warn_no_effect;
 use super::context::Context;
 use super::output_args::{OutputArgs, is_same_file};
 use super::prior_args::{DeviceArgs, ModelArgs, PriorSource, SamplingArgs, SchedulerArgs, wants_negative};
@@ -17,6 +18,9 @@ use anyhow::Result;
 use clap::Args;
 use ndarray::{Array1, Array2};
 use std::path::Path;
+
+/// Why a negative prompt changes nothing.
+const NO_NEGATIVE: &str = "no output holds negative embeddings; --negative-out writes them";
 
 /// The options of a mix.
 #[derive(Debug, Args)]
@@ -125,6 +129,12 @@ impl<'a> Mixing<'a> {
             let wants_negative = wants_negative(&write, has_negative_text, &pipeline)?;
             if wants_negative {
                 write.add_negative();
+            }
+            if sampling.decoder_negative_prompt.is_some() && !wants_negative {
+                warn_no_effect("--decoder-negative-prompt", NO_NEGATIVE);
+            }
+            if sampling.negative_prompt.is_some() && !wants_negative && !items.iter().any(is_prompt) {
+                warn_no_effect("--negative-prompt", NO_NEGATIVE);
             }
             let threads = if pipeline.is_small()? { Some(1) } else { args.device.threads() };
             if let Some(threads) = threads {

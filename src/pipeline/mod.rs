@@ -8,7 +8,9 @@
 //!
 //! [`Pipeline::embed`] is that story. Beside it, [`layout`] finds the components in a folder as diffusers saves it,
 //! [`component`] those that come from elsewhere, `load` opens and loads them, [`memory`](Demand) plans batches,
-//! `pictures` encodes pictures, `identity` tells models apart, and [`builtin`] is the model that ships with the library.
+//! `pictures` encodes pictures, `from_image` starts from their embeddings, [`mixing`](Mix) runs what is to be mixed,
+//! [`draws`](Draws) chooses the best, `identity` tells models apart, and [`builtin`] is the model that ships with the
+//! library.
 //!
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 

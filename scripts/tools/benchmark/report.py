@@ -35,7 +35,9 @@ def target(row, value):
     """A target as the table gives it."""
     if value is None:
         return "—"
-    return f"≤ {value:g}x weights" if row.kind == "memory" else f"{value:g}x"
+    if row.kind in ("memory", "best-of"):
+        return f"≤ {value:g}x" + (" weights" if row.kind == "memory" else "")
+    return f"{value:g}x"
 
 
 def result_cells(result, mark):
