@@ -22,7 +22,7 @@ from . import few_steps
 from .attributes import SEEDS, open_captions, spread, told_captions, train_probes
 from .batches import World
 from .evaluation import Encoders, check_split, cosine, direction, diversity, emoji_task, rank_emoji, rank_scenes, scene_task
-from .pictures_judged import judge_pictures
+from .judged import judge_pictures
 
 BASE = {"steps": 25, "guidance_scale": 4.0, "dtype": "f32", "scheduler": "auto"}
 FAIR = {"guidance_scale": 1.0}
