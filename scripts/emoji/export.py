@@ -27,6 +27,16 @@ ASSETS = ROOT / "assets"
 PRIVATE = {"_name_or_path"}
 
 
+@torch.no_grad()
+def shorten(model):
+    """Rounds weights to the eight digits of bfloat16. Stored as float16, they pack into three quarters of the space, which
+    lets the published crate hold them. What says where embeddings lie stays as it is."""
+    for name, weight in model.named_parameters():
+        if not name.startswith("clip_"):
+            weight.copy_(weight.bfloat16())
+    return model.half()
+
+
 def write_pipeline(towers, tokenizer, prior, folder):
     """The pipeline as diffusers saves it, in float16."""
     processor = CLIPImageProcessorPil(
@@ -34,7 +44,7 @@ def write_pipeline(towers, tokenizer, prior, folder):
         image_mean=[0.5] * 3, image_std=[0.5] * 3,
     )  # fmt: skip
     pipeline = KandinskyV22PriorPipeline(
-        prior=prior.half(), image_encoder=towers.image.half(), text_encoder=towers.text.half(), tokenizer=tokenizer,
+        prior=shorten(prior), image_encoder=towers.image.half(), text_encoder=shorten(towers.text), tokenizer=tokenizer,
         scheduler=make_scheduler(), image_processor=processor,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
