@@ -235,8 +235,8 @@ pub(super) mod tests {
             PromptRecord { guidance_scale: Some(-0.0), ..record() },
             PromptRecord { steps: Some(1), ..record() },
             PromptRecord { samples: Some(1), ..record() },
-            PromptRecord { image: "@a.png".parse().ok(), ..record() },
-            PromptRecord { image: "@a.npy[0]".parse().ok(), ..record() },
+            PromptRecord { image: "@a.png".parse().ok().map(Box::new), ..record() },
+            PromptRecord { image: "@a.npy[0]".parse().ok().map(Box::new), ..record() },
             PromptRecord { condition: Some(0), ..record() },
             PromptRecord { condition: Some(1), ..record() },
         ];

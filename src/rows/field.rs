@@ -195,7 +195,7 @@ impl<'a> RecordBuilder<'a> {
             (Field::Steps, value) => record.steps = Some(whole(name, value, 1, MAX_COUNT)? as usize),
             (Field::Image, value) => {
                 let image = Item::parse_image(&text(name, value)?);
-                record.image = Some(image.map_err(|reason| format!("{name:?}: {reason}"))?);
+                record.image = Some(Box::new(image.map_err(|reason| format!("{name:?}: {reason}"))?));
             }
             (Field::Samples, value) => record.samples = Some(whole(name, value, 1, MAX_COUNT)? as usize),
         }

@@ -24,7 +24,7 @@ pub struct PromptRecord {
     /// Number of embeddings of this prompt, 1 or more.
     pub samples: Option<usize>,
     /// The picture or the row of a file whose embedding denoising starts from.
-    pub image: Option<Item>,
+    pub image: Option<Box<Item>>,
     /// The row of a file of conditions that stands in the prompt's place.
     pub condition: Option<usize>,
     /// The picture that stands in the prompt's place.
