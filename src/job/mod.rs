@@ -188,9 +188,9 @@ impl Job {
         let what = if self.options.pictures.is_some() { "paths" } else { "prompts" };
         match &self.write {
             _ if !self.prompts.is_stream() => Ok(()),
-            write if write.resume => Err(bad_input!(
-                "--resume needs {what} that can be read again, and {name} cannot; write them to a file"
-            )),
+            write if write.resume => {
+                Err(bad_input!("--resume needs {what} that can be read again, and {name} cannot; write them to a file"))
+            }
             _ if self.options.latents.is_some() => Err(bad_input!(
                 "--latents needs prompts that can be counted first, and {name} cannot; write them to a file"
             )),

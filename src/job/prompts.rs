@@ -2,9 +2,7 @@
 
 use super::progress::JobProgress;
 use crate::bad_input;
-use crate::rows::{
-    BadRow, PictureInputs, PictureReader, Place, PromptReader, PromptRecord, PromptRow, ReadOptions,
-};
+use crate::rows::{BadRow, PictureInputs, PictureReader, Place, PromptReader, PromptRecord, PromptRow, ReadOptions};
 use anyhow::{Error, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};

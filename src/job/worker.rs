@@ -1,8 +1,8 @@
 //! Computes blocks: each worker has a thread and a pipeline of its own.
 
 use super::batcher::{Batcher, Block};
-use super::gate::Gate;
 use super::decode::{Decoded, PictureDecoder};
+use super::gate::Gate;
 use super::options::RowOptions;
 use super::progress::JobProgress;
 use super::report::SharedReport;

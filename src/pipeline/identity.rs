@@ -68,13 +68,13 @@ impl Pipeline {
     /// The same of the image encoder and the image processor alone.
     fn image_identity(&self, is_thorough: bool) -> Result<String> {
         let mut hasher = Sha256::new();
-        for folder in &self.layout.image_encoder {
+        if let Some(folder) = &self.layout.image_encoder {
             for name in weight_files(folder)? {
                 add_file(&mut hasher, folder, &name, is_thorough)?;
             }
             add_file(&mut hasher, folder, CONFIG, is_thorough)?;
         }
-        for folder in &self.layout.image_processor {
+        if let Some(folder) = &self.layout.image_processor {
             add_file(&mut hasher, folder, PREPROCESSOR_CONFIG, is_thorough)?;
         }
         Ok(format!("{:.32x}", hasher.finalize()))

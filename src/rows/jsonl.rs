@@ -217,6 +217,7 @@ mod tests {
             18446744073709551615, "guidance_scale": 3, "steps": 2147483647, "samples": 1}"#;
         let expected = PromptRecord {
             condition: None,
+            picture: None,
             id: Some("7".into()),
             prompt: "a é\0".into(),
             negative_prompt: Some(String::new()),
