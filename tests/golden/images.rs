@@ -125,8 +125,9 @@ fn a_small_file_cannot_ask_for_much_memory() {
     let png = |width: u32, height: u32| {
         let header = [&b"IHDR"[..], &width.to_be_bytes(), &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
         let crc = crc32fast::hash(&header).to_be_bytes();
-        let empty = [&b"IEND"[..], &crc32fast::hash(b"IEND").to_be_bytes()].concat();
-        [&b"\x89PNG\r\n\x1a\n\0\0\0\x0d"[..], &header, &crc, &[0; 4], &empty].concat()
+        let empty = |name: &[u8]| [&[0; 4], name, &crc32fast::hash(name).to_be_bytes()].concat();
+        let start = [&b"\x89PNG\r\n\x1a\n\0\0\0\x0d"[..], &header, &crc].concat();
+        [start, empty(b"IDAT"), empty(b"IEND")].concat()
     };
     for (width, height, words) in
         [(100_000, 100_000, "178956970 are the maximum"), (u32::MAX, u32::MAX, ""), (1, 178_956_971, "maximum")]
