@@ -35,12 +35,9 @@ impl Pipeline {
     /// wide as the prior's, or an error if its weights are damaged or memory runs out.
     pub fn encode_images(&mut self, pixels: &Tensor) -> Result<Tensor> {
         self.load_image_encoder(&mut ())?;
-        let start = Instant::now();
         let encoder = self.image_encoder.as_ref();
         let encoder = encoder.ok_or_else(|| Error::Internal("the image encoder is not loaded".into()))?;
-        let embeds = encoder.forward(pixels)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
-        self.timings.image += start.elapsed();
-        Ok(embeds)
+        Ok(encoder.forward(pixels)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?)
     }
 
     /// The same as an array, once they are checked.
