@@ -4,6 +4,7 @@
     scripts/reference-python scripts/bench.py [speed] [OPTIONS]     times against diffusers' and the machine's limits
     scripts/reference-python scripts/bench.py quality [OPTIONS]     how close bf16 and int8 come to f32
     scripts/reference-python scripts/bench.py load-times [OPTIONS]  loading safetensors and .bin
+    scripts/reference-python scripts/bench.py encode-image [OPTIONS]  pictures against transformers
     python3 scripts/bench.py scale [OPTIONS]                        memory and overhead of long runs
 
 `speed` is the default. COMMAND --help lists the options of one.
@@ -12,7 +13,13 @@
 import importlib
 import sys
 
-COMMANDS = {"speed": "speed", "quality": "quality", "load-times": "load_times", "scale": "scale"}
+COMMANDS = {
+    "speed": "speed",
+    "quality": "quality",
+    "load-times": "load_times",
+    "encode-image": "encode_image",
+    "scale": "scale",
+}
 
 
 def main(arguments):

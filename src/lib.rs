@@ -20,6 +20,7 @@
 //!
 //! - `cli`: the program `prior-embed`.
 //! - `hub`: [`Prior::from_pretrained`].
+//! - `images`: [`Prior::encode_images`].
 //! - `serve`: nothing yet.
 //! - `download-libtorch` (off): libtorch is downloaded by the build.
 //!
@@ -42,7 +43,8 @@
 //! printed. Warnings go to the `log` facade.
 
 // The modules, from top to bottom; each uses only what is below it:
-// cli, prior → job → rows, output → convert → hub → pipeline → tokenizer → diffusion → nn → weights → kernels → leaves.
+// cli, prior → job → rows, output → convert → hub → pipeline → tokenizer, images → diffusion → nn → weights → kernels →
+// leaves.
 
 // In a test, a panic is a failure.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]

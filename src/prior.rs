@@ -26,6 +26,8 @@ use ndarray::{Array1, Array2, Axis, concatenate};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(feature = "images")]
+use tch::Tensor;
 
 /// How to load a [`Prior`]: a builder in the manner of [`std::fs::OpenOptions`].
 ///
@@ -336,6 +338,35 @@ impl Prior {
     /// The largest number of denoising steps such that the model can do any smaller one.
     pub fn max_steps(&self) -> usize {
         self.pipeline.max_steps()
+    }
+
+    /// The CLIP image embeddings of pictures, `(paths, embedding_dim)`, by the model's own image encoder: JPEG, PNG, WebP,
+    /// the first frame of a GIF, BMP and TIFF, decoded and prepared as transformers does (`load_image` and
+    /// `CLIPImageProcessor`). Of no paths, an empty array.
+    ///
+    /// # Errors
+    /// If the model has no image encoder or no image processor, or one of them is damaged or not supported, and
+    /// [`Error::File`] if a picture cannot be read or decoded.
+    #[cfg(feature = "images")]
+    pub fn encode_images<P: AsRef<Path>>(&mut self, paths: &[P]) -> Result<Array2<f32>> {
+        const BATCH: usize = 16;
+        let processor = self.pipeline.image_processor()?;
+        let size = self.pipeline.image_size()?;
+        let mut embeds = vec![Array2::zeros((0, self.embedding_dim()))];
+        for paths in paths.chunks(BATCH) {
+            let mut values = Vec::new();
+            for path in paths {
+                let name = path.as_ref().display().to_string();
+                let bytes = std::fs::read(path).map_err(|error| Error::unreadable(&name, error))?;
+                let pixels = processor.pixel_values(&bytes, size, |_| ());
+                values.extend(pixels.map_err(|reason| Error::file(&name, reason))?);
+            }
+            let [count, size] = [paths.len(), size].map(|length| length as i64);
+            let pixels = Tensor::f_from_slice(&values)?.f_reshape([count, 3, size, size])?;
+            embeds.push(self.pipeline.image_embeds(&pixels)?);
+        }
+        let views: Vec<_> = embeds.iter().map(|embeds| embeds.view()).collect();
+        concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
     }
 
     /// The image embeddings of prompts, `samples` rows for each in their order.

@@ -378,3 +378,22 @@ fn noise_may_be_given_and_seeds_made_of_prompts() {
         assert!(matches!(error, Error::Option { option, .. } if option == name), "{error}");
     }
 }
+
+#[cfg(feature = "images")]
+#[test]
+fn pictures_become_embeddings() {
+    let mut prior = kandinsky();
+    let picture = |name: &str| fixture("images").join(name);
+    let paths: Vec<PathBuf> = (0..20).map(|row| picture(["rgb.png", "exif_6.jpg"][row % 2])).collect();
+    let embeds = prior.encode_images(&paths).unwrap();
+    assert_eq!(embeds.dim(), (20, prior.embedding_dim()));
+    let alone = prior.encode_images(&[picture("exif_6.jpg")]).unwrap();
+    assert!(difference(alone.view(), embeds.slice(s![19..20, ..])) < 1e-5);
+    assert_eq!(prior.encode_images::<PathBuf>(&[]).unwrap().dim(), (0, prior.embedding_dim()));
+    for (name, words) in [("missing.png", "cannot be read"), ("expected.safetensors", "is not a JPEG")] {
+        let error = prior.encode_images(&[picture(name)]).unwrap_err();
+        assert!(matches!(error, Error::File { .. }) && error.to_string().contains(words), "{error}");
+    }
+    // The text encoder and the prior work beside it.
+    assert_eq!(prior.embed(&["a red apple"], &few_steps()).unwrap().image_embeds.nrows(), 1);
+}

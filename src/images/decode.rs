@@ -1,11 +1,12 @@
 //! Decodes pictures: upright, in RGB of 8 bits, as transformers' `load_image` gives them.
 //!
-//! Alpha is dropped and the colours below it stay, a palette's transparency too; 16 bits of grey are cut off at 255, and
+//! Alpha is dropped and the colours below it stay; 16 bits of grey are cut off at 255, and
 //! of a colour the upper 8 count; of several frames or pages the first one counts. All this is Pillow's
 //! `convert("RGB")`. The orientation in EXIF data, or else in XMP data, is applied (`exif_transpose`).
 //!
 //! Source: transformers 5.23 `image_utils.py`, `load_image`; Pillow 13 `ImageOps.py` and `Convert.c`.
 
+use super::color_key::color_key;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use std::io::Cursor;
@@ -28,6 +29,8 @@ pub struct Picture {
     pub height: usize,
     /// Red, green, blue, row by row.
     pub pixels: Vec<u8>,
+    /// The colour that is transparent.
+    pub color_key: Option<[u8; 3]>,
 }
 
 impl Picture {
@@ -41,6 +44,7 @@ impl Picture {
 pub struct Header<'a> {
     decoder: Box<dyn ImageDecoder + 'a>,
     orientation: Orientation,
+    color_key: Option<[u8; 3]>,
 }
 
 impl<'a> Header<'a> {
@@ -71,7 +75,7 @@ impl<'a> Header<'a> {
             return Err(format!("has {width} x {height} pixels, and {MAX_PIXELS} are the maximum"));
         }
         let orientation = orientation(&mut decoder, format);
-        Ok(Self { decoder: Box::new(decoder), orientation })
+        Ok(Self { decoder: Box::new(decoder), orientation, color_key: color_key(bytes, format) })
     }
 
     /// Bytes of memory that decoding takes, about.
@@ -90,7 +94,8 @@ impl<'a> Header<'a> {
         let mut upright = DynamicImage::ImageRgb8(to_rgb(decoded)?);
         upright.apply_orientation(self.orientation);
         let rgb = upright.into_rgb8();
-        Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, pixels: rgb.into_raw() })
+        let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+        Ok(Picture { width, height, pixels: rgb.into_raw(), color_key: self.color_key })
     }
 }
 

@@ -8,6 +8,7 @@
 //! that a model which names no other gets where torchvision is not installed. torchvision's differs from it by a level
 //! or two of 255.
 
+mod color_key;
 mod decode;
 mod processor;
 mod resample;

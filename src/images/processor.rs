@@ -22,6 +22,7 @@ const CLASSES: [&str; 2] = ["CLIPImageProcessor", "CLIPFeatureExtractor"];
 struct ProcessorConfig {
     image_processor_type: Option<String>,
     feature_extractor_type: Option<String>,
+    do_convert_rgb: Option<bool>,
     do_resize: Option<bool>,
     size: Option<Size>,
     resample: Option<i64>,
@@ -181,6 +182,8 @@ fn checked(key: &str, size: i64) -> Result<u64> {
 /// Makes pixel values of pictures.
 #[derive(Debug)]
 pub struct ImageProcessor {
+    /// Whether pixels of a transparent colour become white.
+    converts: bool,
     target: Option<Target>,
     filter: Filter,
     /// Height and width.
@@ -197,6 +200,7 @@ impl ImageProcessor {
     pub fn open(folder: &Folder, name: &str) -> Result<Self> {
         let config: ProcessorConfig = config::read(folder, name)?;
         Ok(Self {
+            converts: config.do_convert_rgb != Some(false),
             target: config.target()?,
             filter: config.filter()?,
             crop: config.crop()?,
@@ -239,7 +243,7 @@ impl ImageProcessor {
     ) -> Result<Vec<f32>, String> {
         let header = Header::read(bytes)?;
         let _permit = permit(header.bytes());
-        let cropped = self.crop(&header.decode()?)?;
+        let cropped = self.crop(header.decode()?)?;
         let (height, width) = (cropped.height, cropped.width);
         if (height, width) != (size, size) {
             return Err(format!(
@@ -250,7 +254,11 @@ impl ImageProcessor {
     }
 
     /// Resizes a picture and crops it, or pads it with black, around its centre.
-    pub(crate) fn crop(&self, picture: &Picture) -> Result<Picture, String> {
+    pub(crate) fn crop(&self, mut picture: Picture) -> Result<Picture, String> {
+        if let Some(key) = picture.color_key.filter(|_| self.converts) {
+            let (pixels, _) = picture.pixels.as_chunks_mut();
+            pixels.iter_mut().filter(|pixel| **pixel == key).for_each(|pixel| *pixel = [255; 3]);
+        }
         let own = (picture.height as u64, picture.width as u64);
         let resized = match self.target {
             None => own,
@@ -261,7 +269,7 @@ impl ImageProcessor {
         let (rows, top) = window(resized.0, crop.0);
         let (columns, left) = window(resized.1, crop.1);
         let is_whole = (rows.end - rows.start, columns.end - columns.start) == crop;
-        let part = resize(picture, (resized.1, resized.0), columns, rows, self.filter, MAX_BYTES);
+        let part = resize(&picture, (resized.1, resized.0), columns, rows, self.filter, MAX_BYTES);
         let part = part.ok_or("is too long and narrow to be resized")?;
         if is_whole { Ok(part) } else { Ok(pad(&part, crop, (top, left))) }
     }
@@ -302,5 +310,5 @@ fn pad(picture: &Picture, (height, width): (u64, u64), (top, left): (u64, u64)) 
         let start = ((top + row) * width + left) * 3;
         pixels[start..start + picture.width * 3].copy_from_slice(picture.row(row));
     }
-    Picture { width, height, pixels }
+    Picture { width, height, pixels, color_key: None }
 }

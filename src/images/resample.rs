@@ -163,7 +163,7 @@ fn gather(picture: &Picture, columns: &[usize], rows: &[usize]) -> Picture {
             _ => columns.iter().for_each(|column| pixels.extend_from_slice(&line[column * RGB..(column + 1) * RGB])),
         }
     }
-    Picture { width: columns.len(), height: rows.len(), pixels }
+    Picture { width: columns.len(), height: rows.len(), pixels, color_key: None }
 }
 
 /// What each pixel of a range of an axis is made of.
@@ -237,7 +237,7 @@ fn horizontal(picture: &Picture, rows: Range<usize>, first_column: usize, weight
             pixels.extend(sums.map(clip));
         }
     }
-    Picture { width, height, pixels }
+    Picture { width, height, pixels, color_key: None }
 }
 
 /// The vertical pass over some columns of a picture whose first row is the `first_row` of the axis.
@@ -255,5 +255,5 @@ fn vertical(picture: &Picture, columns: Range<usize>, first_row: usize, weights:
         }
         pixels.extend(sums.iter().map(|sum| clip(*sum)));
     }
-    Picture { width, height, pixels }
+    Picture { width, height, pixels, color_key: None }
 }

@@ -77,7 +77,7 @@ pub(super) enum Change {
 /// Where entries come from.
 pub(super) enum Feed {
     /// Read when they are needed.
-    Direct(Entries),
+    Direct(Box<Entries>),
     /// Read ahead, and not waited for while others can be computed.
     Live(ReadAhead),
 }
@@ -86,7 +86,10 @@ impl Feed {
     /// # Errors
     /// If the system has no more threads.
     pub(super) fn new(entries: Entries, is_live: bool, interrupt: &Arc<AtomicBool>) -> Result<Self> {
-        Ok(if is_live { Self::Live(ReadAhead::start(entries, Arc::clone(interrupt))?) } else { Self::Direct(entries) })
+        Ok(match is_live {
+            true => Self::Live(ReadAhead::start(entries, Arc::clone(interrupt))?),
+            false => Self::Direct(Box::new(entries)),
+        })
     }
 
     fn next(&mut self, may_wait: bool) -> Next {

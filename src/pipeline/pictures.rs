@@ -17,7 +17,7 @@ use crate::weights::checkpoint::Checkpoint;
 use crate::{Error, Result};
 use ndarray::Array2;
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 impl Pipeline {
     /// Plans with the image encoder alone: the weights of the other networks may be absent.
@@ -28,28 +28,24 @@ impl Pipeline {
     /// The CLIP image embeddings, `(n, embedding_dim)` in float32 on the CPU, of pictures that an image processor has
     /// made pixel values of: `(n, 3, image_size, image_size)`, normalized, of any float type and device.
     ///
-    /// The image encoder is loaded if need be, and stays loaded until [`Pipeline::free_image_encoder`].
+    /// The image encoder is loaded if need be, and stays loaded.
     ///
     /// # Errors
     /// [`Error::MissingComponent`] if the model has no image encoder, [`Error::Mismatch`] if its embeddings are not as
-    /// wide as the prior's, an error if its weights are damaged or memory runs out, and [`Error::NotFinite`].
+    /// wide as the prior's, or an error if its weights are damaged or memory runs out.
     pub fn encode_images(&mut self, pixels: &Tensor) -> Result<Tensor> {
-        let embeds = self.image_embeds(pixels)?;
-        let shape = [embeds.nrows() as i64, embeds.ncols() as i64];
-        Ok(Tensor::f_from_slice(&embeds.into_iter().collect::<Vec<f32>>())?.f_reshape(shape)?)
-    }
-
-    /// The same as an array.
-    ///
-    /// # Errors
-    /// As [`Pipeline::encode_images`].
-    pub fn image_embeds(&mut self, pixels: &Tensor) -> Result<Array2<f32>> {
         self.load_image_encoder(&mut ())?;
-        let start = Instant::now();
         let encoder = self.image_encoder.as_ref();
         let encoder = encoder.ok_or_else(|| Error::Internal("the image encoder is not loaded".into()))?;
-        let embeds = to_array(&encoder.forward(pixels)?)?;
-        self.timings.image += start.elapsed();
+        Ok(encoder.forward(pixels)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?)
+    }
+
+    /// The same as an array, once they are checked.
+    ///
+    /// # Errors
+    /// As [`Pipeline::encode_images`], and [`Error::NotFinite`], which names the weights that are to blame.
+    pub fn image_embeds(&mut self, pixels: &Tensor) -> Result<Array2<f32>> {
+        let embeds = to_array(&self.encode_images(pixels)?)?;
         if let Some(row) = first_non_finite(&embeds) {
             let what = format!("the embedding of picture {} of {}", row + 1, embeds.nrows());
             return Err(self.explain_non_finite(&what, &[Component::ImageEncoder]));
@@ -70,11 +66,6 @@ impl Pipeline {
             self.timings.load += start.elapsed();
         }
         Ok(())
-    }
-
-    /// Frees the image encoder's memory.
-    pub fn free_image_encoder(&mut self) {
-        self.image_encoder = None;
     }
 
     /// The height and width in pixels that the image encoder takes.

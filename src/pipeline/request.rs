@@ -88,8 +88,6 @@ pub struct Timings {
     pub tokenize: Duration,
     /// The prior: prefill and denoising.
     pub prior: Duration,
-    /// Encoding pictures.
-    pub image: Duration,
 }
 
 impl Settings {
@@ -115,6 +113,5 @@ impl std::ops::AddAssign for Timings {
         self.text += other.text;
         self.tokenize += other.tokenize;
         self.prior += other.prior;
-        self.image += other.image;
     }
 }

@@ -226,6 +226,7 @@ mod tests {
             image: None,
             picture: None,
             condition: None,
+            picture: None,
             id: Some("7".into()),
             prompt: "a é\0".into(),
             negative_prompt: Some(String::new()),

@@ -89,7 +89,10 @@ impl PictureInputs {
 
 /// The files that a pattern matches, sorted.
 fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
-    let paths = glob::glob(pattern).or_bad_input(|| format!("{pattern:?} is neither a file nor a valid pattern"))?;
+    // As in a shell, hidden files need a pattern that begins with a dot.
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::default() };
+    let paths = glob::glob_with(pattern, options)
+        .or_bad_input(|| format!("{pattern:?} is neither a file nor a valid pattern"))?;
     let paths: Vec<PathBuf> = paths.filter_map(Result::ok).filter(|path| path.is_file()).collect();
     if paths.is_empty() { Err(bad_input!("{pattern:?} matches no files")) } else { Ok(paths) }
 }

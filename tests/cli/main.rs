@@ -10,6 +10,7 @@ mod checkpoints;
 mod common;
 mod components;
 mod dialects;
+mod encode_image;
 mod faults;
 mod foreign;
 mod formats;

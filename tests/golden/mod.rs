@@ -8,7 +8,7 @@ mod components;
 mod ddpm;
 #[cfg(feature = "cli")]
 mod given;
-#[cfg(feature = "images")]
+#[cfg(feature = "cli")]
 mod images;
 mod mixing;
 mod noise;

@@ -104,6 +104,26 @@ fn what_is_not_needed_is_left_out() {
 }
 
 #[test]
+fn pictures_need_the_image_encoder_and_its_processor_alone() {
+    let others = [
+        "prior/diffusion_pytorch_model.safetensors",
+        "image_encoder/config.json",
+        "image_encoder/model.safetensors",
+        "image_processor/preprocessor_config.json",
+        "feature_extractor/preprocessor_config.json",
+    ];
+    let pictures =
+        Needs { prior: false, text_encoder: false, image_encoder: Wish::Needed, image_processor: true, ..RUN };
+    let needed = plan(&others, true, pictures);
+    assert!(needed.is_whole());
+    let weights: Vec<&String> = needed.files.iter().filter(|file| is_weights(file)).collect();
+    assert_eq!(weights, ["image_encoder/model.safetensors"]);
+    let has = |plan: &Plan, part: &str| plan.files.iter().any(|file| file.contains(part));
+    assert!(has(&needed, "image_processor/preprocessor_config.json") && has(&needed, "prior/config.json"));
+    assert!(!has(&plan(&others, true, Needs { image_encoder: Wish::Needed, ..RUN }), "preprocessor_config.json"));
+}
+
+#[test]
 fn shards_are_those_of_the_index() {
     let index = "prior/diffusion_pytorch_model.safetensors.index.json";
     let found = plan(&[index, "prior/x-1.safetensors", "prior/x-2.safetensors", "prior/x-3.safetensors"], true, RUN);
