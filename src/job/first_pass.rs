@@ -123,7 +123,7 @@ pub(super) mod tests {
     pub fn options() -> RowOptions {
         RowOptions {
             negative_prompt: None,
-            settings: Settings { steps: 25, guidance_scale: 4.0 },
+            settings: Settings::default(),
             decoder_negative_prompt: None,
             conditions: None,
             latents: None,

@@ -111,6 +111,7 @@ impl RowOptions {
                 &[("steps", record.steps.is_some()), ("guidance_scale", record.guidance_scale.is_some())]
             }
             PriorKind::Sequence => &[("negative_prompt", record.negative_prompt.is_some())],
+            PriorKind::Autoregressive => &[("steps", record.steps.is_some())],
         };
         if let Some((key, _)) = unused.iter().find(|(_, is_set)| *is_set) {
             return bad(format!("{key:?} is set, and {} takes none", self.kind.title()));
@@ -176,6 +177,7 @@ impl RowOptions {
         Settings {
             steps: record.steps.unwrap_or(self.settings.steps),
             guidance_scale: record.guidance_scale.unwrap_or(self.settings.guidance_scale),
+            ..self.settings
         }
     }
 

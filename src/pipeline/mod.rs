@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! prompts ──► tokenizer ──► text encoder ─┬─► prior.prefill ──► sampler ──► x · std + mean ─┬─► embeddings
-//!                                         ├─► one_step: prior.predict ──────────────────────┘
+//!                                         ├─► one_step: prior.predict ──────────────────────┤
+//!                                         ├─► autoregressive: prior.step, token by token ───┘
 //!                                         └─► shap_e: prior.forward, step by step ─────────────► latents
 //! ```
 //!
@@ -12,6 +13,7 @@
 //!
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 
+mod autoregressive;
 pub mod builtin;
 pub mod component;
 mod conditions;
@@ -47,8 +49,9 @@ use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::{BatchNoise, NoiseSource};
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
 use crate::error::Component;
-use crate::nn::prior::{PriorKind, TextCondition};
+use crate::nn::prior::{Network, PriorKind, TextCondition};
 use crate::{Error, Result};
+use autoregressive::draw;
 use embeds::{first_non_finite, to_array};
 use ndarray::{Array2, Axis};
 use negative::NegativeCache;
@@ -80,11 +83,13 @@ impl Pipeline {
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
         let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, &timesteps));
         let needs_negative = self.kind() == PriorKind::Diffusion && guidance.is_on() && !is_cached;
-        // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
+        // In the prompts' passes, or in passes of their own: see `keep_text_encoder`. Where they are not kept from batch to
+        // batch, it is the former.
+        let is_beside = self.kind() == PriorKind::Autoregressive && guidance.is_on();
         let (beside, apart): (&[Prompt<&str>], &[Prompt<&str>]) = match (needs_negative, self.keeps_text_encoder) {
-            (false, _) => (&[], &[]),
-            (true, false) => (&negative_prompts, &[]),
+            (false, _) if !is_beside => (&[], &[]),
             (true, true) => (&[], &negative_prompts),
+            _ => (&negative_prompts, &[]),
         };
 
         // 1. Text: tokenize and encode.
@@ -111,7 +116,14 @@ impl Pipeline {
         self.load_prior(progress)?;
         check_cancelled(progress)?;
         let start = Instant::now();
-        let prior = self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))?;
+        let prior = match self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))? {
+            Network::Transformer(prior) => prior,
+            Network::Autoregressive(prior) => {
+                let negative_of_row: Vec<usize> = negative_of_row.iter().map(|place| prompts.len() + place).collect();
+                let embeds = draw(prior, settings, &text, &prompt_of_row, &negative_of_row, rows, progress)?;
+                return self.finish(&embeds, &text, &prompt_of_row, rows, start);
+            }
+        };
         let Some(scheduler) = scheduler.as_deref_mut() else {
             let embeds = predict(prior, &text, &prompt_of_row, rows, progress)?;
             return self.finish(&embeds, &text, &prompt_of_row, rows, start);
@@ -139,7 +151,7 @@ impl Pipeline {
         let conditional = Condition { prefix: &prefix, prompts: &prompt_of_row, timesteps: &timestep_cache };
         let unconditional = self.negative.as_ref().map(|negative| negative.condition(&negative_of_row));
         let noise: Vec<NoiseSource> = rows.iter().map(|row| row.noise).collect();
-        let noise = BatchNoise::draw(&noise, self.prior_config.embedding_dim, scheduler.noisy_steps(), prior.device())?;
+        let noise = BatchNoise::draw(&noise, prior.config().embedding_dim, scheduler.noisy_steps(), prior.device())?;
         let mut done = 0;
         let mut after_step = || {
             done += 1;
@@ -230,13 +242,13 @@ mod tests {
         for guidance_scale in [1.0, 4.0] {
             for keeps_text_encoder in [false, true] {
                 pipeline.keep_text_encoder(keeps_text_encoder);
-                let settings = Settings { steps: 3, guidance_scale };
+                let settings = Settings { steps: 3, guidance_scale, ..Settings::default() };
                 let embeds = pipeline.embed(&[], &settings, &mut ()).unwrap();
                 assert_eq!(embeds.image.dim(), (0, pipeline.embedding_dim()));
             }
         }
         assert!(pipeline.text.encoder.is_none() && pipeline.prior.is_none(), "a network was loaded");
-        let too_many = Settings { steps: 1001, guidance_scale: 4.0 };
+        let too_many = Settings { steps: 1001, ..Settings::default() };
         assert!(matches!(pipeline.embed(&[], &too_many, &mut ()), Err(Error::Option { option: "steps", .. })));
     }
 }

@@ -66,6 +66,8 @@ pub struct Settings {
     pub steps: usize,
     /// Classifier-free guidance; off at 1 and below.
     pub guidance_scale: f64,
+    /// What logits are divided by before a token is drawn, in an autoregressive prior: at 0 it is the likeliest.
+    pub temperature: f64,
 }
 
 /// Where the time of a run went.
@@ -83,13 +85,13 @@ pub struct Timings {
 
 impl Settings {
     /// Those of a one-step prior, which has nothing to choose.
-    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0 };
+    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0, temperature: 1.0 };
 }
 
 impl Default for Settings {
     /// Those of diffusers' Kandinsky 2.2 prior pipeline.
     fn default() -> Self {
-        Self { steps: 25, guidance_scale: 4.0 }
+        Self { steps: 25, guidance_scale: 4.0, temperature: 1.0 }
     }
 }
 

@@ -39,7 +39,7 @@ impl Case {
     }
 
     pub fn settings(&self) -> Settings {
-        Settings { steps: self.steps, guidance_scale: self.guidance_scale }
+        Settings { steps: self.steps, guidance_scale: self.guidance_scale, ..Settings::default() }
     }
 
     pub fn check(&self, pipeline: &mut Pipeline, expected: &Fixture, index: usize) {
@@ -111,7 +111,7 @@ fn kandinsky22() -> Pipeline {
 #[test]
 fn a_row_does_not_depend_on_its_batch_or_its_place() {
     let mut pipeline = kandinsky22();
-    let settings = Settings { steps: 7, guidance_scale: 4.0 };
+    let settings = Settings { steps: 7, ..Settings::default() };
     let prompts =
         ["a red apple", "", "two cats", "a very long caption of a house by the sea", "a red apple", "x", "dog!"];
     let rows: Vec<Row> = prompts
@@ -133,7 +133,7 @@ fn a_row_does_not_depend_on_its_batch_or_its_place() {
 
 #[test]
 fn in_lower_precisions_a_row_does_not_depend_on_its_batch_at_all() {
-    let settings = Settings { steps: 4, guidance_scale: 4.0 };
+    let settings = Settings { steps: 4, ..Settings::default() };
     let rows: Vec<Row> = ["a red apple", "two cats", "", "a house by the sea", "x"]
         .into_iter()
         .zip(7..)
@@ -153,7 +153,7 @@ fn in_lower_precisions_a_row_does_not_depend_on_its_batch_at_all() {
 
 #[test]
 fn lower_precisions_come_near() {
-    let settings = Settings { steps: 10, guidance_scale: 4.0 };
+    let settings = Settings { steps: 10, ..Settings::default() };
     let rows = [Row::new("a red apple", "", 3)];
     let exact = embed(&mut kandinsky22(), &rows, &settings);
     for precision in [Precision::Bf16, Precision::F16, Precision::Int8] {

@@ -3,7 +3,7 @@
 use crate::cli::args::{ComponentArgs, RevisionArgs, TargetArgs, at_least_one, text};
 use crate::cli::values::{
     BatchSize, DeviceName, Dtype, InversionOption, LoraOption, SchedulerName, finite, on_error, output_dtype,
-    prompt_format, scheduler, seed, seed_by, seed_layout, shard,
+    prompt_format, scheduler, seed, seed_by, seed_layout, shard, temperature,
 };
 use crate::job::{OnError, Seeding};
 use crate::output::OutputDtype;
@@ -141,7 +141,7 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Sampling", long, value_name = "TEXT", value_parser = text())]
     pub(super) decoder_negative_prompt: Option<String>,
 
-    /// Denoising steps; a one-step prior takes none [default: 25]
+    /// Denoising steps; a one-step or autoregressive prior takes none [default: 25]
     #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
           value_parser = at_least_one("a number of steps"))]
     pub(in crate::cli) steps: Option<usize>,
@@ -149,6 +149,12 @@ pub(in crate::cli) struct Args {
     /// Scale of classifier-free guidance; 1 and below turn it off, a one-step prior takes none [default: 4]
     #[arg(help_heading = "Sampling", long, value_name = "G", allow_negative_numbers = true, value_parser = finite)]
     pub(super) guidance_scale: Option<f64>,
+
+    /// Temperature of an autoregressive prior: above 1 more varied, at 0 the likeliest tokens [default: 1]
+    ///
+    /// Other priors take none. See `prior-embed help models`.
+    #[arg(help_heading = "Sampling", long, value_name = "T", allow_negative_numbers = true, value_parser = temperature)]
+    pub(super) temperature: Option<f64>,
 
     /// Seed: row r of the output draws its noise with seed S + r
     ///

@@ -29,7 +29,8 @@ pub(super) struct Request {
     pub(super) loras: Vec<LoraOption>,
     pub(super) inversions: Arc<[TextualInversion]>,
     pub(super) scheduler: SchedulerOptions,
-    /// Without what the model decides: steps, guidance, the kind of prior, and whether there are negative embeddings.
+    /// Without what the model decides: steps, guidance, temperature, the kind of prior, and whether there are negative
+    /// embeddings.
     pub(super) rows: RowOptions,
     pub(super) compute: ComputeOptions,
 }
@@ -71,6 +72,7 @@ impl Request {
             settings: Settings {
                 steps: args.steps.unwrap_or(default.steps),
                 guidance_scale: args.guidance_scale.unwrap_or(default.guidance_scale),
+                ..default
             },
             seed: args.seed,
             seeding: args.seed_by.unwrap_or(args.seed_layout),

@@ -74,13 +74,16 @@ pub(super) struct Settings {
     latents: Option<String>,
     steps: usize,
     guidance_scale: f64,
+    /// Of an autoregressive prior alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f64>,
     /// Null if the prompts give the seeds.
     seed: Option<u64>,
     seed_layout: &'static str,
     samples_per_prompt: u64,
     negative_prompt: Option<String>,
     decoder_negative_prompt: Option<String>,
-    /// Null with a one-step prior.
+    /// Null with a prior that takes no steps.
     scheduler: Option<&'static str>,
     eta: Option<f64>,
     solver_order: Option<i64>,
@@ -112,6 +115,7 @@ impl Settings {
             latents: rows.latents.as_ref().map(|given| given.name.clone()),
             steps: sampling.steps,
             guidance_scale: sampling.guidance_scale,
+            temperature: pipeline.kind().has_temperature().then_some(sampling.temperature),
             seed: (rows.seeding != Seeding::Prompt).then_some(rows.seed),
             seed_layout: if rows.seeding == Seeding::Call { "call" } else { "row" },
             samples_per_prompt: rows.samples,
