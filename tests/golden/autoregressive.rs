@@ -2,8 +2,11 @@
 
 use super::common::{Fixture, fixtures, relative_error};
 use super::pipelines::OPTIONS;
+use crate::files::Folder;
 use crate::nn::prior::{AutoregressiveConfig, AutoregressivePrior, PriorKind, TextCondition};
 use crate::pipeline::{Pipeline, Row, Settings};
+use crate::weights::checkpoint::{Checkpoint, Placement};
+use crate::weights::precision::Precision;
 use serde::Deserialize;
 use std::iter::{repeat_n, zip};
 use tch::{Kind, Tensor};
@@ -18,13 +21,26 @@ fn the_logits_of_given_tokens_are_those_of_the_whole_sequence() {
     let fixture = Fixture::open(&fixtures().join("autoregressive/module/prior.safetensors"));
     let config: AutoregressiveConfig = fixture.config();
     let prior = fixture.build(|weights| AutoregressivePrior::load(weights, &config));
+    check_logits(&fixture, &prior, 1e-5);
+    let tokens = ids(fixture.tensor("tokens"));
+    fixture.assert_close("image_embeds", &prior.decode(&tokens).unwrap(), 1e-6);
+
+    let checkpoint = Checkpoint::open_file(&Folder::from(fixture.path.parent().unwrap()), "prior.safetensors").unwrap();
+    for precision in [Precision::Bf16, Precision::Int8] {
+        let placement = Placement { precision, ..OPTIONS };
+        let prior = checkpoint.build("weights.", placement, |weights| AutoregressivePrior::load(weights, &config));
+        check_logits(&fixture, &prior.unwrap(), 0.1);
+    }
+}
+
+fn check_logits(fixture: &Fixture, prior: &AutoregressivePrior, tolerance: f64) {
     let lens = ids(&fixture.tensor("mask").sum_dim_intlist([1].as_slice(), false, Kind::Float));
     let states: Vec<Tensor> =
         zip(&lens, 0..).map(|(&len, row)| fixture.tensor("states").get(row).narrow(0, 0, len)).collect();
     let embeds = fixture.tensor("text_embeds").shallow_clone();
     let text = TextCondition { states: Tensor::cat(&states, 0), lens, positions: None, embeds };
     let (prefix, dot_product_logits) = prior.prefill(&text).unwrap();
-    fixture.assert_close("dot_product_logits", &dot_product_logits, 1e-5);
+    fixture.assert_close("dot_product_logits", &dot_product_logits, tolerance);
 
     let prompts = [3_usize, 0, 1, 2, 0];
     let index = Tensor::from_slice(&prompts.map(|prompt| prompt as i64));
@@ -32,14 +48,13 @@ fn the_logits_of_given_tokens_are_those_of_the_whole_sequence() {
     let (tokens, expected) = (of_rows("tokens"), of_rows("logits"));
     let mut rows = prior.start(&prefix, &prompts).unwrap();
     let mut last = of_rows("dot_products");
-    for place in 0..config.num_tokens {
+    for place in 0..prior.config().num_tokens {
         let logits = prior.step(&mut rows, &ids(&last)).unwrap();
         let error = relative_error(&logits, &expected.select(1, place));
-        assert!(error < 1e-5, "token {place}: off by {error:.1e}");
+        assert!(error < tolerance, "token {place}: off by {error:.1e}");
         last = tokens.select(1, place);
     }
     assert!(prior.step(&mut rows, &ids(&last)).is_err(), "a token too many");
-    fixture.assert_close("image_embeds", &prior.decode(&ids(fixture.tensor("tokens"))).unwrap(), 1e-6);
 }
 
 #[derive(Deserialize)]
