@@ -7,7 +7,9 @@
     clip, decoder                    the networks; the prior is diffusers'
     train_*, refine_*, training      a stage of training each, and what they share
     trained_clip, export             trained parts loaded, and written to assets/
+    autoregressive, export_*         the paper's other prior: its definition, and how it is written to assets/
     evaluate, evaluation             figures on what training never saw (scripts/evaluate.py)
     gallery                          assets/gallery.png
     test_emoji                       tests
+    test_autoregressive              of the autoregressive prior
 """

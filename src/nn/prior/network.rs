@@ -122,9 +122,9 @@ impl NetworkConfig {
 #[derive(Debug)]
 pub enum Network {
     /// diffusers' `PriorTransformer`.
-    Transformer(PriorTransformer),
+    Transformer(Box<PriorTransformer>),
     /// An `AutoregressivePrior`.
-    Autoregressive(AutoregressivePrior),
+    Autoregressive(Box<AutoregressivePrior>),
 }
 
 impl Network {
@@ -133,11 +133,11 @@ impl Network {
     /// # Errors
     /// If libtorch fails to make the tensors.
     pub fn load(weights: &Weights, config: &NetworkConfig) -> Result<Self> {
-        match config {
-            NetworkConfig::Transformer(config) => PriorTransformer::load(weights, config).map(Self::Transformer),
+        Ok(match config {
+            NetworkConfig::Transformer(config) => Self::Transformer(Box::new(PriorTransformer::load(weights, config)?)),
             NetworkConfig::Autoregressive(config) => {
-                AutoregressivePrior::load(weights, config).map(Self::Autoregressive)
+                Self::Autoregressive(Box::new(AutoregressivePrior::load(weights, config)?))
             }
-        }
+        })
     }
 }
