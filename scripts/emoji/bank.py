@@ -9,11 +9,6 @@ SHOWN = ("thing0", "thing1", "thing2", "layout")
 """Pictures with the same of these are no wrong answers for each other's captions."""
 
 
-def what_is_shown(batch):
-    """What a batch's pictures show, `(pictures, labels)`."""
-    return torch.stack([batch["labels"][name] for name in SHOWN], 1)
-
-
 class Bank:
     """Image embeddings of the last batches, and what the pictures show."""
 

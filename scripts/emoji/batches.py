@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from . import scenes
-from .drawing import CANVAS, COLORS, Sprites
-from .scenes import LAYOUTS, Scene
-from .sources import STYLES, TONES, load_emoji, read_pictures
-from .wordings import STYLES as STYLE_WORDS
-from .wordings import TONES as TONE_WORDS
-from .wordings import choose, train_caption
+from . import scenes, views
+from .drawing import CANVAS, COLORS, Sprites, color
+from .pictures import STYLES, TONES, read_pictures
+from .scenes import ALONE, LAYOUTS, random_style
+from .sources import load_emoji
+from .views import ANGLES, PLACES, SIZES
+from .wordings import fill, pick_name, random_template, train_caption
 
 CAPTIONS = 2
 """Captions a picture: a caption costs a fraction of what a picture does."""
@@ -36,8 +36,7 @@ class World:
     emoji: list = field(default_factory=load_emoji)
 
     def __post_init__(self):
-        self.pictures = read_pictures(self.emoji)
-        self.sprites = Sprites(self.pictures)
+        self.sprites = Sprites(read_pictures(self.emoji))
         self.by_code = {one.code: one for one in self.emoji}
         self.index = {one.code: at for at, one in enumerate(self.emoji)}
         self.things = scenes.scene_things(self.emoji)
@@ -58,13 +57,22 @@ class Sample:
     labels: dict
 
 
-def labels(world, scene, style, tone=None):
-    """What a picture shows, as class numbers: things in reading order, layout, background, style, tone."""
-    things = [world.index[code] for code in scene.things] + [len(world.emoji)] * (3 - len(scene.things))
-    return {
-        "thing0": things[0], "thing1": things[1], "thing2": things[2],
-        "layout": LAYOUT_INDEX[scene.layout()], "background": COLOR_INDEX[scene.background],
-        "style": STYLES.index(style), "tone": 0 if tone is None else 1 + TONES.index(tone),
+ABSENT = -100
+"""A label that a picture does not have: losses ignore it."""
+
+
+def labels(world, things, layout, background, style, view=None):
+    """What a picture shows, as class numbers: things in reading order, layout, background, style, and a view's."""
+    things = [world.index[code] for code in things] + [len(world.emoji)] * (3 - len(things))
+    found = {
+        "thing0": things[0], "thing1": things[1], "thing2": things[2], "layout": LAYOUT_INDEX[layout],
+        "background": COLOR_INDEX[background], "style": STYLES.index(style),
+    }  # fmt: skip
+    if view is None:
+        return found | dict.fromkeys(("tone", "rotation", "size", "place", "mirrored"), ABSENT)
+    return found | {
+        "tone": 0 if view.tone is None else 1 + TONES.index(view.tone), "rotation": list(ANGLES).index(view.rotation),
+        "size": list(SIZES).index(view.size), "place": PLACES.index(view.place), "mirrored": int(view.mirrored),
     }  # fmt: skip
 
 
@@ -72,47 +80,46 @@ def classes(world):
     """How many classes each label has."""
     count = len(world.emoji) + 1
     return {"thing0": count, "thing1": count, "thing2": count, "layout": len(LAYOUTS), "background": len(COLORS),
-            "style": len(STYLES), "tone": 1 + len(TONES)}  # fmt: skip
+            "style": len(STYLES), "tone": 1 + len(TONES), "rotation": len(ANGLES), "size": len(SIZES),
+            "place": len(PLACES), "mirrored": 2}  # fmt: skip
 
 
 def single(world, emoji, rng, caption_rng, captions=CAPTIONS, style=None):
-    """A single emoji in any skin tone and style, or a given one, on a background that captions mostly tell."""
-    drawn, tone = choose(rng, STYLES), None
-    style = style or drawn
-    if rng.random() < 0.45:
-        tone = choose(rng, TONES)
-        tone = tone if world.sprites.has(emoji.code, style, tone) else None
-    background = "white" if rng.random() < 0.6 else choose(rng, list(COLORS))
-    texts = [single_caption(emoji, style, tone, background, caption_rng) for _ in range(captions)]
-    size = 56 if rng.random() < 0.7 else choose(rng, (48, 60))
-    place = [32 + rng.uniform(-2, 2) for _ in range(2)]
-    draw = lambda: world.sprites.draw(scenes.color(background), [(emoji.code, tone, size, *place)], style)
-    return Sample(texts, draw, labels(world, Scene("single", (emoji.code,), background=background), style, tone))
+    """A single emoji in any view, or in a given style."""
+    view = views.random_view(emoji, world.sprites, rng, style)
+    placed = view.objects(emoji.code, rng)
+    texts = [single_caption(emoji, view, caption_rng) for _ in range(captions)]
+    draw = lambda: world.sprites.draw(color(view.background), placed, view.style)
+    return Sample(texts, draw, labels(world, (emoji.code,), "single", view.background, view.style, view))
 
 
-def single_caption(emoji, style, tone, background, rng):
-    """A caption that tells what is special about the picture, mostly."""
-    text = train_caption(emoji, rng)
-    if tone and rng.random() < 0.75:
-        text = f"{text} {choose(rng, TONE_WORDS).format(tone)}"
-    if background != "white" and rng.random() < 0.85:
-        text = scenes.with_background(text, background, rng)
-    if rng.random() < 0.2:
-        text = f"{text}, {choose(rng, STYLE_WORDS[style])}"
-    return text
+def single_caption(emoji, view, rng):
+    """A caption that tells some of what the picture shows."""
+    told = views.what_is_told(rng)
+    if "place" in told and rng.random() < 0.5:
+        text = views.place_template(pick_name(emoji, rng), view, rng, told)
+    elif "size" in told and rng.random() < 0.5:
+        told.discard("size")
+        name = f"{views.choose(rng, views.SIZE_ADJECTIVES[view.size])} {pick_name(emoji, rng)}"
+        text = fill(random_template(rng), name)
+    else:
+        text = train_caption(emoji, rng)
+    return views.tell(text, view, rng, told)
 
 
 def scene_group(world, size, rng, caption_rng, captions=CAPTIONS):
     """A scene and others that are easily taken for it, all of the training split."""
     first = scenes.random_scene(world.things, rng)
+    while first.form in ALONE:
+        first = scenes.random_scene(world.things, rng)
     variants = scenes.variants(first, world.things, rng, 2 * size, TRAINED_CHANGES)
-    others = (one for one in variants if not one.is_held_out())
-    group = [first, *others][:size]
+    others = (one for one in variants if not one.is_held_out() and one.form not in ALONE)
     exact = caption_rng.random() < 0.5
-    for scene in group:
-        style, place_rng = choose(rng, STYLES), np.random.default_rng(rng.integers(2**63))
+    for scene in [first, *others][:size]:
+        style, place_rng = random_style(scene, world.sprites, rng), np.random.default_rng(rng.integers(2**63))
         texts = [world.scene_caption(scene, caption_rng, style=style, exact=exact) for _ in range(captions)]
-        yield Sample(texts, partial(scenes.draw, scene, world.sprites, style, place_rng), labels(world, scene, style))
+        draw = partial(scenes.draw, scene, world.sprites, style, place_rng)
+        yield Sample(texts, draw, labels(world, scene.things, scene.layout(), scene.background, style))
 
 
 class Batches(IterableDataset):

@@ -10,13 +10,16 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVision
 from .drawing import CANVAS
 
 MAX_LENGTH = 48
-PATCH = 8
+PATCH = 12
 EMBEDDING_DIM = 192
-MERGES = 2400
+MERGES = 6400
 SCALE = 50.0
 """What cosines are multiplied with. The smaller, the farther apart have embeddings to be to be told apart, and the more
 may a prior err; the larger, the more of a picture is an image's embedding free to keep, which is what a prior is for."""
-WEIGHTS = {"contrastive": 1.0, "image_heads": 0.4, "text_heads": 0.4, "thumbnail": 1.0}
+WEIGHTS = {"contrastive": 1.0, "image_heads": 0.8, "text_heads": 0.3, "thumbnail": 2.0}
+OPEN = ("style", "tone", "rotation", "size", "place", "mirrored")
+"""What captions mostly leave open: nothing that could be read off every text."""
+THUMBNAIL = 48
 
 
 def text_tower(tokenizer):
@@ -30,7 +33,7 @@ def text_tower(tokenizer):
 
 
 def image_tower():
-    """CLIP's image encoder: 64 patches of 8 x 8 pixels."""
+    """CLIP's image encoder: 64 patches of 12 x 12 pixels."""
     return CLIPVisionModelWithProjection(CLIPVisionConfig(
         hidden_size=256, intermediate_size=1024, projection_dim=EMBEDDING_DIM, num_hidden_layers=4,
         num_attention_heads=4, image_size=CANVAS, patch_size=PATCH, hidden_act="gelu", attn_implementation="eager",
@@ -59,10 +62,10 @@ class Towers(nn.Module):
         self.text = text_tower(tokenizer)
         self.image = image_tower()
         self.image_heads = Heads(classes)
-        self.text_heads = Heads({name: count for name, count in classes.items() if name not in ("style", "tone")})
-        # A thumbnail of 32 x 32 pixels: so the embedding keeps what a decoder needs.
+        self.text_heads = Heads({name: count for name, count in classes.items() if name not in OPEN})
+        # A thumbnail: so the embedding keeps what a decoder needs.
         self.thumbnail = nn.Sequential(
-            nn.Linear(EMBEDDING_DIM, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 3 * 32 * 32)
+            nn.Linear(EMBEDDING_DIM, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 3 * THUMBNAIL**2)
         )
 
     def embed_texts(self, captions):
@@ -84,7 +87,7 @@ class Towers(nn.Module):
         image = self.embed_pictures(pixels, patches)
         texts = [self.embed_texts(texts) for texts in captions]
         target = torch.arange(len(image))
-        parts, small = {}, nn.functional.avg_pool2d(pixels, 2)
+        parts, small = {}, nn.functional.avg_pool2d(pixels, CANVAS // THUMBNAIL)
         logits = [cosines(text, image) * SCALE for text in texts]
         entropy = nn.functional.cross_entropy
         parts["contrastive"] = mean((entropy(scores, target) + entropy(scores.T, target)) / 2 for scores in logits)

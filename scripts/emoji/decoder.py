@@ -1,4 +1,4 @@
-"""A small decoder: an embedding to a picture of 64 x 64 pixels, 8 x 8 patches at a time."""
+"""A small decoder: an embedding to a picture of 96 x 96 pixels, 12 x 12 patches at a time."""
 
 import torch
 from torch import nn
@@ -6,8 +6,11 @@ from torch import nn
 from .clip import EMBEDDING_DIM
 from .drawing import CANVAS
 
-PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH, DETAIL_WIDTH = 8, 256, 4, 4, 32, 640
-PATCHES = (CANVAS // PATCH) ** 2
+PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH, DETAIL_WIDTH = 12, 256, 4, 4, 32, 768
+CHANNELS, EDGE_CHANNELS = 8, 24
+"""Of the map that the patches make, and of the convolutions that make a picture of it."""
+SIDE = CANVAS // PATCH
+PATCHES = SIDE**2
 
 
 class Block(nn.Module):
@@ -48,15 +51,18 @@ class Decoder(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(PATCHES, WIDTH))
         self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
         self.norm = nn.LayerNorm(WIDTH)
-        self.pixels = nn.Linear(WIDTH, 3 * PATCH * PATCH)
+        self.pixels = nn.Linear(WIDTH, CHANNELS * PATCH * PATCH)
+        # Patches do not see where their neighbours' edges end.
+        self.edges = nn.Conv2d(CHANNELS, EDGE_CHANNELS, 3, padding=1)
+        self.colors = nn.Conv2d(EDGE_CHANNELS, 3, 3, padding=1)
 
     def forward(self, embeds):
-        """`(batch, 192)` to `(batch, 3, 64, 64)`, from -1 to 1. An embedding's length, which guidance changes, says nothing."""
+        """`(batch, 192)` to `(batch, 3, 96, 96)`, from -1 to 1. An embedding's length, which guidance changes, says nothing."""
         embeds = (nn.functional.normalize(embeds, dim=1) - self.mean) / self.std
         seeds = (self.seed(embeds) + self.detail(embeds)).view(-1, PATCHES, SEED_WIDTH)
         hidden = self.widen(seeds) + self.whole(embeds)[:, None] + self.positions
         for block in self.blocks:
             hidden = block(hidden)
-        side = CANVAS // PATCH
-        patches = self.pixels(self.norm(hidden)).view(-1, side, side, 3, PATCH, PATCH)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, CANVAS, CANVAS)
+        patches = self.pixels(self.norm(hidden)).view(-1, SIDE, SIDE, CHANNELS, PATCH, PATCH)
+        features = patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, CHANNELS, CANVAS, CANVAS)
+        return self.colors(nn.functional.gelu(self.edges(features), approximate="tanh"))

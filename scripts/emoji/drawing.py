@@ -1,13 +1,15 @@
-"""Puts emoji onto a canvas of 64 x 64 pixels."""
+"""Puts emoji onto a canvas of 96 x 96 pixels."""
 
-from functools import cache
+from functools import cache, lru_cache
+from math import cos, radians, sin
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-CANVAS = 64
-SIZES = (20, 24, 30, 38, 48, 56, 60)
-"""The sizes that emoji are drawn at."""
+from .pictures import SIDE
+
+CANVAS = 96
 COLORS = {
     "white": (255, 255, 255), "black": (20, 20, 20), "gray": (150, 150, 150), "red": (205, 40, 40),
     "orange": (245, 145, 40), "yellow": (250, 222, 70), "green": (60, 150, 70), "light blue": (150, 205, 245),
@@ -15,49 +17,59 @@ COLORS = {
 }  # fmt: skip
 
 
+class Placed(NamedTuple):
+    """An emoji on the canvas: its size, its centre, by how many degrees it is turned clockwise, and whether it is
+    mirrored."""
+
+    code: str
+    size: float
+    x: float
+    y: float
+    tone: str | None = None
+    angle: float = 0.0
+    mirrored: bool = False
+
+
 class Sprites:
-    """The pictures of all emoji in every size, premultiplied with their alpha."""
+    """The pictures of all emoji."""
 
     def __init__(self, pictures):
         """`pictures` is what `read_pictures` gives: `{(code, style, tone): RGBA}`."""
         self.pictures = pictures
-        self.resized = {}
+        self.source = lru_cache(4096)(self._source)
 
-    def get(self, code, style, tone, size):
-        """`(colour premultiplied, 1 - alpha)` of an emoji, resized when first asked for."""
-        key = (code, style, tone, size)
-        if key not in self.resized:
-            self.resized[key] = resize(self.pictures[code, style, tone], size)
-        return self.resized[key]
-
-    def has(self, code, style, tone):
-        """Whether the emoji comes in this skin tone."""
+    def has(self, code, style, tone=None):
+        """Whether the emoji comes in this style and skin tone."""
         return (code, style, tone) in self.pictures
 
+    def _source(self, code, style, tone, halvings):
+        """A picture with alpha multiplied in, halved so many times."""
+        picture = Image.fromarray(np.asarray(self.pictures[code, style, tone])).convert("RGBa")
+        return picture.reduce(2**halvings) if halvings else picture
+
+    def place(self, placed, style):
+        """One emoji on a transparent canvas, with alpha multiplied in."""
+        # Interpolation alone would alias a picture that shrinks to less than a half.
+        halvings = 0 if placed.size > SIDE * 0.6 else 1 if placed.size > SIDE * 0.3 else 2
+        source = self.source(placed.code, style, placed.tone, halvings)
+        scale = source.width / placed.size
+        across, down = cos(radians(placed.angle)) * scale, sin(radians(placed.angle)) * scale
+        mirror = -1 if placed.mirrored else 1
+        # From a place on the canvas to one in the source.
+        a, b, d, e = mirror * across, mirror * down, -down, across
+        middle = source.width / 2
+        matrix = (a, b, middle - a * placed.x - b * placed.y, d, e, middle - d * placed.x - e * placed.y)
+        return source.transform((CANVAS, CANVAS), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+
     def draw(self, background, objects, style):
-        """`(64, 64, 3)` uint8. `objects`: `(code, tone, size, centre x, centre y)`, the later ones on top."""
+        """`(96, 96, 3)` uint8 of emoji in a style, the later ones on top."""
         canvas = np.empty((CANVAS, CANVAS, 3), np.float32)
         canvas[:] = background
-        for code, tone, size, x, y in objects:
-            color, rest = self.get(code, style, tone, size)
-            left, top = round(x - size / 2), round(y - size / 2)
-            # What sticks out of the canvas is cut off.
-            x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, CANVAS), min(top + size, CANVAS)
-            inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-            canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * rest[inside] + color[inside]
+        for placed in objects:
+            layer = np.asarray(self.place(placed, style)).astype(np.float32)
+            canvas *= 1 - layer[..., 3:] / 255
+            canvas += layer[..., :3]
         return (canvas + 0.5).clip(0, 255).astype(np.uint8)
-
-
-def resize(picture, size):
-    """Resizes with premultiplied alpha, since transparent pixels have a colour of their own."""
-    alpha = picture[..., 3:].astype(np.float32) / 255
-    planes = np.concatenate([picture[..., :3] * alpha, alpha * 255], axis=-1)
-    resized = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(planes[..., at])).resize((size, size), Image.Resampling.LANCZOS))
-        for at in range(4)
-    ]
-    planes = np.stack(resized, axis=-1).clip(0, 255)
-    return planes[..., :3].astype(np.float16), (1 - planes[..., 3:] / 255).astype(np.float16)
 
 
 @cache

@@ -1,5 +1,6 @@
 """The tasks that the model is judged by: the right emoji among all, the right scene among a hundred hard ones."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,11 +8,14 @@ import torch
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from . import scene_templates, scenes
-from .batches import World, encode, normalize
-from .sources import STYLES
-from .wordings import choose, held_out_wordings, plain, train_caption
+from .batches import World, encode, normalize, single
+from .drawing import Placed
+from .pictures import STYLES
+from .wordings import choose, held_out_wordings, known_keywords, plain, train_caption
 
 CANDIDATES = 100
+VIEWS = 24
+"""Pictures of an emoji in random views, beside the plain ones."""
 NAMING = ("template", "order", "keywords")
 """The kinds of wordings that name their emoji and no other."""
 
@@ -56,38 +60,54 @@ class EmojiTask:
     kind: np.ndarray
     answer: torch.Tensor
     """The place of the right emoji among the candidates."""
-    truth: torch.Tensor
-    """The image embedding of the right emoji in a random style."""
     candidates: torch.Tensor
-    """`(styles, emoji, dim)`."""
+    """Directions of emoji in their styles, `(pictures, dim)`."""
+    owner: torch.Tensor
+    """The emoji that each candidate is of."""
     same: torch.Tensor
     """For each emoji a number that those with the same pictures share."""
+    truth: list
+    """Directions of many pictures of each emoji, `(pictures, dim)` each."""
 
     def kinds(self):
         """Which texts are of a kind; `naming` is all that count."""
-        found = {kind: self.kind == kind for kind in (*NAMING, "vague", "unseen")}
+        found = {kind: self.kind == kind for kind in (*NAMING, "vague", "unseen", "new word")}
+        found["unseen, all"] = np.isin(self.kind, ("unseen", "new word"))
         return {name: torch.from_numpy(mask) for name, mask in {"naming": np.isin(self.kind, NAMING), **found}.items()}
 
     def subset(self, chosen):
         """Some of the texts."""
         texts = [self.texts[at] for at in chosen]
-        return replace(self, texts=texts, kind=self.kind[chosen], answer=self.answer[chosen], truth=self.truth[chosen])
+        return replace(self, texts=texts, kind=self.kind[chosen], answer=self.answer[chosen])
+
+    def nearest_truth(self, embeds):
+        """The cosine of each embedding to the nearest true picture of its text's emoji."""
+        rows = direction(embeds)
+        return torch.stack([(self.truth[at] @ row).max() for row, at in zip(rows, self.answer.tolist())])
 
 
 def emoji_task(world: World, encoders, seed):
     """All held-out wordings."""
     rng = np.random.default_rng((seed, 1))
     wordings = [wording for one in world.emoji for wording in held_out_wordings(one, world.emoji, rng)]
-    draw = lambda one, style: world.sprites.draw((255.0,) * 3, [(one.code, None, 56, 32, 32)], style)
-    pictures = {style: [draw(one, style) for one in world.emoji] for style in STYLES}
-    candidates = torch.stack([encoders.pictures(pictures[style]) for style in STYLES])
-    looks = [b"".join(pictures[style][at].tobytes() for style in STYLES) for at in range(len(world.emoji))]
-    numbers = {look: number for number, look in enumerate(dict.fromkeys(looks))}
-    answer = torch.tensor([world.index[wording.code] for wording in wordings])
-    style = torch.from_numpy(rng.integers(len(STYLES), size=len(wordings)))
+    # A keyword that no other emoji has either is a word that training never saw.
+    known = Counter(word for one in world.emoji for word in {*known_keywords(one), *one.words, *one.names})
+    kind = ["new word" if one.kind == "unseen" and not known[one.text] else one.kind for one in wordings]
+    drawn = [(at, style) for at, one in enumerate(world.emoji) for style in STYLES if world.sprites.has(one.code, style)]
+    plain = [world.sprites.draw((255.0,) * 3, [Placed(world.emoji[at].code, 84, 48, 48)], style) for at, style in drawn]
+    looks = {}
+    for (at, _), picture in zip(drawn, plain):
+        looks[at] = looks.get(at, b"") + picture.tobytes()
+    numbers = {look: number for number, look in enumerate(dict.fromkeys(looks.values()))}
+    owner = torch.tensor([at for at, _ in drawn])
+    candidates, truth = direction(encoders.pictures(plain)), []
+    views = [single(world, one, rng, rng, 0) for one in world.emoji for _ in range(VIEWS)]
+    others = direction(encoders.pictures([view.draw() for view in views])).view(len(world.emoji), VIEWS, -1)
+    for at in range(len(world.emoji)):
+        truth.append(torch.cat([candidates[owner == at], others[at]]))
     return EmojiTask(
-        [wording.text for wording in wordings], np.array([wording.kind for wording in wordings]), answer,
-        candidates[style, answer], candidates, torch.tensor([numbers[look] for look in looks]),
+        [wording.text for wording in wordings], np.array(kind), torch.tensor([world.index[one.code] for one in wordings]),
+        candidates, owner, torch.tensor([numbers[looks[at]] for at in range(len(world.emoji))]), truth,
     )  # fmt: skip
 
 
@@ -106,10 +126,9 @@ def check_split(world: World, task, seed, captions=12, drawn=4000):
 
 def rank_emoji(task, embeds):
     """Whether the right emoji is first, and whether it is among the first five; emoji that look the same are one."""
-    scores = torch.stack([direction(embeds) @ direction(of_style).T for of_style in task.candidates]).amax(0)
-    # One candidate for each look.
-    first_of_look = torch.tensor([int((task.same == number).nonzero()[0]) for number in range(int(task.same.max()) + 1)])
-    best = scores[:, first_of_look].topk(5).indices
+    near = direction(embeds) @ task.candidates.T
+    looks = task.same[task.owner].expand(len(near), -1)
+    best = torch.full((len(near), int(task.same.max()) + 1), -2.0).scatter_reduce_(1, looks, near, "amax").topk(5).indices
     right = best == task.same[task.answer][:, None]
     return right[:, 0].float(), right.any(1).float()
 
@@ -136,7 +155,7 @@ def scene_task(world: World, encoders, count, seed):
     rng = np.random.default_rng((seed, 2))
     texts, pictures = [], []
     for at in range(count):
-        scene, style = scenes.random_scene(world.things, rng, held_out=True), choose(rng, STYLES)
+        scene, style = scenes.random_scene(world.things, rng, held_out=True), choose(rng, ("noto", "twemoji"))
         held_out = {"templates": scene_templates.HELD_OUT_TEMPLATES, "leads": 0.0} if at % 2 else {}
         told = {**held_out, "exact": True, "style": style, "tells_style": 1.0}
         texts.append(world.scene_caption(scene, rng, **told))

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from .drawing import COLORS, color
+from .drawing import CANVAS, COLORS, Placed, color
 from .english import counted, with_article
+from .pictures import STYLES
 from .scene_templates import random_template
 from .split import scene_is_held_out
-from .wordings import STYLES, choose, lead
+from .views import STYLE_WORDS, place_words, with_background
+from .wordings import choose, lead
 
-# Where a thing alone can be: centre x, centre y.
+UNIT = CANVAS / 64
+# Places and sizes below are those of a canvas of 64. Where a thing alone can be: centre x, centre y.
 CORNERS = {
     "top left": (16, 16), "top right": (48, 16), "bottom left": (16, 48), "bottom right": (48, 48),
     "top": (32, 15), "bottom": (32, 49), "left": (15, 32), "right": (49, 32), "center": (32, 32),
@@ -25,13 +28,10 @@ COLUMN = ((32, 11), (32, 32), (32, 53))
 TRIANGLE = ((32, 17), (16, 47), (48, 47))
 FORMS = ("single", "small", "large", "at", "count", "beside", "above", "groups", "row", "column", "triangle")
 WEIGHTS = (0.08, 0.05, 0.04, 0.13, 0.13, 0.2, 0.16, 0.07, 0.05, 0.05, 0.04)
+ALONE = ("single", "small", "large", "at")
+"""Forms of one thing: training draws those with `views` instead."""
 # Of two things next to each other, whichever is on the left.
 UNORDERED = ("{0} and {1}", "{0} next to {1}", "{0} beside {1}", "{0} with {1}", "{0} together with {1}")
-BACKGROUNDS = (
-    "{0} on a {1} background", "{0} on {1}", "{0} against a {1} background", "{0}, {1} background", "{0} with a {1} background",
-    "{0}. the background is {1}", "{0} in front of a {1} background", "{0}, the background is {1}", "{0} on {1} ground",
-    "{0}; background: {1}", "{0} before a {1} wall", "on a {1} background: {0}",
-)  # fmt: skip
 # Of captions that may follow "a picture of".
 BEGINNINGS = ("a ", "an ", "two ", "three ", "four ")
 ADJECTIVES = {38: ("big", "large"), 20: ("small", "tiny", "little"), 30: ("",)}
@@ -63,10 +63,10 @@ class Scene:
         return self.form not in ("single", "small", "large") and scene_is_held_out(self.things, self.places())
 
     def objects(self, rng):
-        """What to draw: `(code, tone, size, x, y)`, moved a little at random."""
+        """What to draw, moved a little at random."""
         reach = 2 if self.form in ("single", "large") else 1
-        shifted = lambda at: at + rng.uniform(-reach, reach)
-        return [(code, None, size, shifted(x), shifted(y)) for code, size, x, y in self.arrangement()]
+        shifted = lambda at: UNIT * (at + rng.uniform(-reach, reach))
+        return [Placed(code, UNIT * size, shifted(x), shifted(y)) for code, size, x, y in self.arrangement()]
 
     def arrangement(self):
         """`(code, size, x, y)` of everything in its exact place."""
@@ -126,6 +126,11 @@ def random_scene(things, rng, *, held_out=False):
         scene = any_scene(things, rng)
         if scene.is_held_out() == held_out:
             return scene
+
+
+def random_style(scene, sprites, rng):
+    """A style that all of a scene's things come in."""
+    return choose(rng, [style for style in STYLES if all(sprites.has(code, style) for code in scene.things)])
 
 
 def any_scene(things, rng):
@@ -203,7 +208,7 @@ def same_meaning(one, other):
     return one.things == other.things and one.background == other.background and (len(layouts) == 1 or layouts in close)
 
 
-def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=None, leads=0.3, exact=False):
+def caption(scene, names, rng, *, style=None, tells_style=0.3, templates=None, leads=0.3, exact=False):
     """A caption, in one of training's templates or of those given. `names` maps codes to lists of names; `exact` leaves nothing out, but the style is told only by a share
     of the captions. Of those that can, a share has words before it: a picture of."""
     chosen = [choose(rng, names[code]) if rng.random() < 0.4 else names[code][0] for code in scene.things]
@@ -221,25 +226,14 @@ def caption(scene, names, rng, *, style=None, tells_style=0.2, templates=None, l
         )
     if text.startswith(BEGINNINGS) and rng.random() < leads:
         text = f"{lead(rng)} {text}"
-    if exact or rng.random() < (0.25 if scene.background == "white" else 0.9):
+    # Whether it is told does not depend on which it is: see `views`.
+    if exact or rng.random() < 0.6:
         text = with_background(text, scene.background, rng)
     if style and rng.random() < tells_style:
-        text = f"{text}, {choose(rng, STYLES[style])}"
+        text = f"{text}, {choose(rng, STYLE_WORDS[style])}"
     return text
 
 
-def with_background(text, background, rng):
-    """A caption with what is behind it all."""
-    return choose(rng, BACKGROUNDS).format(text, background).replace(" a orange", " an orange")
-
-
-def place_words(place, rng):
-    """`top left` as a person says it."""
-    if place == "center":
-        return choose(rng, ("center", "middle"))
-    return f"{place} corner" if " " in place and rng.random() < 0.7 else place
-
-
 def draw(scene, sprites, style, rng):
-    """`(64, 64, 3)` uint8."""
+    """`(96, 96, 3)` uint8."""
     return sprites.draw(color(scene.background), scene.objects(rng), style)

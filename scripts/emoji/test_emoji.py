@@ -13,14 +13,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from transformers import CLIPTokenizer  # noqa: E402
 
-from emoji import scene_templates, scenes, wordings  # noqa: E402
+from emoji import scene_templates, scenes, views, wordings  # noqa: E402
 from emoji.batches import by_length, encode  # noqa: E402
-from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, Heads, text_tower  # noqa: E402
+from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, text_tower  # noqa: E402
 from emoji.decoder import Decoder  # noqa: E402
-from emoji.refine_prior import hide_words  # noqa: E402
-from emoji.train_decoder import PLAIN, Pool  # noqa: E402
-from emoji.train_prior import DATA_SCALE, GUIDANCE, Denoiser, EpochImages, encode_captions, make_prior, to_data_scale  # noqa: E402
-from emoji.trained_clip import turn  # noqa: E402
+from emoji.drawing import CANVAS, Placed, Sprites  # noqa: E402
+from emoji.train_prior import Denoiser, encode_captions, make_prior, make_scheduler, of_words, weights  # noqa: E402
+from emoji.training import Average  # noqa: E402
 from tools.built import ROOT  # noqa: E402
 from tools.decoding import builtin  # noqa: E402
 
@@ -58,10 +57,9 @@ class CaptionsTest(unittest.TestCase):
         seen, emptied = [], 0
         with torch.no_grad():
             nothing = tower(**empty)
-            batch = {"captions": [by_length(tokenizer, texts)]}
-            for part in encode_captions(tower, batch, empty, np.random.default_rng(2)):
-                for row, picture in enumerate(part.pictures.tolist()):
-                    alone = tower(**encode(tokenizer, [texts[picture]]))
+            for part in encode_captions(tower, by_length(tokenizer, texts), empty, np.random.default_rng(2)):
+                for row, place in enumerate(part.place.tolist()):
+                    alone = tower(**encode(tokenizer, [texts[place]]))
                     shown = nothing if part.dropped[row] else alone
                     length = shown.last_hidden_state.shape[1]
                     self.assertLess((part.texts[row] - alone.text_embeds[0]).abs().max(), 1e-5)
@@ -69,88 +67,93 @@ class CaptionsTest(unittest.TestCase):
                     self.assertLess((part.states[row, :length] - shown.last_hidden_state[0]).abs().max(), 1e-5)
                     self.assertEqual(part.mask[row].sum(), length)
                     emptied += part.dropped[row].item()
-                seen += part.pictures.tolist()
+                seen += part.place.tolist()
         self.assertEqual(sorted(seen), list(range(len(texts))))
         self.assertTrue(0 < emptied < len(texts))
 
 
-class WordsTest(unittest.TestCase):
-    def test_words_are_hidden_but_never_the_end(self):
-        mask = (torch.arange(12) < torch.arange(1, 13)[:, None]).float().repeat(50, 1)
-        shown = hide_words(mask, torch.Generator().manual_seed(0))
-        self.assertTrue((shown <= mask).all())
-        self.assertTrue(shown[torch.arange(len(mask)), mask.sum(1).long() - 1].all())
-        whole = (shown == mask).all(1)[mask.sum(1) > 4].float().mean()
-        self.assertTrue(0.5 < whole < 0.65, whole)
+class LossTest(unittest.TestCase):
+    def test_errors_count_as_the_signal_is_above_the_noise_within_bounds(self):
+        scheduler = make_scheduler()
+        found = weights(scheduler, torch.tensor([0, 300, 500, 999]))
+        middle = scheduler.alphas_cumprod[[300, 500]]
+        self.assertEqual((found[0].item(), round(found[3].item(), 6)), (5.0, 0.05))
+        torch.testing.assert_close(found[1:3], middle / (1 - middle))
+
+    def test_words_near_what_they_may_mean_cost_nothing(self):
+        means = torch.eye(6)
+        batch = {"meant": torch.tensor([[2, 4], [0, 1]]), "probability": torch.tensor([[0.5, 0.5], [1.0, 0.0]])}
+        part = lambda texts: [SimpleNamespace(texts=texts, place=torch.tensor([0, 1]))]
+        right = of_words(part(torch.stack([means[2] + means[4], means[0]])), batch, means)
+        wrong = of_words(part(torch.stack([means[2] + means[3], means[0]])), batch, means)
+        self.assertLess(right, 1e-3)
+        self.assertGreater(wrong, 1.0)
 
 
-class EpochTest(unittest.TestCase):
-    def test_pictures_that_come_again_have_the_embeddings_of_the_first_time(self):
-        image = lambda pixel_values: SimpleNamespace(image_embeds=pixel_values.mean((1, 2, 3))[:, None])
-        images = EpochImages(SimpleNamespace(image=image), 2)
-        batch = lambda value: {"pictures": torch.full((1, 3, 8, 8), value, dtype=torch.uint8)}
-        again = {"pictures": torch.empty(0, 3, 8, 8, dtype=torch.uint8)}
-        first = [images.of(step, batch(value)).item() for step, value in enumerate((10, 20))]
-        self.assertNotEqual(*first)
-        self.assertEqual([images.of(step, again).item() for step in (2, 3)], first)
+class AverageTest(unittest.TestCase):
+    def test_early_weights_are_forgotten_and_later_ones_averaged(self):
+        model = torch.nn.Linear(1, 1, bias=False)
+        average = Average(model, 0.9)
+        for step, value in enumerate([100.0] + [1.0, 3.0] * 200):
+            model.weight.data.fill_(value)
+            average.update(step)
+        self.assertAlmostEqual(average.weights["weight"].item(), 2.0, delta=0.15)
 
 
-class DataScaleTest(unittest.TestCase):
-    def test_at_the_trained_guidance_the_embedding_stays_and_is_of_the_scale_of_the_data(self):
-        torch.manual_seed(0)
-        prior, tensors = make_prior(), [torch.randn(2, EMBEDDING_DIM) for _ in range(2)]
-        torch.nn.init.normal_(prior.clip_std), torch.nn.init.normal_(prior.clip_mean)
-        states = torch.randn(2, MAX_LENGTH, EMBEDDING_DIM)
-        predict = lambda: prior(tensors[0], 500, tensors[1], states).predicted_image_embedding
-        with torch.no_grad():
-            trained = predict()
-            embedding = prior.post_process_latents(trained)
-            to_data_scale(prior)
-            # That of an empty caption is taken to be 0.
-            guided = GUIDANCE * predict()
-            self.assertLess((guided - DATA_SCALE * trained).abs().max(), 1e-5)
-            self.assertLess((prior.post_process_latents(guided) - embedding).abs().max(), 1e-4)
+class DrawingTest(unittest.TestCase):
+    def sprites(self):
+        picture = np.zeros((96, 96, 4), np.uint8)
+        picture[8:40, 8:40] = (255, 0, 0, 255)  # a red square, upper left
+        return Sprites({("A", "noto", None): picture})
+
+    def red(self, **how):
+        """Where the red of the drawn square is, as halves of the canvas: `(left, top)`."""
+        drawn = self.sprites().draw((255.0,) * 3, [Placed("A", 96, 48, 48, **how)], "noto")
+        rows, columns = ((drawn[..., 0] > 200) & (drawn[..., 1] < 50)).nonzero()
+        self.assertEqual(drawn.shape, (CANVAS, CANVAS, 3))
+        self.assertTrue(900 < len(rows) < 1100, len(rows))
+        return columns.mean() < 48, rows.mean() < 48
+
+    def test_angles_are_clockwise_and_mirrors_swap_left_and_right(self):
+        self.assertEqual(self.red(), (True, True))
+        self.assertEqual(self.red(angle=90), (False, True))
+        self.assertEqual(self.red(angle=180), (False, False))
+        self.assertEqual(self.red(mirrored=True), (False, True))
+        self.assertEqual(self.red(mirrored=True, angle=90), (False, False))
+
+    def test_an_emoji_shrinks_about_its_centre_without_losing_colour(self):
+        for size in (80, 40, 20):
+            drawn = self.sprites().draw((255.0,) * 3, [Placed("A", size, 50, 56)], "noto").astype(float)
+            amount = (255 - drawn[..., 1]) / 255
+            self.assertAlmostEqual(amount.sum(), (size / 3) ** 2, delta=0.1 * (size / 3) ** 2)
+            self.assertAlmostEqual((amount.sum(0) @ np.arange(96)) / amount.sum(), 50 - size / 4 - 0.5, delta=0.5)
 
 
-class PoolTest(unittest.TestCase):
-    def test_a_mixture_is_of_one_emoji_and_its_picture_the_one_that_most_of_it_is(self):
-        count, variants = 200, 6
-        place = torch.arange(count * variants).view(count, variants)
-        embeds = torch.nn.functional.one_hot(place, count * variants).float()
-        singles = place[..., None, None, None]
-        scenes = torch.full((30, 1, 1, 1), -1)
-        pool = Pool(singles, scenes, embeds, torch.zeros(30, count * variants))
-        mixed, pictures = pool.batch(np.random.default_rng(0))
-        drawn = pictures.flatten()
-        self.assertEqual((drawn < 0).sum(), 24)
-        for row in range(int((drawn >= 0).sum())):
-            emoji = set((mixed[row].nonzero().flatten() // variants).tolist())
-            self.assertEqual(emoji, {int(drawn[row]) // variants})
-            if row < PLAIN:
-                self.assertEqual(drawn[row] % variants, 0)
-            else:
-                self.assertEqual(mixed[row].argmax(), drawn[row])
+class ViewsTest(unittest.TestCase):
+    def test_what_captions_leave_open_is_distributed_as_pictures_are(self):
+        """Whether a thing is told says nothing of its value: over silent captions its shares are the ones of all."""
+        rng, emoji = np.random.default_rng(0), SimpleNamespace(code="1F34E")
+        sprites = SimpleNamespace(has=lambda code, style, tone=None: tone is None)
+        words = {"upside down": views.ROTATION_WORDS["upside down"], "mirrored": views.MIRRORED_WORDS[True]}
+        silent = {"rotation": [], "mirrored": []}
+        for _ in range(6000):
+            view = views.random_view(emoji, sprites, rng)
+            text = views.tell("it", view, rng, views.what_is_told(rng))
+            if not any(word in text for values in views.ROTATION_WORDS.values() for word in values):
+                silent["rotation"].append(view.rotation == "upside down")
+            if not any(word in text for values in views.MIRRORED_WORDS.values() for word in values):
+                silent["mirrored"].append(view.mirrored)
+        self.assertEqual(len(words), 2)
+        for values in silent.values():
+            self.assertGreater(len(values), 2000)
+            self.assertAlmostEqual(np.mean(values), 0.1, delta=0.015)
 
-
-class TurnTest(unittest.TestCase):
-    def test_cosines_stay_and_the_numbers_are_uncorrelated(self):
-        torch.manual_seed(0)
-        image, text = torch.nn.Linear(20, 8, bias=False), torch.nn.Linear(20, 8, bias=False)
-        heads, thumbnail = Heads({}), torch.nn.Linear(8, 4)
-        heads.heads["thing"] = torch.nn.Linear(8, 5)
-        towers = SimpleNamespace(
-            image=SimpleNamespace(visual_projection=image), text=SimpleNamespace(text_projection=text),
-            image_heads=heads, text_heads=Heads({}), thumbnail=[thumbnail],
-        )  # fmt: skip
-        pictures, captions = torch.randn(500, 20) @ torch.randn(20, 20) + 1, torch.randn(500, 20)
-        cosines = lambda: torch.cosine_similarity(image(pictures), text(captions)).detach()
-        read = lambda: torch.cat([heads.heads["thing"](image(pictures)), thumbnail(image(pictures))], 1).detach()
-        before, read_before = cosines(), read()
-        turn(towers, image(pictures).detach())
-        self.assertLess((cosines() - before).abs().max(), 1e-5)
-        self.assertLess((read() - read_before).abs().max(), 1e-4)
-        correlations = torch.corrcoef(image(pictures).detach().T)
-        self.assertLess((correlations - torch.eye(8)).abs().max(), 1e-3)
+    def test_told_values_are_said(self):
+        rng = np.random.default_rng(0)
+        view = views.View("3d", "dark", "light blue", "left", "small", "top left", True)
+        text = views.tell("a hand", view, rng, {"tone", "style", "background", "rotation", "size", "place", "mirrored"})
+        for part in ("dark", "3d", "light blue", "top left"):
+            self.assertIn(part, text)
 
 
 class TemplatesTest(unittest.TestCase):

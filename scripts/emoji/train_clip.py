@@ -1,28 +1,34 @@
 """Trains the small CLIP: `scripts/train-emoji` runs this first. It resumes where it was stopped."""
 
+import json
+
 import numpy as np
 import torch
 
 from . import vocabulary
 from .batches import World, classes, encode, normalize, scene_group, single
 from .clip import MAX_LENGTH, MERGES, Towers
-from .sources import STYLES, cache
-from .trained_clip import some_embeds, turn, turned
+from .drawing import Placed
+from .packages import cache, unpack_sentence_model
+from .pictures import STYLES
 from .training import Optimizer, Run, arguments, load_batches
 from .wordings import held_out_wordings
 
-SINGLES, GROUPS, GROUP_SIZE = 192, 16, 16
+SINGLES, GROUPS, GROUP_SIZE = 256, 16, 16
 PATCHES, MASKED = 32, 0.9
 """How many patches of a picture the image tower sees in this share of the steps, as in FLIP (arXiv 2212.00794): most of
 what is to be learned of a picture is in half of its patches, and a step takes half the time. Then it sees all."""
 
 
 def make_tokenizer(world, folder, seed):
-    """Learns the byte pairs from as many captions as training sees in some hundred batches."""
+    """Learns the byte pairs from captions of training and common English words."""
     if not (folder / "tokenizer.json").is_file():
         rng = np.random.default_rng((seed, 2**40))
         texts = [text for one in world.emoji for _ in range(8) for text in single(world, one, rng, rng).texts]
         texts += [text for _ in range(3000) for sample in scene_group(world, 2, rng, rng) for text in sample.texts]
+        # English beyond emoji.
+        words = json.loads((unpack_sentence_model() / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        texts += [word for word in words if word.isascii() and word.isalpha() and len(word) > 2 for _ in range(6)]
         vocabulary.save(vocabulary.learn(texts, MERGES), MAX_LENGTH, folder)
     return vocabulary.CLIPTokenizer.from_pretrained(folder)
 
@@ -32,7 +38,7 @@ def retrieval(world, towers, tokenizer):
     """Of held-out names, the share whose emoji is first, by the two towers alone: to watch the training by."""
     was_training = towers.training
     towers.eval()
-    pictures = [world.sprites.draw((255.0,) * 3, [(one.code, None, 56, 32, 32)], STYLES[0]) for one in world.emoji]
+    pictures = [world.sprites.draw((255.0,) * 3, [Placed(one.code, 84, 48, 48)], STYLES[0]) for one in world.emoji]
     pixels = normalize(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
     rng = np.random.default_rng(0)
     wordings = [w for one in world.emoji[::4] for w in held_out_wordings(one, world.emoji, rng) if w.kind in ("template", "keywords")]
@@ -52,20 +58,18 @@ def retrieval(world, towers, tokenizer):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 2100, rate=2e-3)
+    options = arguments(__doc__, 2400, rate=2e-3)
     world = World()
     tokenizer = make_tokenizer(world, cache() / "run" / "tokenizer", options.seed)
     towers = Towers(tokenizer, classes(world))
     run = Run(cache() / "run" / "clip", towers, Optimizer(towers, 0.05), options.steps, options.rate)
-    for batch in load_batches(world, tokenizer, options.seed, run, SINGLES, GROUPS, GROUP_SIZE):
+    for batch in load_batches(world, tokenizer, options.seed, run, SINGLES, GROUPS, GROUP_SIZE, 1):
         patches = PATCHES if run.step < MASKED * options.steps else None
         with torch.autocast("cpu", torch.bfloat16):
             loss, parts = towers(normalize(batch["pictures"]), batch["captions"], batch["labels"], patches)
         run.backward(loss, parts)
         if run.step % 500 == 0 or run.step == options.steps:
             run.write(**retrieval(world, towers, tokenizer))
-    turn(towers.eval(), some_embeds(world, towers, tokenizer))
-    torch.save(towers.state_dict(), turned())
 
 
 if __name__ == "__main__":

@@ -1,83 +1,66 @@
-"""Trains the decoder on pictures and their embeddings. It resumes where it was stopped.
+"""Trains the decoder on the pool's pictures and their embeddings. It resumes where it was stopped.
 
-A prior's embedding of a short caption is about the mean of what the caption may show: both styles, all backgrounds. So the
-decoder is given mixtures too, and is to draw the picture that most of the mixture is, or a plain one where none is: a sharp
-picture of one of the possible things, not a blurred one of all.
+Most of a picture is in its embedding, so the nearest picture in pixels and edges is a sharp one but for details. A
+discriminator, in the last part of the run, is what makes those sharp as well (arXiv 1611.07004).
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import normalize as direction
+from torch.utils.data import DataLoader, IterableDataset
 
-from .batches import normalize, scene_group, single
+from .batches import Batches, normalize
 from .decoder import Decoder
-from .sources import STYLES, cache
+from .packages import cache
+from .pool import BATCHES, GROUP_SIZE, GROUPS, SEED, SINGLES, SIZE, Pool
 from .trained_clip import load_clip
-from .training import Optimizer, Run, arguments
+from .training import Average, Optimizer, Run, arguments
 
-VARIANTS, SCENES = 7, 6000
-"""Pictures of an emoji in each style, beside a plain one; pictures of scenes."""
-BATCH, PLAIN, OF_SCENES = 128, 48, 24
-"""Pictures a step; those among them that are plain ones of one emoji, and that are scenes."""
-OTHERS = 4
-"""Variants of the same emoji in a mixture, beside the one to be drawn."""
-NOISE = 0.15
-"""The prior's embeddings are not exact; neither are these, in standard deviations."""
+NOISE = 0.2
+"""The prior's embeddings are not exact; neither are these, in standard deviations: so much at most."""
+ADVERSARIAL = 0.7
+"""After this share of the steps the discriminator joins in."""
+SHARP, MATCHING = 0.02, 0.5
+"""The weights of what the discriminator thinks, and of the distance of its features, beside that of pixels."""
 
 
-@dataclass
-class Pool:
-    """All pictures, and the directions of their embeddings."""
+class Pictures(IterableDataset):
+    """The pool's pictures, a batch of it at a time, drawn again, in another order each time: `(rows, pictures)`."""
 
-    singles: torch.Tensor
-    """`(emoji, 2 * (1 + VARIANTS), 3, 64, 64)` uint8: the plain one in the first style, in the second, then the others."""
-    scenes: torch.Tensor
-    embeds: torch.Tensor
-    """`(emoji, 2 * (1 + VARIANTS), dim)`."""
-    scene_embeds: torch.Tensor
+    def __init__(self, world, tokenizer, seed, first, last):
+        self.recipes = Batches(world, tokenizer, SEED, 0, 1, SINGLES, GROUPS, GROUP_SIZE, 0)
+        self.seed, self.first, self.last = seed, first, last
 
-    def batch(self, rng):
-        """`(embeds, pictures)` of one step."""
-        emoji, variants = self.embeds.shape[:2]
-        count = BATCH - OF_SCENES
-        chosen = torch.from_numpy(rng.choice(emoji, count, replace=False))
-        main = torch.from_numpy(rng.integers(variants, size=count))
-        share = torch.from_numpy(rng.uniform(0.6, 1.0, size=(count, 1))).float()
-        main[:PLAIN], share[:PLAIN] = 0, torch.from_numpy(rng.uniform(0.0, 1.0, size=(PLAIN, 1))).float()
-        others = torch.from_numpy(rng.integers(variants, size=(count, OTHERS)))
-        rest = self.embeds[chosen[:, None], others].mean(1)
-        mixed = share * self.embeds[chosen, main] + (1 - share) * rest
-        scenes = torch.from_numpy(rng.choice(len(self.scenes), OF_SCENES, replace=False))
-        embeds = torch.cat([mixed, self.scene_embeds[scenes]])
-        return direction(embeds, dim=1), torch.cat([self.singles[chosen, main], self.scenes[scenes]])
+    def __iter__(self):
+        for at in range(self.first, self.last):
+            order = np.random.default_rng((self.seed, at // BATCHES, 1)).permutation(BATCHES)
+            drawn = int(order[at % BATCHES])
+            rng = np.random.default_rng((SEED, drawn))
+            samples = self.recipes.samples(rng, np.random.default_rng(0))
+            pictures = torch.from_numpy(np.stack([sample.draw() for sample in samples]))
+            yield drawn * SIZE + torch.arange(SIZE), pictures.permute(0, 3, 1, 2).contiguous()
 
 
-@torch.no_grad()
-def embed(towers, pictures):
-    """Directions of image embeddings, in bfloat16's precision."""
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = [towers.image(pixel_values=normalize(part)).image_embeds for part in pictures.split(256)]
-    return direction(torch.cat(parts).float(), dim=1)
+class Discriminator(nn.Module):
+    """Tells drawn pictures from true ones, place by place, seeing the embedding too."""
 
+    def __init__(self, dim):
+        super().__init__()
+        widths = (24, 48, 96, 128)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in zip((3, *widths), widths)
+        )
+        self.judge, self.knows = nn.Conv2d(widths[-1], 1, 3, padding=1), nn.Linear(dim, widths[-1])
 
-def make_pool(world, towers, seed):
-    """Draws the pictures: always the same of one seed."""
-    drawn = []
-    for at, emoji in enumerate(world.emoji):
-        drawn += [world.sprites.draw((255.0,) * 3, [(emoji.code, None, 56, 32, 32)], style) for style in STYLES]
-        for variant in range(VARIANTS):
-            for style in STYLES:
-                rng = np.random.default_rng((seed, at, variant))
-                drawn.append(single(world, emoji, rng, rng, 0, style).draw())
-    rng, scenes = np.random.default_rng((seed, 1)), []
-    while len(scenes) < SCENES:
-        scenes += [sample.draw() for sample in scene_group(world, 2, rng, rng, 0)]
-    stack = lambda pictures: torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    singles, scenes = stack(drawn), stack(scenes)
-    by_emoji = lambda rows: rows.unflatten(0, (len(world.emoji), -1))
-    return Pool(by_emoji(singles), scenes, by_emoji(embed(towers, singles)), embed(towers, scenes))
+    def forward(self, pictures, embeds):
+        """`(scores, features)`."""
+        features = []
+        for layer in self.layers:
+            pictures = nn.functional.leaky_relu(layer(pictures), 0.2)
+            features.append(pictures)
+        fits = (pictures * self.knows(embeds)[..., None, None]).mean(1, keepdim=True)
+        return self.judge(pictures) + fits, features
 
 
 def edges(pictures):
@@ -85,30 +68,79 @@ def edges(pictures):
     return pictures[..., 1:] - pictures[..., :-1], pictures[..., 1:, :] - pictures[..., :-1, :]
 
 
-def train(run, decoder, batch_of, seed):
-    """All steps that are left of a run; `batch_of` draws a step's `(embeds, pictures)`."""
-    while run.step < run.steps:
-        embeds, pictures = batch_of(np.random.default_rng((seed, run.step)))
-        generator = torch.Generator().manual_seed(seed * 2**32 + run.step)
-        embeds = embeds + NOISE * decoder.std * torch.randn(embeds.shape, generator=generator)
+def near(drawn, pictures):
+    """`(mean distance of pixels, of edges)`."""
+    sharp = sum((a - b).abs().mean() for a, b in zip(edges(drawn), edges(pictures)))
+    return (drawn - pictures).abs().mean(), sharp
+
+
+class Critic:
+    """The discriminator and its optimizer, kept with the run."""
+
+    def __init__(self, dim, path):
+        self.model, self.path = Discriminator(dim), path
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4, betas=(0.5, 0.95), weight_decay=0.0)
+        if path.is_file():
+            saved = torch.load(path)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+
+    def learn(self, drawn, pictures, embeds):
+        """One step, with the hinge loss."""
         with torch.autocast("cpu", torch.bfloat16):
-            drawn = decoder(embeds)
-        drawn, pictures = drawn.float(), normalize(pictures)
-        plain = (drawn - pictures).abs().mean()
-        sharp = sum((a - b).abs().mean() for a, b in zip(edges(drawn), edges(pictures)))
-        run.backward(plain + sharp, {"pixels": plain.detach(), "edges": sharp.detach()})
+            (true, _), (false, _) = self.model(pictures, embeds), self.model(drawn.detach(), embeds)
+        loss = nn.functional.relu(1 - true.float()).mean() + nn.functional.relu(1 + false.float()).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def judge(self, drawn, pictures, embeds):
+        """`(how false drawn pictures seem, distance of their features)`."""
+        self.model.requires_grad_(False)
+        with torch.autocast("cpu", torch.bfloat16):
+            score, found = self.model(drawn, embeds)
+            with torch.no_grad():
+                _, wanted = self.model(pictures, embeds)
+        self.model.requires_grad_(True)
+        return -score.float().mean(), sum((a.float() - b.float()).abs().mean() for a, b in zip(found, wanted))
+
+    def save(self):
+        """Beside the run's checkpoint."""
+        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, self.path)
 
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 9000, rate=2e-3)
-    world, _, towers = load_clip()
-    pool, decoder = make_pool(world, towers, options.seed + 3), Decoder()
-    run = Run(cache() / "run" / "decoder", decoder, Optimizer(decoder, 0.0), options.steps, options.rate)
-    if run.step == 0:
-        everything = torch.cat([pool.embeds.flatten(0, 1), pool.scene_embeds])
-        decoder.mean.data, decoder.std.data = everything.mean(0), everything.std(0)
-    train(run, decoder, pool.batch, options.seed)
+    options = arguments(__doc__, 8000, rate=1.5e-3)
+    world, tokenizer, towers = load_clip()
+    pool, decoder = Pool(world, towers, tokenizer), Decoder()
+    embeds = direction(pool.embeds, dim=1)
+    decoder.mean.data, decoder.std.data = embeds.mean(0), embeds.std(0)
+    folder = cache() / "run" / "decoder"
+    run = Run(folder, decoder, Optimizer(decoder, 0.0), options.steps, options.rate, Average(decoder, 0.998))
+    critic = Critic(embeds.shape[1], folder / "critic.pt")
+    pictures_of = Pictures(world, tokenizer, options.seed + 6, run.step, run.steps)
+    for rows, pictures in DataLoader(pictures_of, batch_size=None, num_workers=1, prefetch_factor=4):
+        generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
+        pictures, told = normalize(pictures), embeds[rows]
+        noise = NOISE * torch.rand(len(rows), 1, generator=generator) * decoder.std
+        told = told + noise * torch.randn(told.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = decoder(told)
+        drawn = drawn.float()
+        pixels, sharp = near(drawn, pictures)
+        loss, parts = pixels + sharp, {"pixels": pixels.detach(), "edges": sharp.detach()}
+        if run.step >= ADVERSARIAL * run.steps:
+            known = (told - decoder.mean) / decoder.std
+            parts["critic"] = critic.learn(drawn, pictures, known)
+            false, features = critic.judge(drawn, pictures, known)
+            loss = loss + SHARP * false + MATCHING * features
+            parts |= {"false": false.detach(), "features": features.detach()}
+        saved = run.last_save
+        run.backward(loss, parts)
+        if run.last_save != saved:
+            critic.save()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 An image embedding that no longer changes is made once, and captions cost a fraction of what pictures do: the text tower sees
 many more of them than beside the image tower, and learns to say what the prior needs to know (a locked image tower as in LiT,
-arXiv 2111.07991). It goes on being trained as CLIP's is.
+arXiv 2111.07991). It goes on being trained as CLIP's is, and learns from the lexicon which emoji other words may mean.
+
+The prior's loss is the squared error of x_0 alone, as in the paper: its minimum is the conditional mean, which a chain of
+steps needs to draw from the distribution. Contrast is the text tower's.
 
 Only tokens that matter are run. The model is causal and only the query is read, so a caption's text can serve several
 denoising problems at once: each has a timestep, noisy embedding and query of its own, which see the text and each other
@@ -17,32 +20,25 @@ from diffusers import PriorTransformer, UnCLIPScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from .bank import Bank, what_is_shown
-from .batches import encode, normalize
+from .bank import Bank
+from .batches import encode
 from .clip import EMBEDDING_DIM, MAX_LENGTH, SCALE, cosines
-from .sources import cache
+from .packages import cache
+from .pool import Pool, load_captions
 from .train_clip import retrieval
-from .trained_clip import load_clip, some_embeds, statistics
-from .training import Optimizer, Run, arguments, load_batches
+from .trained_clip import load_clip
+from .training import Average, Optimizer, Run, arguments
 
-SINGLES, GROUPS, GROUP_SIZE, CAPTIONS = 128, 22, 8, 3
-EPOCH = 500
-"""Batches after which the pictures come again, with new captions."""
-PROBLEMS = 2
+PROBLEMS = 3
 """Denoising problems a caption."""
-CONTRAST = 0.5
-"""The weight of telling pictures apart by the predicted embeddings, beside their distance from the true ones."""
 TEXT = 0.3
-"""The weight of telling pictures apart by the text embeddings alone, which is CLIP's loss."""
+"""The weight of telling pictures apart by the text embeddings, which is CLIP's loss."""
+WORDS = 0.3
+"""The weight of what the lexicon says, in the same measure."""
 DROPPED = 0.1
 """The share of captions that are emptied, for guidance."""
-DATA_SCALE = 0.0005
-"""How large embeddings are beside the noise. So small, all of their differences are under the noise up to the last of any
-number of steps: the embedding becomes the mean of what the caption may mean, which a cosine asks for. At 0.05, 25 steps found
-fewer of the right pictures than one (69 against 78 %), 100 still fewer (62 %): what a step got wrong, the ones after it took
-for what there is to see. At 0.004 the last step still does, and guidance draws away from what an empty caption sees in it."""
-GUIDANCE = 4.0
-"""The guidance scale at which embeddings come out in their size: the one that is used unless another is asked for."""
+LEAST_WEIGHT, LARGEST_WEIGHT = 0.05, 5.0
+"""Of the error at one timestep: between them it is the signal-to-noise ratio (arXiv 2303.09556)."""
 BLOCKED = -10000.0
 
 
@@ -103,10 +99,10 @@ class Denoiser(nn.Module):
 
 @dataclass
 class Part:
-    """Captions of about one length, and their pictures: what the prior learns from."""
+    """Captions of about one length: what the prior learns from."""
 
-    pictures: torch.Tensor
-    """Which of the batch's."""
+    place: torch.Tensor
+    """Of each caption in its set."""
     dropped: torch.Tensor
     """Which captions the prior sees emptied: that is what the last three are of."""
     texts: torch.Tensor
@@ -116,115 +112,100 @@ class Part:
     mask: torch.Tensor
 
 
-def encode_captions(text, batch, empty, rng):
-    """The batch's captions in parts, encoded, and which of them the prior is to see emptied."""
+def encode_captions(text, captions, empty, rng):
+    """A set of captions in parts, encoded, and which of them the prior is to see emptied."""
     nothing = text(**empty)
-    for captions in batch["captions"]:
-        order = captions["place"].argsort()
-        for part, pictures in zip(captions["parts"], order.split([len(part["input_ids"]) for part in captions["parts"]])):
-            output, mask = text(**part), part["attention_mask"]
-            dropped = torch.from_numpy(rng.random(len(mask)) < DROPPED)[:, None]
-            longer = mask.shape[1] - empty["attention_mask"].shape[1]
-            empty_states = nn.functional.pad(nothing.last_hidden_state, (0, 0, 0, longer))
-            empty_mask = nn.functional.pad(empty["attention_mask"], (0, longer))
-            embeds = torch.where(dropped, nothing.text_embeds, output.text_embeds)
-            states = torch.where(dropped[..., None], empty_states, output.last_hidden_state)
-            mask = torch.where(dropped, empty_mask, mask).float()
-            yield Part(pictures, dropped[:, 0], output.text_embeds, embeds, states, mask)
+    order = captions["place"].argsort()
+    for part, place in zip(captions["parts"], order.split([len(part["input_ids"]) for part in captions["parts"]])):
+        output, mask = text(**part), part["attention_mask"]
+        dropped = torch.from_numpy(rng.random(len(mask)) < DROPPED)[:, None]
+        longer = mask.shape[1] - empty["attention_mask"].shape[1]
+        empty_states = nn.functional.pad(nothing.last_hidden_state, (0, 0, 0, longer))
+        empty_mask = nn.functional.pad(empty["attention_mask"], (0, longer))
+        embeds = torch.where(dropped, nothing.text_embeds, output.text_embeds)
+        states = torch.where(dropped[..., None], empty_states, output.last_hidden_state)
+        mask = torch.where(dropped, empty_mask, mask).float()
+        yield Part(place, dropped[:, 0], output.text_embeds, embeds, states, mask)
 
 
-class EpochImages:
-    """Image embeddings of an epoch's batches, each made when its pictures come first."""
-
-    def __init__(self, towers, epoch):
-        self.towers, self.epoch = towers, epoch
-        self.embeds = {}
-
-    @torch.no_grad()
-    def of(self, step, batch):
-        """Those of the batch of this step."""
-        at = step % self.epoch
-        if len(batch["pictures"]):
-            with torch.autocast("cpu", torch.bfloat16):
-                self.embeds[at] = self.towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.float()
-        return self.embeds[at]
-
-
-def random_timesteps(shape, generator):
-    """Half of them under 250: above, there is little in a noisy embedding that its caption does not tell."""
-    return (1000 * torch.rand(shape, generator=generator).square()).long()
-
-
-def denoise(denoiser, scheduler, images, part, generator, problems=PROBLEMS):
-    """`(timesteps, predicted, clean)` of every denoising problem of a part: `(captions, problems)`, and embeddings in
-    the prior's scale."""
+def denoise(denoiser, scheduler, images, part, generator, problems):
+    """`(timesteps, squared error)` of every denoising problem of a part, from the image embeddings of its captions."""
     prior = denoiser.prior
-    clean = ((images[part.pictures] - prior.clip_mean) / prior.clip_std)[:, None].expand(-1, problems, -1)
-    scaled = DATA_SCALE * clean
+    clean = ((images - prior.clip_mean) / prior.clip_std)[:, None].expand(-1, problems, -1)
     noise = torch.randn(clean.shape, generator=generator)
-    timesteps = random_timesteps(clean.shape[:2], generator)
-    noisy = scheduler.add_noise(scaled.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
+    timesteps = torch.randint(scheduler.config.num_train_timesteps, clean.shape[:2], generator=generator)
+    noisy = scheduler.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten()).view_as(clean)
     predicted = denoiser(noisy, timesteps, part.embeds, part.states, part.mask)
-    return timesteps, predicted.float(), clean
+    return timesteps, (predicted.float() - clean).square().mean(2)
 
 
-def contrast(embeds, pictures, images, shown, bank):
-    """How well the batch's pictures, and earlier ones, are told apart by embeddings made from captions: the cross entropy of
-    each, from `(captions, dim)` and the picture of each."""
-    scores = torch.cat([cosines(embeds, images), bank.cosines(embeds, shown[pictures])], 1) * SCALE
-    return nn.functional.cross_entropy(scores, pictures, reduction="none")
+def weights(scheduler, timesteps):
+    """Of the squared errors of x_0."""
+    signal = scheduler.alphas_cumprod[timesteps]
+    return (signal / (1 - signal)).clamp(LEAST_WEIGHT, LARGEST_WEIGHT)
 
 
-def losses(denoiser, scheduler, images, parts, shown, bank, generator):
-    """`(loss, what it is made of)` of a batch."""
-    found, prior = [], denoiser.prior
-    for part in parts:
-        timesteps, predicted, clean = denoise(denoiser, scheduler, images, part, generator)
-        embeds = (predicted * prior.clip_std + prior.clip_mean)[~part.dropped].flatten(0, 1)
-        of_prior = contrast(embeds, part.pictures[~part.dropped].repeat_interleave(PROBLEMS), images, shown, bank)
-        of_text = contrast(part.texts, part.pictures, images, shown, bank)
-        found.append(((predicted - clean).square().mean(2).flatten(), timesteps.flatten(), of_prior, of_text))
-    error, timesteps, of_prior, of_text = (torch.cat(values) for values in zip(*found))
-    ranges = {f"error_{low}": error[(timesteps >= low) & (timesteps < low + 250)].mean() for low in range(0, 1000, 250)}
-    loss = error.mean() + CONTRAST * of_prior.mean() + TEXT * of_text.mean()
-    return loss, {"loss": loss, "contrast": of_prior.mean(), "text": of_text.mean(), **ranges}
+def of_prior(denoiser, scheduler, parts, images, generator, problems=PROBLEMS):
+    """`(loss, mean errors by quarters of the timesteps)` of parts whose captions have these image embeddings, in their order."""
+    found = [denoise(denoiser, scheduler, images[part.place], part, generator, problems) for part in parts]
+    timesteps, error = (torch.cat([values[at].flatten() for values in found]) for at in (0, 1))
+    quarter = scheduler.config.num_train_timesteps // 4
+    ranges = {f"error_{at}": error[timesteps // quarter == at].mean().detach() for at in range(4)}
+    return (error * weights(scheduler, timesteps)).mean(), ranges
 
 
-@torch.no_grad()
-def to_data_scale(prior):
-    """A trained prior predicts embeddings of scale 1, which is easy to learn; diffusers' sampler takes those it predicts to
-    be of the scale of those that the noise was added to. Guidance draws the prediction away from that of an empty caption,
-    which is nearly 0, the mean: by `GUIDANCE` from as many times nearer to it, it arrives where training has aimed."""
-    # Half of it before the last matrix and half in it: float16 has few digits for numbers as small as the product.
-    scale = DATA_SCALE / GUIDANCE
-    for weight in (*prior.norm_out.parameters(), prior.proj_to_clip_embeddings.weight):
-        weight *= scale**0.5
-    prior.proj_to_clip_embeddings.bias *= scale
-    prior.clip_std /= DATA_SCALE
+def of_text(parts, rows, pool, bank):
+    """CLIP's loss of captions with these rows of the pool, against the batch's pictures and earlier ones."""
+    images, shown = pool.embeds[rows], pool.shown[rows]
+    texts = torch.cat([part.texts for part in parts])
+    place = torch.cat([part.place for part in parts])
+    here = cosines(texts, images)
+    same = (shown[place][:, None] == shown[None]).all(2)
+    same[torch.arange(len(place)), place] = False
+    scores = torch.cat([here.masked_fill(same, -torch.inf), bank.cosines(texts, shown[place])], 1) * SCALE
+    return nn.functional.cross_entropy(scores, place)
+
+
+def of_words(parts, batch, means):
+    """How far the emoji nearest to the lexicon's words are from those that they may mean: a Kullback-Leibler divergence."""
+    texts = torch.cat([part.texts for part in parts])
+    place = torch.cat([part.place for part in parts])
+    found = (cosines(texts, means) * SCALE).log_softmax(1).gather(1, batch["meant"][place])
+    wanted = batch["probability"][place]
+    return (wanted * (wanted.clamp_min(1e-6).log() - found)).sum(1).mean()
+
+
+def statistics(images):
+    """The prior's scale: with it every number of an image embedding has mean 0 and variance 1, `(1, dim)` each."""
+    return images.mean(0, keepdim=True), images.std(0, keepdim=True)
 
 
 def main():
     """Trains."""
     options = arguments(__doc__, 1500, rate=2e-3)
     world, tokenizer, towers = load_clip()
-    prior, scheduler = make_prior(), make_scheduler()
-    prior.clip_mean.requires_grad_(False), prior.clip_std.requires_grad_(False)
-    denoiser, bank = Denoiser(prior, towers.text.requires_grad_(True)).train(), Bank(EMBEDDING_DIM)
-    run = Run(cache() / "run" / "prior", denoiser, Optimizer(denoiser, 0.02), options.steps, options.rate)
-    if run.step == 0:
-        prior.clip_mean.data, prior.clip_std.data = statistics(some_embeds(world, towers, tokenizer))
-    empty, images = encode(tokenizer, [""]), EpochImages(towers, EPOCH)
-    sizes = (SINGLES, GROUPS, GROUP_SIZE, CAPTIONS)
-    for batch in load_batches(world, tokenizer, options.seed + 2, run, *sizes, epoch=EPOCH):
+    pool, scheduler = Pool(world, towers, tokenizer), make_scheduler()
+    denoiser, bank = Denoiser(make_prior(), towers.text.requires_grad_(True)).train(), Bank(EMBEDDING_DIM)
+    denoiser.prior.clip_mean.requires_grad_(False), denoiser.prior.clip_std.requires_grad_(False)
+    denoiser.prior.clip_mean.data, denoiser.prior.clip_std.data = statistics(pool.embeds)
+    run = Run(
+        cache() / "run" / "prior", denoiser, Optimizer(denoiser, 0.02), options.steps, options.rate, Average(denoiser, 0.998)
+    )
+    empty, means = encode(tokenizer, [""]), pool.emoji_means()
+    for batch in load_captions(world, pool, tokenizer, options.seed + 2, run):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
-        embeds, shown = images.of(run.step, batch), what_is_shown(batch)
         with torch.autocast("cpu", torch.bfloat16):
-            parts = encode_captions(towers.text, batch, empty, rng)
-            loss, made_of = losses(denoiser, scheduler, embeds, parts, shown, bank, generator)
-        bank.add(embeds, shown)
-        run.backward(loss, {name: value.detach() for name, value in made_of.items()})
-        if run.step % 500 == 0 or run.step == options.steps:
+            captions = list(encode_captions(towers.text, batch["captions"], empty, rng))
+            words = list(encode_captions(towers.text, batch["words"], empty, rng))
+            error, ranges = of_prior(denoiser, scheduler, captions, pool.embeds[batch["rows"]], generator)
+            of_others, _ = of_prior(denoiser, scheduler, words, pool.embeds[batch["word_rows"]], generator, 1)
+        text, meaning = of_text(captions, batch["rows"], pool, bank), of_words(words, batch, means)
+        bank.add(pool.embeds[batch["rows"]], pool.shown[batch["rows"]])
+        loss = error + 0.2 * of_others + TEXT * text + WORDS * meaning
+        made_of = {"error": error, "words_error": of_others, "text": text, "words": meaning}
+        run.backward(loss, {name: value.detach() for name, value in made_of.items()} | ranges)
+        if run.step % 250 == 0 or run.step == options.steps:
             run.write(**retrieval(world, towers, tokenizer))
 
 

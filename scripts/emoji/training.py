@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .batches import Batches
+from .packages import cache
 
 BLOCKS = ("layers.", "blocks.")
 """What the transformers call their blocks."""
@@ -74,11 +75,36 @@ class Optimizer:
         self.adamw.load_state_dict(state["adamw"])
 
 
+def trained(name, model):
+    """The model with a run's weights, or with their average where the run has one."""
+    saved = torch.load(cache() / "run" / name / "checkpoint.pt")
+    model.load_state_dict(saved["model"] | saved.get("average", {}))
+    return model.eval()
+
+
+class Average:
+    """The exponential moving average of a model's weights: what is kept of a run in which single steps are noisy."""
+
+    def __init__(self, model, decay):
+        self.model, self.decay, self.weights = model, decay, None
+
+    @torch.no_grad()
+    def update(self, step):
+        """Takes in the weights after a step; early ones are soon forgotten."""
+        state = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        if self.weights is None:
+            self.weights = {name: value.detach().clone() for name, value in state.items()}
+        decay = min(self.decay, (1 + step) / (10 + step))
+        values = list(self.weights.values())
+        torch._foreach_lerp_(values, [state[name] for name in self.weights], 1 - decay)
+
+
 class Run:
     """A training run in a folder: it resumes from its last checkpoint."""
 
-    def __init__(self, folder, model, optimizer, steps, peak):
+    def __init__(self, folder, model, optimizer, steps, peak, average=None):
         self.folder, self.model, self.optimizer, self.steps, self.peak = folder, model, optimizer, steps, peak
+        self.average = average
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint = folder / "checkpoint.pt"
         self.step = 0
@@ -87,6 +113,8 @@ class Run:
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             self.step = saved["step"]
+            if average:
+                average.weights = saved["average"]
         self.log = open(folder / "log.jsonl", "a", encoding="utf-8")
         self.sums, self.summed = {}, 0
         self.since = self.last_save = time.time()
@@ -97,6 +125,8 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step(rate(self.step, self.steps, self.peak))
         self.step += 1
+        if self.average:
+            self.average.update(self.step)
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.summed += 1
@@ -117,6 +147,8 @@ class Run:
     def save(self):
         """Writes a checkpoint beside the old one and puts it in its place."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        if self.average:
+            state["average"] = self.average.weights
         torch.save(state, self.checkpoint.with_suffix(".new"))
         os.replace(self.checkpoint.with_suffix(".new"), self.checkpoint)
         self.last_save = time.time()

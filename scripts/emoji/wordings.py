@@ -45,11 +45,6 @@ HELD_OUT_TEMPLATES = (
     "here we see {a}", "a simple image with {a} in it", "give me {a}", "clip art of {a}", "a painting of {a}",
 )  # fmt: skip
 KEYWORD_TEMPLATES = ("something about {w}", "{w} emoji", "an emoji for {w}", "{w} icon", "tags: {w}", "it is about {w}", "#{w}")
-STYLES = {
-    "google": ("in google style", "google style", "in noto style", "in the style of noto emoji", "by google"),
-    "twitter": ("in twitter style", "twitter style", "twemoji style", "in the style of twemoji", "by twitter"),
-}
-TONES = ("with {} skin", "with {} skin tone", "{} skin tone", "with {} skin color")
 
 
 @dataclass(frozen=True)

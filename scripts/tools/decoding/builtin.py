@@ -22,7 +22,10 @@ class Decoder:
         self.seed_width = self.tensors["widen.weight"].shape[1]
         self.detail_width = len(self.tensors["detail.0.bias"])
         self.side = round(self.patches**0.5)
-        self.patch = round((len(self.tensors["pixels.bias"]) / 3) ** 0.5)
+        # A decoder whose patches are not pixels yet has convolutions that make them so.
+        self.channels = self.tensors["edges.weight"].shape[1] if "edges.weight" in self.tensors else 3
+        self.edge_channels = len(self.tensors["edges.bias"]) if "edges.weight" in self.tensors else 0
+        self.patch = round((len(self.tensors["pixels.bias"]) / self.channels) ** 0.5)
         for name, shape in self.shapes().items():
             if self.tensors[name].shape != shape:
                 raise ValueError(f"{name} has shape {self.tensors[name].shape}, not {shape}")
@@ -33,7 +36,7 @@ class Decoder:
         linears = {
             "seed": (seeds, dim), "detail.0": (detail, dim), "detail.2": (detail, detail), "detail.4": (seeds, detail),
             "widen": (width, self.seed_width), "whole": (width, dim),
-            "pixels": (3 * self.patch**2, width),
+            "pixels": (self.channels * self.patch**2, width),
         }  # fmt: skip
         norms = ["norm"]
         for at in range(self.layers):
@@ -47,6 +50,9 @@ class Decoder:
         shapes |= {f"{name}.weight": shape for name, shape in linears.items()}
         shapes |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
         shapes |= {f"{name}.{part}": (width,) for name in norms for part in ("weight", "bias")}
+        if edges := self.edge_channels:
+            shapes |= {"edges.weight": (edges, self.channels, 3, 3), "edges.bias": (edges,)}
+            shapes |= {"colors.weight": (3, edges, 3, 3), "colors.bias": (3,)}
         return shapes
 
     def draw(self, embeds):
@@ -74,9 +80,20 @@ class Decoder:
         for at in range(self.layers):
             hidden = self.block(f"blocks.{at}", hidden)
         patches = self.linear("pixels", self.normalize("norm", hidden))
-        patches = patches.reshape(-1, self.side, self.side, 3, self.patch, self.patch)
+        patches = patches.reshape(-1, self.side, self.side, self.channels, self.patch, self.patch)
         pixels = self.side * self.patch
-        return patches.transpose(0, 3, 1, 4, 2, 5).reshape(-1, 3, pixels, pixels)
+        features = patches.transpose(0, 3, 1, 4, 2, 5).reshape(-1, self.channels, pixels, pixels)
+        if not self.edge_channels:
+            return features
+        return self.convolve("colors", gelu(self.convolve("edges", features)))
+
+    def convolve(self, name, features):
+        """torch's Conv2d of 3 x 3 with a border of 0."""
+        weight, (_, _, rows, columns) = self.tensors[f"{name}.weight"], features.shape
+        around = np.pad(features, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        taps = [around[:, :, down : down + rows, across : across + columns] for down in range(3) for across in range(3)]
+        mixed = np.einsum("btcyx,otc->boyx", np.stack(taps, 1), weight.reshape(*weight.shape[:2], 9).swapaxes(1, 2), optimize=True)
+        return mixed + self.tensors[f"{name}.bias"][:, None, None]
 
     def block(self, name, hidden):
         """A transformer block, norms first."""

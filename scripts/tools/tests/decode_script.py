@@ -32,6 +32,7 @@ def random_weights(dim=DIM, width=4 * HEADS, side=2, patch=PIXELS // 2, seed_wid
     shape = Decoder.__new__(Decoder)
     shape.dim, shape.width, shape.side, shape.patch = dim, width, side, patch
     shape.seed_width, shape.detail_width, shape.layers = seed_width, detail_width, layers
+    shape.channels, shape.edge_channels = 4, 6
     weights = {name: 0.3 * rng.standard_normal(size, np.float32) for name, size in shape.shapes().items()}
     return weights | {"std": 1 + weights["std"] ** 2}
 
