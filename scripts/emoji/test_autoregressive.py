@@ -14,7 +14,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: E40
 
 from emoji import autoregressive  # noqa: E402
 from emoji.autoregressive import AutoregressivePrior, Config, draw, levels  # noqa: E402
-from emoji.train_autoregressive import DROPPED, dot_products, losses, make_autoregressive  # noqa: E402
+from emoji.train_autoregressive import dot_products, losses, make_autoregressive  # noqa: E402
 from tools.built import ROOT  # noqa: E402
 
 MODEL = ROOT / "assets" / "emoji"
@@ -149,7 +149,7 @@ class LearningTest(unittest.TestCase):
             optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / cls.STEPS)
             draws = generator(100 + step)
             images, texts = cls.data(cls.BATCH, draws)
-            dropped = torch.rand(cls.BATCH, generator=draws) < DROPPED
+            dropped = torch.rand(cls.BATCH, generator=draws) < 0.1
             texts = texts.masked_fill(dropped, 3)
             of = (cls.embeds[texts], cls.states[texts], cls.mask[texts], dropped)
             loss, made_of = losses(cls.prior, images, *of, draws)

@@ -1,27 +1,29 @@
-"""Trains the autoregressive prior on image embeddings and captions of the frozen CLIP. It resumes where it was stopped."""
+"""Trains the autoregressive prior on the pool of image embeddings and captions, with the text encoder of assets/emoji. It
+resumes where it was stopped."""
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import CLIPTextModelWithProjection
+
+from tools.built import ROOT
 
 from .autoregressive import AutoregressivePrior, Config
-from .batches import Batches, encode, normalize
+from .batches import encode
 from .clip import EMBEDDING_DIM, MAX_LENGTH
-from .sources import cache
-from .train_prior import EPOCH, EpochImages, encode_captions
+from .packages import cache
+from .pool import Captions, Pool, load_captions
+from .train_prior import encode_captions
 from .trained_clip import load_clip
-from .training import Optimizer, Run, arguments, load_batches
+from .training import Average, Optimizer, Run, arguments
 
-SINGLES, GROUPS, GROUP_SIZE, CAPTIONS = 64, 11, 8, 1
-"""A caption is run with all buckets of its picture, which costs ten times as much as one of the prior's denoising problems."""
-
-DROPPED = 0.1
-"""The share of captions that are emptied, for guidance."""
 UNKNOWN, UNKNOWN_DROPPED = 0.1, 0.5
 """The shares of captions and of emptied ones whose dot product is not told. Guidance leads away from an empty caption without
 one; drawn for itself, an empty caption has one as any other."""
 DOT_PRODUCT = 0.1
 """The weight of a dot product's cross entropy beside a bucket's."""
+WORDS = 0.2
+"""The weight of the lexicon's words beside captions."""
 
 
 def make_autoregressive():
@@ -58,49 +60,55 @@ def losses(model, images, text_embeds, states, mask, dropped, generator):
     return loss, {"loss": loss.detach(), "entropy": entropy.detach().mean(), "dot_product": of_products.detach(), **made_of}
 
 
+
 @torch.no_grad()
-def some_pairs(world, towers, tokenizer):
-    """Image and text embeddings of some thousand pictures and captions, always the same."""
-    images, texts = [], []
-    for batch in Batches(world, tokenizer, 1, 0, 16, 128, 64, 2):
-        images.append(towers.image(pixel_values=normalize(batch["pictures"])).image_embeds)
-        texts.append(towers.embed_texts(batch["captions"][0]))
-    return torch.cat(images), torch.cat(texts)
+def some_dot_products(captions, pool, text, empty):
+    """Of a few thousand captions and their pictures."""
+    found = []
+    for batch in captions:
+        for part in encode_captions(text, batch["captions"], empty, np.random.default_rng(0)):
+            found.append(dot_products(pool.embeds[batch["rows"][part.place]], part.texts))
+    return torch.cat(found)
 
 
-def batch_losses(model, images, parts, generator):
-    """The losses of a batch whose captions come in parts of about one length: their means over captions."""
+def of_parts(model, parts, images, generator):
+    """The losses of captions in parts with these image embeddings, in their order: means over captions."""
     sums, count = {}, 0
     for part in parts:
-        some = images[part.pictures]
-        loss, made_of = losses(model, some, part.embeds, part.states, part.mask, part.dropped, generator)
-        count += len(some)
+        of_part = images[part.place], part.embeds, part.states, part.mask, part.dropped
+        loss, made_of = losses(model, *of_part, generator)
+        count += len(part.place)
         for name, value in {"total": loss, **made_of}.items():
-            sums[name] = sums.get(name, 0.0) + value * len(some)
+            sums[name] = sums.get(name, 0.0) + value * len(part.place)
     means = {name: value / count for name, value in sums.items()}
     return means.pop("total"), means
 
 
-def main():
-    """Trains."""
-    options = arguments(__doc__, 2500, rate=2e-3)
-    world, tokenizer, towers = load_clip()
-    model = make_autoregressive().train()
-    run = Run(cache() / "run" / "autoregressive", model, Optimizer(model, 0.02), options.steps, options.rate)
-    if run.step == 0:
-        images, texts = some_pairs(world, towers, tokenizer)
-        model.fit(images, dot_products(images, texts))
-    empty, images = encode(tokenizer, [""]), EpochImages(towers, EPOCH)
-    sizes = (SINGLES, GROUPS, GROUP_SIZE, CAPTIONS)
-    for batch in load_batches(world, tokenizer, options.seed + 3, run, *sizes, epoch=EPOCH):
-        rng = np.random.default_rng((options.seed, run.step))
-        generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
-        embeds = images.of(run.step, batch)
+def train(model, text, pool, empty, batches, run, seed):
+    """Trains on batches of captions."""
+    for batch in batches:
+        rng = np.random.default_rng((seed, run.step))
+        generator = torch.Generator().manual_seed(seed * 2**32 + run.step)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                parts = list(encode_captions(towers.text, batch, empty, rng))
-            loss, made_of = batch_losses(model, embeds, parts, generator)
-        run.backward(loss, made_of)
+                captions, words = (list(encode_captions(text, batch[name], empty, rng)) for name in ("captions", "words"))
+            loss, made_of = of_parts(model, captions, pool.embeds[batch["rows"]], generator)
+            of_words, _ = of_parts(model, words, pool.embeds[batch["word_rows"]], generator)
+        run.backward(loss + WORDS * of_words, {**made_of, "words": of_words.detach()})
+
+
+def main():
+    """Trains."""
+    options = arguments(__doc__, 1500, rate=2e-3)
+    world, tokenizer, towers = load_clip()
+    pool, model = Pool(world, towers, tokenizer), make_autoregressive().train()
+    # As it was written: the diffusion prior was trained with it.
+    text = CLIPTextModelWithProjection.from_pretrained(ROOT / "assets" / "emoji" / "text_encoder", dtype=torch.float32).eval()
+    empty = encode(tokenizer, [""])
+    model.fit(pool.embeds, some_dot_products(Captions(world, pool, tokenizer, options.seed + 4, 0, 16), pool, text, empty))
+    folder, optimizer, average = cache() / "run" / "autoregressive", Optimizer(model, 0.02), Average(model, 0.998)
+    run = Run(folder, model, optimizer, options.steps, options.rate, average)
+    train(model, text, pool, empty, load_captions(world, pool, tokenizer, options.seed + 3, run), run, options.seed)
 
 
 if __name__ == "__main__":
