@@ -100,7 +100,8 @@ class SampleTest(unittest.TestCase):
             self.assertEqual(draw(logits[:, at], uniforms[:, at + 1], 1.0)[0].tolist(), tokens[:, at].tolist())
         # Without padding too.
         for row, length in enumerate(lens):
-            alone, *_ = prior.sample(states[row : row + 1, :length], mask[row : row + 1, :length], embeds[row : row + 1], normals[row : row + 1])
+            at = slice(row, row + 1)
+            alone, *_ = prior.sample(states[at, :length], mask[at, :length], embeds[at], normals[at])
             self.assertLess((alone - drawn[row]).abs().max(), 1e-5)
 
     def test_a_saved_prior_is_the_same(self):
@@ -110,7 +111,8 @@ class SampleTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             autoregressive.save(prior, Path(folder), torch.float32)
             again = autoregressive.load(Path(folder))
-        first, second = (some.sample(states, mask, embeds, normals, 2.0, 0.7, (states, mask, embeds))[0] for some in (prior, again))
+        of = (states, mask, embeds)
+        first, second = (some.sample(*of, normals, 2.0, 0.7, of)[0] for some in (prior, again))
         self.assertTrue(torch.equal(first, second))
 
     def test_the_built_in_one_is_of_its_size(self):

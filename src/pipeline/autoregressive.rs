@@ -1,5 +1,5 @@
-//! The rest of the story for an autoregressive prior: an image embedding token by token, each decided by a normal number
-//! of the row's own.
+//! The rest of the story for an autoregressive prior: an image embedding token by token, each decided by a normal
+//! number of the row's own.
 //!
 //! Source: section 2.2 of the unCLIP paper (arXiv 2204.06125); `AutoregressivePrior.sample` in
 //! `scripts/emoji/autoregressive.py`.
@@ -72,8 +72,8 @@ impl Chance {
         Ok(Self { is_finite: vec![true; uniforms.len()], uniforms })
     }
 
-    /// A dot product for each row, from the part of its distribution above a quantile. At temperature 0 it is the median
-    /// of that part; any other changes nothing.
+    /// A dot product for each row, from the part of its distribution above a quantile. At temperature 0 it is the
+    /// median of that part; any other changes nothing.
     fn dot_products(&mut self, logits: &Tensor, quantile: f64, temperature: f64) -> Result<Vec<i64>> {
         let share = |uniforms: &[f64]| if temperature > 0.0 { uniforms[0] } else { 0.5 };
         self.tokens(logits, &|uniforms| quantile + (1.0 - quantile) * share(uniforms), 1.0)
@@ -106,8 +106,8 @@ impl Chance {
     }
 }
 
-/// The index of the logit that a number between 0 and 1 decides: the first one whose cumulative probability is above it.
-/// At temperature 0 it is the largest logit.
+/// The index of the logit that a number between 0 and 1 decides: the first one whose cumulative probability is above
+/// it. At temperature 0 it is the largest logit.
 fn choose(logits: &[f64], uniform: f64, temperature: f64) -> usize {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if temperature == 0.0 {

@@ -1,7 +1,7 @@
 //! The built-in models: small, trained on pictures of emoji, compiled in.
 //!
-//! Their files are those of the folders of their names in `assets/`, in diffusers' layout. The image encoder is left out: the one embedding that
-//! it is needed for is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
+//! Their files are those of the folders of their names in `assets/`, in diffusers' layout. The image encoder is left
+//! out: the one embedding that it is needed for is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
 
 use crate::files::{BuiltinFile, BuiltinModel};
 

@@ -245,7 +245,7 @@ mod tests {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let demand = Demand { rows: 1000, is_uniform: true, zero_embed: false, free_memory: Some(1 << 40) };
         let small = Pipeline::open(&fixtures.join("autoregressive/small"), placement).unwrap();
-        // Two branches of a prompt of 24 tokens, a text embedding and 16 tokens: keys and values of 16 numbers in 2 blocks.
+        // Two branches of 24 text states, a text embedding and 16 tokens: keys and values of 16 numbers in 2 blocks.
         let needs = small.needs(demand).unwrap();
         assert_eq!((needs.token, needs.prompt_tokens), (2 * 2 * 16 * 4, 2 * (24 + 1 + 16)));
         for (model, batch, keeps_tokens) in

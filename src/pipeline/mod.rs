@@ -83,13 +83,13 @@ impl Pipeline {
         let (negative_prompts, negative_of_row) = distinct(rows.iter().map(|row| row.negative_prompt));
         let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, &timesteps));
         let needs_negative = self.kind() == PriorKind::Diffusion && guidance.is_on() && !is_cached;
-        // In the prompts' passes, or in passes of their own: see `keep_text_encoder`. Where they are not kept from batch to
-        // batch, it is the former.
-        let is_beside = self.kind() == PriorKind::Autoregressive && guidance.is_on();
-        let (beside, apart): (&[Prompt<&str>], &[Prompt<&str>]) = match (needs_negative, self.keeps_text_encoder) {
-            (false, _) if !is_beside => (&[], &[]),
-            (true, true) => (&[], &negative_prompts),
-            _ => (&negative_prompts, &[]),
+        // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
+        let (beside, apart): (&[Prompt<&str>], &[Prompt<&str>]) = match self.kind() {
+            PriorKind::Diffusion if needs_negative && self.keeps_text_encoder => (&[], &negative_prompts),
+            PriorKind::Diffusion if needs_negative => (&negative_prompts, &[]),
+            // Never kept from batch to batch.
+            PriorKind::Autoregressive if guidance.is_on() => (&negative_prompts, &[]),
+            _ => (&[], &[]),
         };
 
         // 1. Text: tokenize and encode.

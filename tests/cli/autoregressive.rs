@@ -3,6 +3,7 @@
 use crate::checkpoints::{add_tensors, fixtures};
 use crate::common::{Workplace, assert_done, assert_refused, largest, prompts, read_npy, read_npz, stderr};
 use ndarray::{Array2, s};
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -270,8 +271,32 @@ fn loras_and_lower_precisions_work_and_converted_models_give_the_same() {
     }
 }
 
+/// Two rows of conditions that differ only where the mask hides a token, and a third.
 #[test]
-fn conditions_and_one_generator_work() {
+fn conditions_stand_in_the_place_of_prompts() {
+    let (place, _) = with_model("small");
+    let mask: Vec<u8> = (0..3 * 24).map(|at| u8::from(at % 24 < 5)).collect();
+    let number = |row: usize, at: usize| ((7 * at + row) as f32).sin();
+    let states = (0..3 * 24 * 16).map(|at| {
+        let (row, token) = (at / (24 * 16), at / 16 % 24);
+        number(if row == 1 && token < 5 { 0 } else { row }, at % (24 * 16))
+    });
+    let embeds = (0..3 * 16).map(|at| number(at / 32, at % 16));
+    let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+    let (states, embeds) = (bytes(states.collect()), bytes(embeds.collect()));
+    let tensors = [
+        ("text_embeds", TensorView::new(Dtype::F32, vec![3, 16], &embeds).unwrap()),
+        ("text_encoder_hidden_states", TensorView::new(Dtype::F32, vec![3, 24, 16], &states).unwrap()),
+        ("text_mask", TensorView::new(Dtype::BOOL, vec![3, 24], &mask).unwrap()),
+    ];
+    serialize_to_file(tensors, None, &place.path("c.safetensors")).unwrap();
+    let rows = embed(&place, &["--conditions", "c.safetensors", "--temperature", "0"]);
+    assert_eq!((rows.nrows(), rows.row(0)), (3, rows.row(1)));
+    assert!(off(&rows.slice(s![2..3, ..]).to_owned(), &rows.slice(s![0..1, ..]).to_owned()) > 1e-2);
+}
+
+#[test]
+fn one_generator_draws_for_all_rows_and_seeds_may_be_made_of_prompts() {
     let (place, _) = with_model("small");
     let prompts = ["-p", "a red apple", "-p", "two cats", "-p", "rain"];
     let call = embed(&place, &[&prompts[..], &["--seed-layout", "call"]].concat());

@@ -1,8 +1,8 @@
 //! The autoregressive prior: predicts the leading dimensions of a CLIP image embedding one after the other, each as a
 //! bucket.
 //!
-//! Source: section 2.2 of the unCLIP paper (arXiv 2204.06125), of which no code or weights were published. What the paper
-//! leaves open is defined by `scripts/emoji/autoregressive.py`, which computes the same. The sequence is
+//! Source: section 2.2 of the unCLIP paper (arXiv 2204.06125), of which no code or weights were published. What the
+//! paper leaves open is defined by `scripts/emoji/autoregressive.py`, which computes the same. The sequence is
 //! `[text states | text embedding | dot product | bucket 1 | … | bucket K - 1]` and causal: the text embedding's token
 //! predicts the dot product of text and image embedding, the dot product's the first bucket, and so on.
 //!
@@ -99,8 +99,8 @@ impl AutoregressivePrior {
         self.config.num_dot_product_buckets
     }
 
-    /// Runs the tokens that depend on the prompt alone. Returns their cache and the logits of each prompt's dot product,
-    /// `(prompts, num_dot_product_buckets)`.
+    /// Runs the tokens that depend on the prompt alone. Returns their cache and the logits of each prompt's dot
+    /// product, `(prompts, num_dot_product_buckets)`.
     ///
     /// # Errors
     /// If the shapes do not fit or memory runs out.
@@ -147,8 +147,8 @@ impl AutoregressivePrior {
         Ok(AutoregressiveRows { prefix, before, key_values, len: 0 })
     }
 
-    /// Adds a token to each row, and returns the logits of the next one, `(rows, num_buckets)`. The first tokens are dot
-    /// products, perhaps [`AutoregressivePrior::unknown_dot_product`], and all others buckets.
+    /// Adds a token to each row, and returns the logits of the next one, `(rows, num_buckets)`. The first tokens are
+    /// dot products, perhaps [`AutoregressivePrior::unknown_dot_product`], and all others buckets.
     ///
     /// # Errors
     /// If there are as many tokens as an embedding has, or as rows, or memory runs out.
@@ -176,7 +176,8 @@ impl AutoregressivePrior {
         self.proj_to_tokens.forward(&self.norm_out.forward(&hidden_states)?)
     }
 
-    /// The image embeddings of buckets, `(rows, embedding_dim)`, float32. `buckets` is `(rows · num_tokens)`, row by row.
+    /// The image embeddings of buckets, `(rows, embedding_dim)`, float32. `buckets` is `(rows · num_tokens)`, row by
+    /// row.
     ///
     /// # Errors
     /// If they are no multiple of `num_tokens`, or memory runs out.
