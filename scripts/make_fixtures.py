@@ -6,6 +6,7 @@ Run it with `scripts/reference-python scripts/make_fixtures.py [group ...]`; the
 import sys
 
 from tools.fixtures import (
+    autoregressive,
     builtin,
     checkpoints,
     components,
@@ -30,6 +31,7 @@ GROUPS = {
     "pipelines": pipelines.write_all,
     "one_step": one_step.write_all,
     "shap_e": shap_e.write_all,
+    "autoregressive": autoregressive.write_all,
     "samplers": samplers.write_all,
     "components": components.write_all,
     "given": given.write_all,

@@ -20,6 +20,14 @@ pub struct BuiltinModel {
     pub files: &'static [BuiltinFile],
 }
 
+impl PartialEq for BuiltinModel {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for BuiltinModel {}
+
 /// A file that is built into the program.
 #[derive(Debug, Clone, Copy)]
 pub struct BuiltinFile {

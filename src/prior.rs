@@ -218,7 +218,7 @@ impl LoadOptions {
                 ComponentSource::Name(_) => {
                     let model = match folder.as_path() {
                         Some(path) => crate::hub::ModelName::Folder(path.into()),
-                        None => crate::hub::ModelName::Builtin,
+                        None => crate::hub::ModelName::Builtin(&EMOJI_MODEL),
                     };
                     return self.open_model(model.into(), &mut ());
                 }
@@ -420,11 +420,11 @@ impl Prior {
     ) -> Result<Embeddings> {
         let Rows { images, negatives } = options.rows(prompts, conditions)?;
         let is_call = matches!(options.seeds, Seeds::Call(_));
-        let settings = self.pipeline.settings(options.steps, options.guidance_scale)?;
+        let settings = self.pipeline.settings(options.steps, options.guidance_scale, options.temperature)?;
         let settings = Settings { strength: options.image.as_ref().map(|(_, strength)| *strength), ..settings };
         let steps = self.pipeline.passes(&settings)?;
+        self.check_kind(options)?;
         self.check_image(options)?;
-        self.check_negatives(options)?;
         self.check_best_of(options)?;
         let latents = options.latents.as_ref().map_or(self.embedding_dim(), Array2::ncols);
         if latents != self.embedding_dim() {
@@ -495,16 +495,18 @@ impl Prior {
         }
     }
 
-    /// Refuses what is negative where the prior takes none.
-    fn check_negatives(&self, options: &EmbedOptions) -> Result<()> {
-        let given = [
-            ("negative_prompts", options.negative_prompts.is_given()),
-            ("negative_image_embeds", options.negative_image_embeds),
+    /// Refuses what the kind of prior does not take.
+    fn check_kind(&self, options: &EmbedOptions) -> Result<()> {
+        let kind = self.pipeline.kind();
+        let (is_sequence, is_autoregressive) = (kind == PriorKind::Sequence, kind == PriorKind::Autoregressive);
+        let refused = [
+            ("negative_prompts", options.negative_prompts.is_given() && is_sequence),
+            ("negative_image_embeds", options.negative_image_embeds && is_sequence),
+            ("latents", options.latents.is_some() && is_autoregressive),
         ];
-        let is_sequence = self.pipeline.kind() == PriorKind::Sequence;
-        match given.into_iter().find(|(_, is_given)| is_sequence && *is_given) {
+        match refused.into_iter().find(|(_, is_refused)| *is_refused) {
             Some((option, _)) => {
-                let title = self.pipeline.kind().title();
+                let title = kind.title();
                 let reason = format!("{option} is set, and {} has {title}, which takes none", self.pipeline.folder());
                 Err(Error::Option { option, reason })
             }

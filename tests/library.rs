@@ -210,6 +210,47 @@ fn a_one_step_prior_has_no_steps_and_no_guidance_to_choose() {
 }
 
 #[test]
+fn an_autoregressive_prior_has_a_temperature_and_no_steps() {
+    let mut prior = Prior::open(fixture("autoregressive/small")).unwrap();
+    let options = EmbedOptions::new().samples(2).negative_prompt("blurry").negative_image_embeds(true);
+    let embeds = prior.embed(&["a red apple", ""], &options).unwrap();
+    assert_eq!(embeds.image_embeds.dim(), (4, prior.embedding_dim()));
+    let negative = EmbedOptions::new().samples(4).seed(4).negative_prompt("blurry");
+    let negative = prior.embed(&["blurry"], &negative).unwrap().image_embeds;
+    assert!(difference(embeds.negative_image_embeds.unwrap().view(), negative.view()) < 1e-5);
+    let mut greedy = |seed| prior.embed(&["a red apple"], &EmbedOptions::new().temperature(0.0).seed(seed)).unwrap();
+    assert_eq!(greedy(1), greedy(2));
+    for (options, expected, word) in [
+        (EmbedOptions::new().steps(25), "steps", "autoregressive"),
+        (EmbedOptions::new().latents(Array2::zeros((1, 16))), "latents", "autoregressive"),
+        (EmbedOptions::new().temperature(-0.5), "temperature", "0 or above"),
+        (EmbedOptions::new().temperature(f64::NAN), "temperature", "0 or above"),
+    ] {
+        match prior.embed(&["a"], &options) {
+            Err(Error::Option { option, reason }) => assert!(option == expected && reason.contains(word), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let error = kandinsky().embed(&["a"], &few_steps().temperature(1.0)).unwrap_err();
+    assert!(matches!(&error, Error::Option { option: "temperature", .. }), "{error:?}");
+}
+
+/// A token is a step of progress.
+#[test]
+fn an_autoregressive_prior_reports_its_tokens() {
+    struct Steps(Vec<(usize, usize)>);
+    impl Progress for Steps {
+        fn step(&mut self, done: usize, total: usize) {
+            self.0.push((done, total));
+        }
+    }
+    let mut prior = Prior::open(fixture("autoregressive/odd")).unwrap();
+    let mut steps = Steps(Vec::new());
+    prior.embed_with(&["a", "b"], &EmbedOptions::new().batch_size(1), &mut steps).unwrap();
+    assert_eq!(steps.0, (1..=14).map(|step| (step, 14)).collect::<Vec<_>>());
+}
+
+#[test]
 fn shap_e_gives_latents_and_takes_no_negative_prompt() {
     let mut prior = Prior::open(fixture("shap_e/shap_e")).unwrap();
     assert_eq!((prior.row_shape(), prior.embedding_dim()), (Some([6, 5]), 30));

@@ -11,8 +11,10 @@
     train_*, refine_prior, training  a stage of training each, and what they share
     pool, bank                       the trained image tower's embeddings, which later stages learn from
     trained_clip, export             trained parts loaded, and written to assets/
+    autoregressive, export_*         the paper's other prior: its definition, and how it is written to assets/
     evaluate, evaluation             figures on what training never saw (scripts/evaluate.py)
     attributes, judged, few_steps    what embeddings tell by probes; decoded pictures by a classifier; few steps
     gallery                          assets/gallery.png
     test_emoji                       tests
+    test_autoregressive              of the autoregressive prior
 """

@@ -8,7 +8,7 @@ use crate::convert;
 use crate::error::Component;
 use crate::hub::{Hub, Model, ModelName, Needs, Wish};
 use crate::pipeline::builtin::EMOJI;
-use crate::pipeline::describe::{Description, describe};
+use crate::pipeline::describe::{Description, TokenShape, describe};
 use crate::pipeline::layout::{Layout, ModelFile};
 use anyhow::Result;
 use serde::Serialize;
@@ -148,13 +148,17 @@ fn lines(info: &Info) -> String {
         })
     };
     let [heads, width, layers] = [prior.num_attention_heads, prior.attention_head_dim, prior.num_layers];
-    let one_step = if prior.is_one_step { ", one step" } else { "" };
+    let how = match &prior.tokens {
+        Some(TokenShape { count, buckets }) => format!(", autoregressive: {count} tokens of {buckets} buckets"),
+        None if prior.is_one_step => ", one step".into(),
+        None => String::new(),
+    };
     let made = match prior.latents {
         Some(latents) => format!("{latents} latents of"),
         None => "embeddings of".into(),
     };
     let prior_line = format!(
-        "{layers} layers of {heads} heads x {width}, {made} {} numbers{one_step}{}",
+        "{layers} layers of {heads} heads x {width}, {made} {} numbers{how}{}",
         prior.embedding_dim,
         from("prior")
     );

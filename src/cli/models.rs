@@ -3,11 +3,12 @@
 use super::context::Context;
 use super::progress::size;
 use super::stdout::print;
-use crate::config;
+use crate::files::{BuiltinModel, Folder};
 use crate::hub::presets::{EMOJI_LICENCE, PRESETS};
 use crate::hub::{Found, Hub, HubName, ModelName, ModelSource, Needs};
-use crate::nn::prior::PriorConfig;
-use crate::pipeline::builtin::{EMOJI, EMOJI_MODEL};
+use crate::nn::prior::NetworkConfig;
+use crate::pipeline::CONFIG;
+use crate::pipeline::builtin;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -62,7 +63,7 @@ impl Cached {
 /// If there is no place for a cache, or printing fails.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let hub = Hub::new(context.hub.clone());
-    let mut models = vec![builtin_entry()];
+    let mut models: Vec<ListedModel> = builtin::MODELS.into_iter().map(builtin_entry).collect();
     for preset in &PRESETS {
         let cached = look_up(&hub, &ModelSource::of_preset(preset)?);
         let state = cached.as_ref().map_or(Cached::No, |(_, state)| *state);
@@ -83,11 +84,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     Ok(0)
 }
 
-fn builtin_entry() -> ListedModel {
-    let bytes = EMOJI_MODEL.files.iter().map(|file| file.bytes.len() as u64).sum();
-    let dimension = dimension_of(&crate::files::Folder::builtin(&EMOJI_MODEL).join("prior"));
+fn builtin_entry(model: &'static BuiltinModel) -> ListedModel {
+    let bytes = model.files.iter().map(|file| file.bytes.len() as u64).sum();
+    let dimension = dimension_of(&Folder::builtin(model).join("prior"));
     let licence = Some(EMOJI_LICENCE);
-    let (name, components) = (EMOJI.into(), BTreeMap::new());
+    let (name, components) = (model.name.into(), BTreeMap::new());
     ListedModel { name, repository: None, components, bytes, dimension, licence, cached: Cached::BuiltIn }
 }
 
@@ -118,9 +119,9 @@ fn bytes_of(model: &Found) -> u64 {
     model.files.iter().filter_map(|file| file.bytes).fold(0, u64::saturating_add)
 }
 
-fn dimension_of(prior: &crate::files::Folder) -> Option<u32> {
-    let config: PriorConfig = config::read(prior, "config.json").ok()?;
-    u32::try_from(config.embedding_dim).ok()
+fn dimension_of(prior: &Folder) -> Option<u32> {
+    let config = NetworkConfig::read(prior, CONFIG).ok()?;
+    u32::try_from(config.embedding_dim()).ok()
 }
 
 fn table(models: &[ListedModel]) -> String {

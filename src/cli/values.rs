@@ -49,6 +49,12 @@ pub(super) fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "it must be a number between 0 and 1".into())
 }
 
+/// Parses `--temperature`.
+pub(super) fn temperature(text: &str) -> Result<f64, String> {
+    let number = finite(text).ok().filter(|number| *number >= 0.0);
+    number.ok_or_else(|| "it must be a finite number, 0 or above".into())
+}
+
 /// Parses `--seed`.
 pub(super) fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("it must be a whole number between 0 and {}", u64::MAX))

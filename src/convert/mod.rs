@@ -13,7 +13,7 @@ use crate::error::Component;
 use crate::files::{Folder, parent};
 use crate::json;
 use crate::nn::image_encoder::{ImageEncoder, ImageEncoderConfig};
-use crate::nn::prior::{PriorConfig, PriorTransformer};
+use crate::nn::prior::{self, NetworkConfig};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::pipeline::layout::{Layout, Replacements, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
 use crate::pipeline::{CONFIG, Pipeline};
@@ -31,9 +31,6 @@ use tch::Device;
 /// The file of CLIP's mean and standard deviation that Karlo's and Kandinsky 2.1's authors published beside their
 /// priors.
 const STATISTICS: &str = "ViT-L-14_stats.th";
-
-/// The class of a prior in diffusers.
-const PRIOR_CLASS: &str = "PriorTransformer";
 
 /// The keys of a configuration under which transformers and diffusers store the type of the weights.
 const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
@@ -120,13 +117,13 @@ pub fn check_prior(path: &Path) -> Result<()> {
 /// The components with weights, checked against their configurations.
 fn networks(layout: &Layout, prior: Option<&Path>) -> Result<Vec<Network>> {
     let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
-    let prior_config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+    let prior_config = NetworkConfig::read(&layout.prior, CONFIG)?;
     let checkpoint = match prior {
         Some(path) => open_prior(path, &prior_config)?,
         None => Checkpoint::open_folder(&layout.prior)?,
     };
     prior_config.check_kind(checkpoint.names(), checkpoint.origin())?;
-    checkpoint.check("", placement, |weights| PriorTransformer::load(weights, &prior_config))?;
+    checkpoint.check("", placement, |weights| prior::Network::load(weights, &prior_config))?;
     let stem = "diffusion_pytorch_model";
     let mut networks = vec![Network { name: "prior", stem, folder: layout.prior.clone(), checkpoint }];
 
@@ -152,11 +149,11 @@ fn own_folder(path: &Path) -> Option<Folder> {
     // Whoever reads it next reports that it is damaged.
     let config: Value = json::from_str(&text).unwrap_or_default();
     let is_own = match config.get("_class_name") {
-        Some(class) => class == PRIOR_CLASS,
+        Some(class) => class == NetworkConfig::TRANSFORMER || class == NetworkConfig::AUTOREGRESSIVE,
         None => config.is_null() || config.get("embedding_dim").is_some(),
     };
     if !is_own {
-        log::warn!("{} is not a {PRIOR_CLASS}'s; using that of the --config model", folder.path_of(CONFIG));
+        log::warn!("{} is not a prior's; using that of the --config model", folder.path_of(CONFIG));
     }
     is_own.then_some(folder)
 }
@@ -166,7 +163,7 @@ fn folder_of(path: &Path) -> Folder {
 }
 
 /// Opens a prior alone, with the tensor names of diffusers.
-fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
+fn open_prior(path: &Path, config: &NetworkConfig) -> Result<Checkpoint> {
     let shown = path.display();
     let folder = folder_of(path);
     let checkpoint = if path.is_dir() { Checkpoint::open_folder(&folder)? } else { open_file(path)? };
@@ -180,7 +177,7 @@ fn open_prior(path: &Path, config: &PriorConfig) -> Result<Checkpoint> {
         ));
     }
     let statistics = (!has_statistics).then(|| Checkpoint::open_file(&folder, STATISTICS)).transpose()?;
-    Ok(checkpoint.with_diffusers_names(statistics, config.attention_head_dim)?)
+    Ok(checkpoint.with_diffusers_names(statistics, config.attention_head_dim())?)
 }
 
 fn open_file(path: &Path) -> Result<Checkpoint> {
@@ -244,13 +241,18 @@ fn write_rest(layout: &Layout, target: &Path) -> Result<()> {
 
 /// `model_index.json` of a Kandinsky prior pipeline; a component that is missing is `[null, null]`.
 fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
+    let prior = NetworkConfig::read(&layout.prior, CONFIG)?;
     let own = if layout.folder.has_file("model_index.json") {
         read_json(&layout.folder, "model_index.json")?
     } else {
         Map::new()
     };
     let class = own.get("_class_name").and_then(Value::as_str);
-    let class = class.filter(|class| class.contains("Prior")).unwrap_or("KandinskyV22PriorPipeline");
+    let (library, default) = match &prior {
+        NetworkConfig::Transformer(_) => ("diffusers", "KandinskyV22PriorPipeline"),
+        NetworkConfig::Autoregressive(_) => ("prior_embed", "AutoregressivePriorPipeline"),
+    };
+    let class = class.filter(|class| class.contains("Prior")).unwrap_or(default);
     let entry = |is_there: bool, library: &str, class: &str| {
         if is_there { json!([library, class]) } else { json!([null, null]) }
     };
@@ -258,7 +260,7 @@ fn index(layout: &Layout, has_processor: bool) -> Result<Value> {
         "_class_name": class,
         "image_encoder": entry(layout.image_encoder.is_some(), "transformers", "CLIPVisionModelWithProjection"),
         "image_processor": entry(has_processor, "transformers", "CLIPImageProcessor"),
-        "prior": ["diffusers", PRIOR_CLASS],
+        "prior": [library, prior.class()],
         "scheduler": entry(layout.scheduler.is_some(), "diffusers", layout.scheduler_class.class_name),
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],

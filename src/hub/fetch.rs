@@ -12,7 +12,6 @@ use super::settings::HubOptions;
 use super::source::{ComponentName, ModelSource};
 use crate::error::{Component, DownloadCommand, Error, Hint, HubErrorKind, Result};
 use crate::files::Folder;
-use crate::pipeline::builtin;
 use crate::pipeline::component::component_at;
 use crate::pipeline::layout::{CONFIG, IMAGE_ENCODER, ModelFile, Part, ZERO_IMAGE_EMBED};
 use crate::weights::checkpoint::candidates::is_weights;
@@ -113,7 +112,7 @@ impl Hub {
         let base = match &source.model {
             ModelName::Hub(name) => get(Wanted { source, name, scope, needs })?,
             ModelName::Folder(path) => local(Folder::from(path), scope, needs),
-            ModelName::Builtin => local(builtin_folder(), scope, needs),
+            ModelName::Builtin(model) => local(Folder::builtin(model), scope, needs),
         };
         let is_cached = |name: &ComponentName| matches!(name, ComponentName::Hub { .. });
         let mut model = Model {
@@ -132,9 +131,9 @@ impl Hub {
                 continue;
             }
             let (folder, found) = match name {
-                ComponentName::Builtin => {
-                    let folder = Part::of(component).in_folder(&builtin_folder(), None)?;
-                    (folder, local(builtin_folder(), Scope::Component { component, subfolder: None }, needs))
+                ComponentName::Builtin(model) => {
+                    let folder = Part::of(component).in_folder(&Folder::builtin(model), None)?;
+                    (folder, local(Folder::builtin(model), Scope::Component { component, subfolder: None }, needs))
                 }
                 ComponentName::Path(path) => {
                     let folder = component_at(path, component)?;
@@ -356,10 +355,6 @@ fn local(mut folder: Folder, scope: Scope, needs: Needs) -> Found {
 fn of_file(folder: &Folder, weights: &str) -> Found {
     let files = [CONFIG, weights].map(|name| ModelFile::new(folder, name, None));
     Found { folder: folder.clone(), commit: None, files: files.into() }
-}
-
-fn builtin_folder() -> Folder {
-    Folder::builtin(&builtin::EMOJI_MODEL)
 }
 
 fn files_in(folder: &Folder, plan: &Plan) -> Vec<ModelFile> {

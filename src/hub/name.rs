@@ -1,8 +1,9 @@
-//! Names of models: the built-in one, a short name, a repository on the hub, or a folder.
+//! Names of models: a built-in one, a short name, a repository on the hub, or a folder.
 
 use super::presets::{self, Preset};
 use crate::error::{Error, Result};
-use crate::pipeline::builtin::EMOJI;
+use crate::files::BuiltinModel;
+use crate::pipeline::builtin;
 use std::path::{Path, PathBuf};
 
 /// The default branch.
@@ -14,8 +15,8 @@ const MAX_LENGTH: usize = 96;
 /// The name of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelName {
-    /// The built-in model.
-    Builtin,
+    /// A built-in model.
+    Builtin(&'static BuiltinModel),
     /// A folder in diffusers' layout.
     Folder(PathBuf),
     /// A repository on the hub, at a revision.
@@ -34,16 +35,15 @@ pub struct HubName {
 impl ModelName {
     /// Parses a name; `revision` is the value of `--revision`.
     ///
-    /// [`EMOJI`] is always the built-in model (`./emoji` is a folder). Otherwise an existing folder comes before a
-    /// repository.
+    /// The name of a built-in model is always this model (`./emoji` is a folder). Otherwise an existing folder comes
+    /// before a repository.
     ///
     /// # Errors
-    /// [`Error::Option`] if it is no valid name, or a folder or the built-in model is given a revision.
+    /// [`Error::Option`] if it is no valid name, or a folder or a built-in model is given a revision.
     pub fn parse(name: &str, revision: Option<&str>) -> Result<Self> {
-        let local = if name == EMOJI {
-            Some(Self::Builtin)
-        } else {
-            Path::new(name).is_dir().then(|| Self::Folder(PathBuf::from(name)))
+        let local = match builtin::named(name) {
+            Some(model) => Some(Self::Builtin(model)),
+            None => Path::new(name).is_dir().then(|| Self::Folder(PathBuf::from(name))),
         };
         match (local, revision) {
             (Some(_), Some(_)) => Err(invalid(
@@ -159,7 +159,7 @@ mod tests {
     fn names_are_parsed() {
         let commit = "0123456789ABCDEF0123456789abcdef01234567";
         let cases = [
-            ("emoji", None, ModelName::Builtin),
+            ("emoji", None, ModelName::Builtin(&builtin::EMOJI_MODEL)),
             ("src", None, ModelName::Folder("src".into())),
             // An existing folder comes before a repository.
             ("src/hub", None, ModelName::Folder("src/hub".into())),

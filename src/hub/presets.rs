@@ -1,7 +1,7 @@
 //! The models with a short name.
 
 use crate::error::Component;
-use crate::pipeline::builtin::EMOJI;
+use crate::pipeline::builtin;
 
 /// A model on the hub with a short name: a repository and, for some, components from other repositories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,11 +94,12 @@ impl Preset {
     }
 }
 
-/// The licence of the built-in model.
+/// The licence of the built-in models.
 pub const EMOJI_LICENCE: &str = "CC BY 4.0";
 
 /// The short names, for messages.
 pub fn names() -> String {
     let presets = PRESETS.map(|preset| preset.name).join(", ");
-    format!("the built-in {EMOJI}, {presets}")
+    let builtin = builtin::MODELS.map(|model| model.name).join(" and ");
+    format!("the built-in {builtin}, {presets}")
 }

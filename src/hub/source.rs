@@ -4,7 +4,8 @@ use super::name::{HubName, ModelName};
 use super::plan::is_safe_path;
 use super::presets::Preset;
 use crate::error::{Component, Error, Result};
-use crate::pipeline::builtin::EMOJI;
+use crate::files::BuiltinModel;
+use crate::pipeline::builtin;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub struct ModelSource {
 impl From<ModelName> for ModelSource {
     fn from(model: ModelName) -> Self {
         let name = match &model {
-            ModelName::Builtin => EMOJI.into(),
+            ModelName::Builtin(model) => model.name.into(),
             ModelName::Folder(path) => path.display().to_string(),
             ModelName::Hub(name) => name.to_string(),
         };
@@ -125,8 +126,8 @@ fn base_of(name: &str) -> &str {
 /// The name of a component that takes the place of a model's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ComponentName {
-    /// That of the built-in model.
-    Builtin,
+    /// That of a built-in model.
+    Builtin(&'static BuiltinModel),
     /// A folder, or a file of weights with its configuration beside it.
     Path(PathBuf),
     /// A repository on the hub.
@@ -139,14 +140,14 @@ pub enum ComponentName {
 }
 
 impl ComponentName {
-    /// Parses a name: an existing folder or file, [`EMOJI`], the name of a preset, or
+    /// Parses a name: an existing folder or file, that of a built-in model or a preset, or
     /// `owner/name[@revision][/subfolder]`. A revision has no `/` in it, except in `refs/pr/1`.
     ///
     /// # Errors
     /// [`Error::Option`] if it is none of these.
     pub fn parse(text: &str, component: Component) -> Result<Self> {
-        if text == EMOJI {
-            return Ok(Self::Builtin);
+        if let Some(model) = builtin::named(text) {
+            return Ok(Self::Builtin(model));
         }
         if Path::new(text).exists() {
             return Ok(Self::Path(text.into()));
@@ -207,7 +208,7 @@ fn split_revision(rest: &str) -> Option<(Option<&str>, Option<&str>)> {
 impl fmt::Display for ComponentName {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Builtin => formatter.write_str(EMOJI),
+            Self::Builtin(model) => formatter.write_str(model.name),
             Self::Path(path) => path.display().fmt(formatter),
             Self::Hub { name, subfolder: None } => name.fmt(formatter),
             Self::Hub { name, subfolder: Some(subfolder) } => write!(formatter, "{name}/{subfolder}"),
@@ -228,7 +229,7 @@ mod tests {
     fn components_are_paths_or_repositories() {
         let (karlo, commit) = ("kakaobrain/karlo-v1-alpha", "0123456789ABCDEF0123456789abcdef01234567");
         for (text, expected) in [
-            ("emoji", ComponentName::Builtin),
+            ("emoji", ComponentName::Builtin(&builtin::EMOJI_MODEL)),
             ("src", ComponentName::Path("src".into())),
             ("Cargo.toml", ComponentName::Path("Cargo.toml".into())),
             ("a/b", hub("a/b", "main", None)),

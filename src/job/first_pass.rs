@@ -143,7 +143,7 @@ pub(super) mod tests {
     pub fn options() -> RowOptions {
         RowOptions {
             negative_prompt: None,
-            settings: Settings::new(25, 4.0),
+            settings: Settings::default(),
             decoder_negative_prompt: None,
             conditions: None,
             latents: None,

@@ -126,6 +126,7 @@ impl RowOptions {
                 &[("steps", record.steps.is_some()), ("guidance_scale", record.guidance_scale.is_some())]
             }
             PriorKind::Sequence => &[("negative_prompt", record.negative_prompt.is_some())],
+            PriorKind::Autoregressive => &[("steps", record.steps.is_some())],
         };
         if let Some((key, _)) = unused.iter().find(|(_, is_set)| *is_set) {
             return bad(format!("{key:?} is set, and {} takes none", self.kind.title()));
@@ -209,6 +210,7 @@ impl RowOptions {
             steps: record.steps.unwrap_or(self.settings.steps),
             guidance_scale: record.guidance_scale.unwrap_or(self.settings.guidance_scale),
             strength: self.images.as_ref().filter(|images| images.has(record)).map(|images| images.strength),
+            ..self.settings
         }
     }
 

@@ -171,6 +171,9 @@ impl Plan {
             .push("--negative-prompt", negative_prompt.map_or_else(|| "not set".into(), |text| format!("{text:?}")));
         fingerprint.push("--steps", rows.settings.steps);
         fingerprint.push("--guidance-scale", rows.settings.guidance_scale);
+        if pipeline.kind().has_temperature() {
+            fingerprint.push("--temperature", rows.settings.temperature);
+        }
         fingerprint.push("--scheduler", pipeline.scheduler_class().map_or("none", |class| class.name));
         let scheduler = pipeline.scheduler_options();
         fingerprint.push("--eta", scheduler.eta.unwrap_or_default());

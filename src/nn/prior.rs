@@ -6,14 +6,20 @@
 //! [`PriorTransformer::forward`] runs the whole sequence, as diffusers does. The cached step,
 //! [`PriorTransformer::step`], makes the same prediction from two new tokens. A one-step prior has no timestep, and
 //! [`PriorTransformer::predict`] runs its sequence once.
+//!
+//! The paper's other prior, [`AutoregressivePrior`], is a class of its own: [`Network`] is one of the two.
 
+mod autoregressive;
 mod block;
 mod cache;
 mod config;
+mod network;
 mod one_step;
 mod timestep;
 mod transformer;
 
+pub use autoregressive::{AutoregressiveConfig, AutoregressivePrior};
 pub use cache::{Branch, Prefix, TextCondition, TimestepCache};
 pub use config::{PriorConfig, PriorKind};
+pub use network::{Network, NetworkConfig};
 pub use transformer::PriorTransformer;

@@ -1,8 +1,8 @@
-//! The built-in model, `emoji`: small, trained on pictures of emoji, compiled in.
+//! The built-in models: small, trained on pictures of emoji, compiled in.
 //!
-//! Its files are those of `assets/emoji`, in diffusers' layout. The image encoder is in builds from the repository only:
-//! the package on crates.io is to stay small. The one embedding that runs from texts need of it is in
-//! [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
+//! Their files are those of the folders of their names in `assets/`, in diffusers' layout. The image encoder is in builds
+//! from the repository only: the package on crates.io is to stay small. The one embedding that runs from texts need of it
+//! is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
 
 use crate::files::{BuiltinFile, BuiltinModel};
 
@@ -11,43 +11,60 @@ use crate::files::{BuiltinFile, BuiltinModel};
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-/// A file of the model.
+/// A file in a folder of `assets/`.
 macro_rules! file {
-    ($path:literal) => {
+    ($model:literal, $path:literal) => {
         BuiltinFile {
             path: $path,
             bytes: {
-                const FILE: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!("../../assets/emoji/", $path)));
+                const FILE: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!("../../assets/", $model, "/", $path)));
                 &FILE.0
             },
         }
     };
 }
 
-/// The model's name on the command line.
+/// The files of the CLIP that all built-in models share, each once in the program.
+static CLIP: [BuiltinFile; 5] = [
+    file!("emoji", "text_encoder/config.json"),
+    file!("emoji", "text_encoder/model.safetensors"),
+    file!("emoji", "tokenizer/tokenizer.json"),
+    file!("emoji", "tokenizer/tokenizer_config.json"),
+    file!("emoji", "zero_image_embed.safetensors"),
+];
+
+/// The default model's name on the command line.
 pub const EMOJI: &str = "emoji";
 
-/// The built-in model.
+/// The default model, with a diffusion prior.
 pub static EMOJI_MODEL: BuiltinModel = BuiltinModel {
     name: EMOJI,
     files: &[
-        file!("model_index.json"),
+        file!("emoji", "model_index.json"),
         #[cfg(builtin_image_encoder)]
-        file!("image_encoder/config.json"),
+        file!("emoji", "image_encoder/config.json"),
         #[cfg(builtin_image_encoder)]
-        file!("image_encoder/model.safetensors"),
+        file!("emoji", "image_encoder/model.safetensors"),
         #[cfg(builtin_image_encoder)]
-        file!("image_processor/preprocessor_config.json"),
-        file!("prior/config.json"),
-        file!("prior/diffusion_pytorch_model.safetensors"),
-        file!("scheduler/scheduler_config.json"),
-        file!("text_encoder/config.json"),
-        file!("text_encoder/model.safetensors"),
-        file!("tokenizer/tokenizer.json"),
-        file!("tokenizer/tokenizer_config.json"),
-        file!("zero_image_embed.safetensors"),
+        file!("emoji", "image_processor/preprocessor_config.json"),
+        file!("emoji", "prior/config.json"),
+        file!("emoji", "prior/diffusion_pytorch_model.safetensors"),
+        file!("emoji", "scheduler/scheduler_config.json"),
+        CLIP[0],
+        CLIP[1],
+        CLIP[2],
+        CLIP[3],
+        CLIP[4],
     ],
 };
+
+/// All built-in models.
+pub static MODELS: [&BuiltinModel; 1] = [&EMOJI_MODEL];
+
+/// The built-in model of a name.
+pub fn named(name: &str) -> Option<&'static BuiltinModel> {
+    MODELS.into_iter().find(|model| model.name == name)
+}
 
 #[cfg(test)]
 mod tests {
@@ -56,12 +73,14 @@ mod tests {
 
     #[test]
     fn weights_can_be_read_in_place() {
-        let weights: Vec<_> = EMOJI_MODEL.files.iter().filter(|file| file.path.ends_with(".safetensors")).collect();
-        assert_eq!(weights.len(), if cfg!(builtin_image_encoder) { 4 } else { 3 });
-        for file in weights {
-            let (header_len, _) = SafeTensors::read_metadata(file.bytes).unwrap();
-            let data = file.bytes[size_of::<u64>() + header_len..].as_ptr();
-            assert!(data.addr().is_multiple_of(8), "{}", file.path);
+        for model in MODELS {
+            let weights: Vec<_> = model.files.iter().filter(|file| file.path.ends_with(".safetensors")).collect();
+            assert!(weights.len() >= 3, "{}", model.name);
+            for file in weights {
+                let (header_len, _) = SafeTensors::read_metadata(file.bytes).unwrap();
+                let data = file.bytes[size_of::<u64>() + header_len..].as_ptr();
+                assert!(data.addr().is_multiple_of(8), "{}", file.path);
+            }
         }
     }
 }

@@ -121,7 +121,7 @@ impl Part {
         let model_type = config.get("model_type").and_then(Value::as_str);
         let class = own_class(&config);
         let refuse = |what: &str| {
-            let wanted = self.classes.join(" or a ");
+            let wanted = self.classes.join(" or ");
             Err(Error::file(path, format!("is that of {what}, not of a {wanted}")))
         };
         match (self.component, class, model_type) {

@@ -140,7 +140,7 @@ impl Pipeline {
         let (_, tokens, width) = conditions.hidden_states.dim();
         let sizes = [
             ("text_embeds", "numbers a row", conditions.text_embeds.ncols(), self.text.config.projection_dim),
-            ("text_encoder_hidden_states", "tokens a row", tokens, self.prior_config.num_embeddings),
+            ("text_encoder_hidden_states", "tokens a row", tokens, self.prior_config.num_embeddings()),
             ("text_encoder_hidden_states", "numbers a token", width, self.text.config.hidden_size),
         ];
         if let Some((name, what, found, wanted)) =

@@ -6,6 +6,7 @@ use super::parameters::Parameters;
 use crate::Result;
 use crate::config;
 use crate::files::Folder;
+use crate::nn::prior::{NetworkConfig, PriorKind};
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights::checkpoint::candidates::is_weights;
@@ -24,13 +25,13 @@ pub struct Description {
     pub parameters: Option<ParameterCounts>,
     /// Bytes of the weights of prior and text encoder in each `--dtype`. Encoders are never quantized.
     pub memory_bytes: Option<BTreeMap<&'static str, u64>>,
-    /// The scheduler; a one-step prior has none.
+    /// The scheduler; a prior that takes no steps has none.
     pub scheduler: Option<SchedulerShape>,
     /// The tokenizer.
     pub tokenizer: TokenizerShape,
 }
 
-/// The shape of a `PriorTransformer`.
+/// The shape of a prior.
 #[derive(Debug, Serialize)]
 pub struct PriorShape {
     /// Number of attention heads.
@@ -45,6 +46,18 @@ pub struct PriorShape {
     pub is_one_step: bool,
     /// The number of latents that it makes in place of an embedding, each of the embedding dimension.
     pub latents: Option<i64>,
+    /// Of an autoregressive prior, the tokens of an embedding, and the buckets of each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenShape>,
+}
+
+/// The tokens of an embedding.
+#[derive(Debug, Serialize)]
+pub struct TokenShape {
+    /// Number of tokens: leading dimensions of the embedding.
+    pub count: i64,
+    /// Number of buckets of each.
+    pub buckets: i64,
 }
 
 /// The shape of a `CLIPTextModelWithProjection`.
@@ -109,7 +122,7 @@ pub struct TokenizerShape {
 pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
     let prior = read_prior_config(layout)?;
     let text: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
-    let scheduler = if prior.is_one_step() { None } else { Some(read_scheduler(layout)?) };
+    let scheduler = if prior.kind().has_steps() { Some(read_scheduler(layout)?) } else { None };
     // For its errors.
     Tokenizer::open(&layout.tokenizer, text.max_position_embeddings as usize)?;
     let parameters = count_parameters(layout, files, &text)?;
@@ -123,12 +136,18 @@ pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
     });
     Ok(Description {
         prior: PriorShape {
-            num_attention_heads: prior.num_attention_heads,
-            attention_head_dim: prior.attention_head_dim,
-            num_layers: prior.num_layers,
-            embedding_dim: prior.embedding_dim,
-            is_one_step: prior.is_one_step(),
-            latents: prior.is_sequence().then_some(prior.num_embeddings),
+            num_attention_heads: prior.num_attention_heads(),
+            attention_head_dim: prior.attention_head_dim(),
+            num_layers: prior.num_layers(),
+            embedding_dim: prior.embedding_dim(),
+            is_one_step: prior.kind() == PriorKind::OneStep,
+            latents: prior.is_sequence().then(|| prior.num_embeddings()),
+            tokens: match &prior {
+                NetworkConfig::Autoregressive(config) => {
+                    Some(TokenShape { count: config.num_tokens, buckets: config.num_buckets })
+                }
+                NetworkConfig::Transformer(_) => None,
+            },
         },
         text_encoder: TextEncoderShape {
             num_hidden_layers: text.num_hidden_layers,

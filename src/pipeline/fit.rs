@@ -6,7 +6,7 @@ use crate::config;
 use crate::diffusion::scheduler::SchedulerConfig;
 use crate::error::Component;
 use crate::nn::image_encoder::ImageEncoderConfig;
-use crate::nn::prior::PriorConfig;
+use crate::nn::prior::{AutoregressiveConfig, NetworkConfig, PriorConfig};
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -16,9 +16,13 @@ pub(super) fn check_fit(
     layout: &Layout,
     tokenizer: &Tokenizer,
     text: &TextEncoderConfig,
-    prior: &PriorConfig,
+    prior: &NetworkConfig,
     scheduler: Option<&dyn SchedulerConfig>,
 ) -> Result<()> {
+    let prior = match prior {
+        NetworkConfig::Transformer(prior) => prior,
+        NetworkConfig::Autoregressive(prior) => return check_autoregressive_fit(layout, tokenizer, text, prior),
+    };
     if prior.is_sequence() {
         return check_sequence_fit(layout, tokenizer, text, prior, scheduler);
     }
@@ -52,7 +56,7 @@ pub(super) fn check_fit(
     ];
     check_equal(layout, &equal)?;
     check_lengths(layout, tokenizer, text)?;
-    check_rest(layout, prior, scheduler)
+    check_rest(layout, prior.embedding_dim, scheduler)
 }
 
 /// The same with a prior of a sequence of latents, which takes text embeddings alone.
@@ -87,7 +91,34 @@ fn check_sequence_fit(
         return Err(mismatch(layout, reason.into()));
     }
     check_lengths(layout, tokenizer, text)?;
-    check_rest(layout, prior, scheduler)
+    check_rest(layout, prior.embedding_dim, scheduler)
+}
+
+/// The same with an autoregressive prior.
+fn check_autoregressive_fit(
+    layout: &Layout,
+    tokenizer: &Tokenizer,
+    text: &TextEncoderConfig,
+    prior: &AutoregressiveConfig,
+) -> Result<()> {
+    use Component::{Prior, TextEncoder, Tokenizer as TokenizerFiles};
+    let equal = [
+        (
+            (TokenizerFiles, "the tokenizer's model_max_length", tokenizer.max_length() as i64),
+            (Prior, "the prior's num_embeddings", prior.num_embeddings),
+        ),
+        (
+            (TextEncoder, "the text encoder's hidden_size", text.hidden_size),
+            (Prior, "the prior's encoder_hid_dim", prior.encoder_hid_dim()),
+        ),
+        (
+            (TextEncoder, "the text encoder's projection_dim", text.projection_dim),
+            (Prior, "the prior's embedding_proj_dim", prior.embedding_proj_dim()),
+        ),
+    ];
+    check_equal(layout, &equal)?;
+    check_lengths(layout, tokenizer, text)?;
+    check_rest(layout, prior.embedding_dim, None)
 }
 
 /// A size of a component, and its name.
@@ -111,13 +142,13 @@ fn check_lengths(layout: &Layout, tokenizer: &Tokenizer, text: &TextEncoderConfi
     Err(mismatch(layout, reason))
 }
 
-fn check_rest(layout: &Layout, prior: &PriorConfig, scheduler: Option<&dyn SchedulerConfig>) -> Result<()> {
+fn check_rest(layout: &Layout, embedding_dim: i64, scheduler: Option<&dyn SchedulerConfig>) -> Result<()> {
     if scheduler.is_some_and(SchedulerConfig::needs_variance) {
         let reason = "the scheduler's variance_type \"learned_range\" needs a prior that predicts a variance";
         return Err(mismatch(layout, reason.into()));
     }
     if layout.is_replaced(Component::ImageEncoder) {
-        check_image_encoder(layout, prior)?;
+        check_image_encoder(layout, embedding_dim)?;
     }
     Ok(())
 }
@@ -126,14 +157,14 @@ fn mismatch(layout: &Layout, reason: String) -> Error {
     Error::Mismatch { path: layout.folder.to_string(), reason }
 }
 
-/// Checks that an image encoder's embeddings are as wide as the prior's.
+/// Checks that an image encoder's embeddings are as wide as the prior's `embedding_dim`.
 ///
 /// # Errors
 /// [`Error::Mismatch`] if they are not, or an error if its configuration is damaged.
-pub(super) fn check_image_encoder(layout: &Layout, prior: &PriorConfig) -> Result<()> {
+pub(super) fn check_image_encoder(layout: &Layout, embedding_dim: i64) -> Result<()> {
     let Some(folder) = &layout.image_encoder else { return Ok(()) };
     let config: ImageEncoderConfig = config::read(folder, CONFIG)?;
-    let (image, prior) = (config.projection_dim, prior.embedding_dim);
+    let (image, prior) = (config.projection_dim, embedding_dim);
     if image == prior {
         return Ok(());
     }

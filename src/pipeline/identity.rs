@@ -43,7 +43,7 @@ impl Pipeline {
         }
         // No other file is read; a component from elsewhere may have those of others beside it.
         let networks = [prior, text_encoder].into_iter().chain(image_encoder).map(|folder| (folder, &[CONFIG][..]));
-        let scheduler = scheduler.as_ref().filter(|_| !self.is_one_step());
+        let scheduler = scheduler.as_ref().filter(|_| self.kind().has_steps());
         let scheduler = scheduler.map(|folder| (folder, &[SCHEDULER_CONFIG][..]));
         let others = std::iter::once((tokenizer, &tokenizer::FILES[..])).chain(scheduler);
         for (component, names) in networks.chain(others) {
@@ -52,7 +52,7 @@ impl Pipeline {
             }
         }
         // It may come from the index, which is not among the files.
-        if !self.is_one_step() {
+        if self.kind().has_steps() {
             hasher.update(scheduler_class.class_name);
         }
         for lora in &self.loras {

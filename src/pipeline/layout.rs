@@ -8,6 +8,7 @@ use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::json;
+use crate::nn::prior::NetworkConfig;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -39,8 +40,11 @@ pub(crate) struct Part {
     pub(super) classes: &'static [&'static str],
 }
 
-pub(crate) const PRIOR: Part =
-    Part { component: Component::Prior, names: ["prior_prior", "prior"], classes: &["PriorTransformer"] };
+pub(crate) const PRIOR: Part = Part {
+    component: Component::Prior,
+    names: ["prior_prior", "prior"],
+    classes: &[NetworkConfig::TRANSFORMER, NetworkConfig::AUTOREGRESSIVE],
+};
 pub(crate) const TEXT_ENCODER: Part = Part {
     component: Component::TextEncoder,
     names: ["prior_text_encoder", "text_encoder"],
@@ -103,13 +107,13 @@ impl ModelFile {
 pub struct Layout {
     /// The whole model's folder.
     pub folder: Folder,
-    /// `PriorTransformer`: `config.json` and weights.
+    /// `PriorTransformer` or `AutoregressivePrior`: `config.json` and weights.
     pub prior: Folder,
     /// `CLIPTextModelWithProjection`, or a `CLIPModel` that has one in it: `config.json` and weights.
     pub text_encoder: Folder,
     /// `CLIPTokenizer`: its vocabulary and configuration.
     pub tokenizer: Folder,
-    /// The scheduler: `scheduler_config.json`. A one-step prior does without.
+    /// The scheduler: `scheduler_config.json`. A prior that takes no steps does without.
     pub scheduler: Option<Folder>,
     /// The scheduler's own class.
     pub scheduler_class: SchedulerClass,

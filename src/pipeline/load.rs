@@ -14,7 +14,7 @@ use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::nn::image_encoder::ImageEncoder;
-use crate::nn::prior::{PriorConfig, PriorKind, PriorTransformer};
+use crate::nn::prior::{Network, NetworkConfig, PriorConfig, PriorKind};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::text;
 use crate::tokenizer::Tokenizer;
@@ -46,11 +46,11 @@ pub struct Pipeline {
     /// same type, but are never quantized.
     pub(super) placement: Placement,
     pub(super) text: TextStage,
-    pub(super) prior_config: PriorConfig,
-    pub(super) prior: Option<PriorTransformer>,
+    pub(super) prior_config: NetworkConfig,
+    pub(super) prior: Option<Network>,
     pub(super) image_encoder: Option<ImageEncoder>,
     pub(super) loras: Vec<Lora>,
-    /// Not with a one-step prior.
+    /// Not with a prior that takes no steps.
     pub(super) scheduler: Option<Box<dyn SchedulerConfig>>,
     pub(super) parameters: OnceCell<Parameters>,
     pub(super) negative: Option<NegativeCache>,
@@ -91,9 +91,9 @@ impl Pipeline {
     pub fn of_layout(layout: Layout, placement: Placement) -> Result<Self> {
         let start = Instant::now();
         let prior_config = read_prior_config(&layout)?;
-        let scheduler = match prior_config.is_one_step() {
-            true => refuse_scheduler(&layout).map(|()| None)?,
-            false => Some(read_scheduler(&layout)?),
+        let scheduler = match prior_config.kind() {
+            kind if !kind.has_steps() => refuse_scheduler(&layout, kind).map(|()| None)?,
+            _ => Some(read_scheduler(&layout)?),
         };
         let text_config: TextEncoderConfig = config::read(&layout.text_encoder, CONFIG)?;
         let tokenizer = Tokenizer::open(&layout.tokenizer, text_config.max_position_embeddings as usize)?;
@@ -185,7 +185,7 @@ impl Pipeline {
             for lora in &self.loras {
                 checkpoint.add_lora(lora)?;
             }
-            let load = |weights: &Weights| PriorTransformer::load(weights, &self.prior_config);
+            let load = |weights: &Weights| Network::load(weights, &self.prior_config);
             self.prior = Some(checkpoint.build("", self.placement, load)?);
             self.timings.load += start.elapsed();
         }
@@ -223,8 +223,8 @@ impl Pipeline {
     /// The embedding dimension: how many numbers a row has.
     pub fn embedding_dim(&self) -> usize {
         let dim = match self.prior_config.is_sequence() {
-            true => self.prior_config.num_embeddings.saturating_mul(self.prior_config.embedding_dim),
-            false => self.prior_config.embedding_dim,
+            true => self.prior_config.num_embeddings().saturating_mul(self.prior_config.embedding_dim()),
+            false => self.prior_config.embedding_dim(),
         };
         usize::try_from(dim).unwrap_or(0)
     }
@@ -236,7 +236,9 @@ impl Pipeline {
 
     /// The shape of a row that is a sequence of latents, `(tokens, dim)`; `None` for an embedding.
     pub fn row_shape(&self) -> Option<[usize; 2]> {
-        let PriorConfig { num_embeddings, embedding_dim, .. } = self.prior_config;
+        let NetworkConfig::Transformer(PriorConfig { num_embeddings, embedding_dim, .. }) = self.prior_config else {
+            return None;
+        };
         let shape = [usize::try_from(num_embeddings).ok()?, usize::try_from(embedding_dim).ok()?];
         self.prior_config.is_sequence().then_some(shape)
     }
@@ -248,10 +250,10 @@ impl Pipeline {
 
     /// Whether the prior makes an embedding in one step: without a scheduler, guidance or a number of steps.
     pub fn is_one_step(&self) -> bool {
-        self.prior_config.is_one_step()
+        self.kind() == PriorKind::OneStep
     }
 
-    /// The class of the scheduler in force; `None` with a one-step prior.
+    /// The class of the scheduler in force; `None` with a prior that takes no steps.
     pub fn scheduler_class(&self) -> Option<SchedulerClass> {
         self.scheduler.as_ref().map(|_| self.scheduler_options().class.unwrap_or(self.layout.scheduler_class))
     }
@@ -269,26 +271,41 @@ impl Pipeline {
     /// The settings of a run: those that are given, or the defaults.
     ///
     /// # Errors
-    /// [`Error::Option`] if the model cannot do so many denoising steps, or has a one-step prior and one is given.
-    pub fn settings(&self, steps: Option<usize>, guidance_scale: Option<f64>) -> Result<Settings> {
-        let Some(scheduler) = &self.scheduler else {
-            let given = [("steps", steps.is_some()), ("guidance_scale", guidance_scale.is_some())];
-            return match given.into_iter().find(|(_, is_given)| *is_given) {
-                Some((option, _)) => {
-                    let reason =
-                        format!("{option} is set, and {} has a one-step prior, which takes none", self.folder());
-                    Err(Error::Option { option, reason })
-                }
-                None => Ok(Settings::ONE_STEP),
-            };
+    /// [`Error::Option`] if the model cannot do so many denoising steps, or its kind of prior does not take one that is
+    /// given, or the temperature is negative or not finite.
+    pub fn settings(
+        &self,
+        steps: Option<usize>,
+        guidance_scale: Option<f64>,
+        temperature: Option<f64>,
+    ) -> Result<Settings> {
+        let kind = self.kind();
+        let refused = [
+            ("steps", steps.is_some() && !kind.has_steps()),
+            ("guidance_scale", guidance_scale.is_some() && !kind.has_guidance()),
+            ("temperature", temperature.is_some() && !kind.has_temperature()),
+        ];
+        if let Some((option, _)) = refused.into_iter().find(|(_, is_refused)| *is_refused) {
+            return Err(takes_none(&self.layout, option, kind));
+        }
+        let default = if kind == PriorKind::OneStep { Settings::ONE_STEP } else { Settings::default() };
+        let steps = match &self.scheduler {
+            Some(scheduler) => {
+                let steps = steps.unwrap_or(default.steps);
+                scheduler.scheduler(steps).map(|_| steps)?
+            }
+            None => Settings::ONE_STEP.steps,
         };
-        let default = Settings::default();
-        let steps = steps.unwrap_or(default.steps);
-        scheduler.scheduler(steps)?;
-        Ok(Settings::new(steps, guidance_scale.unwrap_or(default.guidance_scale)))
+        let temperature = temperature.unwrap_or(default.temperature);
+        if !(0.0..=f64::MAX).contains(&temperature) {
+            let reason = format!("temperature is {temperature}, and must be a finite number, 0 or above");
+            return Err(Error::Option { option: "temperature", reason });
+        }
+        let guidance_scale = guidance_scale.unwrap_or(default.guidance_scale);
+        Ok(Settings { steps, guidance_scale, temperature, strength: None })
     }
 
-    /// How often the prior runs.
+    /// How often the prior runs: steps of denoising, or tokens of an autoregressive one.
     ///
     /// # Errors
     /// [`Error::Option`] if the model cannot do so many.
@@ -298,7 +315,10 @@ impl Pipeline {
                 let timesteps = scheduler.scheduler(settings.steps)?.timesteps().len();
                 Ok(timesteps.saturating_sub(settings.first_step()))
             }
-            None => Ok(1),
+            None => Ok(match &self.prior_config {
+                NetworkConfig::Autoregressive(config) => usize::try_from(config.num_tokens).unwrap_or(1),
+                NetworkConfig::Transformer(_) => 1,
+            }),
         }
     }
 
@@ -312,8 +332,8 @@ impl Pipeline {
 ///
 /// # Errors
 /// If it is missing, damaged or not supported.
-pub(super) fn read_prior_config(layout: &Layout) -> Result<PriorConfig> {
-    let config: PriorConfig = config::read(&layout.prior, CONFIG)?;
+pub(super) fn read_prior_config(layout: &Layout) -> Result<NetworkConfig> {
+    let config = NetworkConfig::read(&layout.prior, CONFIG)?;
     // Checked now, not after all prompts have been encoded. Damaged weights are reported when they are loaded.
     let checkpoint = Checkpoint::open_folder(&layout.prior).ok();
     let names = checkpoint.iter().flat_map(Checkpoint::names);
@@ -332,17 +352,20 @@ pub(super) fn read_scheduler(layout: &Layout) -> Result<Box<dyn SchedulerConfig>
     schedulers::configure(&text, &path, layout.scheduler_class, &layout.scheduler_options)
 }
 
-/// Refuses a choice of scheduler, for a one-step prior.
-fn refuse_scheduler(layout: &Layout) -> Result<()> {
+/// Refuses a choice of scheduler, for a prior that takes no steps.
+fn refuse_scheduler(layout: &Layout, kind: PriorKind) -> Result<()> {
     let options = &layout.scheduler_options;
     let class = options.class.map(|_| "scheduler");
     match class.or_else(|| options.given().next()) {
-        Some(option) => {
-            let reason = format!("{option} is set, and {} has a one-step prior, which takes none", layout.folder);
-            Err(Error::Option { option, reason })
-        }
+        Some(option) => Err(takes_none(layout, option, kind)),
         None => Ok(()),
     }
+}
+
+/// The error on an option that a kind of prior does not take.
+fn takes_none(layout: &Layout, option: &'static str, kind: PriorKind) -> Error {
+    let reason = format!("{option} is set, and {} has {}, which takes none", layout.folder, kind.title());
+    Error::Option { option, reason }
 }
 
 /// The tensors of components that are not finite, by folder: the model's own, or that of a component from elsewhere.

@@ -4,7 +4,7 @@ use super::load::{Networks, Pipeline};
 use super::parameters::Parameters;
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::error::Hint;
-use crate::nn::prior::PriorKind;
+use crate::nn::prior::{NetworkConfig, PriorKind};
 use crate::{Error, Result};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;
@@ -115,13 +115,15 @@ impl Pipeline {
         let activations = ACTIVATIONS
             * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
             * self.placement.precision.unquantized().bytes();
-        let tokens = self.prior_config.num_embeddings as u64;
+        let tokens = self.prior_config.num_embeddings().unsigned_abs();
         // A one-step prior keeps nothing from block to block, and neither does one of latents, whose rows are long: those
         // of a text embedding and a timestep, and the same without a text.
         let (token, prompt_tokens) = match self.kind() {
             PriorKind::Diffusion => (self.token_bytes(), tokens + 1),
             PriorKind::OneStep => (0, tokens + 3),
             PriorKind::Sequence => (activations, 2 * (tokens + 2)),
+            // A prompt, one that it is guided away from, and the tokens of both.
+            PriorKind::Autoregressive => (self.token_bytes(), 2 * (tokens + 1 + self.row_tokens())),
         };
         Ok(MemoryNeeds {
             prior: prior.saturating_mul(self.placement.precision.bytes()),
@@ -163,7 +165,15 @@ impl Pipeline {
     /// Bytes of one token's keys and values in all blocks.
     fn token_bytes(&self) -> u64 {
         let config = &self.prior_config;
-        (2 * config.num_layers * config.inner_dim()) as u64 * self.placement.precision.unquantized().bytes()
+        (2 * config.num_layers() * config.inner_dim()) as u64 * self.placement.precision.unquantized().bytes()
+    }
+
+    /// The tokens of an image embedding.
+    fn row_tokens(&self) -> u64 {
+        match &self.prior_config {
+            NetworkConfig::Autoregressive(config) => config.num_tokens.unsigned_abs(),
+            NetworkConfig::Transformer(_) => 1,
+        }
     }
 
     /// Free memory in bytes, of the machine or of the container; `None` if the networks run elsewhere, or it is not
@@ -266,6 +276,10 @@ mod tests {
         let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let demand = Demand { rows: 1000, is_uniform: true, zero_embed: false, free_memory: Some(1 << 40) };
+        let small = Pipeline::open(&fixtures.join("autoregressive/small"), placement).unwrap();
+        // Two branches of 24 text states, a text embedding and 16 tokens: keys and values of 16 numbers in 2 blocks.
+        let needs = small.needs(demand).unwrap();
+        assert_eq!((needs.token, needs.prompt_tokens), (2 * 2 * 16 * 4, 2 * (24 + 1 + 16)));
         for (model, batch, keeps_tokens) in
             [("pipelines/kandinsky22", 64, true), ("one_step/kandinsky22", 64, false), ("shap_e/shap_e", 1, true)]
         {

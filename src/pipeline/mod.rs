@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! prompts ──► tokenizer ──► text encoder ─┬─► prior.prefill ──► sampler ──► x · std + mean ─┬─► embeddings
-//!                                         ├─► one_step: prior.predict ──────────────────────┘
+//!                                         ├─► one_step: prior.predict ──────────────────────┤
+//!                                         ├─► autoregressive: prior.step, token by token ───┘
 //!                                         └─► shap_e: prior.forward, step by step ─────────────► latents
 //! ```
 //!
@@ -14,6 +15,7 @@
 //!
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 
+mod autoregressive;
 pub mod builtin;
 pub mod component;
 mod conditions;
@@ -57,8 +59,9 @@ use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::{BatchNoise, NoiseSource};
 use crate::diffusion::sampler::{Condition, chunk_len, sample};
 use crate::error::Component;
-use crate::nn::prior::{PriorKind, TextCondition};
+use crate::nn::prior::{Network, PriorKind, TextCondition};
 use crate::{Error, Result};
+use autoregressive::draw;
 use embeds::{first_non_finite, to_array};
 use from_image::{images, start_from};
 use ndarray::{Array2, Axis};
@@ -92,10 +95,12 @@ impl Pipeline {
         let is_cached = self.negative.as_ref().is_some_and(|cache| cache.is_of(&negative_prompts, &timesteps));
         let needs_negative = self.kind() == PriorKind::Diffusion && guidance.is_on() && !is_cached;
         // In the prompts' passes, or in passes of their own: see `keep_text_encoder`.
-        let (beside, apart): (&[Prompt<&str>], &[Prompt<&str>]) = match (needs_negative, self.keeps_text_encoder) {
-            (false, _) => (&[], &[]),
-            (true, false) => (&negative_prompts, &[]),
-            (true, true) => (&[], &negative_prompts),
+        let (beside, apart): (&[Prompt<&str>], &[Prompt<&str>]) = match self.kind() {
+            PriorKind::Diffusion if needs_negative && self.keeps_text_encoder => (&[], &negative_prompts),
+            PriorKind::Diffusion if needs_negative => (&negative_prompts, &[]),
+            // Never kept from batch to batch.
+            PriorKind::Autoregressive if guidance.is_on() => (&negative_prompts, &[]),
+            _ => (&[], &[]),
         };
 
         // 1. Text: tokenize and encode.
@@ -125,7 +130,14 @@ impl Pipeline {
         self.load_prior(progress)?;
         check_cancelled(progress)?;
         let start = Instant::now();
-        let prior = self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))?;
+        let prior = match self.prior.as_ref().ok_or_else(|| Error::Internal("the prior is not loaded".into()))? {
+            Network::Transformer(prior) => prior,
+            Network::Autoregressive(prior) => {
+                let negative_of_row: Vec<usize> = negative_of_row.iter().map(|place| prompts.len() + place).collect();
+                let embeds = draw(prior, settings, &text, &prompt_of_row, &negative_of_row, rows, progress)?;
+                return self.finish(&embeds, &text, &prompt_of_row, rows, start);
+            }
+        };
         let Some(scheduler) = scheduler.as_deref_mut() else {
             let embeds = predict(prior, &text, &prompt_of_row, rows, progress)?;
             return self.finish(&embeds, &text, &prompt_of_row, rows, start);
@@ -154,7 +166,7 @@ impl Pipeline {
         let unconditional = self.negative.as_ref().map(|negative| negative.condition(&negative_of_row));
         let noise: Vec<NoiseSource> = rows.iter().map(|row| row.noise).collect();
         let noisy_steps = scheduler.noisy_steps().saturating_sub(settings.first_step());
-        let mut noise = BatchNoise::draw(&noise, self.prior_config.embedding_dim, noisy_steps, prior.device())?;
+        let mut noise = BatchNoise::draw(&noise, prior.config().embedding_dim, noisy_steps, prior.device())?;
         if settings.strength.is_some() {
             start_from(&images(rows, &noise.latents)?, settings.first_step(), scheduler, &mut noise)?;
         }

@@ -73,6 +73,8 @@ pub struct Settings {
     pub steps: usize,
     /// Classifier-free guidance; off at 1 and below.
     pub guidance_scale: f64,
+    /// What logits are divided by before a token is drawn, in an autoregressive prior: at 0 it is the likeliest.
+    pub temperature: f64,
     /// How much of the schedule is run if rows start from image embeddings, 0 to 1; from noise alone if not given.
     pub strength: Option<f64>,
 }
@@ -92,11 +94,11 @@ pub struct Timings {
 
 impl Settings {
     /// Those of a one-step prior, which has nothing to choose.
-    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0, strength: None };
+    pub const ONE_STEP: Self = Self { steps: 1, guidance_scale: 1.0, temperature: 1.0, strength: None };
 
     /// Those of a run from noise alone.
     pub fn new(steps: usize, guidance_scale: f64) -> Self {
-        Self { steps, guidance_scale, strength: None }
+        Self { steps, guidance_scale, temperature: 1.0, strength: None }
     }
 }
 

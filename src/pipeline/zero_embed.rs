@@ -26,7 +26,7 @@ impl Pipeline {
         if self.layout.zero_image_encoder().is_none() {
             return self.read_zero_embed();
         }
-        check_image_encoder(&self.layout, &self.prior_config)?;
+        check_image_encoder(&self.layout, self.prior_config.embedding_dim())?;
         self.text.encoder = None;
         (self.prior, self.negative) = (None, None);
         let start = Instant::now();
@@ -44,7 +44,7 @@ impl Pipeline {
         let Layout { folder, has_zero_image_embed: true, .. } = &self.layout else { return Ok(None) };
         let checkpoint = Checkpoint::open_file(folder, ZERO_IMAGE_EMBED)?;
         let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
-        let shape = [1, self.prior_config.embedding_dim];
+        let shape = [1, self.prior_config.embedding_dim()];
         let embed = to_array(&checkpoint.build("", placement, |weights| weights.tensor("image_embeds", &shape))?)?;
         if first_non_finite(&embed).is_some() {
             let path = folder.path_of(ZERO_IMAGE_EMBED);

@@ -17,6 +17,7 @@ pub struct EmbedOptions {
     pub(super) seeds: Seeds,
     pub(super) steps: Option<usize>,
     pub(super) guidance_scale: Option<f64>,
+    pub(super) temperature: Option<f64>,
     pub(super) samples: usize,
     pub(super) best_of: usize,
     pub(super) negative_prompts: Negative,
@@ -63,6 +64,7 @@ impl Default for EmbedOptions {
             seeds: Seeds::From(0),
             steps: None,
             guidance_scale: None,
+            temperature: None,
             samples: 1,
             best_of: 1,
             negative_prompts: Negative::None,
@@ -110,7 +112,7 @@ impl EmbedOptions {
     }
 
     /// The noise to start from in place of the generators' first draws, `(rows, embedding_dim)`. With a negative prompt
-    /// there may be as many rows again, for the negative embeddings.
+    /// there may be as many rows again, for the negative embeddings. An autoregressive prior takes none.
     pub fn latents(mut self, latents: Array2<f32>) -> Self {
         self.latents = Some(latents.as_standard_layout().into_owned());
         self
@@ -125,7 +127,7 @@ impl EmbedOptions {
         self
     }
 
-    /// Number of denoising steps. A one-step prior takes none.
+    /// Number of denoising steps. A one-step or autoregressive prior takes none.
     pub fn steps(mut self, steps: usize) -> Self {
         self.steps = Some(steps);
         self
@@ -134,6 +136,13 @@ impl EmbedOptions {
     /// Classifier-free guidance; off at 1 and below. A one-step prior takes none.
     pub fn guidance_scale(mut self, scale: f64) -> Self {
         self.guidance_scale = Some(scale);
+        self
+    }
+
+    /// The temperature of an autoregressive prior, 0 or above; by default 1. Above 1 its embeddings are more varied, and
+    /// at 0 each token is the likeliest. Other priors take none.
+    pub fn temperature(mut self, temperature: f64) -> Self {
+        self.temperature = Some(temperature);
         self
     }
 

@@ -3,6 +3,7 @@
 // In a test, a panic is how a failure is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod autoregressive;
 mod bad_input;
 mod best_of;
 mod builtin;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// The models that are mutated; those of torch files more often, since there is more to them.
-const MODELS: [&str; 8] = [
+const MODELS: [&str; 9] = [
     "pipelines/kandinsky22",
     "pipelines/kandinsky22_sharded_bf16",
     "pipelines/pickle_weights",
@@ -18,6 +18,7 @@ const MODELS: [&str; 8] = [
     "pipelines/fp16_variant",
     "pipelines/whole_clip",
     "pipelines/unclip_layout",
+    "autoregressive/small",
 ];
 
 /// The LoRAs, all for the first of the models.
@@ -117,9 +118,13 @@ fn embed(model: &Path, lora: Option<&Path>) -> Result<(), Error> {
     if let Some(lora) = lora {
         prior.add_lora(lora, 0.5)?;
     }
-    let options = EmbedOptions::new().seed(1).steps(2).batch_size(1);
-    prior.embed(&["a red apple, two cats"], &options)?;
-    match prior.embed(&["a red apple"], &options.steps(1).negative_image_embeds(true)) {
+    let takes_steps = prior.max_steps() > 1;
+    let options = |steps| {
+        let options = EmbedOptions::new().seed(1).batch_size(1);
+        if takes_steps { options.steps(steps) } else { options }
+    };
+    prior.embed(&["a red apple, two cats"], &options(2))?;
+    match prior.embed(&["a red apple"], &options(1).negative_image_embeds(true)) {
         // Not every model has an image encoder.
         Err(Error::MissingComponent { .. }) => Ok(()),
         result => result.map(drop),

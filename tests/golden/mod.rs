@@ -1,6 +1,7 @@
 //! Compares each part with what the reference libraries computed: `scripts/make_fixtures.py` writes the expected
 //! values.
 
+mod autoregressive;
 mod checkpoints;
 mod clip;
 mod common;

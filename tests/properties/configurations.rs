@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::files::Folder;
 use crate::json::Json;
 use crate::nn::image_encoder::ImageEncoderConfig;
-use crate::nn::prior::{PriorConfig, PriorTransformer};
+use crate::nn::prior::{AutoregressiveConfig, AutoregressivePrior, PriorConfig, PriorTransformer};
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::weights::precision::Precision;
@@ -88,6 +88,21 @@ fn priors_of_odd_sizes_are_checked_against_their_weights() {
     check_share(300, 0.2..=0.9, with_odd_values("pipelines/kandinsky22/prior/config.json"), |text| {
         let Some(config) = parse::<PriorConfig>(&text)? else { return Ok(false) };
         match checkpoint.check("", placement, |weights| PriorTransformer::load(weights, &config)) {
+            Ok(()) => {}
+            Err(error) => prop_assert!(matches!(error, Error::MissingTensors { .. }), "{error:?}"),
+        }
+        Ok(true)
+    });
+}
+
+#[test]
+fn autoregressive_priors_of_odd_sizes_are_checked_against_their_weights() {
+    let folder = Folder::from(&fixtures().join("autoregressive/small/prior"));
+    let checkpoint = Checkpoint::open_folder(&folder).unwrap();
+    let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
+    check_share(300, 0.1..=0.9, with_odd_values("autoregressive/small/prior/config.json"), |text| {
+        let Some(config) = parse::<AutoregressiveConfig>(&text)? else { return Ok(false) };
+        match checkpoint.check("", placement, |weights| AutoregressivePrior::load(weights, &config)) {
             Ok(()) => {}
             Err(error) => prop_assert!(matches!(error, Error::MissingTensors { .. }), "{error:?}"),
         }

@@ -7,7 +7,7 @@ use crate::diffusion::sampler::{Condition, sample};
 use crate::diffusion::scheduler::{SchedulerConfig, SchedulerOptions};
 use crate::diffusion::schedulers;
 use crate::files::Folder;
-use crate::nn::prior::{PriorConfig, PriorTransformer, TextCondition};
+use crate::nn::prior::{AutoregressiveConfig, AutoregressivePrior, PriorConfig, PriorTransformer, TextCondition};
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::weights::precision::Precision;
@@ -50,6 +50,20 @@ impl Parameters {
         self.add(&format!("{name}.bias"), &[size], 0.2);
     }
 
+    /// The blocks of a prior.
+    fn blocks(&mut self, layers: i64, inner: i64) {
+        for block in 0..layers {
+            let name = |part: &str| format!("transformer_blocks.{block}.{part}");
+            self.norm(&name("norm1"), inner);
+            for part in ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"] {
+                self.linear(&name(part), inner, inner);
+            }
+            self.norm(&name("norm3"), inner);
+            self.linear(&name("ff.net.0.proj"), inner, 4 * inner);
+            self.linear(&name("ff.net.2"), 4 * inner, inner);
+        }
+    }
+
     fn checkpoint(&self) -> Checkpoint {
         let folder = tempfile::TempDir::new().unwrap();
         Tensor::write_safetensors(&self.0, folder.path().join("model.safetensors")).unwrap();
@@ -69,20 +83,29 @@ fn prior(config: &PriorConfig) -> Checkpoint {
     }
     parameters.add("positional_embedding", &[1, config.positions(), inner], 0.4);
     parameters.add("prd_embedding", &[1, 1, inner], 0.4);
-    for block in 0..config.num_layers {
-        let name = |part: &str| format!("transformer_blocks.{block}.{part}");
-        parameters.norm(&name("norm1"), inner);
-        for part in ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"] {
-            parameters.linear(&name(part), inner, inner);
-        }
-        parameters.norm(&name("norm3"), inner);
-        parameters.linear(&name("ff.net.0.proj"), inner, 4 * inner);
-        parameters.linear(&name("ff.net.2"), 4 * inner, inner);
-    }
+    parameters.blocks(config.num_layers, inner);
     parameters.norm("norm_out", inner);
     parameters.linear("proj_to_clip_embeddings", inner, dim);
     parameters.add("clip_mean", &[1, dim], 1.0);
     parameters.add("clip_std", &[1, dim], 1.0);
+    parameters.checkpoint()
+}
+
+fn autoregressive(config: &AutoregressiveConfig) -> Checkpoint {
+    let (dim, inner) = (config.embedding_dim, config.inner_dim());
+    let mut parameters = Parameters::default();
+    for name in ["embedding_proj", "encoder_hidden_states_proj"] {
+        parameters.linear(name, dim, inner);
+    }
+    parameters.add("dot_product_embedding", &[config.num_dot_product_buckets + 1, inner], 0.4);
+    parameters.add("token_embedding", &[config.num_buckets, inner], 0.4);
+    parameters.add("positional_embedding", &[1, config.positions(), inner], 0.4);
+    parameters.blocks(config.num_layers, inner);
+    parameters.norm("norm_out", inner);
+    parameters.linear("proj_to_dot_product", inner, config.num_dot_product_buckets);
+    parameters.linear("proj_to_tokens", inner, config.num_buckets);
+    parameters.add("bucket_values", &[config.num_buckets], 1.0);
+    parameters.linear("pca", config.num_tokens, dim);
     parameters.checkpoint()
 }
 
@@ -238,6 +261,64 @@ proptest! {
                 let own = noise.narrow(0, row as i64, 1);
                 let alone = prior.predict(&rows.condition(prompts[row], 1), &[0], &own).unwrap();
                 prop_assert!(alone == together.narrow(0, row as i64, 1), "{placement:?}: row {row} of {}", prompts.len());
+            }
+        }
+    }
+
+    /// To the last bit too, or a row would now and then have another token beside others.
+    #[test]
+    fn the_logits_of_an_autoregressive_prior_do_not_depend_on_their_batch(
+        heads in 1..6_i64,
+        head_dim in 1..14_i64,
+        layers in 1..4_i64,
+        embedding_dim in 3..40_i64,
+        buckets in 1..30_i64,
+        lens in prop::collection::vec(1..9_i64, 9..40),
+        samples in 1..4_usize,
+        threads in 1..4,
+    ) {
+        let config = AutoregressiveConfig {
+            num_attention_heads: heads,
+            attention_head_dim: head_dim,
+            num_layers: layers,
+            embedding_dim,
+            embedding_proj_dim: None,
+            encoder_hid_dim: None,
+            num_embeddings: 8,
+            num_tokens: 3,
+            num_buckets: buckets,
+            num_dot_product_buckets: 4,
+            dot_product_quantile: None,
+        };
+        tch::set_num_threads(threads);
+        let checkpoint = autoregressive(&config);
+        let rows = Rows::random(&lens, embedding_dim);
+        let prompts: Vec<usize> = (0..lens.len()).flat_map(|prompt| vec![prompt; samples]).collect();
+        let token = |row: usize, place: usize| (7 * row + 3 * place) as i64 % if place == 0 { 5 } else { buckets };
+        for placement in placements() {
+            let prior = checkpoint.build("", placement, |weights| AutoregressivePrior::load(weights, &config)).unwrap();
+            // The logits of all places, and the embeddings, of some rows.
+            let run = |text: &TextCondition, prompts: &[usize], of: &[usize]| {
+                let (prefix, dot_products) = prior.prefill(text).unwrap();
+                let mut rows = prior.start(&prefix, prompts).unwrap();
+                let index: Vec<i64> = prompts.iter().map(|&prompt| prompt as i64).collect();
+                let mut found = vec![dot_products.index_select(0, &Tensor::from_slice(&index))];
+                for place in 0..3 {
+                    let tokens: Vec<i64> = of.iter().map(|&row| token(row, place)).collect();
+                    found.push(prior.step(&mut rows, &tokens).unwrap());
+                }
+                let tokens: Vec<i64> = of.iter().flat_map(|&row| (1..4).map(move |place| token(row, place))).collect();
+                found.push(prior.decode(&tokens).unwrap());
+                found
+            };
+            let together = run(&rows.condition(0, lens.len()), &prompts, &(0..prompts.len()).collect::<Vec<_>>());
+            for row in [0, 1, prompts.len() / 2, prompts.len() - 1] {
+                let alone = run(&rows.condition(prompts[row], 1), &[0], &[row]);
+                for (alone, together) in alone.iter().zip(&together) {
+                    prop_assert!(together.isfinite().all().int64_value(&[]) == 1);
+                    let same = *alone == together.narrow(0, row as i64, 1);
+                    prop_assert!(same, "{placement:?}: row {row} of {}", prompts.len());
+                }
             }
         }
     }

@@ -23,7 +23,8 @@ pub(super) struct Request {
     pub(super) entries: Entries,
     pub(super) outputs: Outputs,
     pub(super) prior: PriorSource,
-    /// Without what the model decides: steps, guidance, the kind of prior, and whether there are negative embeddings.
+    /// Without what the model decides: steps, guidance, temperature, the kind of prior, and whether there are negative
+    /// embeddings.
     pub(super) rows: RowOptions,
     pub(super) compute: ComputeOptions,
 }
@@ -61,9 +62,9 @@ impl Request {
             images: images(args)?,
             pictures: None,
             settings: Settings {
-                strength: None,
                 steps: sampling.steps.unwrap_or(default.steps),
                 guidance_scale: sampling.guidance_scale.unwrap_or(default.guidance_scale),
+                ..default
             },
             seed: sampling.seed,
             seeding: args.seed_by.unwrap_or(sampling.seed_layout),

@@ -77,6 +77,9 @@ pub(super) struct Settings {
     strength: Option<f64>,
     steps: usize,
     guidance_scale: f64,
+    /// Of an autoregressive prior alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f64>,
     /// Null if the prompts give the seeds.
     seed: Option<u64>,
     seed_layout: &'static str,
@@ -84,7 +87,7 @@ pub(super) struct Settings {
     best_of: u64,
     negative_prompt: Option<String>,
     decoder_negative_prompt: Option<String>,
-    /// Null with a one-step prior.
+    /// Null with a prior that takes no steps.
     scheduler: Option<&'static str>,
     eta: Option<f64>,
     solver_order: Option<i64>,
@@ -118,6 +121,7 @@ impl Settings {
             strength: rows.images.as_ref().map(|images| images.strength),
             steps: sampling.steps,
             guidance_scale: sampling.guidance_scale,
+            temperature: pipeline.kind().has_temperature().then_some(sampling.temperature),
             seed: (rows.seeding != Seeding::Prompt).then_some(rows.seed),
             seed_layout: if rows.seeding == Seeding::Call { "call" } else { "row" },
             samples_per_prompt: rows.samples,

@@ -2,7 +2,6 @@
 //!
 //! Source: diffusers 0.42 `models/attention.py`, `BasicTransformerBlock`.
 
-use super::config::PriorConfig;
 use crate::error::Result;
 use crate::kernels::Segment;
 use crate::nn::layers::attention::{attend, attention};
@@ -20,13 +19,14 @@ pub(super) struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    pub(super) fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
-        let norm = |name: &str| LayerNorm::load(&weights.sub(name), config.inner_dim(), LayerNorm::DEFAULT_EPS);
+    /// Reads a block of this inner dimension.
+    pub(super) fn load(weights: &Weights, heads: i64, width: i64) -> Result<Self> {
+        let norm = |name: &str| LayerNorm::load(&weights.sub(name), width, LayerNorm::DEFAULT_EPS);
         Ok(Self {
             norm1: norm("norm1")?,
-            attn1: Attention::load(&weights.sub("attn1"), config)?,
+            attn1: Attention::load(&weights.sub("attn1"), heads, width)?,
             norm3: norm("norm3")?,
-            ff: FeedForward::load(&weights.sub("ff"), config.inner_dim())?,
+            ff: FeedForward::load(&weights.sub("ff"), width)?,
         })
     }
 
@@ -75,14 +75,13 @@ struct Attention {
 }
 
 impl Attention {
-    fn load(weights: &Weights, config: &PriorConfig) -> Result<Self> {
-        let width = config.inner_dim();
+    fn load(weights: &Weights, heads: i64, width: i64) -> Result<Self> {
         let parts = ["to_q", "to_k", "to_v"].map(|name| weights.sub(name));
         Ok(Self {
             to_qkv: Linear::load_stacked(&parts, width, width)?,
             to_out: Linear::load(&weights.sub("to_out.0"), width, width)?,
             width,
-            heads: config.num_attention_heads,
+            heads,
         })
     }
 }

@@ -37,12 +37,31 @@ pub struct TextCondition {
     pub embeds: Tensor,
 }
 
+impl TextCondition {
+    /// The tokens of each prompt's projected states and, last, its projected embedding, packed, with their positions,
+    /// `(positions, inner_dim)`. That of the embedding is `last`.
+    pub(super) fn tokens(&self, states: &Tensor, embeds: &Tensor, positions: &Tensor, last: i64) -> Result<Tensor> {
+        let embeds = embeds.f_add(&positions.f_narrow(0, last, 1)?)?;
+        let mut tokens = Vec::with_capacity(2 * self.lens.len());
+        for (prompt, (start, end)) in sequences(&self.lens).enumerate() {
+            let len = end - start;
+            let positions = match &self.positions {
+                Some(of_tokens) => positions.f_index_select(0, &of_tokens.f_narrow(0, start, len)?)?,
+                None => positions.f_narrow(0, 0, len)?,
+            };
+            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions)?);
+            tokens.push(embeds.f_narrow(0, prompt as i64, 1)?);
+        }
+        Ok(Tensor::f_cat(&tokens, 0)?)
+    }
+}
+
 /// The cache of the text states and the text embeddings of several prompts.
 #[derive(Debug)]
 pub struct Prefix {
-    key_values: KeyValues,
+    pub(super) key_values: KeyValues,
     /// Start and end of each prompt's tokens.
-    prompts: Vec<(i64, i64)>,
+    pub(super) prompts: Vec<(i64, i64)>,
 }
 
 /// The cache of the tokens of some timesteps for each prompt of a [`Prefix`].
@@ -152,7 +171,7 @@ fn tail(key_values: &KeyValues, prompts: &[(i64, i64)], first: usize) -> Result<
 }
 
 /// A contiguous copy of some rows, without the queries between them in memory.
-fn copy_rows(rows: &Tensor, (start, end): (i64, i64)) -> Result<Tensor> {
+pub(super) fn copy_rows(rows: &Tensor, (start, end): (i64, i64)) -> Result<Tensor> {
     let view = rows.f_narrow(0, start, end - start)?;
     let mut copy = Tensor::f_empty(view.size(), (view.kind(), view.device()))?;
     copy.f_copy_(&view)?;
@@ -276,19 +295,9 @@ impl PriorTransformer {
     /// The tokens of each prompt's states and embedding, with their positions.
     pub(super) fn text_tokens(&self, text: &TextCondition) -> Result<Tensor> {
         let states = self.project_text_states(Some(&text.states))?.ok_or_else(|| internal("text states"))?;
-        let embeds = self.project_text_embedding(&text.embeds)?.f_add(&self.position(0)?)?;
+        let embeds = self.project_text_embedding(&text.embeds)?;
         let positions = self.positional_embedding.f_select(0, 0)?;
-        let mut tokens = Vec::with_capacity(2 * text.lens.len());
-        for (prompt, (start, end)) in sequences(&text.lens).enumerate() {
-            let len = end - start;
-            let positions = match &text.positions {
-                Some(of_tokens) => positions.f_index_select(0, &of_tokens.f_narrow(0, start, len)?)?,
-                None => positions.f_narrow(0, 0, len)?,
-            };
-            tokens.push(states.f_narrow(0, start, len)?.f_add(&positions)?);
-            tokens.push(embeds.f_narrow(0, prompt as i64, 1)?);
-        }
-        Ok(Tensor::f_cat(&tokens, 0)?)
+        text.tokens(&states, &embeds, &positions, self.config.num_embeddings)
     }
 
     /// The tokens of timesteps, with their position.

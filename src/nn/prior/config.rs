@@ -20,6 +20,8 @@ pub enum PriorKind {
     OneStep,
     /// A sequence of latents by denoising, without negative prompts.
     Sequence,
+    /// An image embedding token by token, with guidance and a temperature.
+    Autoregressive,
 }
 
 impl PriorKind {
@@ -29,7 +31,23 @@ impl PriorKind {
             Self::Diffusion => "a diffusion prior",
             Self::OneStep => "a one-step prior",
             Self::Sequence => "Shap-E's prior",
+            Self::Autoregressive => "an autoregressive prior",
         }
+    }
+
+    /// Whether it takes steps, of a scheduler.
+    pub fn has_steps(self) -> bool {
+        matches!(self, Self::Diffusion | Self::Sequence)
+    }
+
+    /// Whether it can be guided.
+    pub fn has_guidance(self) -> bool {
+        self != Self::OneStep
+    }
+
+    /// Whether it takes a temperature.
+    pub fn has_temperature(self) -> bool {
+        self == Self::Autoregressive
     }
 }
 

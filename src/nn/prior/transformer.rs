@@ -49,7 +49,8 @@ impl PriorTransformer {
         let norm = |name: &str, size| LayerNorm::load(&weights.sub(name), size, LayerNorm::DEFAULT_EPS);
         let embedding_proj_dim = config.embedding_proj_dim();
         let blocks = weights.sub("transformer_blocks");
-        let block = |layer: i64| TransformerBlock::load(&blocks.sub(&layer.to_string()), config);
+        let block =
+            |layer: i64| TransformerBlock::load(&blocks.sub(&layer.to_string()), config.num_attention_heads, inner_dim);
         Ok(Self {
             time_embedding: match config.is_one_step() {
                 true => None,
