@@ -1,6 +1,5 @@
 //! Files of pictures, a few at a time, to image embeddings. Runs over many have workers for this.
 
-use super::embeds::to_array;
 use super::load::Pipeline;
 use crate::{Error, Result};
 use ndarray::{Array2, Axis};
@@ -14,7 +13,7 @@ impl Pipeline {
     /// The image embeddings of pictures, `(pictures, dim)`. The image encoder is loaded for them alone, and freed.
     ///
     /// # Errors
-    /// As [`Pipeline::image_processor`] and [`Pipeline::encode_images`]; [`Error::File`] if a picture cannot be read.
+    /// As [`Pipeline::image_processor`] and [`Pipeline::image_embeds`]; [`Error::File`] if a picture cannot be read.
     pub fn encode_pictures(&mut self, paths: &[&Path]) -> Result<Array2<f32>> {
         let mut embeds = Array2::zeros((0, self.embedding_dim()));
         if paths.is_empty() {
@@ -31,10 +30,10 @@ impl Pipeline {
             }
             let [count, size] = [paths.len(), size].map(|length| length as i64);
             let pixels = Tensor::f_from_slice(&values)?.f_reshape([count, 3, size, size])?;
-            let of_batch = to_array(&self.encode_images(&pixels)?)?;
+            let of_batch = self.image_embeds(&pixels)?;
             embeds.append(Axis(0), of_batch.view()).map_err(|error| Error::Internal(error.to_string()))?;
         }
-        self.free_image_encoder();
+        self.image_encoder = None;
         Ok(embeds)
     }
 }

@@ -224,7 +224,6 @@ mod tests {
             18446744073709551615, "guidance_scale": 3, "steps": 2147483647, "samples": 1}"#;
         let expected = PromptRecord {
             image: None,
-            picture: None,
             condition: None,
             picture: None,
             id: Some("7".into()),
