@@ -125,7 +125,7 @@ impl<'a> Mixing<'a> {
             if let Some((item, found)) = other.into_iter().find(|(_, found)| *found != dim) {
                 return Err(bad_input!("{item} has {found} numbers, and this model's embeddings have {dim}"));
             }
-            let settings = pipeline.settings(sampling.steps, sampling.guidance_scale)?;
+            let settings = pipeline.settings(sampling.steps, sampling.guidance_scale, sampling.temperature)?;
             let wants_negative = wants_negative(&write, has_negative_text, &pipeline)?;
             if wants_negative {
                 write.add_negative();

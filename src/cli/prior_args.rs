@@ -2,7 +2,7 @@
 
 use super::args::{ComponentArgs, RevisionArgs, at_least_one, text};
 use super::values::{
-    DeviceName, Dtype, InversionOption, LoraOption, SchedulerName, finite, scheduler, seed, seed_layout,
+    DeviceName, Dtype, InversionOption, LoraOption, SchedulerName, finite, scheduler, seed, seed_layout, temperature,
 };
 use crate::bad_input;
 use crate::diffusion::scheduler::SchedulerOptions;
@@ -65,7 +65,7 @@ pub(super) struct SamplingArgs {
     #[arg(help_heading = "Sampling", long, value_name = "TEXT", value_parser = text())]
     pub(super) decoder_negative_prompt: Option<String>,
 
-    /// Denoising steps; a one-step prior takes none [default: 25]
+    /// Denoising steps; a one-step or autoregressive prior takes none [default: 25]
     #[arg(help_heading = "Sampling", long, value_name = "N", allow_negative_numbers = true,
           value_parser = at_least_one("a number of steps"))]
     pub(super) steps: Option<usize>,
@@ -73,6 +73,12 @@ pub(super) struct SamplingArgs {
     /// Scale of classifier-free guidance; 1 and below turn it off, a one-step prior takes none [default: 4]
     #[arg(help_heading = "Sampling", long, value_name = "G", allow_negative_numbers = true, value_parser = finite)]
     pub(super) guidance_scale: Option<f64>,
+
+    /// Temperature of an autoregressive prior: above 1 more varied, at 0 the likeliest tokens [default: 1]
+    ///
+    /// Other priors take none. See `prior-embed help models`.
+    #[arg(help_heading = "Sampling", long, value_name = "T", allow_negative_numbers = true, value_parser = temperature)]
+    pub(super) temperature: Option<f64>,
 
     /// Seed: row r of the output draws its noise with seed S + r
     ///

@@ -59,7 +59,7 @@ impl Pipeline {
     /// As [`Pipeline::encode_images`].
     pub fn load_image_encoder(&mut self, progress: &mut dyn Progress) -> Result<()> {
         if self.image_encoder.is_none() {
-            check_image_encoder(&self.layout, &self.prior_config)?;
+            check_image_encoder(&self.layout, self.prior_config.embedding_dim())?;
             progress.loading(Component::ImageEncoder);
             let start = Instant::now();
             self.image_encoder = Some(self.open_image_encoder()?);
@@ -85,7 +85,7 @@ impl Pipeline {
     #[cfg(feature = "images")]
     pub fn image_processor(&self) -> Result<ImageProcessor> {
         let size = self.image_size()?;
-        check_image_encoder(&self.layout, &self.prior_config)?;
+        check_image_encoder(&self.layout, self.prior_config.embedding_dim())?;
         let Some(folder) = &self.layout.image_processor else {
             let [_, plain, _, old] = IMAGE_PROCESSOR;
             let reason = format!("has no image processor: neither {plain}/ nor {old}/ with {PREPROCESSOR_CONFIG}");

@@ -90,7 +90,7 @@ fn a_mix_is_of_the_rows_that_its_prompts_have_in_a_run() {
     let rows = npz(&place, "rows.npz", "image_embeds");
     let run = |options: &[&str]| assert_done(command(&place, "interpolate", options).args(negative).arg("--overwrite"));
     run(&["a cat", "two dogs", "rain", "--weights", "0.5,-1,2", "--out", "e.npz"]);
-    let expected = &rows.row(0) * 0.5 - &rows.row(1) + &rows.row(2) * 2.0;
+    let expected = &rows.row(0) * 0.5 - rows.row(1) + &rows.row(2) * 2.0;
     assert!(difference(&npz(&place, "e.npz", "image_embeds"), &expected.insert_axis(ndarray::Axis(0))) < 1e-5);
     // What is in another's place does not change an item; the negative embedding follows them all.
     run(&["@rows.npz[2]", "two dogs", "@rows.npz[0]", "--weights", "0,1,0", "--out", "f.npz"]);

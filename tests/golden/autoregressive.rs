@@ -85,8 +85,12 @@ fn pipelines_draw_the_tokens_of_the_reference() {
         for keeps_text_encoder in [true, false] {
             pipeline.keep_text_encoder(keeps_text_encoder);
             for (index, case) in cases.iter().enumerate() {
-                let settings =
-                    Settings { steps: 1, guidance_scale: case.guidance_scale, temperature: case.temperature };
+                let settings = Settings {
+                    steps: 1,
+                    guidance_scale: case.guidance_scale,
+                    temperature: case.temperature,
+                    strength: None,
+                };
                 let negative = case.negative_prompt.as_deref().unwrap_or_default();
                 let prompts = case.prompts.iter().flat_map(|prompt| repeat_n(prompt, case.samples_per_prompt));
                 let rows: Vec<Row> =
@@ -111,7 +115,7 @@ fn pipelines_draw_the_tokens_of_the_reference() {
 fn a_row_depends_on_its_prompt_and_seed_alone() {
     let mut pipeline = Pipeline::open(&fixtures().join("autoregressive/small"), OPTIONS).unwrap();
     for (guidance_scale, temperature) in [(1.0, 1.0), (4.0, 1.0), (3.0, 0.0)] {
-        let settings = Settings { steps: 1, guidance_scale, temperature };
+        let settings = Settings { steps: 1, guidance_scale, temperature, strength: None };
         let rows = [("a red apple", 1), ("", 2), ("two cats and a dog", 3), ("a red apple", 4)];
         let rows = rows.map(|(prompt, seed)| Row::new(prompt, "blurry", seed));
         let together = embed(&mut pipeline, &rows, &settings);

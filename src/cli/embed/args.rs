@@ -3,7 +3,7 @@
 use crate::cli::args::{at_least_one, text};
 use crate::cli::output_args::OutputArgs;
 use crate::cli::prior_args::{DeviceArgs, ModelArgs, SamplingArgs, SchedulerArgs};
-use crate::cli::values::{BatchSize, on_error, prompt_format, seed_by, shard, share, temperature};
+use crate::cli::values::{BatchSize, on_error, prompt_format, seed_by, shard, share};
 use crate::job::{OnError, Seeding};
 use crate::output::shard::Shard;
 use crate::rows::{Item, PromptFormat};
@@ -101,12 +101,6 @@ pub(in crate::cli) struct Args {
 
     #[command(flatten)]
     pub(in crate::cli) sampling: SamplingArgs,
-
-    /// Temperature of an autoregressive prior: above 1 more varied, at 0 the likeliest tokens [default: 1]
-    ///
-    /// Other priors take none. See `prior-embed help models`.
-    #[arg(help_heading = "Sampling", long, value_name = "T", allow_negative_numbers = true, value_parser = temperature)]
-    pub(super) temperature: Option<f64>,
 
     /// Make seeds of the prompts, not of their places: prompt
     ///

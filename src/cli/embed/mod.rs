@@ -44,7 +44,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     let open = request.opener(model);
     let mut pipeline = open()?;
     check_kind(args, &request.outputs, &pipeline)?;
-    let sampling = pipeline.settings(args.sampling.steps, args.sampling.guidance_scale, args.temperature)?;
+    let sampling = pipeline.settings(args.sampling.steps, args.sampling.guidance_scale, args.sampling.temperature)?;
     check_sizes(&request.rows, &pipeline)?;
     let images = images(&request.rows, &mut pipeline, sampling)?;
     let wants_negative = wants_negative(&request.outputs.write, request.rows.has_negatives(), &pipeline)?;
@@ -99,7 +99,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
 /// Refuses options that the model's kind of prior does not take.
 fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()> {
     let (folder, kind) = (pipeline.folder(), pipeline.kind());
-    if args.temperature.is_some() && !kind.has_temperature() {
+    if args.sampling.temperature.is_some() && !kind.has_temperature() {
         let title = kind.title();
         return Err(bad_input!(
             "--temperature: {folder} has {title}, and only an autoregressive prior takes a temperature; leave out \
