@@ -263,7 +263,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("-p x -o n.npy --scheduler dpm-solver++ --solver-order 4", "4 is not in 1..=3"),
         ("-p x -o n.npy --scheduler euler --steps 20000", "20000 steps are not possible, it must be 1 to 10000"),
         ("-p x -o n.npy --out-dtype bf16", "[possible values: f32, f16]"),
-        ("-p x -o n.npy --format csv", "it must be npy, npz, safetensors, jsonl or parquet"),
+        ("-p x -o n.npy --format csv", "it must be npy, npz, safetensors, jsonl, parquet or ipadpt"),
         ("-p x -o n.npy --shard 4/3", "it must be I/N with I between 1 and N, for example 1/8"),
         ("-p x -o n.npy --shard 1/0", "it must be I/N"),
         ("-p x -o n.npy --rows-per-file 0", "it must be a number of rows, 1 or more"),
@@ -286,7 +286,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("convert MODEL n --config x", "--config goes with a prior alone"),
         // Places to write.
         ("-p x -o e.npy", "e.npy\" is there already; give another name, or --overwrite"),
-        ("-p x -o n", "\"n\" does not end in .npy, .npz, .safetensors, .jsonl or .parquet; rename it, or say --format"),
+        ("-p x -o n", "\"n\" does not end in .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; rename it"),
         ("-p x -o folder", "\"folder\" is a folder; give a file name, or --out-dir"),
         ("-p x -o none/n.npy", "there is no folder \"none\"; make it first"),
         ("-p x --out-dir none/d", "there is no folder \"none\"; make it first"),
