@@ -13,7 +13,7 @@ use super::progress::{FetchProgress, RunProgress, rows};
 use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
-use crate::job::{Given, Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
+use crate::job::{Given, Job, JobProgress, Outcome, Provenance, RowOptions, Stop, Summary, signal_exit_code};
 use crate::nn::prior::PriorKind;
 use crate::output::OutputFormat;
 use crate::pipeline::builtin::EMOJI;
@@ -51,7 +51,8 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         warn_no_effect("--textual-inversion", "no text is encoded");
     }
     let settings = Settings::new(&request, sampling, &pipeline);
-    let Request { prompts, entries, mut outputs, rows: options, compute, .. } = request;
+    let about = settings.about(args)?;
+    let Request { prompts, entries, mut outputs, rows: options, compute, model: source, .. } = request;
     if wants_negative {
         outputs.add_negative();
     }
@@ -62,8 +63,14 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         kind: pipeline.kind(),
         ..options
     };
-    let Outputs { write, stats, report } = outputs;
-    let job = Job { prompts, entries, options, pipeline, open, compute, write, report };
+    let Outputs { write, stats, provenance, report } = outputs;
+    let provenance = provenance.map(|destination| Provenance {
+        destination,
+        keeps: args.provenance.clone().filter(|_| !args.overwrite),
+        model: (source.name.clone(), model.commit.clone()),
+        settings: about,
+    });
+    let job = Job { prompts, entries, options, pipeline, open, compute, write, report, provenance };
     let note = args.model.is_none().then(|| {
         format!(
             "using the built-in model {EMOJI}, which was trained on emoji pictures; --model takes a larger one, \
