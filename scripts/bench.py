@@ -5,6 +5,7 @@
     scripts/reference-python scripts/bench.py quality [OPTIONS]     how close bf16 and int8 come to f32
     scripts/reference-python scripts/bench.py load-times [OPTIONS]  loading safetensors and .bin
     python3 scripts/bench.py scale [OPTIONS]                        memory and overhead of long runs
+    scripts/reference-python scripts/bench.py search [OPTIONS]      exact search of a bank
 
 `speed` is the default. COMMAND --help lists the options of one.
 """
@@ -12,7 +13,7 @@
 import importlib
 import sys
 
-COMMANDS = {"speed": "speed", "quality": "quality", "load-times": "load_times", "scale": "scale"}
+COMMANDS = {"speed": "speed", "quality": "quality", "load-times": "load_times", "scale": "scale", "search": "search"}
 
 
 def main(arguments):

@@ -76,6 +76,8 @@ mod pipeline;
 mod prior;
 #[cfg(feature = "cli")]
 mod rows;
+#[cfg(feature = "cli")]
+mod search;
 mod text;
 mod tokenizer;
 mod weights;

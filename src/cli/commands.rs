@@ -1,7 +1,7 @@
 //! The commands beside embedding.
 
 use super::context::Context;
-use super::{convert, download, help, info, merge, models};
+use super::{convert, download, help, info, merge, models, score};
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -33,5 +33,6 @@ commands! {
     Info => info,
     Convert => convert,
     Merge => merge,
+    Score => score,
     Help => help,
 }

@@ -22,6 +22,7 @@ mod line;
 mod merge;
 mod models;
 mod progress;
+mod score;
 mod screen;
 mod stdout;
 mod usage;

@@ -58,6 +58,24 @@ impl ArrayFile {
         self.arrays.keys().map(String::as_str)
     }
 
+    /// The name of its only array, or `name` if it has several and one is called so.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if there is neither.
+    pub(super) fn only_or(&self, name: &str) -> Result<String> {
+        let names: Vec<&str> = self.names().collect();
+        match &names[..] {
+            [only] => Ok(only.to_string()),
+            names if names.contains(&name) => Ok(name.into()),
+            names => Err(bad_input!("{:?} holds {} arrays, and none is called {name}", self.name, names.len())),
+        }
+    }
+
+    /// Takes an array of any number of dimensions out, if there is one of this name.
+    pub(super) fn take_any(&mut self, array: &str) -> Option<ArrayD<f32>> {
+        self.arrays.remove(array)
+    }
+
     /// Takes an array out, if there is one of this name.
     ///
     /// # Errors
@@ -79,16 +97,9 @@ impl ArrayFile {
 /// # Errors
 /// [`crate::bad_input::BadInput`] if the file cannot be read, has no such array, or a number is not finite.
 pub fn read_latents(path: &Path) -> Result<(Array2<f32>, String, String)> {
-    const LATENTS: &str = "latents";
     let mut file = ArrayFile::read(path, &|_| true)?;
-    let name = file.name.clone();
-    let names: Vec<String> = file.names().map(str::to_string).collect();
-    let array = match &names[..] {
-        [only] => only.as_str(),
-        names if names.iter().any(|name| name == LATENTS) => LATENTS,
-        names => return Err(bad_input!("{name:?} holds {} arrays, and none is called latents", names.len())),
-    };
-    let latents: Option<Array2<f32>> = file.take(array)?;
+    let (name, array) = (file.name.clone(), file.only_or("latents")?);
+    let latents: Option<Array2<f32>> = file.take(&array)?;
     let latents = latents.unwrap_or_default().as_standard_layout().into_owned();
     match latents.outer_iter().position(|row| row.iter().any(|value| !value.is_finite())) {
         Some(row) => Err(bad_input!("{name:?} has NaN or infinity in row {row}")),
@@ -140,7 +151,7 @@ fn npy(bytes: &[u8]) -> Result<ArrayD<f32>, String> {
 /// What the header of a `.npy` file says: the type, the order, the shape, and where the numbers begin.
 ///
 /// Source: numpy `lib/format.py`. The header is a Python dictionary in one form that numpy has always written.
-fn npy_header(bytes: &[u8]) -> Option<(String, bool, Vec<usize>, usize)> {
+pub(super) fn npy_header(bytes: &[u8]) -> Option<(String, bool, Vec<usize>, usize)> {
     let version = bytes.strip_prefix(b"\x93NUMPY")?.first()?;
     let (len, start) = match version {
         1 => (usize::from(u16::from_le_bytes(*bytes.get(8..)?.first_chunk()?)), 10),

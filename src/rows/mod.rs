@@ -14,8 +14,11 @@
 //!
 //! A row that cannot be used is a [`PromptRow::Bad`], and reading goes on after it. Damage that makes the rest of the
 //! file unreadable, as in a truncated compressed file, is an error and ends it.
+//!
+//! [`Bank`] reads embeddings.
 
 mod arrays;
+mod bank;
 mod compression;
 mod conditions;
 mod csv;
@@ -38,6 +41,7 @@ mod tests;
 mod txt;
 
 pub use arrays::read_latents;
+pub use bank::{Bank, Label};
 pub use conditions::read_conditions;
 pub use format::{PromptFormat, ReadOptions};
 pub use formats::FORMATS;
