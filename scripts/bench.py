@@ -6,6 +6,7 @@
     scripts/reference-python scripts/bench.py load-times [OPTIONS]  loading safetensors and .bin
     scripts/reference-python scripts/bench.py encode-image [OPTIONS]  pictures against transformers
     python3 scripts/bench.py scale [OPTIONS]                        memory and overhead of long runs
+    scripts/reference-python scripts/bench.py search [OPTIONS]      exact search of a bank
 
 `speed` is the default. COMMAND --help lists the options of one.
 """
@@ -19,6 +20,7 @@ COMMANDS = {
     "load-times": "load_times",
     "encode-image": "encode_image",
     "scale": "scale",
+    "search": "search",
 }
 
 

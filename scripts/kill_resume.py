@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tools.built import BINARY
 
-FILES = ("npy", "npz", "safetensors", "jsonl", "parquet")
+FILES = ("npy", "npz", "safetensors", "jsonl", "parquet", "ipadpt")
 FORMS = {form: ("--out", f"embs.{form}") for form in FILES} | {"folder": ("--out-dir", "embs")}
 
 

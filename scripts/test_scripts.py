@@ -18,7 +18,7 @@ from tools.decoding import environment  # noqa: E402
 from tools.problem import Problem  # noqa: E402
 
 TESTS = [f"tools.tests.test_{name}" for name in ("libtorch", "decode_script", "decode_input", "environments")]
-REFERENCE_TESTS = ["tools.tests.test_decode_diffusers"]
+REFERENCE_TESTS = ["tools.tests.test_decode_diffusers", "tools.tests.test_elsewhere"]
 
 
 def main(arguments):

@@ -269,6 +269,12 @@ impl Deref for Bytes {
     }
 }
 
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Backing::Read(bytes))
+    }
+}
+
 impl Bytes {
     /// The contents of the file at `path`, mapped rather than read.
     ///

@@ -81,6 +81,8 @@ mod prior;
 #[cfg(feature = "cli")]
 mod rows;
 #[cfg(feature = "cli")]
+mod search;
+#[cfg(feature = "cli")]
 mod slerp;
 mod text;
 mod tokenizer;

@@ -97,7 +97,7 @@ impl ComponentArgs {
 /// Where embeddings go.
 #[derive(Debug, Args)]
 pub(super) struct TargetArgs {
-    /// Output file: .npy, .npz, .safetensors, .jsonl or .parquet; `-` for standard output
+    /// Output file: .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; `-` for standard output
     #[arg(help_heading = "Output", short, long, value_name = "FILE", required_unless_present = "out_dir")]
     pub(super) out: Option<PathBuf>,
 
@@ -109,7 +109,7 @@ pub(super) struct TargetArgs {
     #[arg(help_heading = "Output", long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one_row)]
     pub(super) rows_per_file: Option<u64>,
 
-    /// Output format if not by extension: npy, npz, safetensors, jsonl or parquet
+    /// Output format if not by extension: npy, npz, safetensors, jsonl, parquet or ipadpt
     #[arg(help_heading = "Output", long, value_name = "NAME", value_parser = output_format)]
     pub(super) format: Option<OutputFormat>,
 }
@@ -173,5 +173,5 @@ fn at_least_one_row(text: &str) -> Result<u64, String> {
 }
 
 fn output_format(text: &str) -> Result<OutputFormat, String> {
-    OutputFormat::from_name(text).ok_or_else(|| "it must be npy, npz, safetensors, jsonl or parquet".into())
+    OutputFormat::from_name(text).ok_or_else(|| "it must be npy, npz, safetensors, jsonl, parquet or ipadpt".into())
 }

@@ -1,7 +1,7 @@
 //! The commands beside embedding.
 
 use super::context::Context;
-use super::{convert, download, edit, encode_image, help, info, interpolate, merge, models};
+use super::{convert, download, edit, encode_image, help, info, interpolate, merge, models, score};
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -36,5 +36,6 @@ commands! {
     Merge => merge,
     Interpolate => interpolate,
     Edit => edit,
+    Score => score,
     Help => help,
 }

@@ -136,7 +136,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         let processor = Arc::new(pipeline.image_processor()?);
         let options = RowOptions { pictures: Some(processor), on_error: args.on_error, ..row_options() };
         let entries = prompts.open()?;
-        Ok(Job { prompts, entries, options, pipeline, open, compute: compute(args), write, report })
+        Ok(Job { prompts, entries, options, pipeline, open, compute: compute(args), write, report, provenance: None })
     });
     let stop = Stop::listen()?;
     let progress = Arc::new(RunProgress::new(&context.screen, None));

@@ -18,6 +18,10 @@ pub(super) struct Args {
     #[command(flatten)]
     target: TargetArgs,
 
+    /// Write the parts' provenance, which a .safetensors output holds anyway, as JSON to this file
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    provenance: Option<PathBuf>,
+
     /// Replace an existing output
     #[arg(help_heading = "Output", long)]
     overwrite: bool,
@@ -39,7 +43,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     if args.overwrite && is_stream(&out) {
         warn_no_effect("--overwrite", "a stream replaces nothing");
     }
-    let options = MergeOptions { format, rows_per_file: args.target.rows_per_file(), overwrite: args.overwrite };
+    let options = MergeOptions {
+        format,
+        rows_per_file: args.target.rows_per_file(),
+        overwrite: args.overwrite,
+        provenance: args.provenance.clone(),
+    };
     let spinner = screen.spinner();
     spinner.set_message("merging");
     let merged = merge(&args.parts, &out, &options);

@@ -28,6 +28,7 @@ mod models;
 mod output_args;
 mod prior_args;
 mod progress;
+mod score;
 mod screen;
 mod stdout;
 mod usage;

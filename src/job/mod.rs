@@ -28,6 +28,7 @@ mod pictures;
 mod plan;
 mod progress;
 mod prompts;
+mod provenance;
 mod read_ahead;
 mod report;
 mod run;
@@ -42,6 +43,7 @@ pub use options::{Given, OnError, RowOptions, Seeding};
 pub use plan::ComputeOptions;
 pub use progress::JobProgress;
 pub use prompts::{Entries, Prompts};
+pub use provenance::Provenance;
 pub use report::{IfExists, Report};
 pub use stop::{Stop, signal_exit_code};
 pub use summary::{Outcome, Summary};
@@ -87,6 +89,8 @@ pub struct Job {
     pub write: WriteOptions,
     /// Where to report rows that cannot be used; if not given, they are passed to [`JobProgress::skipped`].
     pub report: Option<Report>,
+    /// The provenance to write.
+    pub provenance: Option<Provenance>,
 }
 
 impl Job {
@@ -141,7 +145,16 @@ impl Job {
         // The prompts of a pipe do not come again. A single batch is computed again as quickly as it is resumed.
         self.write.keep = !is_stream;
         self.write.restart = plan.is_single;
+        let mut provenance = None;
+        if let (Some(asked), Some(first_pass)) = (self.provenance, &first_pass) {
+            let text = asked.text(&self.pipeline, &self.options, &self.prompts, first_pass, self.write.shard)?;
+            self.write.provenance = Some(Arc::clone(&text));
+            provenance = Some((asked, text));
+        }
         if let Some(rows) = finished(&self.write)? {
+            if let Some((provenance, text)) = provenance {
+                provenance.write(&text)?;
+            }
             let (outcome, total, batch_size) = (Outcome::WasDone, Some(rows), plan.batch_size);
             let summary = Summary { outcome, rows, resumed: rows, total, batch_size, read, ..Summary::default() };
             return Ok(Prepared::Finished(summary));
@@ -181,7 +194,16 @@ impl Job {
             progress: Arc::clone(progress),
             cancel: interrupt,
         };
-        Ok(Prepared::Run(Box::new(Run { output, shared, pipeline: self.pipeline, plan, writer, total, read })))
+        Ok(Prepared::Run(Box::new(Run {
+            output,
+            shared,
+            pipeline: self.pipeline,
+            plan,
+            writer,
+            provenance,
+            total,
+            read,
+        })))
     }
 
     /// Refuses options that need prompts which can be read twice.
@@ -193,6 +215,9 @@ impl Job {
             write if write.resume => {
                 Err(bad_input!("--resume needs {what} that can be read again, and {name} cannot; write them to a file"))
             }
+            _ if self.provenance.is_some() => Err(bad_input!(
+                "--provenance needs {what} that can be hashed first, and {name} cannot; write them to a file"
+            )),
             _ if self.options.latents.is_some() => Err(bad_input!(
                 "--latents needs prompts that can be counted first, and {name} cannot; write them to a file"
             )),

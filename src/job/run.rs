@@ -3,6 +3,7 @@
 use super::batcher::{Batcher, Change};
 use super::plan::Plan;
 use super::prompts::{edited, no_prompts};
+use super::provenance::Provenance;
 use super::report::lock;
 use super::stop::Stop;
 use super::summary::{Outcome, Summary};
@@ -31,6 +32,8 @@ pub(super) struct Run {
     pub(super) pipeline: Pipeline,
     pub(super) plan: Plan,
     pub(super) writer: EmbeddingWriter,
+    /// The provenance to write, and its text.
+    pub(super) provenance: Option<(Provenance, Arc<str>)>,
     /// Rows that this run is to write, if that is known.
     pub(super) total: Option<u64>,
     /// Time that the first pass took.
@@ -43,7 +46,7 @@ impl Run {
     /// # Errors
     /// Whatever goes wrong on the way.
     pub(super) fn run(self, stop: &Stop) -> Result<Summary> {
-        let Self { output, shared, pipeline, plan, mut writer, total, read } = self;
+        let Self { output, shared, pipeline, plan, mut writer, provenance, total, read } = self;
         let Plan { batch_size, workers, may_resume, memory, .. } = plan;
         let progress = Arc::clone(&shared.progress);
         let resumed = writer.rows_done();
@@ -83,7 +86,7 @@ impl Run {
                 }
                 writer.set_total_rows(batcher.position.rows);
                 progress.completing(&output);
-                let completed = complete(writer, &mut batcher);
+                let completed = complete(writer, &mut batcher, provenance);
                 progress.end();
                 match (completed, stop.signal()) {
                     (Err(error), Some(signal)) if error.is::<Interrupted>() => summary.stop(signal, may_resume),
@@ -115,16 +118,25 @@ impl Summary {
     }
 }
 
-/// Completes the outputs, and then the report. Returns the number of rows that were reported, if any, and where.
-fn complete(writer: EmbeddingWriter, batcher: &mut Batcher) -> Result<Option<(u64, PathBuf)>> {
-    let Some(report) = &batcher.report else {
-        writer.finish()?;
-        return Ok(None);
-    };
-    let mut report = lock(report);
-    report.check()?;
-    let count = writer.finish_and(|| report.publish())?;
-    Ok((count > 0).then(|| (count, report.path().to_path_buf())))
+/// Completes the outputs, and then the provenance and the report. Returns the number of rows that were reported, if any,
+/// and where.
+fn complete(
+    writer: EmbeddingWriter,
+    batcher: &mut Batcher,
+    provenance: Option<(Provenance, Arc<str>)>,
+) -> Result<Option<(u64, PathBuf)>> {
+    let mut report = batcher.report.as_ref().map(|report| lock(report));
+    if let Some(report) = &mut report {
+        report.check()?;
+    }
+    writer.finish_and(|| {
+        if let Some((provenance, text)) = provenance {
+            provenance.write(&text)?;
+        }
+        let Some(report) = &mut report else { return Ok(None) };
+        let count = report.publish()?;
+        Ok((count > 0).then(|| (count, report.path().to_path_buf())))
+    })
 }
 
 /// What the workers have computed, and how much of it is written.

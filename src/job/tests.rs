@@ -39,6 +39,7 @@ fn job(folder: &TempDir, prompts: &str, out: &str, format: OutputFormat) -> Job 
         compute: ComputeOptions { batch_size: Some(4), threads: Some(3), free_memory: None },
         write: WriteOptions::new(vec![output]),
         report: None,
+        provenance: None,
     }
 }
 

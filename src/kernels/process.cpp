@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <fcntl.h>
+#include <torch/version.h>
 #include <unistd.h>
 
 namespace {
@@ -13,8 +14,8 @@ const bool stdout_was_closed = fcntl(STDOUT_FILENO, F_GETFD) == -1 && errno == E
 
 struct sigaction previous;
 
-// Handles SIGBUS, raised by reading missing pages of a mapped file. The program maps the files of a model and the parts
-// that it merges. Calls async-signal-safe functions only.
+// Handles SIGBUS, raised by reading missing pages of a mapped file. The program maps the files of a model, the parts
+// that it merges, and banks. Calls async-signal-safe functions only.
 void end_at_lost_pages(int signal, siginfo_t* info, void*) {
     if (info->si_code <= 0) {
         // Sent by a process.
@@ -31,7 +32,7 @@ void end_at_lost_pages(int signal, siginfo_t* info, void*) {
     if (!is_told) {
         is_told = 1;
         static const char line[] =
-            "prior-embed: error: a file of the model, or a part to merge, was cut off or its disk failed while it was read; "
+            "prior-embed: error: a file of the model, a part to merge or a bank was cut off or its disk failed while it was read; "
             "run again once it is whole\n";
         [[maybe_unused]] auto written = write(STDERR_FILENO, line, sizeof line - 1);
     }
@@ -67,6 +68,11 @@ bool prior_embed_is_ignored(int signal) {
 // Makes libtorch allocate huge pages, in which a model is loaded and read faster. To be called before it allocates.
 void prior_embed_prefer_huge_pages() {
     setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
+}
+
+// The version of libtorch that this was built against.
+const char* prior_embed_libtorch_version() {
+    return TORCH_VERSION;
 }
 
 // Ends the process without running static destructors.

@@ -1,7 +1,7 @@
 //! The program's process: what libtorch makes necessary at its start and end, and what the standard library does not
 //! tell of its environment. The library leaves the process alone.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_char, c_int};
 use std::io::Write;
 
 unsafe extern "C" {
@@ -10,6 +10,7 @@ unsafe extern "C" {
     fn prior_embed_leave(code: c_int) -> !;
     fn prior_embed_stdout_was_closed() -> bool;
     fn prior_embed_is_ignored(signal: c_int) -> bool;
+    fn prior_embed_libtorch_version() -> *const c_char;
 }
 
 /// Makes libtorch allocate huge pages, in which a model is loaded and read faster. To be called before libtorch
@@ -38,6 +39,12 @@ pub fn stdout_was_closed() -> bool {
 pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: takes and gives no pointers, and changes nothing.
     unsafe { prior_embed_is_ignored(signal) }
+}
+
+/// The version of libtorch that the program was built against: `2.13.0`.
+pub fn libtorch_version() -> String {
+    // SAFETY: a string literal, which ends in a zero and lives as long as the program.
+    unsafe { CStr::from_ptr(prior_embed_libtorch_version()) }.to_string_lossy().into_owned()
 }
 
 /// Flushes standard output and ends the process without running destructors.

@@ -386,7 +386,19 @@ impl FileWriter {
         };
         let (arrays, fingerprint) = (target.output.arrays, self.options.record_fingerprint());
         let (dtype, dim) = (store.dtype, store.dim);
-        Ok(Some(OutputRecord { index, count, total_rows, rows, arrays, dtype, dim, fingerprint, checksums }))
+        let provenance = self.options.provenance.as_deref().map(str::to_string);
+        Ok(Some(OutputRecord {
+            index,
+            count,
+            total_rows,
+            rows,
+            arrays,
+            dtype,
+            dim,
+            fingerprint,
+            checksums,
+            provenance,
+        }))
     }
 
     /// Moves the outputs into place, the main one last, and first removes what is stale there: a record must never lie

@@ -24,6 +24,7 @@ mod numbered;
 mod options;
 mod paths;
 mod pipe;
+pub(crate) mod provenance;
 mod publish;
 mod record;
 pub(crate) mod shard;

@@ -7,6 +7,7 @@ use super::formats::OutputFormat;
 use super::shard::Shard;
 use crate::bad_input;
 use anyhow::Result;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +64,8 @@ pub struct WriteOptions {
     pub total_rows: Option<u64>,
     /// The shard that the rows are, if they are not all.
     pub shard: Option<Shard>,
+    /// What the rows were made of, as JSON: for safetensors and for records.
+    pub provenance: Option<Arc<str>>,
     /// Set to ask for an early end.
     pub interrupt: Arc<AtomicBool>,
 }
@@ -85,6 +88,7 @@ impl WriteOptions {
             draws: None,
             total_rows: None,
             shard: None,
+            provenance: None,
             interrupt: Arc::default(),
         }
     }
@@ -135,8 +139,9 @@ impl WriteOptions {
             }
             if output.arrays.names().len() > 1 && !output.format.holds_several() {
                 return Err(bad_input!(
-                    "{path:?}: .npy holds one array, and there are more; give files of their own with --negative-out \
-                     and --text-out"
+                    "{path:?}: .{} holds one array, and there are more; give files of their own with --negative-out \
+                     and --text-out",
+                    output.format.name()
                 ));
             }
         }
@@ -205,6 +210,12 @@ impl WriteOptions {
             if output.format == OutputFormat::Folder {
                 fingerprint.push("--rows-per-file", self.rows_per_file);
             }
+        }
+        // A file's header has room for it from the start.
+        if let Some(provenance) = self.provenance.as_ref().filter(|_| self.shard.is_none())
+            && self.outputs.iter().any(|output| output.format == OutputFormat::Safetensors)
+        {
+            fingerprint.push("the provenance's hash", format!("{:.32x}", Sha256::digest(provenance.as_bytes())));
         }
         fingerprint.push(SHARD, self.shard.map_or_else(|| "not set".to_string(), |shard| shard.to_string()));
         fingerprint

@@ -14,6 +14,9 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+/// The key of the provenance in a safetensors file's metadata.
+pub(crate) const PROVENANCE_KEY: &str = "prior_embed_provenance";
+
 /// The key of a record in a file's own metadata.
 pub(crate) const METADATA_KEY: &str = "prior_embed_shard";
 
@@ -38,6 +41,9 @@ pub(crate) struct OutputRecord {
     /// What decides the rows.
     pub(crate) fingerprint: Fingerprint,
     pub(crate) checksums: Checksums,
+    /// What the rows were made of, as JSON, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) provenance: Option<String>,
 }
 
 /// CRC-32 of what an output holds.

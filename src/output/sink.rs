@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A format.
 pub(crate) trait Sink: Sync {
@@ -75,7 +76,7 @@ pub(crate) trait Sink: Sync {
 }
 
 /// What is known of an output before its first row.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Shape {
     pub(crate) arrays: Arrays,
     pub(crate) dtype: OutputDtype,
@@ -85,6 +86,8 @@ pub(crate) struct Shape {
     pub(crate) row: Option<[usize; 2]>,
     /// Its number of rows, if known, which a shard's is not.
     pub(crate) rows: Option<u64>,
+    /// What it was made of, as JSON, for formats that hold it.
+    pub(crate) provenance: Option<Arc<str>>,
 }
 
 /// Where rows go as they come.

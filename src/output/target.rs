@@ -30,8 +30,8 @@ impl Target {
     pub(crate) fn new(place: usize, output: Output, options: &WriteOptions) -> Result<Self> {
         let rows = options.total_rows.filter(|_| options.shard.is_none());
         let dim = options.dim.map(|dim| options.width(output.arrays, dim));
-        let (dtype, row) = (options.out_dtype, options.row_shape);
-        let shape = Shape { arrays: output.arrays, dtype, dim, row, rows };
+        let (dtype, row, provenance) = (options.out_dtype, options.row_shape, options.provenance.clone());
+        let shape = Shape { arrays: output.arrays, dtype, dim, row, rows, provenance };
         let layout = output.format.sink().layout(&shape)?;
         Ok(Self { output, layout, shape, part: format!("output-{place}") })
     }

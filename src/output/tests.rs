@@ -16,6 +16,7 @@ use ndarray::{Array2, Axis, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -90,8 +91,14 @@ pub(crate) fn options(path: &Path, format: OutputFormat) -> WriteOptions {
 }
 
 /// The formats whose shards can be merged.
-pub(crate) const FILES: [OutputFormat; 5] =
-    [OutputFormat::Npy, OutputFormat::Npz, OutputFormat::Safetensors, OutputFormat::JsonLines, OutputFormat::Parquet];
+pub(crate) const FILES: [OutputFormat; 6] = [
+    OutputFormat::Npy,
+    OutputFormat::Npz,
+    OutputFormat::Safetensors,
+    OutputFormat::JsonLines,
+    OutputFormat::Parquet,
+    OutputFormat::IpAdapter,
+];
 
 /// The bytes of a file or, with their names, of all files in a folder.
 pub(crate) fn contents(path: &Path) -> Vec<(String, Vec<u8>)> {
@@ -131,6 +138,33 @@ fn error_of<T: std::fmt::Debug>(result: Result<T>, code: u8) -> String {
 fn parquet_batches(path: &Path) -> Vec<arrow_array::RecordBatch> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap();
     builder.build().unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn an_ip_adapters_file_is_an_archive_of_torch() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("e.ipadpt");
+    let mut run = Run::new(5, 3);
+    run.image = Array2::from_shape_fn((5, 3), |(row, column)| row as f32 - 0.25 * column as f32);
+    write_whole(&run, options(&path, OutputFormat::IpAdapter), 2);
+    let mut archive = zip::ZipArchive::new(File::open(&path).unwrap()).unwrap();
+    let mut entry = |name: &str| {
+        let mut entry = archive.by_name(name).unwrap();
+        assert!(
+            entry.compression() == zip::CompressionMethod::Stored && entry.data_start().unwrap().is_multiple_of(64),
+            "{name}"
+        );
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    assert_eq!([entry("archive/byteorder"), entry("archive/version")], [b"little".to_vec(), b"3\n".to_vec()]);
+    assert!(entry("archive/data.pkl").starts_with(b"\x80\x02](ctorch._utils\n_rebuild_tensor_v2\n"));
+    let numbers: Vec<u8> = run.image.iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(entry("archive/data/0"), [vec![0; numbers.len()], numbers].concat());
+    // Down to the last byte: no time, no order by chance.
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!((bytes.len(), crc32fast::hash(&bytes)), (846, 1_797_423_977));
 }
 
 #[test]

@@ -1,12 +1,17 @@
 //! A hash that tells one model from another, so that a run is not resumed with another model.
 
-use super::layout::{CONFIG, Layout, PREPROCESSOR_CONFIG, SCHEDULER_CONFIG, ZERO_IMAGE_EMBED};
+use super::layout::{
+    CONFIG, IMAGE_ENCODER, IMAGE_PROCESSOR, Layout, PREPROCESSOR_CONFIG, PRIOR, SCHEDULER, SCHEDULER_CONFIG,
+    TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
+};
 use super::load::{Networks, Pipeline};
 use crate::Result;
+use crate::error::Component;
 use crate::files::Folder;
 use crate::tokenizer;
 use crate::weights::checkpoint::weight_files;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 /// Bytes of each sample of a large file.
 const SAMPLE_BYTES: usize = 4096;
@@ -28,28 +33,13 @@ impl Pipeline {
     /// # Errors
     /// If a file cannot be read.
     pub fn identity(&self, is_thorough: bool, zero_embed: bool) -> Result<String> {
-        if self.networks == Networks::ImageEncoder {
-            return self.image_identity(is_thorough);
-        }
-        let Layout { folder, prior, text_encoder, tokenizer, has_zero_image_embed, .. } = &self.layout;
-        let Layout { scheduler, scheduler_class, .. } = &self.layout;
-        let image_encoder = self.layout.zero_image_encoder().filter(|_| zero_embed);
-        let encoder_weights = Some(text_encoder).filter(|_| self.networks == Networks::TextAndPrior);
+        let Layout { scheduler_class, .. } = &self.layout;
         let mut hasher = Sha256::new();
-        for component in [prior].into_iter().chain(encoder_weights).chain(image_encoder) {
-            for name in weight_files(component)? {
-                add_file(&mut hasher, component, &name, is_thorough)?;
-            }
+        for (_, folder, name) in self.files(zero_embed)? {
+            add_file(&mut hasher, folder, &name, is_thorough)?;
         }
-        // No other file is read; a component from elsewhere may have those of others beside it.
-        let networks = [prior, text_encoder].into_iter().chain(image_encoder).map(|folder| (folder, &[CONFIG][..]));
-        let scheduler = scheduler.as_ref().filter(|_| self.kind().has_steps());
-        let scheduler = scheduler.map(|folder| (folder, &[SCHEDULER_CONFIG][..]));
-        let others = std::iter::once((tokenizer, &tokenizer::FILES[..])).chain(scheduler);
-        for (component, names) in networks.chain(others) {
-            for name in names.iter().filter(|name| component.has_file(name)) {
-                add_file(&mut hasher, component, name, is_thorough)?;
-            }
+        if self.networks == Networks::ImageEncoder {
+            return Ok(format!("{:.32x}", hasher.finalize()));
         }
         // It may come from the index, which is not among the files.
         if self.kind().has_steps() {
@@ -59,26 +49,101 @@ impl Pipeline {
             hasher.update(lora.identity()?);
         }
         self.text.inversions.iter().for_each(|identity| hasher.update(identity));
-        if zero_embed && image_encoder.is_none() && *has_zero_image_embed {
+        if let Some(folder) = self.zero_embed_folder(zero_embed) {
             add_file(&mut hasher, folder, ZERO_IMAGE_EMBED, is_thorough)?;
         }
         Ok(format!("{:.32x}", hasher.finalize()))
     }
 
-    /// The same of the image encoder and the image processor alone.
-    fn image_identity(&self, is_thorough: bool) -> Result<String> {
-        let mut hasher = Sha256::new();
-        if let Some(folder) = &self.layout.image_encoder {
-            for name in weight_files(folder)? {
-                add_file(&mut hasher, folder, &name, is_thorough)?;
-            }
-            add_file(&mut hasher, folder, CONFIG, is_thorough)?;
-        }
-        if let Some(folder) = &self.layout.image_processor {
-            add_file(&mut hasher, folder, PREPROCESSOR_CONFIG, is_thorough)?;
-        }
-        Ok(format!("{:.32x}", hasher.finalize()))
+    /// The SHA-256 of each file that a run reads, by its component and name: `prior/config.json`. With `zero_embed`
+    /// those too that the embedding of a black image is made of.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn file_hashes(&self, zero_embed: bool) -> Result<BTreeMap<String, String>> {
+        let files =
+            self.files(zero_embed)?.into_iter().map(|(part, folder, name)| (format!("{part}/{name}"), folder, name));
+        let zero = self.zero_embed_folder(zero_embed);
+        let zero = zero.map(|folder| (ZERO_IMAGE_EMBED.to_string(), folder, ZERO_IMAGE_EMBED.to_string()));
+        files.chain(zero).map(|(path, folder, name)| Ok((path, file_hash(folder, &name)?))).collect()
     }
+
+    /// The same of the text encoder's weights alone.
+    ///
+    /// # Errors
+    /// As [`Pipeline::file_hashes`].
+    pub fn text_encoder_hashes(&self) -> Result<BTreeMap<String, String>> {
+        let folder = &self.layout.text_encoder;
+        let hash = |name: String| Ok((format!("{}/{name}", TEXT_ENCODER.names[1]), file_hash(folder, &name)?));
+        weight_files(folder)?.into_iter().map(hash).collect()
+    }
+
+    /// Hashes of the LoRAs, and of the learned tokens with their names.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn addition_hashes(&self) -> Result<(Vec<String>, Vec<String>)> {
+        let hash = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let loras = self.loras.iter().map(|lora| Ok(hash(lora.identity()?)));
+        Ok((loras.collect::<Result<_>>()?, self.text.inversions.clone()))
+    }
+
+    /// The files of weights, configurations and vocabulary that a run reads: the component, its folder, the name.
+    ///
+    /// # Errors
+    /// If weights are missing.
+    fn files(&self, zero_embed: bool) -> Result<Vec<(&'static str, &Folder, String)>> {
+        let Layout { prior, text_encoder, tokenizer, image_encoder, image_processor, scheduler, .. } = &self.layout;
+        let image_encoder = match self.networks {
+            Networks::ImageEncoder => image_encoder.as_ref(),
+            _ => self.layout.zero_image_encoder().filter(|_| zero_embed),
+        };
+        let networks = match self.networks {
+            Networks::ImageEncoder => vec![],
+            _ => vec![(&PRIOR, prior), (&TEXT_ENCODER, text_encoder)],
+        };
+        let networks = networks.into_iter().chain(image_encoder.map(|folder| (&IMAGE_ENCODER, folder)));
+        let mut files = Vec::new();
+        for (part, folder) in networks.clone() {
+            if part.component != Component::TextEncoder || self.networks == Networks::TextAndPrior {
+                files.extend(weight_files(folder)?.into_iter().map(|name| (part.names[1], folder, name)));
+            }
+        }
+        // No other file is read; a component from elsewhere may have those of others beside it.
+        let networks = networks.map(|(part, folder)| (part.names[1], folder, &[CONFIG][..]));
+        let others: Vec<(&'static str, &Folder, &[&str])> = match (self.networks, image_processor) {
+            (Networks::ImageEncoder, Some(folder)) => vec![(IMAGE_PROCESSOR[0], folder, &[PREPROCESSOR_CONFIG])],
+            (Networks::ImageEncoder, None) => vec![],
+            _ => {
+                let scheduler = scheduler.as_ref().filter(|_| self.kind().has_steps());
+                let scheduler = scheduler.map(|folder| (SCHEDULER.names[1], folder, &[SCHEDULER_CONFIG][..]));
+                std::iter::once((TOKENIZER.names[1], tokenizer, &tokenizer::FILES[..])).chain(scheduler).collect()
+            }
+        };
+        for (part, folder, names) in networks.chain(others) {
+            let names = names.iter().filter(|name| folder.has_file(name));
+            files.extend(names.map(|name| (part, folder, name.to_string())));
+        }
+        Ok(files)
+    }
+
+    /// The folder with the stored embedding of a black image, where it takes the place of an image encoder.
+    fn zero_embed_folder(&self, zero_embed: bool) -> Option<&Folder> {
+        let Layout { folder, has_zero_image_embed, .. } = &self.layout;
+        (zero_embed && self.layout.zero_image_encoder().is_none() && *has_zero_image_embed).then_some(folder)
+    }
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+fn file_hash(folder: &Folder, name: &str) -> Result<String> {
+    let bytes = folder.open(name)?;
+    let mut hasher = Sha256::new();
+    for (number, chunk) in bytes.chunks(CHUNK_BYTES).enumerate() {
+        hasher.update(chunk);
+        let start = number * CHUNK_BYTES;
+        bytes.release(start..start + chunk.len());
+    }
+    Ok(format!("{:x}", hasher.finalize()))
 }
 
 fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool) -> Result<()> {
@@ -103,7 +168,6 @@ fn add_file(hasher: &mut Sha256, folder: &Folder, name: &str, is_thorough: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Component;
     use crate::weights::checkpoint::Placement;
     use crate::weights::precision::Precision;
     use std::fs;
@@ -148,6 +212,26 @@ mod tests {
             assert_ne!(identity(&folder, false), expected[0], "{file}");
             assert_ne!(identity(&folder, true), expected[1], "{file}");
         }
+    }
+
+    #[test]
+    fn every_file_that_is_read_has_its_hash() {
+        let folder = copy();
+        let options = Placement { device: Device::Cpu, precision: Precision::F32 };
+        let pipeline = Pipeline::open(folder.path(), options).unwrap();
+        let hashes = pipeline.file_hashes(false).unwrap();
+        for (path, hash) in &hashes {
+            let expected = format!("{:x}", Sha256::digest(fs::read(folder.path().join(path)).unwrap()));
+            assert_eq!(*hash, expected, "{path}");
+        }
+        let weights = "text_encoder/model.safetensors";
+        assert!(hashes.contains_key("prior/config.json") && hashes.contains_key("tokenizer/vocab.json"));
+        assert_eq!(
+            pipeline.text_encoder_hashes().unwrap().into_iter().next(),
+            hashes.get_key_value(weights).map(|(path, hash)| (path.clone(), hash.clone()))
+        );
+        let more = pipeline.file_hashes(true).unwrap();
+        assert!(more.len() > hashes.len() && more.contains_key("image_encoder/config.json"));
     }
 
     #[test]

@@ -3,10 +3,9 @@
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`, `interpolate`, which runs the prior once
 //! for each prompt and once more for the negative embedding.
 
-use super::embeds::to_array;
 use super::load::Pipeline;
 use super::memory::Demand;
-use super::progress::{Progress, Truncation};
+use super::progress::Progress;
 use super::request::{Prompt, Row, Settings};
 use crate::diffusion::noise::{CallRow, NoiseSource};
 use crate::{Error, Result};
@@ -91,19 +90,6 @@ impl Pipeline {
         let negative = (rows.len() > mix.prompts.len()).then(|| embeds.row(mix.prompts.len()).to_owned());
         embeds.slice_collapse(ndarray::s![..mix.prompts.len(), ..]);
         Ok((embeds, zero.or(negative)))
-    }
-
-    /// The CLIP text embeddings of texts, `(texts, text_embedding_dim)`.
-    ///
-    /// # Errors
-    /// As [`Pipeline::embed`].
-    pub fn text_embeds(&mut self, texts: &[&str], progress: &mut dyn Progress) -> Result<Array2<f32>> {
-        self.load_text_encoder(progress)?;
-        let prompts: Vec<Prompt<&str>> = texts.iter().copied().map(Prompt::Text).collect();
-        let mut truncated = |_, prompt: &str, removed: &str, max_tokens| {
-            progress.truncated(&Truncation { prompt, removed, max_tokens, rows: Vec::new() });
-        };
-        to_array(&self.encode(&prompts, 0, &mut truncated)?.embeds)
     }
 }
 

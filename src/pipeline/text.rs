@@ -1,13 +1,16 @@
 //! From prompts to the prior's text condition.
 
+use super::embeds::to_array;
 use super::load::Pipeline;
-use super::progress::shorten;
+use super::progress::{Progress, Truncation, shorten};
+use super::request::Prompt;
 use crate::error::Hint;
 use crate::nn::prior::TextCondition;
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::{Encoding, Tokenizer};
 use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::{Error, Result};
+use ndarray::Array2;
 use tch::Tensor;
 
 /// The tokenizer, and the text encoder while it is loaded.
@@ -94,6 +97,19 @@ impl TextStage {
 }
 
 impl Pipeline {
+    /// The CLIP text embeddings of texts, `(texts, text_embedding_dim)`.
+    ///
+    /// # Errors
+    /// As [`Pipeline::embed`].
+    pub fn text_embeds(&mut self, texts: &[&str], progress: &mut dyn Progress) -> Result<Array2<f32>> {
+        self.load_text_encoder(progress)?;
+        let prompts: Vec<Prompt<&str>> = texts.iter().copied().map(Prompt::Text).collect();
+        let mut truncated = |_, prompt: &str, removed: &str, max_tokens| {
+            progress.truncated(&Truncation { prompt, removed, max_tokens, rows: Vec::new() });
+        };
+        to_array(&self.encode(&prompts, 0, &mut truncated)?.embeds)
+    }
+
     /// Adds a learned token to the tokenizer and the text encoder, as `load_textual_inversion` of diffusers does.
     ///
     /// # Errors

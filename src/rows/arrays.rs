@@ -62,13 +62,18 @@ impl ArrayFile {
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if there is neither.
-    fn only_or(&self, name: &str) -> Result<String> {
+    pub(super) fn only_or(&self, name: &str) -> Result<String> {
         let names: Vec<&str> = self.names().collect();
         match &names[..] {
             [only] => Ok(only.to_string()),
             names if names.contains(&name) => Ok(name.into()),
             names => Err(bad_input!("{:?} holds {} arrays, and none is called {name}", self.name, names.len())),
         }
+    }
+
+    /// Takes an array of any number of dimensions out, if there is one of this name.
+    pub(super) fn take_any(&mut self, array: &str) -> Option<ArrayD<f32>> {
+        self.arrays.remove(array)
     }
 
     /// Takes an array out, if there is one of this name.
@@ -195,7 +200,7 @@ fn npy(bytes: &[u8]) -> Result<ArrayD<f32>, String> {
 /// What the header of a `.npy` file says: the type, the order, the shape, and where the numbers begin.
 ///
 /// Source: numpy `lib/format.py`. The header is a Python dictionary in one form that numpy has always written.
-fn npy_header(bytes: &[u8]) -> Option<(String, bool, Vec<usize>, usize)> {
+pub(super) fn npy_header(bytes: &[u8]) -> Option<(String, bool, Vec<usize>, usize)> {
     let version = bytes.strip_prefix(b"\x93NUMPY")?.first()?;
     let (len, start) = match version {
         1 => (usize::from(u16::from_le_bytes(*bytes.get(8..)?.first_chunk()?)), 10),

@@ -16,8 +16,11 @@
 //!
 //! A row that cannot be used is a [`PromptRow::Bad`], and reading goes on after it. Damage that makes the rest of the
 //! file unreadable, as in a truncated compressed file, is an error and ends it.
+//!
+//! [`Bank`] reads embeddings.
 
 mod arrays;
+mod bank;
 mod compression;
 mod conditions;
 mod csv;
@@ -43,6 +46,7 @@ mod tests;
 mod txt;
 
 pub use arrays::{EmbeddingRows, read_latents};
+pub use bank::{Bank, Label};
 pub use conditions::read_conditions;
 pub use format::{PromptFormat, ReadOptions};
 pub use formats::FORMATS;

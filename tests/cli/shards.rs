@@ -21,7 +21,7 @@ fn embed(place: &Workplace, options: &[&str]) {
 
 #[test]
 fn merged_shards_are_the_whole_in_every_format() {
-    for extension in ["npy", "npz", "safetensors", "jsonl", "parquet"] {
+    for extension in ["npy", "npz", "safetensors", "jsonl", "parquet", "ipadpt"] {
         let place = workplace();
         let name = |part: &str| format!("{part}.{extension}");
         embed(&place, &["--out", &name("whole")]);

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL, DDIMScheduler, DDPMScheduler, KandinskyPipeline, KandinskyV22Pipeline, StableUnCLIPImg2ImgPipeline,
-    UNet2DConditionModel, UNet2DModel, UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPScheduler, VQModel,
+    AutoencoderKL, DDIMScheduler, DDPMScheduler, KandinskyPipeline, KandinskyV22Pipeline, StableDiffusionPipeline,
+    StableUnCLIPImg2ImgPipeline, UNet2DConditionModel, UNet2DModel, UnCLIPImageVariationPipeline, UnCLIPPipeline,
+    UnCLIPScheduler, VQModel,
 )  # fmt: skip
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
@@ -112,6 +113,25 @@ def karlo_with_prior():
     identity.clip_mean.data.zero_()
     identity.clip_std.data.fill_(1)
     return UnCLIPPipeline(**karlo_parts(), prior=identity, prior_scheduler=UnCLIPScheduler())
+
+
+def stable_diffusion():
+    """Stable Diffusion, for an IP-Adapter."""
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(32, 64), layers_per_block=1,
+        attention_head_dim=(2, 4), cross_attention_dim=TEXT_DIM,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text_config(replace(SPEC, width=TEXT_DIM))), tokenizer=clip_tokenizer(),
+        unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+    )  # fmt: skip
 
 
 def stable_unclip():

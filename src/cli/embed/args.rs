@@ -92,6 +92,13 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Output", long)]
     pub(super) overwrite: bool,
 
+    /// Write what the embeddings were made of to this file: hashes of model and prompts, versions, settings, as JSON
+    ///
+    /// It has no times: the same run gives the same bytes. .safetensors outputs hold it as metadata too, and merge passes
+    /// it on. `prior-embed score` finds it by the name OUT.provenance.json. See `prior-embed help formats`.
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    pub(super) provenance: Option<PathBuf>,
+
     /// Write a JSON report on time and memory to this file
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(super) stats: Option<PathBuf>,

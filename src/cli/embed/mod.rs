@@ -14,7 +14,7 @@ use super::progress::{FetchProgress, RunProgress, rows};
 use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
-use crate::job::{Given, Images, Job, JobProgress, Outcome, RowOptions, Stop, Summary, signal_exit_code};
+use crate::job::{Given, Images, Job, JobProgress, Outcome, Provenance, RowOptions, Stop, Summary, signal_exit_code};
 use crate::nn::prior::PriorKind;
 use crate::output::OutputFormat;
 use crate::pipeline::builtin::EMOJI;
@@ -53,7 +53,8 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         warn_no_effect("--textual-inversion", "no text is encoded");
     }
     let settings = Settings::new(&request, sampling, &pipeline);
-    let Request { prompts, entries, mut outputs, rows: options, compute, .. } = request;
+    let about = settings.about(args)?;
+    let Request { prompts, entries, mut outputs, rows: options, compute, prior, .. } = request;
     if wants_negative {
         outputs.write.add_negative();
     }
@@ -65,8 +66,14 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         images,
         ..options
     };
-    let Outputs { write, stats, report } = outputs;
-    let job = Job { prompts, entries, options, pipeline, open, compute, write, report };
+    let Outputs { write, stats, provenance, report } = outputs;
+    let provenance = provenance.map(|destination| Provenance {
+        destination,
+        keeps: args.provenance.clone().filter(|_| !args.overwrite),
+        model: (prior.model.name.clone(), model.commit.clone()),
+        settings: about,
+    });
+    let job = Job { prompts, entries, options, pipeline, open, compute, write, report, provenance };
     let note = args.model.model.is_none().then(|| {
         format!(
             "using the built-in model {EMOJI}, which was trained on emoji pictures; --model takes a larger one, \

@@ -16,6 +16,7 @@ use std::path::Path;
 pub(super) struct Outputs {
     pub(super) write: WriteOptions,
     pub(super) stats: Option<Destination>,
+    pub(super) provenance: Option<Destination>,
     /// Where to report rows that cannot be used, if not on standard error.
     pub(super) report: Option<Report>,
 }
@@ -28,6 +29,7 @@ impl Outputs {
     pub(super) fn open(args: &Args, context: &Context) -> Result<Self> {
         let write = write_options(args)?;
         let paths = || write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
+        let paths = || paths().chain(args.provenance.as_deref());
         if paths().any(|path| path.as_os_str() == "-") {
             stdout::check()?;
         }
@@ -52,9 +54,19 @@ impl Outputs {
         {
             return Err(bad_input!("--stats and the report on skipped rows are the same file; give another name"));
         }
+        let provenance = args.provenance.as_ref();
+        let provenance = provenance.map(|path| Destination::open(path, args.overwrite || args.resume)).transpose()?;
+        let others = write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
+        let mut others = others.chain(report.as_ref().map(Report::path));
+        if provenance.as_ref().is_some_and(|provenance| others.any(|path| provenance.is_at(path))) {
+            return Err(bad_input!("--provenance is the same file as another output; give another name"));
+        }
         let outputs = write.outputs.iter().map(|output| output.path.as_path());
-        let replaced: Vec<&Path> =
-            outputs.chain(args.stats.as_deref()).chain(report.as_ref().map(Report::path)).collect();
+        let replaced: Vec<&Path> = outputs
+            .chain(args.stats.as_deref())
+            .chain(args.provenance.as_deref())
+            .chain(report.as_ref().map(Report::path))
+            .collect();
         let inputs = [("prompts", &args.prompts), ("conditions", &args.conditions), ("latents", &args.latents)];
         let inputs = inputs.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?)));
         let inputs = inputs.chain(args.image.iter().filter_map(|item| Some(("image", item.path()?))));
@@ -64,7 +76,7 @@ impl Outputs {
             let name = input.display().to_string();
             return Err(bad_input!("{name:?} holds the {what} and would be replaced; give the output another name"));
         }
-        Ok(Self { write, stats, report })
+        Ok(Self { write, stats, provenance, report })
     }
 }
 

@@ -1,5 +1,6 @@
 //! `--stats FILE`: where time and memory went, as JSON.
 
+use super::args::Args;
 use super::request::Request;
 use crate::cli::prior_args::PriorSource;
 use crate::cli::progress::RunProgress;
@@ -9,6 +10,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::weights::checkpoint::Placement;
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -138,6 +140,24 @@ impl Settings {
             workers: 0,
             batch_size: 0,
         }
+    }
+}
+
+impl Settings {
+    /// These settings and those of the outputs, as a provenance has them: without what changes no number, or only its
+    /// last bits.
+    ///
+    /// # Errors
+    /// Never: every setting can be written as JSON.
+    pub(super) fn about(&self, args: &Args) -> Result<Value> {
+        let mut about = serde_json::to_value(self)?;
+        if let Some(about) = about.as_object_mut() {
+            ["model", "threads", "workers", "batch_size"].iter().for_each(|key| drop(about.remove(*key)));
+            about.insert("normalize".into(), args.output.normalize.into());
+            about.insert("out_dtype".into(), args.output.out_dtype.name().into());
+            about.insert("seed_by".into(), args.seed_by.map(|_| "prompt").into());
+        }
+        Ok(about)
     }
 }
 

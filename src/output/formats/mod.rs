@@ -1,6 +1,7 @@
 //! The formats, one file each.
 
 mod folder;
+mod ipadpt;
 mod jsonl;
 pub(crate) mod npy;
 mod npz;
@@ -45,6 +46,8 @@ registry! {
     JsonLines: jsonl::JsonLines,
     /// A Parquet table, one Parquet row per embedding.
     Parquet: parquet::Parquet,
+    /// A file of torch with a list of one tensor, which diffusers' IP-Adapters take.
+    IpAdapter: ipadpt::IpAdapter,
     /// A folder of numbered `.npy` files of embeddings and `.parquet` files of what they belong to, as clip-retrieval
     /// writes and embedding-reader reads it.
     Folder: folder::Folder,
@@ -67,7 +70,8 @@ impl OutputFormat {
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         extension.and_then(|extension| Self::from_name(&extension)).ok_or_else(|| {
             bad_input!(
-                "{path:?} does not end in .npy, .npz, .safetensors, .jsonl or .parquet; rename it, or say --format"
+                "{path:?} does not end in .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; rename it, or say \
+                 --format"
             )
         })
     }

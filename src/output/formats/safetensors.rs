@@ -5,10 +5,10 @@ use crate::files::Bytes;
 use crate::output::arrays::Arrays;
 use crate::output::column::{Content, row_bytes};
 use crate::output::dtype::OutputDtype;
-use crate::output::record::{METADATA_KEY, OutputRecord};
+use crate::output::record::{METADATA_KEY, OutputRecord, PROVENANCE_KEY};
 use crate::output::sink::{Layout, ReadRows, Region, Shape, Sink, contents};
 use crate::output::store::Store;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
@@ -48,7 +48,8 @@ impl Sink for Safetensors {
     }
 
     fn head(&self, shape: &Shape, rows: u64, dim: usize) -> Result<Vec<u8>> {
-        head(shape.arrays, shape.dtype, rows, dim, None)
+        let metadata = shape.provenance.as_ref().map(|provenance| (PROVENANCE_KEY, provenance.to_string()));
+        head(shape.arrays, shape.dtype, rows, dim, metadata)
     }
 
     fn write(
@@ -58,7 +59,10 @@ impl Sink for Safetensors {
         record: Option<&OutputRecord>,
         output: &mut BufWriter<File>,
     ) -> Result<()> {
-        output.write_all(&head(arrays, store.dtype, store.rows, store.dim, record)?)?;
+        // That of a shard holds its provenance too.
+        let metadata =
+            record.map(|record| Ok::<_, Error>((METADATA_KEY, serde_json::to_string(record)?))).transpose()?;
+        output.write_all(&head(arrays, store.dtype, store.rows, store.dim, metadata)?)?;
         arrays.names().iter().try_for_each(|array| store.copy_values(*array, output))
     }
 
@@ -83,18 +87,22 @@ impl Sink for Safetensors {
     }
 }
 
-/// What comes before the arrays: the length of the header, and the header.
-fn head(arrays: Arrays, dtype: OutputDtype, rows: u64, dim: usize, record: Option<&OutputRecord>) -> Result<Vec<u8>> {
+/// What comes before the arrays: the length of the header, and the header, perhaps with an entry of metadata.
+fn head(
+    arrays: Arrays,
+    dtype: OutputDtype,
+    rows: u64,
+    dim: usize,
+    metadata: Option<(&str, String)>,
+) -> Result<Vec<u8>> {
     let bytes = rows.checked_mul(row_bytes(dim, dtype)).and_then(|bytes| usize::try_from(bytes).ok());
     let (bytes, rows) = (bytes.with_context(|| format!("{rows} rows are too many"))?, usize::try_from(rows)?);
     let tensors = arrays.names().iter().enumerate().map(|(place, array)| {
         let data_offsets = (place * bytes, (place + 1) * bytes);
         (array.name().to_string(), TensorInfo { dtype: stored_dtype(dtype), shape: vec![rows, dim], data_offsets })
     });
-    let metadata = match record {
-        Some(record) => Some(HashMap::from([(METADATA_KEY.to_string(), serde_json::to_string(record)?)])),
-        None => None,
-    };
+    // One entry at most: the order of several would change from run to run.
+    let metadata = metadata.map(|(key, value)| HashMap::from([(key.to_string(), value)]));
     let header = serde_json::to_vec(&Metadata::new(metadata, tensors.collect())?)?;
     // The format pads the header to 8 bytes with spaces.
     let padded = header.len().next_multiple_of(8);

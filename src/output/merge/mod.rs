@@ -2,14 +2,17 @@
 
 mod finished;
 mod part;
+mod provenance;
 
 pub use finished::{earlier_setting, finished};
 
 use super::arrays::Arrays;
 use super::batch::{Batch, Flow, OutputRow};
+use super::destination::Destination;
 use super::formats::OutputFormat;
 use super::options::{Output, WriteOptions};
 use super::paths::shown;
+use super::provenance::pretty;
 use super::record::OutputRecord;
 use super::sink::PartRow;
 use super::writer::EmbeddingWriter;
@@ -33,8 +36,10 @@ pub struct MergeOptions {
     pub format: OutputFormat,
     /// Rows in each file of a numbered folder.
     pub rows_per_file: u64,
-    /// Whether an existing output may be replaced.
+    /// Whether existing outputs may be replaced.
     pub overwrite: bool,
+    /// A file for the provenance of the whole.
+    pub provenance: Option<PathBuf>,
 }
 
 /// Joins `parts`, the outputs of all shards in any order, into `out`, which has the bytes of an unsharded run's output.
@@ -65,9 +70,18 @@ pub fn merge(parts: &[PathBuf], out: &Path, options: &MergeOptions) -> Result<Op
     write_options.keep = false;
     write_options.dim = Some(record.dim);
     write_options.total_rows = Some(record.total_rows);
+    write_options.provenance = provenance::of_whole(&parts)?;
+    let provenance = match (&options.provenance, &write_options.provenance) {
+        (Some(path), Some(text)) => Some((Destination::open(path, options.overwrite)?, pretty(text)?)),
+        (Some(_), None) => return Err(bad_input!("--provenance: the parts have none; leave it out")),
+        (None, _) => None,
+    };
     let mut writer = EmbeddingWriter::open(write_options)?;
     match join(&mut parts, &record, &mut writer) {
-        Ok(Flow::Continue) => writer.finish()?,
+        Ok(Flow::Continue) => match provenance {
+            Some((file, text)) => writer.finish_and(|| file.write(|output| Ok(output.write_all(text.as_bytes())?)))?,
+            None => writer.finish()?,
+        },
         Ok(Flow::ReaderGone) => {
             writer.discard()?;
             return Ok(None);

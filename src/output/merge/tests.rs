@@ -19,7 +19,7 @@ const PAIRS: Share = |row, index, count| row / 2 % count == index;
 const BLOCKS: Share = |row, index, count| row * count / ROWS == index;
 
 fn merge_options(format: OutputFormat) -> MergeOptions {
-    MergeOptions { format, rows_per_file: 4, overwrite: false }
+    MergeOptions { format, rows_per_file: 4, overwrite: false, provenance: None }
 }
 
 /// Writes a whole run and its shards.
@@ -159,7 +159,7 @@ fn a_damaged_part_is_named_and_nothing_is_written() {
             shards.assert_refused(&shards.parts, "part1");
         }
         fs::write(&shards.parts[1], [whole.as_slice(), b"{more}\n"].concat()).unwrap();
-        if !matches!(format, OutputFormat::Npz | OutputFormat::Parquet) {
+        if !matches!(format, OutputFormat::Npz | OutputFormat::Parquet | OutputFormat::IpAdapter) {
             shards.assert_refused(&shards.parts, "part1");
         }
     }

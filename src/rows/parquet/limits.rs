@@ -36,13 +36,13 @@ fn damaged(reason: &str) -> ParquetError {
 
 /// The limits of a file, and which of them it exceeded: the decoder keeps no more of an error than its text.
 #[derive(Debug)]
-pub(super) struct Limits {
+pub(in crate::rows) struct Limits {
     max_page_bytes: u64,
     exceeded: OnceLock<String>,
 }
 
 impl Limits {
-    pub(super) fn of_file(file: &File) -> Arc<Self> {
+    pub(in crate::rows) fn of_file(file: &File) -> Arc<Self> {
         Self::of_page(MAX_PAGE_BYTES.max(file.len().saturating_mul(MAX_RATIO)))
     }
 
@@ -51,7 +51,7 @@ impl Limits {
     }
 
     /// The limit that was exceeded, as a clause about the file.
-    pub(super) fn exceeded(&self) -> Option<&str> {
+    pub(in crate::rows) fn exceeded(&self) -> Option<&str> {
         self.exceeded.get().map(String::as_str)
     }
 
@@ -63,7 +63,7 @@ impl Limits {
     ///
     /// # Errors
     /// If it exceeds a limit, or is damaged.
-    pub(super) fn check_footer(&self, mut file: &File) -> Result<(), ParquetError> {
+    pub(in crate::rows) fn check_footer(&self, mut file: &File) -> Result<(), ParquetError> {
         const END_BYTES: u64 = 8;
         let end_start = file.len().checked_sub(END_BYTES).ok_or_else(|| damaged("the file is too short"))?;
         let mut end = [0; END_BYTES as usize];
@@ -227,7 +227,7 @@ impl PageHeader {
 }
 
 /// A file that the decoder reads pages from: always the header and then the page. It looks at the header first.
-pub(super) struct LimitedFile {
+pub(in crate::rows) struct LimitedFile {
     file: File,
     limits: Arc<Limits>,
     /// Where columns are that are compressed in a way whose decoder does not stop at the declared size.
@@ -237,7 +237,7 @@ pub(super) struct LimitedFile {
 }
 
 impl LimitedFile {
-    pub(super) fn new(file: File, metadata: &ParquetMetaData, limits: Arc<Limits>) -> Self {
+    pub(in crate::rows) fn new(file: File, metadata: &ParquetMetaData, limits: Arc<Limits>) -> Self {
         let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
         let unbounded = columns
             .filter(|column| matches!(column.compression(), Compression::GZIP(_) | Compression::BROTLI(_)))

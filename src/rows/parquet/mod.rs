@@ -2,7 +2,7 @@
 
 mod column;
 pub(crate) mod guard;
-mod limits;
+pub(in crate::rows) mod limits;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +27,7 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
+use std::fs::File;
 use std::sync::Arc;
 
 pub(super) static PARQUET: PromptFormat = PromptFormat {
@@ -50,13 +51,7 @@ fn rows(input: Input, read: &ReadOptions, notices: &Notices) -> Result<PromptRow
             anyhow::Error::new(cause).context(BadInput(line))
         }
     };
-    let opened = guarded(|| {
-        limits.check_footer(&file)?;
-        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new().with_skip_arrow_metadata(true))?;
-        check(metadata.metadata())?;
-        Ok(metadata)
-    });
-    let metadata = opened.map_err(unreadable)?;
+    let metadata = open_metadata(&file, &limits).map_err(unreadable)?;
     let Selection { prompt_name, columns, leaves, schema } = Selection::of(&name, &metadata, read)?;
     let metadata = metadata.metadata();
     let reader = guarded(|| {
@@ -73,6 +68,19 @@ fn rows(input: Input, read: &ReadOptions, notices: &Notices) -> Result<PromptRow
     let total = metadata.file_metadata().num_rows().cast_unsigned();
     let (batch, index, row) = (Vec::new(), 0, 0);
     Ok(Box::new(ParquetTable { name, limits, reader, prompt_name, columns, batch, index, row, total }))
+}
+
+/// Reads the metadata of a file, once it is known to take no more memory than its limits.
+///
+/// # Errors
+/// If it exceeds them, or is damaged.
+pub(in crate::rows) fn open_metadata(file: &File, limits: &Limits) -> Result<ArrowReaderMetadata, ParquetError> {
+    guarded(|| {
+        limits.check_footer(file)?;
+        let metadata = ArrowReaderMetadata::load(file, ArrowReaderOptions::new().with_skip_arrow_metadata(true))?;
+        check(metadata.metadata())?;
+        Ok(metadata)
+    })
 }
 
 /// The columns to read.
