@@ -16,9 +16,12 @@ MERGES = 6400
 SCALE = 50.0
 """What cosines are multiplied with. The smaller, the farther apart have embeddings to be to be told apart, and the more
 may a prior err; the larger, the more of a picture is an image's embedding free to keep, which is what a prior is for."""
-WEIGHTS = {"contrastive": 1.0, "image_heads": 0.8, "text_heads": 0.3, "thumbnail": 2.0}
+WEIGHTS = {"contrastive": 1.0, "image_heads": 1.2, "text_heads": 0.3, "thumbnail": 2.0}
 OPEN = ("style", "tone", "rotation", "size", "place", "mirrored")
 """What captions mostly leave open: nothing that could be read off every text."""
+HEADS = {"style": 5.0, "rotation": 3.0, "background": 0.5, "size": 0.5, "place": 0.5}
+"""What counts more or less than the others among the heads: styles and angles are small differences, a background is most of
+the picture."""
 THUMBNAIL = 48
 
 
@@ -49,9 +52,10 @@ class Heads(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(EMBEDDING_DIM, count) for name, count in classes.items()})
 
     def forward(self, embeds, labels):
-        """The mean cross entropy."""
-        losses = [nn.functional.cross_entropy(head(embeds), labels[name]) for name, head in self.heads.items()]
-        return sum(losses) / len(losses)
+        """The mean cross entropy, and the parts it is made of."""
+        parts = {name: nn.functional.cross_entropy(head(embeds), labels[name]) for name, head in self.heads.items()}
+        weights = {name: HEADS.get(name, 1.0) for name in parts}
+        return sum(weights[name] * parts[name] for name in parts) / sum(weights.values()), parts
 
 
 class Towers(nn.Module):
@@ -91,13 +95,14 @@ class Towers(nn.Module):
         logits = [cosines(text, image) * SCALE for text in texts]
         entropy = nn.functional.cross_entropy
         parts["contrastive"] = mean((entropy(scores, target) + entropy(scores.T, target)) / 2 for scores in logits)
-        parts["image_heads"] = self.image_heads(image, labels)
-        parts["text_heads"] = mean(self.text_heads(text, labels) for text in texts)
+        parts["image_heads"], of_heads = self.image_heads(image, labels)
+        parts["text_heads"] = mean(self.text_heads(text, labels)[0] for text in texts)
         parts["thumbnail"] = nn.functional.mse_loss(self.thumbnail(image).view_as(small).float(), small)
         loss = sum(weight * parts[name] for name, weight in WEIGHTS.items())
         with torch.no_grad():
             parts["accuracy"] = mean((scores.argmax(1) == target).float().mean() for scores in logits)
             parts["cosine"] = mean(scores.diagonal().mean() / SCALE for scores in logits)
+            parts |= {name: of_heads[name] for name in ("thing0", "thing1", "style", "rotation")}
             parts["norm"] = image.float().norm(dim=1).mean()
         return loss, {name: value.detach() for name, value in parts.items()}
 
