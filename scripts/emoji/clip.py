@@ -77,14 +77,8 @@ class Towers(nn.Module):
         return torch.cat([self.text(**part).text_embeds for part in captions["parts"]])[captions["place"]]
 
     def embed_pictures(self, pixels, patches=None):
-        """Image embeddings; of so many `patches` of each picture, if not of all: the image tower's, step by step."""
-        tower = self.image.vision_model
-        hidden = tower.embeddings(pixels)
-        if patches:
-            chosen = nn.functional.pad(1 + full_patches(pixels, patches), (1, 0))
-            hidden = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[2]))
-        hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state
-        return self.image.visual_projection(tower.post_layernorm(hidden[:, 0]))
+        """Image embeddings; of so many `patches` of each picture, if not of all."""
+        return embed_pictures(self.image, pixels, patches)
 
     def forward(self, pixels, captions, labels, patches=None):
         """`(loss, parts)`: CLIP's symmetric contrastive loss for each set of captions, and the losses of the heads."""
@@ -112,6 +106,17 @@ def cosines(some, others):
     with torch.autocast("cpu", enabled=False):
         direction = lambda embeds: nn.functional.normalize(embeds.float(), dim=-1)
         return direction(some) @ direction(others).T
+
+
+def embed_pictures(image, pixels, patches=None):
+    """Embeddings by an image tower, step by step; of so many `patches` of each picture, if not of all."""
+    tower = image.vision_model
+    hidden = tower.embeddings(pixels)
+    if patches:
+        chosen = nn.functional.pad(1 + full_patches(pixels, patches), (1, 0))
+        hidden = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[2]))
+    hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state
+    return image.visual_projection(tower.post_layernorm(hidden[:, 0]))
 
 
 def full_patches(pixels, count):

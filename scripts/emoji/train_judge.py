@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .batches import World, classes, normalize
-from .clip import full_patches, image_tower
+from .clip import embed_pictures, image_tower
 from .packages import cache
 from .training import Average, Optimizer, Run, arguments, load_batches, trained
 
@@ -28,13 +28,7 @@ class Judge(nn.Module):
 
     def forward(self, pixels, patches=None):
         """`[(pictures, emoji + 1)]` scores for each thing."""
-        tower = self.tower.vision_model
-        hidden = tower.embeddings(pixels)
-        if patches:
-            chosen = nn.functional.pad(1 + full_patches(pixels, patches), (1, 0))
-            hidden = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[2]))
-        hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state
-        embeds = self.tower.visual_projection(tower.post_layernorm(hidden[:, 0]))
+        embeds = embed_pictures(self.tower, pixels, patches)
         return [head(embeds) for head in self.heads]
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 use super::args::{RevisionArgs, TargetArgs, at_least_one, text, warn_no_effect};
 use super::context::Context;
 use super::embed;
-use super::progress::{FetchProgress, RunProgress, rows};
+use super::progress::{FetchProgress, RunProgress};
 use super::stdout;
 use super::values::{BatchSize, DeviceName, Dtype, on_error, output_dtype, shard};
 use crate::bad_input;
@@ -11,8 +11,7 @@ use crate::diffusion::scheduler::SchedulerOptions;
 use crate::error::Component;
 use crate::hub::{Hub, Model, Needs, Wish};
 use crate::job::{
-    ComputeOptions, IfExists, Job, JobProgress, OnError, Opener, Outcome, Prompts, Report, RowOptions, Seeding, Stop,
-    signal_exit_code,
+    ComputeOptions, IfExists, Job, JobProgress, OnError, Opener, Prompts, Report, RowOptions, Seeding, Stop,
 };
 use crate::nn::prior::PriorKind;
 use crate::output::shard::Shard;
@@ -142,21 +141,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let progress = Arc::new(RunProgress::new(&context.screen, None));
     let summary = job.and_then(|job| job.run(progress as Arc<dyn JobProgress>, &stop));
     let summary = summary.map_err(|error| model.advise(error))?;
-    if let Some((count, report)) = &summary.skipped {
-        let (count, report) = (rows(*count), report.display().to_string());
-        log::warn!("{count} could not be used and are zeros; {report:?} lists them");
-    }
-    match summary.outcome {
-        Outcome::WasDone => {
-            context.screen.note("the output is already there, complete and with these settings; nothing to do");
-        }
-        Outcome::Stopped { signal, kept } => {
-            context.screen.error(&embed::stopped(&summary, kept));
-            return Ok(signal_exit_code(signal));
-        }
-        Outcome::Done | Outcome::ReaderGone => {}
-    }
-    Ok(0)
+    Ok(embed::tell(&summary, context).unwrap_or(0))
 }
 
 fn inputs(args: &Args) -> PictureInputs {

@@ -1,7 +1,7 @@
 //! Models with an autoregressive prior on the real binary.
 
 use crate::checkpoints::{add_tensors, fixtures};
-use crate::common::{Workplace, assert_done, assert_refused, largest, prompts, read_npy, read_npz, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, off, prompts, read_npy, read_npz, stderr};
 use ndarray::{Array2, s};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
@@ -28,10 +28,6 @@ fn edit(path: &Path, key: &str, value: Value) {
     let mut json: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     json[key] = value;
     fs::write(path, json.to_string()).unwrap();
-}
-
-fn off(left: &Array2<f32>, right: &Array2<f32>) -> f32 {
-    largest(&(left - right)) / largest(right)
 }
 
 #[test]

@@ -126,6 +126,11 @@ pub fn largest(values: &Array2<f32>) -> f32 {
     values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
 }
 
+/// How far apart two arrays are, of the second one's largest magnitude.
+pub fn off(left: &Array2<f32>, right: &Array2<f32>) -> f32 {
+    largest(&(left - right)) / largest(right)
+}
+
 /// The least cosine between a row and the row in the same place.
 pub fn lowest_cosine(left: &Array2<f32>, right: &Array2<f32>) -> f32 {
     let norm = |row: ndarray::ArrayView1<f32>| row.dot(&row).sqrt();

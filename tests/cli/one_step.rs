@@ -1,9 +1,7 @@
 //! Models with a one-step prior on the real binary.
 
 use crate::checkpoints::{add_tensors, fixtures};
-use crate::common::{
-    Workplace, assert_done, assert_refused, largest, lowest_cosine, prompts, read_npy, read_npz, stderr,
-};
+use crate::common::{Workplace, assert_done, assert_refused, lowest_cosine, off, prompts, read_npy, read_npz, stderr};
 use ndarray::{Array2, s};
 use serde_json::{Value, json};
 use std::fs;
@@ -29,10 +27,6 @@ fn edit(path: &Path, key: &str, value: Value) {
     let mut json: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     json[key] = value;
     fs::write(path, json.to_string()).unwrap();
-}
-
-fn off(left: &Array2<f32>, right: &Array2<f32>) -> f32 {
-    largest(&(left - right)) / largest(right)
 }
 
 #[test]

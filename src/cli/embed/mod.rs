@@ -83,19 +83,8 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
     let stop = Stop::listen()?;
     let progress = Arc::new(RunProgress::new(&context.screen, note));
     let summary = job.run(Arc::clone(&progress) as Arc<dyn JobProgress>, &stop)?;
-    if let Some((count, report)) = &summary.skipped {
-        let (count, report) = (rows(*count), report.display().to_string());
-        log::warn!("{count} could not be used and are zeros; {report:?} lists them");
-    }
-    match summary.outcome {
-        Outcome::WasDone => {
-            context.screen.note("the output is already there, complete and with these settings; nothing to do");
-        }
-        Outcome::Stopped { signal, kept } => {
-            context.screen.error(&stopped(&summary, kept));
-            return Ok(signal_exit_code(signal));
-        }
-        Outcome::Done | Outcome::ReaderGone => {}
+    if let Some(code) = tell(&summary, context) {
+        return Ok(code);
     }
     if let Some(destination) = stats {
         Stats::new(&summary, settings, &progress, context.start.elapsed()).write(destination)?;
@@ -214,8 +203,27 @@ fn warn_of_model(args: &Args, pipeline: &Pipeline, settings: SamplingSettings, w
     }
 }
 
+/// Tells of skipped rows and of a run that did not go to its end; the exit code of one that a signal stopped.
+pub(super) fn tell(summary: &Summary, context: &Context) -> Option<u8> {
+    if let Some((count, report)) = &summary.skipped {
+        let (count, report) = (rows(*count), report.display().to_string());
+        log::warn!("{count} could not be used and are zeros; {report:?} lists them");
+    }
+    match summary.outcome {
+        Outcome::WasDone => {
+            context.screen.note("the output is already there, complete and with these settings; nothing to do");
+            None
+        }
+        Outcome::Stopped { signal, kept } => {
+            context.screen.error(&stopped(summary, kept));
+            Some(signal_exit_code(signal))
+        }
+        Outcome::Done | Outcome::ReaderGone => None,
+    }
+}
+
 /// The last line of a run that a signal stopped.
-pub(super) fn stopped(summary: &Summary, kept: bool) -> String {
+fn stopped(summary: &Summary, kept: bool) -> String {
     let of = summary.total.map(|total| format!(" of {total}")).unwrap_or_default();
     match kept {
         true if summary.rows == 0 => "stopped while the prompts were counted; nothing has changed".to_string(),
