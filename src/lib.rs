@@ -21,7 +21,7 @@
 //! - `cli`: the program `prior-embed`.
 //! - `hub`: [`Prior::from_pretrained`].
 //! - `images`: [`Prior::encode_images`].
-//! - `serve`: nothing yet.
+//! - `serve`: `prior-embed serve`.
 //! - `download-libtorch` (off): libtorch is downloaded by the build.
 //!
 //! # libtorch
@@ -43,7 +43,7 @@
 //! printed. Warnings go to the `log` facade.
 
 // The modules, from top to bottom; each uses only what is below it:
-// cli, prior → job → rows, output → convert → hub → pipeline → tokenizer, images → diffusion → nn → weights → kernels →
+// cli, prior → serve → job → rows, output → convert → hub → pipeline → tokenizer, images → diffusion → nn → weights → kernels →
 // leaves.
 
 // In a test, a panic is a failure.
@@ -82,6 +82,8 @@ mod prior;
 mod rows;
 #[cfg(feature = "cli")]
 mod search;
+#[cfg(feature = "serve")]
+mod serve;
 #[cfg(feature = "cli")]
 mod slerp;
 mod text;

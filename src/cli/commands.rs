@@ -1,6 +1,8 @@
 //! The commands beside embedding.
 
 use super::context::Context;
+#[cfg(feature = "serve")]
+use super::serve;
 use super::{convert, download, edit, encode_image, help, info, interpolate, merge, models, score};
 use anyhow::Result;
 use clap::Subcommand;
@@ -8,18 +10,18 @@ use clap::Subcommand;
 /// Makes the list of commands. Each is a module with `Args`, whose doc comment is its help, and with `run`, which
 /// returns the exit code.
 macro_rules! commands {
-    ($($name:ident => $module:ident,)+) => {
+    ($($(#[$attribute:meta])* $name:ident => $module:ident,)+) => {
         /// A command.
         #[derive(Debug, Subcommand)]
         pub(super) enum Command {
-            $($name($module::Args),)+
+            $($(#[$attribute])* $name($module::Args),)+
         }
 
         impl Command {
             /// Runs the command and returns the exit code.
             pub(super) fn run(&self, context: &Context) -> Result<u8> {
                 match self {
-                    $(Self::$name(args) => $module::run(args, context),)+
+                    $($(#[$attribute])* Self::$name(args) => $module::run(args, context),)+
                 }
             }
         }
@@ -37,5 +39,7 @@ commands! {
     Interpolate => interpolate,
     Edit => edit,
     Score => score,
+    #[cfg(feature = "serve")]
+    Serve => serve,
     Help => help,
 }

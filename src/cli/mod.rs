@@ -30,6 +30,8 @@ mod prior_args;
 mod progress;
 mod score;
 mod screen;
+#[cfg(feature = "serve")]
+mod serve;
 mod stdout;
 mod usage;
 mod values;

@@ -155,6 +155,15 @@ impl Pipeline {
         self.networks = Networks::Prior;
     }
 
+    /// Loads the networks that texts need, before the first of them comes.
+    ///
+    /// # Errors
+    /// If weights are damaged or do not fit their configuration.
+    pub fn load(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        self.load_text_encoder(progress)?;
+        self.load_prior(progress)
+    }
+
     /// Loads the text encoder unless it is loaded.
     ///
     /// # Errors

@@ -1,0 +1,156 @@
+//! Which handler answers which route, and what happens to every request: its id, the key, the log, the counters.
+
+use super::failure::{Failure, Kind, Style};
+use super::log::Answered;
+use super::routes::{embed, openai, openapi, prior, status};
+use super::server::{Note, Server};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::routing::{get, post};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A request's id, of the client or of our own.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id that is taken from a client.
+const MAX_ID: usize = 128;
+
+/// The status that the log and the counters have for a client that left before it was answered.
+const CLIENT_LEFT: u16 = 499;
+
+/// A route, and whether it needs no key.
+type Route = (&'static str, bool);
+
+/// The routes, for labels; others are one.
+pub(super) const ROUTES: [Route; 8] = [
+    ("/v1/embeddings", false),
+    ("/v1/models", false),
+    ("/embed", false),
+    ("/prior", false),
+    ("/info", false),
+    ("/health", true),
+    ("/metrics", true),
+    ("/openapi.json", true),
+];
+
+/// The routes and their handlers. The page at `/` has its place here too.
+pub(super) fn router(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/models", get(openai::models))
+        .route("/embed", post(embed::embed))
+        .route("/prior", post(prior::prior))
+        .route("/health", get(status::health))
+        .route("/info", get(status::info))
+        .route("/metrics", get(status::metrics))
+        .route("/openapi.json", get(openapi::openapi))
+        .fallback(no_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(Arc::clone(&server), handle))
+        .with_state(server)
+}
+
+async fn no_route(request: Request<Body>) -> Response<Body> {
+    let message = format!("there is no {}; /openapi.json lists the routes", request.uri().path());
+    Failure::new(Kind::NoRoute, message).response(Style::OpenAi)
+}
+
+async fn wrong_method(request: Request<Body>) -> Response<Body> {
+    let (method, path) = (request.method(), request.uri().path());
+    let other = if *method == Method::GET || *method == Method::HEAD { "POST" } else { "GET" };
+    let message = format!("{path} does not take {method}; use {other}");
+    Failure::new(Kind::Method, message).response(style_of(path))
+}
+
+/// The conventions of a route's errors.
+fn style_of(path: &str) -> Style {
+    if path == "/embed" { Style::Tei } else { Style::OpenAi }
+}
+
+/// Answers a request.
+async fn handle(State(server): State<Arc<Server>>, mut request: Request<Body>, next: Next) -> Response<Body> {
+    let path = request.uri().path();
+    let style = style_of(path);
+    let (route, is_public) = ROUTES.into_iter().find(|(route, _)| *route == path).unwrap_or(("other", false));
+    let mut answer = Answer {
+        id: id_of(request.headers()).unwrap_or_else(|| server.new_id()),
+        method: request.method().clone(),
+        path: path.into(),
+        route,
+        start: Instant::now(),
+        status: CLIENT_LEFT,
+        error: None,
+        note: Note::default(),
+        server: Arc::clone(&server),
+    };
+    request.extensions_mut().insert(Note::clone(&answer.note));
+    let checked = if is_public { Ok(()) } else { server.auth.check(request.headers()) };
+    let mut response = match checked {
+        Ok(()) => run(next, request).await.unwrap_or_else(|failure| failure.response(style)),
+        Err(failure) => failure.response(style),
+    };
+    answer.status = response.status().as_u16();
+    answer.error = response.extensions().get::<Failure>().and_then(|failure| failure.logged.clone());
+    if let Ok(id) = HeaderValue::from_str(&answer.id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    // So that a client which keeps its connection goes elsewhere; and what a refused body has left is not read.
+    if server.is_draining() || matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT)
+    {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Runs the handler; a panic fails the request alone.
+async fn run(next: Next, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    let mut handler = pin!(next.run(request));
+    let answer = poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context)));
+        match polled {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => std::task::Poll::Ready(Err(())),
+        }
+    });
+    let panicked = "internal error: a handler panicked";
+    answer.await.map_err(|()| Failure { logged: Some(panicked.into()), ..Failure::new(Kind::Engine, panicked) })
+}
+
+/// The client's id for a request, if it has a sensible one.
+fn id_of(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    (1..=MAX_ID).contains(&id.len()).then(|| id.to_string())
+}
+
+/// A request that is being answered. Logged and counted when it is dropped, whether it was answered or not.
+struct Answer {
+    id: String,
+    method: Method,
+    path: String,
+    route: &'static str,
+    start: Instant,
+    status: u16,
+    error: Option<String>,
+    note: Note,
+    server: Arc<Server>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let time = self.start.elapsed();
+        self.server.metrics.request(self.route, self.status, time);
+        let mut line = Answered::new(&self.id, self.method.as_str(), &self.path, self.status, time);
+        line.error = self.error.as_deref();
+        if let Some(noted) = self.note.get() {
+            (line.rows, line.prompts) = (noted.rows, noted.prompts.as_deref());
+        }
+        self.server.log.answered(&line);
+    }
+}
