@@ -86,11 +86,12 @@ pub(super) fn start(open: &Opener, options: &Options, metrics: &Arc<Metrics>) ->
         max_steps: pipeline.max_steps().min(options.limits.steps),
         steps: settings.steps,
         guidance_scale: settings.guidance_scale,
-        dtype: pipeline.placement().precision.name(),
+        model_dtype: pipeline.placement().precision.name(),
         device: format!("{:?}", pipeline.placement().device).to_lowercase(),
         max_batch_size: batch_size,
         max_batch_tokens: options.batch_tokens,
         max_client_batch_size: options.limits.rows,
+        auto_truncate: defaults.truncate,
         workers,
         version: env!("CARGO_PKG_VERSION"),
     };
@@ -131,13 +132,12 @@ impl Embed for Engine {
             Ok(error) => error,
             Err(error) => Error::Internal(error.to_string()),
         })?;
-        let row = |task: &Task<Failure>| task.row.seed;
         let rows: Vec<Row> = tasks
             .iter()
-            .map(|task| Row {
-                prompt: Prompt::Text(&task.row.prompt),
-                negative_prompt: Prompt::Text(&task.row.negative_prompt),
-                noise: row(task).into(),
+            .map(|Task { row, .. }| Row {
+                prompt: Prompt::Text(&row.prompt),
+                negative_prompt: Prompt::Text(&row.negative_prompt),
+                noise: row.seed.into(),
                 image: None,
             })
             .collect();

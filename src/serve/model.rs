@@ -30,12 +30,14 @@ pub(super) struct Info {
     /// Those of a request that does not say otherwise.
     pub(super) steps: usize,
     pub(super) guidance_scale: f64,
-    pub(super) dtype: &'static str,
+    pub(super) model_dtype: &'static str,
     pub(super) device: String,
     pub(super) max_batch_size: usize,
     pub(super) max_batch_tokens: usize,
     /// Rows of a request.
     pub(super) max_client_batch_size: usize,
+    /// Whether prompts that are too long are truncated, where a request does not say.
+    pub(super) auto_truncate: bool,
     /// Pipelines side by side.
     pub(super) workers: usize,
     pub(super) version: &'static str,

@@ -87,6 +87,7 @@ async fn handle(State(server): State<Arc<Server>>, mut request: Request<Body>, n
         start: Instant::now(),
         status: CLIENT_LEFT,
         error: None,
+        is_logged: !is_public,
         note: Note::default(),
         server: Arc::clone(&server),
     };
@@ -129,7 +130,7 @@ fn id_of(headers: &HeaderMap) -> Option<String> {
     (1..=MAX_ID).contains(&id.len()).then(|| id.to_string())
 }
 
-/// A request that is being answered. Logged and counted when it is dropped, whether it was answered or not.
+/// A request that is being answered. Counted and logged when it is dropped, whether it was answered or not.
 struct Answer {
     id: String,
     method: Method,
@@ -138,6 +139,8 @@ struct Answer {
     start: Instant,
     status: u16,
     error: Option<String>,
+    /// Those of health checks and scrapers are not.
+    is_logged: bool,
     note: Note,
     server: Arc<Server>,
 }
@@ -146,6 +149,9 @@ impl Drop for Answer {
     fn drop(&mut self) {
         let time = self.start.elapsed();
         self.server.metrics.request(self.route, self.status, time);
+        if !self.is_logged {
+            return;
+        }
         let mut line = Answered::new(&self.id, self.method.as_str(), &self.path, self.status, time);
         line.error = self.error.as_deref();
         if let Some(noted) = self.note.get() {

@@ -144,7 +144,8 @@ impl Server {
         let misses = missing.len();
         let full = |_| Failure::new(Kind::Overloaded, "the queue is full; try again later");
         let ticket = queue.submit(missing, settings).map_err(full)?;
-        self.metrics.asked(tokens, if keys.is_empty() { 0 } else { rows.len() - misses }, misses);
+        let (hits, misses) = if keys.is_empty() { (0, 0) } else { (rows.len() - misses, misses) };
+        self.metrics.asked(tokens, hits, misses);
         Ok(Pending { rows, tokens, truncated, known, keys, next: 0, ticket, working })
     }
 
