@@ -160,3 +160,25 @@ impl Drop for Answer {
         self.server.log.answered(&line);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::routes::openapi::OPENAPI;
+    use serde_json::Value;
+
+    #[test]
+    fn the_description_has_every_route() {
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let needs_key =
+            |methods: &Value| methods.as_object().unwrap().values().any(|method| method["security"].is_array());
+        let mut found: Vec<(&str, bool)> =
+            paths.iter().map(|(path, methods)| (path.as_str(), !needs_key(methods))).collect();
+        let mut expected = ROUTES.to_vec();
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+}

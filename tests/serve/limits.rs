@@ -76,11 +76,10 @@ fn large_bodies_and_heads_are_refused() {
 fn fill(server: &Server) -> Vec<TcpStream> {
     let mut streams = vec![server.post_unread("/prior", &endless())];
     server.wait_until("it is computed", || server.metric("prior_embed_batch_rows_count") >= 1.0);
-    for waiting in 1..=3 {
+    for _ in 0..3 {
+        let tokens = server.metric("prior_embed_tokens_total");
         streams.push(server.post_unread("/prior", &json!({ "prompts": "two cats", "steps": 1000 })));
-        let rows = f64::from(998 + waiting);
-        server.wait_until("it waits", || server.metric("prior_embed_queue_rows") >= rows - 990.0);
-        server.wait_until("it is accepted", || server.metric("prior_embed_tokens_total") >= f64::from(5 + 4 * waiting));
+        server.wait_until("it is accepted", || server.metric("prior_embed_tokens_total") > tokens);
     }
     streams
 }
