@@ -93,7 +93,7 @@ mod tests {
     fn a_line_is_one_line() {
         let prompts = ["a\nb\u{1b}[2J".to_string()];
         let mut answered = Answered::new("1-2", "POST", "/embed", 200, Duration::from_micros(1234));
-        (answered.rows, answered.prompts) = (1, Some(&prompts));
+        (answered.rows, answered.prompts) = (1, Some(&prompts[..]));
         let expected = r#"prior-embed: POST /embed 200 1.2 ms, rows 1, id 1-2, prompts ["a\nb\u{1b}[2J"]"#;
         assert_eq!(answered.line(LogFormat::Text), expected);
         let json: serde_json::Value = serde_json::from_str(&answered.line(LogFormat::Json)).unwrap();

@@ -206,7 +206,7 @@ mod tests {
     fn buckets_are_cumulative_and_include_their_bounds() {
         let metrics = Metrics::new();
         let batch = |rows: usize| metrics.batch((0..rows).map(|_| Duration::ZERO));
-        [1, 2, 2, 64, 65, 1000].map(batch);
+        [1, 2, 2, 64, 65, 1000].into_iter().for_each(batch);
         metrics.request("/embed", 200, Duration::from_millis(3));
         let text = metrics.text(Gauges { is_ready: true, queue_rows: 3, connections: 1, cache_bytes: 0 });
         for line in [

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 
 /// Takes minutes, if nobody ends it.
 fn endless() -> Value {
-    json!({ "prompts": "a red apple", "samples": 1000, "steps": 1000 })
+    json!({ "prompts": "a red apple", "samples": 1000, "steps": 500 })
 }
 
 const SLOW: [&str; 6] = ["--max-steps", "1000", "--threads", "1", "--cache-mb", "0"];
@@ -31,7 +31,7 @@ fn slow_clients_are_cut_off() {
     assert!(reply.status == 408 && reply.text().contains("did not come within 0.3 s"), "{reply:?}");
     // A request that takes longer than that is not cut off.
     let server = Server::start(&[&SLOW[..], &["--timeout", "0.05"]].concat());
-    server.post("/prior", &json!({ "prompts": "a", "steps": 1000 })).ok();
+    server.post("/prior", &json!({ "prompts": "a", "steps": 300 })).ok();
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn fill(server: &Server) -> Vec<TcpStream> {
     server.wait_until("it is computed", || server.metric("prior_embed_batch_rows_count") >= 1.0);
     for _ in 0..3 {
         let tokens = server.metric("prior_embed_tokens_total");
-        streams.push(server.post_unread("/prior", &json!({ "prompts": "two cats", "steps": 1000 })));
+        streams.push(server.post_unread("/prior", &json!({ "prompts": "two cats", "steps": 500 })));
         server.wait_until("it is accepted", || server.metric("prior_embed_tokens_total") > tokens);
     }
     streams
@@ -124,11 +124,11 @@ fn who_leaves_frees_the_rows() {
 #[test]
 fn a_large_request_is_in_nobodys_way() {
     let server = Server::start(&[&SLOW[..], &["--max-batch-size", "2"]].concat());
-    let _large = server.post_unread("/prior", &json!({ "prompts": "a", "samples": 1000, "steps": 250 }));
+    let _large = server.post_unread("/prior", &json!({ "prompts": "a", "samples": 1000, "steps": 50 }));
     server.wait_until("it is computed", || server.metric("prior_embed_batch_rows_count") >= 1.0);
     for prompt in ["b", "c", "d"] {
         let before = server.metric("prior_embed_batch_rows_count");
-        server.post("/prior", &json!({ "prompts": prompt, "steps": 250 })).ok();
+        server.post("/prior", &json!({ "prompts": prompt, "steps": 50 })).ok();
         // The batch under way, and the next, which it is in.
         let batches = server.metric("prior_embed_batch_rows_count") - before;
         assert!(batches <= 4.0, "{batches}");
