@@ -169,3 +169,9 @@ def decoding() -> Environment:
 def layout() -> Environment:
     """What reads and searches folders of embeddings, for check_layout.py."""
     return Environment("layout", "embedding-reader\nfaiss-cpu\n")
+
+
+def clients() -> Environment:
+    """Clients of a server, for check_clients.py."""
+    packages = ("huggingface_hub==2.4.0", "numpy==2.4.6", "openai==3.57.0", "openapi-spec-validator==0.9.0")
+    return Environment("clients", "".join(f"{package}\n" for package in (*packages, "prometheus-client==0.26.0")))
