@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, SeqAccess, Visitor};
 use std::fmt;
+use std::time::Duration;
 use tokio::time::timeout;
 
 /// Reads JSON.
@@ -30,20 +31,38 @@ fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
     if is_json { Ok(()) } else { Err(wrong()) }
 }
 
-async fn read_bytes(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, Failure> {
+async fn read_bytes(headers: &HeaderMap, mut body: Body, limits: &Limits) -> Result<Bytes, Failure> {
     let max = limits.body_bytes;
-    let too_large = || Failure::new(Kind::BodyTooLarge, format!("the body is larger than {max} bytes"));
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > max as u64) {
-        return Err(too_large());
-    }
+    let is_too_large = length.is_some_and(|length| length > max as u64);
     let seconds = limits.timeout.as_secs_f64();
     let late = |_| Failure::new(Kind::Timeout, format!("the body did not come within {seconds} s"));
-    let read = timeout(limits.timeout, Limited::new(body, max).collect()).await.map_err(late)?;
-    read.map(|read| read.to_bytes()).map_err(|error| match error.is::<LengthLimitError>() {
-        true => too_large(),
-        false => Failure::new(Kind::Syntax, "the body ends early"),
-    })
+    let read = match is_too_large {
+        true => Err(None),
+        false => timeout(limits.timeout, Limited::new(&mut body, max).collect()).await.map_err(late)?.map_err(Some),
+    };
+    match read {
+        Ok(read) => Ok(read.to_bytes()),
+        Err(Some(error)) if !error.is::<LengthLimitError>() => Err(Failure::new(Kind::Syntax, "the body ends early")),
+        Err(_) => {
+            discard(headers, length, body).await;
+            Err(Failure::new(Kind::BodyTooLarge, format!("the body is larger than {max} bytes")))
+        }
+    }
+}
+
+/// Reads what is left of a body, within reason: while a client sends, it may not look for an answer, and the system drops
+/// the answer if the connection is closed with something unread. A client that expects to be asked for the body is not.
+async fn discard(headers: &HeaderMap, length: Option<u64>, mut body: Body) {
+    const MAX_BYTES: u64 = 64 << 20;
+    const MAX_TIME: Duration = Duration::from_secs(1);
+    if headers.contains_key(header::EXPECT) || length.is_some_and(|length| length > MAX_BYTES) {
+        return;
+    }
+    let mut rest = Limited::new(&mut body, MAX_BYTES as usize);
+    let read = async { while let Some(Ok(_)) = rest.frame().await {} };
+    // What is left after that is not read.
+    let _ = timeout(MAX_TIME, read).await;
 }
 
 /// Parses a body. Errors name the field.

@@ -67,8 +67,9 @@ pub(super) fn start(open: &Opener, options: &Options, metrics: &Arc<Metrics>) ->
             let is_loaded = result.is_ok();
             // Fails if another thread has failed before.
             let _ = sender.send(result);
-            if is_loaded {
-                work(&queue, &mut engine, &metrics);
+            // A panic beyond those that are caught below must not leave the queue without a thread.
+            while is_loaded && catch_unwind(AssertUnwindSafe(|| work(&queue, &mut engine, &metrics))).is_err() {
+                engine.reset();
             }
         };
         thread::Builder::new().name("engine".into()).spawn(work).context("cannot start a thread")?;

@@ -137,17 +137,25 @@ fn remove_stale(path: &Path) -> Result<()> {
 trait Accept: Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The stream of the next connection.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// The stream of the next connection, which ends if a client takes nothing for so long.
+    fn next(&self, timeout: Duration) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 
 impl Accept for TcpListener {
     type Stream = TcpStream;
 
-    async fn next(&self) -> io::Result<TcpStream> {
+    async fn next(&self, timeout: Duration) -> io::Result<TcpStream> {
         let (stream, _) = self.accept().await?;
         // Small answers go out at once. Without it, they are slower.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        {
+            let milliseconds = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+            // Without it, such a client holds its answer in memory until it leaves.
+            let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, milliseconds);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = timeout;
         Ok(stream)
     }
 }
@@ -155,7 +163,7 @@ impl Accept for TcpListener {
 impl Accept for UnixListener {
     type Stream = tokio::net::UnixStream;
 
-    async fn next(&self) -> io::Result<Self::Stream> {
+    async fn next(&self, _: Duration) -> io::Result<Self::Stream> {
         Ok(self.accept().await?.0)
     }
 }
@@ -175,7 +183,7 @@ impl Connections {
     async fn accept(self, socket: impl Accept, _file: Option<SocketFile>) {
         // The semaphore is never closed.
         while let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await {
-            match socket.next().await {
+            match socket.next(self.timeout).await {
                 Ok(stream) => {
                     let open = Open::new(&self.count, permit);
                     let watcher = self.graceful.watcher();

@@ -164,9 +164,70 @@ impl Drop for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::options::{Defaults, Limits, LogFormat, LogOptions, Options, Seeds};
     use crate::serve::routes::openapi::OPENAPI;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
     use serde_json::Value;
+    use std::time::Duration;
 
+    fn server() -> Arc<Server> {
+        let limits = Limits {
+            body_bytes: 1000,
+            rows: 10,
+            steps: 10,
+            prompt_bytes: 100,
+            connections: 1,
+            timeout: Duration::from_secs(1),
+        };
+        let defaults = Defaults {
+            negative_prompt: None,
+            steps: None,
+            guidance_scale: None,
+            temperature: None,
+            seeds: Seeds::From(0),
+            truncate: false,
+        };
+        Arc::new(Server::new(Options {
+            model: "test".into(),
+            api_key: None,
+            batch_size: None,
+            batch_tokens: 100,
+            wait: Duration::ZERO,
+            queue: 10,
+            cache_bytes: 0,
+            threads: None,
+            grace: Duration::ZERO,
+            limits,
+            defaults,
+            log: LogOptions { format: LogFormat::Text, requests: false, prompts: false },
+        }))
+    }
+
+    #[test]
+    fn a_handler_that_panics_fails_its_request_alone() {
+        let server = server();
+        let panics = async || -> Response<Body> { panic!("in a handler") };
+        let later = async || -> Response<Body> {
+            tokio::task::yield_now().await;
+            panic!("later")
+        };
+        let router = Router::new().route("/embed", get(panics)).route("/prior", get(later)).route("/info", get("fine"));
+        let router = router.layer(from_fn_with_state(Arc::clone(&server), handle));
+        let service = TowerToHyperService::new(router);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let status = |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            runtime.block_on(service.call(request)).unwrap().status().as_u16()
+        };
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| ()));
+        let found = ["/embed", "/prior", "/info", "/nothing"].map(status);
+        std::panic::set_hook(hook);
+        assert_eq!(found, [424, 500, 200, 404]);
+        let text = server.metrics_text();
+        assert!(text.contains("requests_total{route=\"/prior\",status=\"500\"} 1"), "{text}");
+    }
     #[test]
     fn the_description_has_every_route() {
         let document: Value = serde_json::from_str(OPENAPI).unwrap();

@@ -72,6 +72,35 @@ fn large_bodies_and_heads_are_refused() {
     assert_eq!(server.get("/health").status, 200);
 }
 
+#[test]
+fn a_client_that_sends_too_much_reads_why() {
+    let server = Server::start(&["--max-body-bytes", "1000"]);
+    let body = vec![b' '; 8 << 20];
+    let headers = [("content-type", "application/json")];
+    assert_eq!(server.request("POST", "/embed", &headers, &body).status, 413);
+    let mut stream = server.connect();
+    let head = "POST /embed HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 2000\r\n";
+    stream.write_all(format!("{head}expect: 100-continue\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(Reply::read(&mut stream).status, 413);
+}
+
+/// A client that asks and does not read holds nothing for ever.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_takes_no_answer_is_cut_off() {
+    let server = Server::start(&["--timeout", "0.5", "--max-rows", "4000"]);
+    // All rows but the first are in the cache, and together larger than the buffers of the connection.
+    server.post("/prior", &json!({ "prompts": "a", "seed": 3 })).ok();
+    let before = server.metric("prior_embed_connections");
+    let mut stream = server.connect();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4096).unwrap();
+    let body = json!({ "prompts": vec!["a"; 4000], "seeds": vec![3; 4000] }).to_string();
+    send(&mut stream, "POST", "/prior", &[("content-type", "application/json")], body.as_bytes());
+    server.wait_until("it is answered", || server.metric("prior_embed_cache_hits_total") == 4000.0);
+    server.wait_until("it is cut off", || server.metric("prior_embed_connections") == before);
+    drop(stream);
+}
+
 /// Keeps the engine busy, and fills the queue of 4 rows.
 fn fill(server: &Server) -> Vec<TcpStream> {
     let mut streams = vec![server.post_unread("/prior", &endless())];
