@@ -161,7 +161,7 @@ def check_openapi(url):
     asked = 0
     for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs"), ("/prior", "prompts")):
         responses = description["paths"][path]["post"]["responses"]
-        bodies = [{field: TEXTS}, {field: "a"}, {}, {field: 3}, {field: ["a"] * 2000}]
+        bodies = [{field: TEXTS}, {field: "a"}, {}, {field: 3}, {field: ["a"] * 3000}]
         if path == "/v1/embeddings":
             bodies += [{field: "a", "model": "another"}, {field: "a", "encoding_format": "base64"}]
         for body in bodies:

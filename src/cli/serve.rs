@@ -1,6 +1,6 @@
 //! `prior-embed serve`: the model behind HTTP.
 
-use super::args::{at_least_one, one_of, text};
+use super::args::{at_least_one, one_of, text, warn_no_effect};
 use super::context::Context;
 use super::prior_args::{DeviceArgs, ModelArgs, PriorSource, SchedulerArgs};
 use super::progress::FetchProgress;
@@ -84,7 +84,7 @@ pub(super) struct Args {
     cache_mb: u32,
 
     /// Rows of a request: prompts times samples
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024,
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 2048,
           value_parser = at_least_one("a number of rows"))]
     max_rows: usize,
 
@@ -108,7 +108,9 @@ pub(super) struct Args {
           value_parser = at_least_one("a number of connections"))]
     max_connections: usize,
 
-    /// Seconds that a client may take for the head of a request, and again for its body
+    /// Seconds that a client may take to send the head of a request, or its body, or to take the answer
+    ///
+    /// A connection without a request is closed after it too.
     #[arg(help_heading = "Limits", long, value_name = "S", default_value_t = 30.0, value_parser = seconds)]
     timeout: f64,
 
@@ -169,6 +171,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         Some(path) => Address::Unix(path.clone()),
         None => Address::Tcp(args.host.clone(), args.port),
     };
+    if args.model.image_encoder.is_some() {
+        warn_no_effect("--image-encoder", "no route needs it");
+    }
     let listener = Listener::bind(&address)?;
     if listener.is_open && options.api_key.is_none() {
         log::warn!("whoever reaches {} may use the server; --api-key or ${API_KEY} asks for a key", listener.address);
@@ -184,7 +189,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         let (source, opened) = (prior.clone(), model.clone());
         let open: Opener = Arc::new(move || source.open(&opened));
         start(&open).map_err(|error| model.advise(error))?;
-        screen.note("ready");
+        screen.note(&format!("ready, with the model {}", prior.model.name));
         Ok(())
     };
     let grace = args.grace;

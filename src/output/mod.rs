@@ -19,6 +19,7 @@ mod file;
 pub(crate) mod fingerprint;
 mod formats;
 mod journal;
+#[cfg(feature = "serve")]
 mod memory;
 pub(crate) mod merge;
 mod numbered;
@@ -41,6 +42,7 @@ pub use batch::{Batch, Flow, Interrupted, OutputRow};
 pub use check::check;
 pub use dtype::OutputDtype;
 pub use formats::OutputFormat;
+#[cfg(feature = "serve")]
 pub(crate) use memory::{numbers, to_bytes};
 pub use options::{Output, WriteOptions, is_stream};
 pub(crate) use paths::MAX_NAME;

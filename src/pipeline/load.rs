@@ -159,6 +159,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// If weights are damaged or do not fit their configuration.
+    #[cfg(feature = "serve")]
     pub fn load(&mut self, progress: &mut dyn Progress) -> Result<()> {
         self.load_text_encoder(progress)?;
         self.load_prior(progress)

@@ -111,6 +111,7 @@ impl Pipeline {
     }
 
     /// The maximum number of tokens of a prompt, start and end included.
+    #[cfg(feature = "serve")]
     pub fn max_tokens(&self) -> usize {
         self.text.tokenizer.max_length()
     }
@@ -119,6 +120,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Prompt`] if the text encoder does not know a token.
+    #[cfg(feature = "serve")]
     pub fn count_tokens(&self, prompt: &str) -> Result<(usize, bool)> {
         let mut is_truncated = false;
         let encodings = self.text.tokenize(&[prompt], &mut |_, _| is_truncated = true)?;

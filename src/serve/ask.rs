@@ -64,14 +64,13 @@ impl Ask {
     pub(super) fn rows(&self, model: &Model, options: &Options) -> Result<Asked, Failure> {
         let Self { prompts, field, samples, .. } = self;
         let limits = &options.limits;
-        let count = prompts.len().saturating_mul(*samples);
-        if count == 0 {
-            let empty = if prompts.is_empty() { *field } else { "samples" };
-            return Err(Failure::of(
-                empty,
-                format!("{empty} must not be {}", if prompts.is_empty() { "empty" } else { "0" }),
-            ));
+        if prompts.is_empty() {
+            return Err(Failure::of(*field, format!("{field} must not be empty")));
         }
+        if *samples == 0 {
+            return Err(Failure::of("samples", "samples must not be 0"));
+        }
+        let count = prompts.len().saturating_mul(*samples);
         if count > limits.rows {
             let message =
                 format!("{count} rows are more than the {} that a request may have; send several", limits.rows);

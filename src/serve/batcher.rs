@@ -113,7 +113,8 @@ impl<E> Batcher<E> {
         let is_gone = Arc::new(AtomicBool::new(false));
         let (replies, receiver) = unbounded_channel();
         let mut state = self.lock();
-        if state.is_closed || self.weight(&state) + rows.len().min(self.limits.rows) > self.limits.queue {
+        let waiting: usize = state.requests.iter().map(|request| self.weight(request.rows.len())).sum();
+        if state.is_closed || waiting + self.weight(rows.len()) > self.limits.queue {
             return Err(Full);
         }
         let id = state.next_id;
@@ -167,8 +168,9 @@ impl<E> Batcher<E> {
         self.changed.notify_all();
     }
 
-    fn weight(&self, state: &State<E>) -> usize {
-        state.requests.iter().map(|request| request.rows.len().min(self.limits.rows)).sum()
+    /// The rows that a request counts as.
+    fn weight(&self, rows: usize) -> usize {
+        rows.min(self.limits.rows).min(self.limits.queue)
     }
 
     fn forget(&self, id: u64) {
@@ -341,6 +343,10 @@ mod tests {
         let ticket = batcher.submit(rows("c", 1), settings()).unwrap();
         assert_eq!(prompts(batcher.next_batch()), "b0 c0 b1");
         drop(ticket);
+        // If the queue is shorter than a batch, it takes one of these at a time.
+        let short = self::batcher(BatchLimits { queue: 3, ..LIMITS });
+        let _large = short.submit(rows("a", 1000), settings()).unwrap();
+        assert_eq!(short.submit(rows("b", 1), settings()).unwrap_err(), Full);
         batcher.close();
         assert_eq!(batcher.submit(rows("d", 1), settings()).unwrap_err(), Full);
         assert!(batcher.next_batch().is_none());

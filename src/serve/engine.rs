@@ -46,12 +46,8 @@ pub(super) fn start(open: &Opener, options: &Options, metrics: &Arc<Metrics>) ->
     } else {
         (1, options.threads)
     };
-    let limits = BatchLimits {
-        rows: batch_size,
-        tokens: options.batch_tokens,
-        wait: options.wait,
-        queue: options.queue.max(batch_size),
-    };
+    let (tokens, wait, queue) = (options.batch_tokens, options.wait, options.queue);
+    let limits = BatchLimits { rows: batch_size, tokens, wait, queue };
     let queue = Arc::new(Queue::new(limits));
     let (sender, loaded) = channel();
     for _ in 0..workers {
@@ -80,7 +76,6 @@ pub(super) fn start(open: &Opener, options: &Options, metrics: &Arc<Metrics>) ->
     }
     let info = Info {
         model_id: options.model.clone(),
-        prior: pipeline.kind().title().trim_start_matches("a ").trim_start_matches("an "),
         embedding_dim: pipeline.embedding_dim(),
         row_shape: pipeline.row_shape(),
         max_input_length: pipeline.max_tokens(),

@@ -20,7 +20,6 @@ pub(super) struct Model {
 pub(super) struct Info {
     /// What clients call it.
     pub(super) model_id: String,
-    pub(super) prior: &'static str,
     pub(super) embedding_dim: usize,
     /// The shape of a row that is a sequence of latents.
     pub(super) row_shape: Option<[usize; 2]>,

@@ -4,10 +4,11 @@ use super::failure::{Failure, Kind, Style};
 use super::log::Answered;
 use super::routes::{embed, openai, openapi, prior, status};
 use super::server::{Note, Server};
+use crate::text::shorten;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{get, post};
 use std::future::poll_fn;
@@ -21,6 +22,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest id that is taken from a client.
 const MAX_ID: usize = 128;
+
+/// Characters of a path that messages and the log show.
+const MAX_PATH: usize = 200;
 
 /// The status that the log and the counters have for a client that left before it was answered.
 const CLIENT_LEFT: u16 = 499;
@@ -58,7 +62,7 @@ pub(super) fn router(server: Arc<Server>) -> Router {
 }
 
 async fn no_route(request: Request<Body>) -> Response<Body> {
-    let message = format!("there is no {}; /openapi.json lists the routes", request.uri().path());
+    let message = format!("there is no {}; /openapi.json lists the routes", shorten(request.uri().path(), MAX_PATH));
     Failure::new(Kind::NoRoute, message).response(Style::OpenAi)
 }
 
@@ -82,7 +86,7 @@ async fn handle(State(server): State<Arc<Server>>, mut request: Request<Body>, n
     let mut answer = Answer {
         id: id_of(request.headers()).unwrap_or_else(|| server.new_id()),
         method: request.method().clone(),
-        path: path.into(),
+        path: shorten(path, MAX_PATH),
         route,
         start: Instant::now(),
         status: CLIENT_LEFT,
@@ -102,9 +106,9 @@ async fn handle(State(server): State<Arc<Server>>, mut request: Request<Body>, n
     if let Ok(id) = HeaderValue::from_str(&answer.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    // So that a client which keeps its connection goes elsewhere; and what a refused body has left is not read.
-    if server.is_draining() || matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT)
-    {
+    // So that a client which keeps its connection goes elsewhere; and what is left of a refused body is not read.
+    let kind = response.extensions().get::<Failure>().map(|failure| failure.kind);
+    if server.is_draining() || matches!(kind, Some(Kind::BodyTooLarge | Kind::Timeout)) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
