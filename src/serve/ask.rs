@@ -62,55 +62,16 @@ impl Ask {
     /// # Errors
     /// What is wrong with the request.
     pub(super) fn rows(&self, model: &Model, options: &Options) -> Result<Asked, Failure> {
-        let Self { prompts, field, samples, .. } = self;
-        let limits = &options.limits;
-        if prompts.is_empty() {
-            return Err(Failure::of(*field, format!("{field} must not be empty")));
-        }
-        if *samples == 0 {
-            return Err(Failure::of("samples", "samples must not be 0"));
-        }
-        let count = prompts.len().saturating_mul(*samples);
-        if count > limits.rows {
-            let message =
-                format!("{count} rows are more than the {} that a request may have; send several", limits.rows);
-            return Err(Failure::new(Kind::TooMany, message).about(*field));
-        }
+        let Self { prompts, samples, .. } = self;
         let negatives = self.negatives(options)?;
+        self.check(&negatives, options)?;
         if negatives.is_given() {
             model.check_negative().map_err(|failure| failure.about("negative_prompts"))?;
         }
-        if let Some(Seeds::Each(seeds)) = &self.seeds
-            && seeds.len() != prompts.len()
-        {
-            let message = format!("seeds has {} items for {} prompts", seeds.len(), prompts.len());
-            return Err(Failure::of("seeds", message));
-        }
-        let settings = model.settings(self.wanted, &options.defaults, limits.steps)?;
-        self.check_bytes(field, prompts.iter().map(String::as_str), limits.prompt_bytes)?;
-        self.check_bytes("negative_prompts", negatives.distinct(), limits.prompt_bytes)?;
-
-        let of_prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-        let of_negatives: Vec<&str> = negatives.distinct().collect();
-        let bytes: usize = of_prompts.iter().chain(&of_negatives).map(|prompt| prompt.len()).sum();
-        let count_tokens = || Ok::<_, Failure>((model.count_tokens(&of_prompts)?, model.count_tokens(&of_negatives)?));
-        let (tokens, negative_tokens) = if bytes > MANY_BYTES { block_in_place(count_tokens) } else { count_tokens() }?;
-        let truncated = |tokens: &[(usize, bool)]| -> Vec<usize> {
-            let long = tokens.iter().enumerate().filter(|(_, (_, is_truncated))| *is_truncated);
-            long.map(|(place, _)| place).collect()
-        };
-        for (field, places) in [(*field, truncated(&tokens)), ("negative_prompts", truncated(&negative_tokens))] {
-            if let (Some(place), false) = (places.first(), self.truncate) {
-                let max = model.info.max_input_length;
-                let message = format!(
-                    "{field}[{place}] has more than the {max} tokens that the model takes, start and end included; \
-                     shorten it"
-                );
-                return Err(Failure::new(Kind::PromptTooLong, message).about(field));
-            }
-        }
+        let settings = model.settings(self.wanted, &options.defaults, options.limits.steps)?;
+        let (tokens, truncated) = self.count_tokens(&negatives, model)?;
         let seeds = self.seeds.as_ref().unwrap_or(&options.defaults.seeds);
-        let mut rows = Vec::with_capacity(count);
+        let mut rows = Vec::with_capacity(prompts.len() * samples);
         let mut shared = HashMap::new();
         for (place, prompt) in prompts.iter().enumerate() {
             let text: Arc<str> = prompt.as_str().into();
@@ -122,11 +83,64 @@ impl Ask {
                     return Err(Failure::of("seeds", message));
                 };
                 let (prompt, negative_prompt) = (Arc::clone(&text), Arc::clone(negative_prompt));
-                rows.push(Row { prompt, negative_prompt, seed, tokens: tokens[place].0 });
+                rows.push(Row { prompt, negative_prompt, seed, tokens: tokens[place] });
             }
         }
-        let sum = tokens.iter().map(|(tokens, _)| tokens).sum();
-        Ok(Asked { rows, settings, tokens: sum, truncated: truncated(&tokens) })
+        Ok(Asked { rows, settings, tokens: tokens.iter().sum(), truncated })
+    }
+
+    /// Checks numbers and sizes, before anything is made of them.
+    fn check(&self, negatives: &GivenNegatives, options: &Options) -> Result<(), Failure> {
+        let Self { prompts, field, samples, .. } = self;
+        let limits = &options.limits;
+        if prompts.is_empty() {
+            return Err(Failure::of(*field, format!("{field} must not be empty")));
+        }
+        if *samples == 0 {
+            return Err(Failure::of("samples", "samples must not be 0"));
+        }
+        let count = prompts.len().saturating_mul(*samples);
+        if count > limits.rows {
+            let max = limits.rows;
+            let message = format!("{count} rows are more than the {max} that a request may have; send several");
+            return Err(Failure::new(Kind::TooMany, message).about(*field));
+        }
+        if let Some(Seeds::Each(seeds)) = &self.seeds
+            && seeds.len() != prompts.len()
+        {
+            let message = format!("seeds has {} items for {} prompts", seeds.len(), prompts.len());
+            return Err(Failure::of("seeds", message));
+        }
+        check_bytes(field, prompts.iter().map(String::as_str), limits.prompt_bytes)?;
+        check_bytes("negative_prompts", negatives.all(), limits.prompt_bytes)
+    }
+
+    /// The number of tokens of each prompt, and the places of those that are truncated.
+    ///
+    /// # Errors
+    /// [`Kind::PromptTooLong`] if none may be.
+    fn count_tokens(&self, negatives: &GivenNegatives, model: &Model) -> Result<(Vec<usize>, Vec<usize>), Failure> {
+        let prompts: Vec<&str> = self.prompts.iter().map(String::as_str).collect();
+        let negatives: Vec<&str> = negatives.all().collect();
+        let bytes: usize = prompts.iter().chain(&negatives).map(|prompt| prompt.len()).sum();
+        let count = || Ok::<_, Failure>([model.count_tokens(&prompts)?, model.count_tokens(&negatives)?]);
+        let [counts, negative_counts] = if bytes > MANY_BYTES { block_in_place(count) } else { count() }?;
+        let truncated = |counts: &[(usize, bool)]| -> Vec<usize> {
+            let long = counts.iter().enumerate().filter(|(_, (_, is_truncated))| *is_truncated);
+            long.map(|(place, _)| place).collect()
+        };
+        let places = truncated(&counts);
+        for (field, places) in [(self.field, &places), ("negative_prompts", &truncated(&negative_counts))] {
+            if let (Some(place), false) = (places.first(), self.truncate) {
+                let max = model.info.max_input_length;
+                let message = format!(
+                    "{field}[{place}] has more than the {max} tokens that the model takes, start and end included; \
+                     shorten it"
+                );
+                return Err(Failure::new(Kind::PromptTooLong, message).about(field));
+            }
+        }
+        Ok((counts.into_iter().map(|(tokens, _)| tokens).collect(), places))
     }
 
     fn negatives<'a>(&'a self, options: &'a Options) -> Result<GivenNegatives<'a>, Failure> {
@@ -140,18 +154,21 @@ impl Ask {
             }
         })
     }
+}
 
-    fn check_bytes<'a>(&self, field: &str, prompts: impl Iterator<Item = &'a str>, max: usize) -> Result<(), Failure> {
-        match prompts.enumerate().find(|(_, prompt)| prompt.len() > max) {
-            Some((place, prompt)) => {
-                let message = format!("{field}[{place}] has {} bytes, more than the {max} allowed", prompt.len());
-                Err(Failure::new(Kind::TooMany, message).about(field))
-            }
-            None => Ok(()),
+/// # Errors
+/// [`Kind::TooMany`] if a prompt is longer than `max` bytes.
+fn check_bytes<'a>(field: &str, prompts: impl Iterator<Item = &'a str>, max: usize) -> Result<(), Failure> {
+    match prompts.enumerate().find(|(_, prompt)| prompt.len() > max) {
+        Some((place, prompt)) => {
+            let message = format!("{field}[{place}] has {} bytes, more than the {max} allowed", prompt.len());
+            Err(Failure::new(Kind::TooMany, message).about(field))
         }
+        None => Ok(()),
     }
 }
 
+/// The negative prompts, once it is known which.
 enum GivenNegatives<'a> {
     Same(Option<&'a str>),
     Each(&'a [String]),
@@ -162,8 +179,8 @@ impl<'a> GivenNegatives<'a> {
         !matches!(self, Self::Same(None))
     }
 
-    /// Each that is given.
-    fn distinct(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+    /// Each that is given, once.
+    fn all(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         let (one, all) = match self {
             Self::Same(prompt) => (*prompt, &[][..]),
             Self::Each(all) => (None, *all),

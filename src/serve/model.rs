@@ -81,8 +81,8 @@ impl Model {
     /// # Errors
     /// [`Kind::Invalid`] if the text encoder does not know a token.
     pub(super) fn count_tokens(&self, prompts: &[&str]) -> Result<Vec<(usize, bool)>, Failure> {
-        let pipeline = self.lock();
-        let counts = prompts.iter().map(|prompt| pipeline.count_tokens(prompt));
+        // One by one, so that others are not kept waiting.
+        let counts = prompts.iter().map(|prompt| self.lock().count_tokens(prompt));
         counts.collect::<crate::Result<_>>().map_err(|error| Failure::from(&error))
     }
 
