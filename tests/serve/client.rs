@@ -39,7 +39,7 @@ impl Server {
     /// Starts one and waits until it listens.
     pub fn spawn(options: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_prior-embed"));
-        command.arg("serve").args(options).envs(environment.iter().copied());
+        command.arg("serve").args(options).env_remove("PRIOR_EMBED_API_KEY").envs(environment.iter().copied());
         if !options.contains(&"--uds") {
             command.args(["--port", "0"]);
         }

@@ -71,7 +71,12 @@ fn it_is_not_ready_before_the_model_is() {
     let place = Workplace::new();
     let hub = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", hub.local_addr().unwrap());
-    let environment = [("HF_ENDPOINT", endpoint.as_str()), ("HF_HOME", place.folder.path().to_str().unwrap())];
+    let environment = [
+        ("HF_ENDPOINT", endpoint.as_str()),
+        ("HF_HOME", place.folder.path().to_str().unwrap()),
+        ("HF_HUB_OFFLINE", "0"),
+        ("NO_PROXY", "127.0.0.1"),
+    ];
     let mut server = Server::spawn(&["--model", "owner/name"], &environment);
     let health = server.get("/health");
     assert_eq!((health.status, health.header("retry-after")), (503, Some("1")), "{health:?}");
