@@ -89,6 +89,18 @@ fn it_is_not_ready_before_the_model_is() {
 }
 
 #[test]
+fn a_socket_goes_with_a_server_that_fails() {
+    let place = Workplace::new();
+    let (socket, broken) = (place.path("socket"), place.copy_model());
+    std::fs::write(broken.join("text_encoder/model.safetensors"), "no weights").unwrap();
+    let options = ["--uds", socket.to_str().unwrap(), "--model", broken.to_str().unwrap()];
+    let mut server = Server::spawn(&options, &[]);
+    assert_eq!(server.wait().code(), Some(2), "{}", server.log());
+    server.wait_until("it says why", || server.log().contains("text_encoder"));
+    assert!(!socket.exists());
+}
+
+#[test]
 fn what_cannot_be_served_ends_with_a_line() {
     let place = Workplace::new();
     let broken = place.copy_model();

@@ -22,7 +22,12 @@ fn slow_clients_are_cut_off() {
         assert!(Reply::try_read(&mut stream).is_none_or(|reply| reply.status == 408), "{start:?}");
         assert!(is_closed(&mut stream), "{start:?}");
     }
-    // A body that comes byte by byte.
+    // A connection that is kept and not used.
+    let mut stream = server.connect();
+    send(&mut stream, "GET", "/health", &[], b"");
+    assert_eq!(Reply::read(&mut stream).status, 200);
+    assert!(is_closed(&mut stream));
+    // A body that does not come.
     let mut stream = server.connect();
     stream
         .write_all(b"POST /embed HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{")
