@@ -15,42 +15,62 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// All rows of a request.
+/// How rows are shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Form {
+    /// The number of the first.
+    pub(super) first: usize,
+    /// Whether the embedding of each is followed by its negative one.
+    pub(super) has_negatives: bool,
+    /// The shape of a row that is no vector.
+    pub(super) row_shape: Option<[usize; 2]>,
+    /// Whether embeddings are scaled to length 1.
+    pub(super) normalize: bool,
+}
+
+impl Form {
+    /// Embeddings of a row.
+    fn each(self) -> usize {
+        1 + usize::from(self.has_negatives)
+    }
+}
+
+/// Rows with their embeddings.
 #[derive(Debug)]
 pub(super) struct Embedded {
     rows: Vec<OutputRow>,
     /// `(rows, dim)`.
     image: Array2<f32>,
-    /// The shape of a row that is no vector.
-    row_shape: Option<[usize; 2]>,
-    normalize: bool,
+    /// `(rows, dim)`.
+    negative: Option<Array2<f32>>,
+    form: Form,
 }
 
 impl Embedded {
     /// # Errors
     /// [`Kind::Engine`] if they differ in length.
-    pub(super) fn new(
-        rows: &[Row],
-        first: usize,
-        embeddings: &[Embedding],
-        row_shape: Option<[usize; 2]>,
-        normalize: bool,
-    ) -> Result<Self, Failure> {
-        let dim = embeddings.first().map_or(0, |embedding| embedding.len());
-        let mut values = Vec::with_capacity(embeddings.len() * dim);
-        embeddings.iter().for_each(|embedding| values.extend_from_slice(embedding));
-        let image = Array2::from_shape_vec((embeddings.len(), dim), values).map_err(internal)?;
+    pub(super) fn new(rows: &[Row], embeddings: &[Embedding], form: Form) -> Result<Self, Failure> {
+        let each = form.each();
+        let array = |skipped: usize| {
+            let embeddings = embeddings.iter().skip(skipped).step_by(each);
+            let shape = (embeddings.len(), embeddings.clone().next().map_or(0, |embedding| embedding.len()));
+            let values: Vec<f32> = embeddings.flat_map(|embedding| embedding.iter().copied()).collect();
+            Array2::from_shape_vec(shape, values).map_err(internal)
+        };
         let row = |(row, place): (&Row, usize)| OutputRow {
             row: place as u64,
             id: None,
             prompt: row.prompt.clone(),
             seed: row.seed,
         };
-        Ok(Self { rows: rows.iter().zip(first..).map(row).collect(), image, row_shape, normalize })
+        let rows = rows.iter().step_by(each).zip(form.first..).map(row).collect();
+        let negative = form.has_negatives.then(|| array(1)).transpose()?;
+        Ok(Self { rows, image: array(0)?, negative, form })
     }
 
     fn batch(&self) -> Batch<'_> {
-        Batch { rows: &self.rows, image: Some(self.image.view()), negative: None, text: None, scores: None }
+        let negative = self.negative.as_ref().map(|negative| negative.view());
+        Batch { rows: &self.rows, image: Some(self.image.view()), negative, text: None, scores: None }
     }
 
     /// The numbers of each row.
@@ -58,8 +78,25 @@ impl Embedded {
     /// # Errors
     /// [`Kind::Engine`].
     pub(super) fn lists(&self) -> Result<Vec<Vec<f32>>, Failure> {
-        let numbers = numbers(&self.batch(), ArrayName::Image, self.normalize).map_err(internal)?;
+        self.lists_of(ArrayName::Image)
+    }
+
+    /// Those of the negative embeddings, if there are any.
+    ///
+    /// # Errors
+    /// [`Kind::Engine`].
+    pub(super) fn negative_lists(&self) -> Result<Option<Vec<Vec<f32>>>, Failure> {
+        self.negative.as_ref().map(|_| self.lists_of(ArrayName::Negative)).transpose()
+    }
+
+    fn lists_of(&self, array: ArrayName) -> Result<Vec<Vec<f32>>, Failure> {
+        let numbers = numbers(&self.batch(), array, self.form.normalize).map_err(internal)?;
         Ok(numbers.chunks(self.image.ncols().max(1)).map(<[f32]>::to_vec).collect())
+    }
+
+    /// The seed of each row.
+    pub(super) fn seeds(&self) -> Vec<u64> {
+        self.rows.iter().map(|row| row.seed).collect()
     }
 
     /// The file that the command line would write.
@@ -67,7 +104,8 @@ impl Embedded {
     /// # Errors
     /// [`Kind::Engine`].
     pub(super) fn file(&self, format: OutputFormat) -> Result<Vec<u8>, Failure> {
-        to_bytes(format, &self.batch(), Arrays::IMAGE, self.row_shape, self.normalize).map_err(internal)
+        let arrays = if self.form.has_negatives { Arrays::IMAGE.union(Arrays::NEGATIVE) } else { Arrays::IMAGE };
+        to_bytes(format, &self.batch(), arrays, self.form.row_shape, self.form.normalize).map_err(internal)
     }
 }
 
@@ -93,8 +131,10 @@ pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
 
 /// JSON lines, each as soon as its row is computed. A row that fails has a line with an error; those after it go on.
 pub(super) struct Lines {
-    pub(super) pending: Pending,
-    pub(super) normalize: bool,
+    pending: Pending,
+    form: Form,
+    /// What there is of the next line: its negative embedding is still to come.
+    begun: Vec<Result<Embedding, Failure>>,
 }
 
 #[derive(Serialize)]
@@ -108,19 +148,22 @@ struct FailedLine<'a> {
 
 impl Lines {
     /// The body.
-    pub(super) fn into_body(self) -> Body {
-        Body::new(self.map_err(|never| match never {}))
+    pub(super) fn body(pending: Pending, form: Form) -> Body {
+        Body::new(Self { pending, form, begun: Vec::new() }.map_err(|never| match never {}))
     }
 
-    fn line(&self, place: usize, result: Result<Embedding, Failure>) -> Vec<u8> {
-        let row = &self.pending.rows[place];
-        let line = |embedding: Embedding| {
-            Embedded::new(std::slice::from_ref(row), place, &[embedding], None, self.normalize)?
-                .file(OutputFormat::JsonLines)
+    /// The line of the row whose embeddings end at a place.
+    fn line(&mut self, end: usize) -> Vec<u8> {
+        let each = self.form.each();
+        let rows = &self.pending.rows[end + 1 - each..=end];
+        let first = end / each;
+        let embeddings: Result<Vec<Embedding>, Failure> = self.begun.drain(..).collect();
+        let line = |embeddings: Vec<Embedding>| {
+            Embedded::new(rows, &embeddings, Form { first, ..self.form })?.file(OutputFormat::JsonLines)
         };
-        result.and_then(line).unwrap_or_else(|failure| {
+        embeddings.and_then(line).unwrap_or_else(|failure| {
             let error = failure.body(Style::OpenAi);
-            let line = FailedLine { row: place, prompt: &row.prompt, seed: row.seed, error };
+            let line = FailedLine { row: first, prompt: &rows[0].prompt, seed: rows[0].seed, error };
             let mut text = serde_json::to_vec(&line).unwrap_or_default();
             text.push(b'\n');
             text
@@ -133,9 +176,17 @@ impl HttpBody for Lines {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.pending.poll_next(context).map(|next| {
-            let (place, result) = next?;
-            Some(Ok(Frame::data(self.line(place, result).into())))
-        })
+        loop {
+            match self.pending.poll_next(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(Some((place, result))) => {
+                    self.begun.push(result);
+                    if self.begun.len() == self.form.each() {
+                        return Poll::Ready(Some(Ok(Frame::data(self.line(place).into()))));
+                    }
+                }
+            }
+        }
     }
 }

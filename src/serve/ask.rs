@@ -24,6 +24,8 @@ pub(super) struct Ask {
     /// Rows of each prompt.
     pub(super) samples: usize,
     pub(super) wanted: Wanted,
+    /// Whether each row is followed by its negative embedding.
+    pub(super) negative_image_embeds: bool,
     /// Whether prompts that are too long are truncated.
     pub(super) truncate: bool,
 }
@@ -54,7 +56,8 @@ impl Ask {
     /// One for an embedding of each prompt, with the server's defaults.
     pub(super) fn new(prompts: Vec<String>, field: &'static str, truncate: bool) -> Self {
         let (negative_prompts, wanted) = (Negatives::Default, Wanted::default());
-        Self { prompts, field, negative_prompts, seeds: None, samples: 1, wanted, truncate }
+        let (seeds, samples, negative_image_embeds) = (None, 1, false);
+        Self { prompts, field, negative_prompts, seeds, samples, wanted, negative_image_embeds, truncate }
     }
 
     /// The rows.
@@ -65,6 +68,10 @@ impl Ask {
         let Self { prompts, samples, .. } = self;
         let negatives = self.negatives(options)?;
         self.check(&negatives, options)?;
+        if self.negative_image_embeds && !negatives.is_given() {
+            let message = "negative_image_embeds needs negative_prompts to make them of";
+            return Err(Failure::of("negative_image_embeds", message));
+        }
         if negatives.is_given() {
             model.check_negative().map_err(|failure| failure.about("negative_prompts"))?;
         }
@@ -82,8 +89,20 @@ impl Ask {
                     let message = format!("the seed of row {} would not be below 2^64", place * samples + sample);
                     return Err(Failure::of("seeds", message));
                 };
-                let (prompt, negative_prompt) = (Arc::clone(&text), Arc::clone(negative_prompt));
-                rows.push(Row { prompt, negative_prompt, seed, tokens: tokens[place] });
+                let row = Row {
+                    prompt: Arc::clone(&text),
+                    negative_prompt: Arc::clone(negative_prompt),
+                    seed,
+                    tokens: tokens[place],
+                };
+                let negative = self.negative_image_embeds.then(|| Row {
+                    prompt: Arc::clone(negative_prompt),
+                    seed: seeds.negative_seed(seed, prompts.len() * samples),
+                    tokens: model.info.max_input_length,
+                    ..row.clone()
+                });
+                rows.push(row);
+                rows.extend(negative);
             }
         }
         Ok(Asked { rows, settings, tokens: tokens.iter().sum(), truncated })
@@ -99,7 +118,8 @@ impl Ask {
         if *samples == 0 {
             return Err(Failure::of("samples", "samples must not be 0"));
         }
-        let count = prompts.len().saturating_mul(*samples);
+        let each = samples.saturating_mul(if self.negative_image_embeds { 2 } else { 1 });
+        let count = prompts.len().saturating_mul(each);
         if count > limits.rows {
             let max = limits.rows;
             let message = format!("{count} rows are more than the {max} that a request may have; send several");

@@ -1,6 +1,7 @@
 //! How to serve.
 
 use crate::diffusion::noise::seed_of;
+use crate::pipeline::NEGATIVE_SEED_OFFSET;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -80,6 +81,12 @@ pub enum Seeds {
 }
 
 impl Seeds {
+    /// The seed of the negative embedding of a row with a seed, in a request of so many rows.
+    pub(super) fn negative_seed(&self, seed: u64, rows: usize) -> u64 {
+        let offset = if *self == Self::ByPrompt { NEGATIVE_SEED_OFFSET } else { rows as u64 };
+        seed.wrapping_add(offset)
+    }
+
     /// The seed of a sample of the prompt at `place`. `None` if there is none below 2^64.
     pub(super) fn seed(&self, prompt: &str, place: usize, sample: usize, samples: usize) -> Option<u64> {
         match self {

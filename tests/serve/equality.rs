@@ -119,6 +119,39 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[test]
+fn negative_embeddings_are_those_of_the_command_line() {
+    let place = Workplace::new();
+    let mut command = place.bare();
+    command.args(["-p", "a red apple", "-p", "two cats", "-n", "dark", "--seed", "7", "-q", "-o", "out.safetensors"]);
+    assert_done(&mut command);
+    let expected = fs::read(place.path("out.safetensors")).unwrap();
+    let server = Server::start(&[]);
+    let body = json!({
+        "prompts": ["a red apple", "two cats"], "negative_prompts": "dark", "seed": 7, "negative_image_embeds": true,
+    });
+    let reply = server.post_with("/prior", &[("accept", "application/octet-stream")], &body);
+    let [found, expected] = [&reply.body, &expected].map(|bytes| SafeTensors::deserialize(bytes).unwrap());
+    let answer = server.post("/prior", &body).ok();
+    assert_eq!((&answer["shape"][0], &answer["seeds"]), (&json!(2), &json!([7, 8])));
+    let lines = server.post_with("/prior", &[("accept", "application/x-ndjson")], &body).text();
+    assert_eq!(lines.lines().count(), 2);
+    for name in ["image_embeds", "negative_image_embeds"] {
+        let [found, expected] = [&found, &expected].map(|file| floats(file.tensor(name).unwrap().data()));
+        assert_close(&found, &expected, name);
+        assert_eq!(rows(&answer[name]).concat(), found);
+        let of_lines = lines.lines().map(|line| numbers(&serde_json::from_str::<Value>(line).unwrap()[name]));
+        assert_eq!(of_lines.collect::<Vec<_>>().concat(), found);
+    }
+    let refused = |headers: &[(&str, &str)], body: &Value, words: &str| {
+        let reply = server.post_with("/prior", headers, body);
+        assert!(reply.status == 400 && reply.text().contains(words), "{reply:?}");
+    };
+    refused(&[("accept", "application/x-npy")], &body, "holds one array");
+    let body = json!({ "prompts": "a", "negative_image_embeds": true });
+    refused(&[], &body, "negative_image_embeds needs negative_prompts");
+}
+
+#[test]
 fn every_route_has_the_same_numbers() {
     let place = Workplace::new();
     let texts = ["a red apple", "two cats"];

@@ -2,7 +2,7 @@
 //!
 //! Source: text-embeddings-inference `router/src/http/types.rs` and `server.rs`.
 
-use crate::serve::answer::{Embedded, json};
+use crate::serve::answer::{Embedded, Form, json};
 use crate::serve::ask::Ask;
 use crate::serve::body::{self, Texts};
 use crate::serve::failure::{Failure, Style};
@@ -33,6 +33,7 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     let ask = Ask::new(asked.inputs.into_vec(), "inputs", truncate);
     let mut pending = server.embed(&ask, &parts)?;
     let embeddings = pending.all().await?;
-    let embedded = Embedded::new(&pending.rows, 0, &embeddings, None, asked.normalize.unwrap_or(true))?;
+    let form = Form { normalize: asked.normalize.unwrap_or(true), ..Form::default() };
+    let embedded = Embedded::new(&pending.rows, &embeddings, form)?;
     Ok(json(&embedded.lists()?))
 }

@@ -2,7 +2,7 @@
 //!
 //! Source: OpenAI's API reference, "Create embeddings".
 
-use crate::serve::answer::{Embedded, json};
+use crate::serve::answer::{Embedded, Form, json};
 use crate::serve::ask::Ask;
 use crate::serve::body::{self, Texts};
 use crate::serve::failure::{Failure, Kind, Style};
@@ -91,7 +91,8 @@ async fn embed(server: &Arc<Server>, request: Request<Body>) -> Result<Response<
     let ask = Ask::new(prompts, "input", server.options.defaults.truncate);
     let mut pending = server.embed(&ask, &parts)?;
     let embeddings = pending.all().await?;
-    let lists = Embedded::new(&pending.rows, 0, &embeddings, None, asked.normalize)?.lists()?;
+    let form = Form { normalize: asked.normalize, ..Form::default() };
+    let lists = Embedded::new(&pending.rows, &embeddings, form)?.lists()?;
     let numbers = |list: Vec<f32>| match asked.encoding_format {
         Some(EncodingFormat::Base64) => {
             let bytes: Vec<u8> = list.iter().flat_map(|number| number.to_le_bytes()).collect();

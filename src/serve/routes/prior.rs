@@ -1,7 +1,7 @@
 //! `POST /prior`: all that the prior can do.
 
 use crate::output::OutputFormat;
-use crate::serve::answer::{Embedded, Lines, json, response};
+use crate::serve::answer::{Embedded, Form, Lines, json, response};
 use crate::serve::ask::{Ask, Negatives};
 use crate::serve::body::{self, Texts};
 use crate::serve::failure::{Failure, Kind, Style};
@@ -32,6 +32,9 @@ struct PriorRequest {
     samples: Option<usize>,
     #[serde(default)]
     normalize: bool,
+    /// Whether to give those of the negative prompts too, which decoders of Kandinsky 2.x take.
+    #[serde(default)]
+    negative_image_embeds: bool,
     truncate: Option<bool>,
 }
 
@@ -45,6 +48,8 @@ struct PriorResponse<'a> {
     /// The places of prompts that were truncated.
     truncated: Vec<usize>,
     image_embeds: Vec<Vec<f32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    negative_image_embeds: Option<Vec<Vec<f32>>>,
 }
 
 /// What a client takes.
@@ -100,26 +105,37 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     let (parts, body) = request.into_parts();
     let format = Format::of(&parts.headers)?;
     let asked: PriorRequest = body::read(&parts.headers, body, &server.options.limits).await?;
-    let normalize = asked.normalize;
-    let ask = ask(asked)?;
+    if asked.negative_image_embeds && format == Format::Npy {
+        let message = "negative_image_embeds: application/x-npy holds one array; accept another format";
+        return Err(Failure::of("negative_image_embeds", message));
+    }
     let info = &server.model()?.info;
+    let form = Form {
+        first: 0,
+        has_negatives: asked.negative_image_embeds,
+        row_shape: info.row_shape,
+        normalize: asked.normalize,
+    };
+    let ask = ask(asked)?;
     let mut pending = server.embed(&ask, &parts)?;
     if format == Format::JsonLines {
-        return Ok(response(format.media_type(), Lines { pending, normalize }.into_body()));
+        return Ok(response(format.media_type(), Lines::body(pending, form)));
     }
     let embeddings = pending.all().await?;
-    let embedded = Embedded::new(&pending.rows, 0, &embeddings, info.row_shape, normalize)?;
+    let embedded = Embedded::new(&pending.rows, &embeddings, form)?;
     let file = match format {
         Format::Npy => OutputFormat::Npy,
         Format::Safetensors => OutputFormat::Safetensors,
         Format::Json | Format::JsonLines => {
             let shape = info.row_shape.map_or_else(|| vec![info.embedding_dim], |shape| shape.to_vec());
+            let seeds = embedded.seeds();
             return Ok(json(&PriorResponse {
                 model: &info.model_id,
-                shape: [vec![pending.rows.len()], shape].concat(),
-                seeds: pending.rows.iter().map(|row| row.seed).collect(),
+                shape: [vec![seeds.len()], shape].concat(),
+                seeds,
                 truncated: std::mem::take(&mut pending.truncated),
                 image_embeds: embedded.lists()?,
+                negative_image_embeds: embedded.negative_lists()?,
             }));
         }
     };
@@ -141,7 +157,8 @@ fn ask(asked: PriorRequest) -> Result<Ask, Failure> {
     // As the command line does, which says so.
     let truncate = asked.truncate.unwrap_or(true);
     let ask = Ask::new(asked.prompts.into_vec(), "prompts", truncate);
-    Ok(Ask { negative_prompts, seeds, samples: asked.samples.unwrap_or(1), wanted, ..ask })
+    let (samples, negative_image_embeds) = (asked.samples.unwrap_or(1), asked.negative_image_embeds);
+    Ok(Ask { negative_prompts, seeds, samples, wanted, negative_image_embeds, ..ask })
 }
 
 #[cfg(test)]
