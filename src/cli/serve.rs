@@ -23,7 +23,8 @@ const API_KEY: &str = "PRIOR_EMBED_API_KEY";
 
 /// Serve embeddings over HTTP, as OpenAI and text-embeddings-inference do
 ///
-/// Rows of all requests are computed together, and have the numbers of the command line. See `prior-embed help serving`.
+/// Rows of all requests are computed together, and have the numbers of the command line. See
+/// `prior-embed help serving`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Name or address to listen on; 0.0.0.0 for all of this machine
