@@ -3,8 +3,8 @@
 use crate::error::Component;
 use crate::hub::{HubOptions, ModelSource};
 use crate::output::OutputFormat;
-use clap::Args;
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::{ArgGroup, Args};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -94,15 +94,19 @@ impl ComponentArgs {
     }
 }
 
+/// The outputs, of which one has to be given.
+pub(super) const TARGET: &str = "target";
+
 /// Where embeddings go.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new(TARGET).required(true).multiple(true))]
 pub(super) struct TargetArgs {
     /// Output file: .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; `-` for standard output
-    #[arg(help_heading = "Output", short, long, value_name = "FILE", required_unless_present = "out_dir")]
+    #[arg(help_heading = "Output", short, long, value_name = "FILE", group = TARGET)]
     pub(super) out: Option<PathBuf>,
 
     /// Output folder of numbered files, instead of --out, as clip-retrieval and embedding-reader use it
-    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with_all = ["out", "format"])]
+    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with_all = ["out", "format"], group = TARGET)]
     pub(super) out_dir: Option<PathBuf>,
 
     /// Rows per file of --out-dir [default: 1000000]
@@ -115,6 +119,11 @@ pub(super) struct TargetArgs {
 }
 
 impl TargetArgs {
+    /// Whether there is any.
+    pub(super) fn is_given(&self) -> bool {
+        self.out.is_some() || self.out_dir.is_some()
+    }
+
     /// The output's path and format.
     ///
     /// # Errors

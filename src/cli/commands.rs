@@ -1,7 +1,7 @@
 //! The commands beside embedding.
 
 use super::context::Context;
-use super::{convert, download, edit, encode_image, help, info, interpolate, merge, models, score};
+use super::{convert, download, draw, edit, encode_image, help, info, interpolate, merge, models, score};
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -37,5 +37,6 @@ commands! {
     Interpolate => interpolate,
     Edit => edit,
     Score => score,
+    Draw => draw,
     Help => help,
 }

@@ -3,6 +3,7 @@
 use super::args::{RevisionArgs, TargetArgs, at_least_one, text, warn_no_effect};
 use super::context::Context;
 use super::embed;
+use super::output_args::{PictureArgs, check_picture, outputs_with};
 use super::progress::{FetchProgress, RunProgress};
 use super::stdout;
 use super::values::{BatchSize, DeviceName, Dtype, on_error, output_dtype, shard};
@@ -15,7 +16,7 @@ use crate::job::{
 };
 use crate::nn::prior::PriorKind;
 use crate::output::shard::Shard;
-use crate::output::{Arrays, Output, OutputDtype, WriteOptions, check, is_stream};
+use crate::output::{OutputDtype, WriteOptions, check, is_stream};
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::{Pipeline, Settings};
 use crate::rows::PictureInputs;
@@ -50,6 +51,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     target: TargetArgs,
+
+    #[command(flatten)]
+    picture: PictureArgs,
 
     /// Number type of the output: f32, or f16 at half the size
     #[arg(help_heading = "Output", long, value_name = "NAME", default_value = "f32", hide_possible_values = true,
@@ -121,6 +125,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let placement = Placement { device, precision: args.dtype.precision(device)? };
     let components: Vec<_> = args.image_encoder.iter().map(|name| (Component::ImageEncoder, name.as_str())).collect();
     let source = args.revision.model(args.model.as_deref().unwrap_or(EMOJI), &components, &context.hub)?;
+    check_picture(&write, &source)?;
     let needs = Needs {
         prior: false,
         text_encoder: false,
@@ -188,9 +193,9 @@ fn row_options() -> RowOptions {
 
 /// Checks that the outputs can be written.
 fn outputs(args: &Args, context: &Context) -> Result<(WriteOptions, Option<Report>)> {
-    let (path, format) = args.target.target()?;
-    let is_stream = is_stream(&path);
-    if path.as_os_str() == "-" {
+    let outputs = outputs_with(&args.target, &args.picture)?;
+    let is_stream = is_stream(&outputs[0].path);
+    if outputs.iter().any(|output| output.path.as_os_str() == "-") {
         stdout::check()?;
     }
     if args.overwrite && is_stream {
@@ -207,7 +212,7 @@ fn outputs(args: &Args, context: &Context) -> Result<(WriteOptions, Option<Repor
         (false, true) => IfExists::Compare,
         (false, false) => IfExists::Fail,
     };
-    let mut write = WriteOptions::new(vec![Output { path, format, arrays: Arrays::IMAGE }]);
+    let mut write = WriteOptions::new(outputs);
     write.out_dtype = args.out_dtype;
     write.normalize = args.normalize;
     write.rows_per_file = args.target.rows_per_file();

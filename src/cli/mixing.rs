@@ -2,7 +2,7 @@
 
 use super::args::warn_no_effect;
 use super::context::Context;
-use super::output_args::{OutputArgs, is_same_file};
+use super::output_args::{OutputArgs, check_picture, is_same_file};
 use super::prior_args::{DeviceArgs, ModelArgs, PriorSource, SamplingArgs, SchedulerArgs, wants_negative};
 use super::progress::FetchProgress;
 use super::stdout;
@@ -96,6 +96,7 @@ impl<'a> Mixing<'a> {
         }
         let known = items.iter().map(Item::embedding).collect::<Result<Vec<_>>>()?;
         let prior = PriorSource::new(&args.model, &args.scheduler, &args.device, &context.hub)?;
+        check_picture(&write, &prior.model)?;
         let has_negative_text = sampling.negative_prompt.is_some() || decoder_negative_prompt(sampling).is_some();
         let is_prompt = |item: &Item| matches!(item, Item::Prompt(_));
         let text_encoder = encodes_texts || items.iter().any(is_prompt) || write.wants_negative() && has_negative_text;

@@ -13,6 +13,7 @@ mod commands;
 mod context;
 mod convert;
 mod download;
+mod draw;
 mod edit;
 mod embed;
 mod encode_image;

@@ -1,9 +1,11 @@
-//! Where embeddings go, and in which form: the options of every command that writes some.
+//! Where embeddings and pictures of them go, and in which form: the options of every command that writes some.
 
-use super::args::TargetArgs;
+use super::args::{TARGET, TargetArgs, warn_no_effect};
 use super::values::output_dtype;
 use crate::bad_input;
-use crate::output::{Arrays, Output, OutputDtype, OutputFormat, WriteOptions};
+use crate::hub::{ModelName, ModelSource};
+use crate::output::{Arrays, Output, OutputDtype, OutputFormat, WriteOptions, is_stream};
+use crate::pipeline::BuiltinDecoder;
 use anyhow::Result;
 use clap::Args;
 use std::fs;
@@ -13,6 +15,70 @@ use std::path::{Path, PathBuf};
 pub(super) fn is_same_file(path: &Path, other: &Path) -> bool {
     let [path, other] = [path, other].map(|path| fs::canonicalize(path).ok().filter(|path| path.is_file()));
     path.is_some() && path == other
+}
+
+/// A picture of the embeddings.
+#[derive(Debug, Args)]
+pub(super) struct PictureArgs {
+    /// Draw the embeddings with the built-in model's decoder: one picture, or a contact sheet of several; PNG
+    ///
+    /// It may stand in place of --out. Only for embeddings of the built-in model's kind. See `prior-embed draw`.
+    #[arg(help_heading = "Output", long, value_name = "FILE", group = TARGET)]
+    picture: Option<PathBuf>,
+}
+
+impl PictureArgs {
+    /// The output that it asks for.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if it is no name of a PNG file, or this build has no decoder.
+    pub(super) fn output(&self) -> Result<Option<Output>> {
+        let Some(path) = self.picture.clone() else { return Ok(None) };
+        BuiltinDecoder::sizes()?;
+        if path.is_dir() {
+            return Err(bad_input!(
+                "--picture: {path:?} is a folder; give a file name. prior-embed draw makes a folder of pictures"
+            ));
+        }
+        if !is_stream(&path) && !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+            return Err(bad_input!("--picture: {path:?} does not end in .png, and pictures are PNG; rename it"));
+        }
+        Ok(Some(Output { path, format: OutputFormat::Picture, arrays: Arrays::IMAGE }))
+    }
+}
+
+/// The main output, and a picture if there is one; it is the main output if there is no other.
+///
+/// # Errors
+/// Those of [`TargetArgs::target`] and [`PictureArgs::output`]; [`crate::bad_input::BadInput`] if both are one file.
+pub(super) fn outputs_with(target: &TargetArgs, picture: &PictureArgs) -> Result<Vec<Output>> {
+    let picture = picture.output()?;
+    let main = match target.is_given() || picture.is_none() {
+        true => Some(target.target()?).map(|(path, format)| Output { path, format, arrays: Arrays::IMAGE }),
+        false => None,
+    };
+    if let (Some(main), Some(picture)) = (&main, &picture)
+        && main.path == picture.path
+    {
+        return Err(bad_input!("{:?} is named twice as an output; give the picture another name", main.path));
+    }
+    Ok(main.into_iter().chain(picture).collect())
+}
+
+/// Refuses a picture of a model's embeddings before the model is downloaded.
+///
+/// # Errors
+/// [`crate::bad_input::BadInput`] if one is wanted, and the model is on the hub.
+pub(super) fn check_picture(write: &WriteOptions, model: &ModelSource) -> Result<()> {
+    let is_picture = |output: &Output| output.format == OutputFormat::Picture;
+    match write.outputs.iter().any(is_picture) && matches!(model.model, ModelName::Hub(_)) {
+        true => Err(bad_input!(
+            "--picture: the built-in decoder draws embeddings of the built-in model, and not those of {:?}; \
+             scripts/decode.py --decoder draws them with diffusers",
+            model.name
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Where embeddings go, and in which form.
@@ -37,6 +103,9 @@ pub(super) struct OutputArgs {
     /// zero_image_embed.safetensors in the model.
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(super) negative_out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) picture: PictureArgs,
 }
 
 impl OutputArgs {
@@ -45,8 +114,11 @@ impl OutputArgs {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if one has no format, or two are one file that cannot hold both.
     pub(super) fn write_options(&self, others: &[(&str, &Option<PathBuf>, Arrays)]) -> Result<WriteOptions> {
-        let (path, format) = self.target.target()?;
-        let mut outputs = vec![Output { path, format, arrays: Arrays::IMAGE }];
+        let mut outputs = outputs_with(&self.target, &self.picture)?;
+        let format = outputs[0].format;
+        if format == OutputFormat::Picture && self.target.format.is_some() && self.negative_out.is_none() {
+            warn_no_effect("--format", "a picture is a PNG, and it is for files of embeddings");
+        }
         let negative = ("--negative-out", &self.negative_out, Arrays::NEGATIVE);
         for (option, path, arrays) in std::iter::once(&negative).chain(others) {
             match path {

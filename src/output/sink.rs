@@ -38,6 +38,11 @@ pub(crate) trait Sink: Sync {
         false
     }
 
+    /// Whether it holds the numbers of its arrays, so that its rows can be read back.
+    fn holds_numbers(&self) -> bool {
+        true
+    }
+
     /// Where rows go as they come.
     ///
     /// # Errors

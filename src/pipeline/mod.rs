@@ -21,6 +21,7 @@ pub mod component;
 mod conditions;
 #[cfg(feature = "cli")]
 pub mod describe;
+mod drawing;
 mod draws;
 mod embeds;
 mod fit;
@@ -45,6 +46,7 @@ mod text;
 mod zero_embed;
 
 pub use conditions::Conditions;
+pub use drawing::BuiltinDecoder;
 pub use draws::Draws;
 pub use embeds::Embeds;
 pub use layout::CONFIG;

@@ -8,7 +8,7 @@ use crate::cli::output_args::is_same_file;
 use crate::cli::stdout;
 use crate::job::{IfExists, OnError, Report};
 use crate::output::destination::Destination;
-use crate::output::{Arrays, WriteOptions, check, is_stream};
+use crate::output::{Arrays, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
 use std::path::Path;
 
@@ -42,6 +42,7 @@ impl Outputs {
         let same = stats.as_ref().and_then(|stats| write.outputs.iter().find(|output| stats.is_at(&output.path)));
         if let Some(output) = same {
             let name = match output.arrays {
+                _ if output.format == OutputFormat::Picture => "--picture",
                 Arrays::NEGATIVE => "--negative-out",
                 Arrays::TEXT => "--text-out",
                 Arrays::SCORES => "--scores",

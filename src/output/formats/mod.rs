@@ -6,6 +6,7 @@ mod jsonl;
 pub(crate) mod npy;
 mod npz;
 pub(crate) mod parquet;
+mod picture;
 mod safetensors;
 
 use super::sink::Sink;
@@ -51,12 +52,19 @@ registry! {
     /// A folder of numbered `.npy` files of embeddings and `.parquet` files of what they belong to, as clip-retrieval
     /// writes and embedding-reader reads it.
     Folder: folder::Folder,
+    /// A contact sheet of the embeddings' pictures, by the built-in decoder.
+    Picture: picture::Picture,
 }
 
 impl OutputFormat {
-    /// The format of a file by its name on the command line, which is its extension too.
+    /// All formats that hold embeddings.
+    pub fn of_embeddings() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|format| format.sink().holds_numbers())
+    }
+
+    /// The format of a file of embeddings by its name on the command line, which is its extension too.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|format| *format != Self::Folder && format.name() == name)
+        Self::of_embeddings().find(|format| *format != Self::Folder && format.name() == name)
     }
 
     /// The format that a file name asks for; `.npy` for standard output.
@@ -68,11 +76,15 @@ impl OutputFormat {
             return Ok(Self::Npy);
         }
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-        extension.and_then(|extension| Self::from_name(&extension)).ok_or_else(|| {
-            bad_input!(
+        let format = extension.as_deref().and_then(Self::from_name);
+        format.ok_or_else(|| match extension.as_deref() {
+            Some("png") => {
+                bad_input!("{path:?} would be a picture, which --picture draws; give embeddings another name")
+            }
+            _ => bad_input!(
                 "{path:?} does not end in .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; rename it, or say \
                  --format"
-            )
+            ),
         })
     }
 

@@ -1,0 +1,104 @@
+//! The emoji whose pictures' embeddings are nearest to an embedding.
+
+use crate::files::Folder;
+use crate::pipeline::builtin::{INDEX, INDEX_NAMES, drawing_files};
+use crate::search::{Block, Direction, Float};
+use anyhow::{Context, Result, bail};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use std::borrow::Cow;
+
+/// Asks for the colourful form of a character that also has a plain one.
+const VARIATION_SELECTOR: char = '\u{fe0f}';
+
+/// The first character of the blocks in which every one is an emoji.
+const FIRST_OF_EMOJI: char = '\u{1f000}';
+
+/// The index of emoji.
+pub(super) struct Captions {
+    emoji: Vec<Emoji>,
+    /// In each style, the direction of each emoji's embedding.
+    styles: Vec<Vec<Direction>>,
+}
+
+/// An emoji of the index.
+#[derive(Debug, Deserialize)]
+struct Emoji {
+    /// Its code points, in hexadecimal with dashes between.
+    code: String,
+    name: String,
+}
+
+impl Captions {
+    /// Reads the index that is built in.
+    ///
+    /// # Errors
+    /// If this build has none.
+    pub(super) fn load() -> Result<Self> {
+        Self::read(&drawing_files().context("this build has no index of emoji")?)
+    }
+
+    fn read(folder: &Folder) -> Result<Self> {
+        let emoji: Vec<Emoji> = serde_json::from_str(&folder.read_text(INDEX_NAMES)?)?;
+        let bytes = folder.open(INDEX)?;
+        let index = SafeTensors::deserialize(&bytes)?;
+        let style = |name: &str| -> Result<Vec<Direction>> {
+            let tensor = index.tensor(name)?;
+            let float = match tensor.dtype() {
+                Dtype::F16 => Float::F16,
+                Dtype::F32 => Float::F32,
+                other => bail!("internal error: an index of type {other:?}"),
+            };
+            let [rows, dim] = tensor.shape() else { bail!("internal error: an index of shape {:?}", tensor.shape()) };
+            let block = Block { first: 0, dim: *dim, float, bytes: Cow::Borrowed(tensor.data()) };
+            let directions: Option<Vec<_>> = (0..*rows).map(|row| block.direction(row)).collect();
+            directions.filter(|_| *rows == emoji.len()).context("internal error: an index of other emoji")
+        };
+        let styles = index.names().into_iter().map(style).collect::<Result<Vec<_>>>()?;
+        Ok(Self { styles, emoji })
+    }
+
+    /// The caption of a row, and a line break.
+    ///
+    /// # Errors
+    /// If the index is empty, or a number is not finite.
+    pub(super) fn line(&self, row: u64, embed: &[f64]) -> Result<String> {
+        let direction = Direction::of(embed.to_vec()).context("internal error: an embedding that is not finite")?;
+        // Of an emoji the style counts that is nearest, and of equal emoji the first.
+        let score = |place: usize| {
+            self.styles.iter().map(|style| style[place].cosine(&direction)).fold(f64::NEG_INFINITY, f64::max)
+        };
+        let scored = self.emoji.iter().enumerate().map(|(place, emoji)| (emoji, score(place)));
+        let nearest = scored.reduce(|best, other| if other.1 > best.1 { other } else { best });
+        let (emoji, score) = nearest.context("internal error: an index of no emoji")?;
+        Ok(format!("{row}\t{}\t{}\t{score:.4}\n", emoji.characters(), emoji.name))
+    }
+}
+
+impl Emoji {
+    /// The emoji as text.
+    fn characters(&self) -> String {
+        let points = self.code.split('-').filter_map(|point| char::from_u32(u32::from_str_radix(point, 16).ok()?));
+        let mut text: String = points.collect();
+        let mut characters = text.chars();
+        if let (Some(only), None) = (characters.next(), characters.next())
+            && only < FIRST_OF_EMOJI
+        {
+            text.push(VARIATION_SELECTOR);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_characters_are_asked_for_in_colour() {
+        for (code, text) in [("1F34E", "🍎"), ("2764", "❤\u{fe0f}"), ("A9", "©\u{fe0f}"), ("1F1EF-1F1F5", "🇯🇵")]
+        {
+            assert_eq!(Emoji { code: code.into(), name: String::new() }.characters(), text);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! `prior-embed draw EMBS -o PNG`: pictures of embeddings, by the built-in model's decoder.
+
+mod captions;
+
+use super::args::{at_least_one, one_of, warn_no_effect};
+use super::context::Context;
+use super::stdout;
+use crate::bad_input;
+use crate::images::{Enlarging, Sheet};
+use crate::output::destination::Destination;
+use crate::output::is_stream;
+use crate::pipeline::BuiltinDecoder;
+use crate::rows::Bank;
+use crate::search::Block;
+use anyhow::{Context as _, Result};
+use captions::Captions;
+use ndarray::{Array2, ArrayView3};
+use std::fs;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What messages call what is drawn.
+const PICTURES: &str = "pictures";
+
+/// Draw embeddings of the built-in model
+///
+/// Its decoder makes a small picture of each row, which is enlarged: one PNG, a contact sheet of several rows, or a folder
+/// with a picture of each. Embeddings of other models take a decoder of theirs: scripts/decode.py runs those of diffusers.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Embeddings: .npy, .npz, .safetensors, .parquet, a folder of numbered files, or `-` for a .npy on standard input
+    #[arg(value_name = "EMBS")]
+    embeds: PathBuf,
+
+    /// Output: a .png, a folder (DIR/, or one that is there) for a picture of each row, or `-` for standard output
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+
+    /// Only rows A to B, B not included, counted from 0; or one row
+    #[arg(long, value_name = "A..B", value_parser = rows)]
+    rows: Option<Range<u64>>,
+
+    /// Pictures in a row of a contact sheet [default: about as many as there are rows]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one("a number of columns"))]
+    columns: Option<usize>,
+
+    /// Enlarge N times, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = Sheet::SCALE, allow_negative_numbers = true, value_parser = scale)]
+    scale: usize,
+
+    /// How to enlarge: lanczos, which is smooth, or nearest, in blocks
+    #[arg(long, value_name = "NAME", default_value = "lanczos", hide_possible_values = true,
+          value_parser = one_of([("lanczos", Enlarging::Lanczos), ("nearest", Enlarging::Nearest)]))]
+    filter: Enlarging,
+
+    /// Print the nearest emoji too, a line a row with tabs between: row, emoji, name, cosine
+    #[arg(long)]
+    captions: bool,
+
+    /// Replace existing pictures
+    #[arg(long)]
+    overwrite: bool,
+}
+
+fn rows(text: &str) -> Result<Range<u64>, String> {
+    let range = match text.split_once("..") {
+        Some((from, to)) => from.parse().ok().zip(to.parse().ok()).map(|(from, to)| from..to),
+        None => text.parse().ok().filter(|row| *row < u64::MAX).map(|row| row..row + 1),
+    };
+    let range = range.filter(|rows| !rows.is_empty());
+    range.ok_or_else(|| "it must be a range of rows, as 0..8, or one row".into())
+}
+
+fn scale(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|scale| (1..=64).contains(scale)).ok_or_else(|| "it must be between 1 and 64".into())
+}
+
+/// Draws the pictures.
+///
+/// # Errors
+/// [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way.
+pub(super) fn run(args: &Args, _: &Context) -> Result<u8> {
+    let is_stdout = args.out.as_os_str() == "-";
+    if args.captions && is_stdout {
+        return Err(bad_input!("--captions and a picture both go to standard output; give the picture a file name"));
+    }
+    if args.captions || is_stdout {
+        stdout::check()?;
+    }
+    let (dim, side) = BuiltinDecoder::sizes()?;
+    let target = if is_folder(&args.out) { Target::Folder } else { Target::Sheet(sheet_file(args)?) };
+    let bank = Bank::open(&args.embeds)?;
+    let name = bank.name();
+    if bank.dim() != dim {
+        let found = bank.dim();
+        return Err(bad_input!(
+            "{name} has rows of {found} numbers, and the built-in decoder draws those of the built-in model, which have \
+             {dim}; scripts/decode.py --decoder draws others with diffusers"
+        ));
+    }
+    let rows = match &args.rows {
+        Some(rows) if rows.end > bank.rows() => {
+            let (last, Range { start, end }) = (bank.rows() - 1, rows);
+            return Err(bad_input!("--rows {start}..{end}: {name} has rows 0 to {last}"));
+        }
+        Some(rows) => rows.clone(),
+        None => 0..bank.rows(),
+    };
+    let count = rows.end - rows.start;
+    let columns = args.columns.map(|columns| columns as u64);
+    let sheet = Sheet { count, columns, side, scale: args.scale, filter: args.filter };
+    let drawing = Drawing { bank: &bank, rows, captions: args.captions.then(Captions::load).transpose()? };
+    let captions = match target {
+        Target::Sheet(destination) => {
+            sheet.size().map_err(|reason| {
+                bad_input!("a contact sheet of {count} rows {reason}; choose --rows, a smaller --scale, or a folder")
+            })?;
+            let mut captions = String::new();
+            destination.write(|output| {
+                captions = sheet_of(&drawing, &sheet, output)?;
+                Ok(())
+            })?;
+            captions
+        }
+        Target::Folder => {
+            if args.columns.is_some() {
+                warn_no_effect("--columns", "it is for a contact sheet, and there is none");
+            }
+            draw_folder(&drawing, &Sheet { count: 1, ..sheet }, args)?
+        }
+    };
+    if args.captions {
+        stdout::write_with(|| io::stdout().write_all(captions.as_bytes()))?;
+    }
+    Ok(0)
+}
+
+/// Where pictures go.
+enum Target {
+    Sheet(Destination),
+    Folder,
+}
+
+/// Whether a path is that of a folder, by what is there or by its last character.
+fn is_folder(path: &Path) -> bool {
+    path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
+/// The file of a contact sheet.
+fn sheet_file(args: &Args) -> Result<Destination> {
+    let path = &args.out;
+    let is_png = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    if !is_png && !is_stream(path) {
+        return Err(bad_input!(
+            "{path:?} does not end in .png; rename it, or write \"{}/\" for a folder",
+            path.display()
+        ));
+    }
+    Destination::open_for(PICTURES, path, args.overwrite)
+}
+
+/// Rows to draw.
+struct Drawing<'a> {
+    bank: &'a Bank,
+    rows: Range<u64>,
+    captions: Option<Captions>,
+}
+
+impl Drawing<'_> {
+    /// Calls `visit` with the picture of each row, `(height, width, 3)`. Returns the captions, one a line.
+    fn for_each(&self, mut visit: impl FnMut(u64, ArrayView3<u8>) -> Result<()>) -> Result<String> {
+        let (decoder, mut captions) = (BuiltinDecoder::open()?, String::new());
+        self.bank.for_each_block(BuiltinDecoder::BATCH, &mut |block| {
+            let end = block.first + block.rows() as u64;
+            let wanted = self.rows.start.max(block.first)..self.rows.end.min(end);
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            let embeds = self.embeds(block, wanted.clone())?;
+            for (row, picture) in wanted.clone().zip(decoder.draw(wanted.start, embeds.view())?.outer_iter()) {
+                visit(row, picture)?;
+            }
+            if let Some(index) = &self.captions {
+                for row in wanted {
+                    captions += &index.line(row, &block.numbers((row - block.first) as usize))?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(captions)
+    }
+
+    /// Rows of a block in float32.
+    fn embeds(&self, block: &Block, rows: Range<u64>) -> Result<Array2<f32>> {
+        let mut embeds = Vec::new();
+        for row in rows.clone() {
+            let numbers = block.numbers((row - block.first) as usize);
+            if numbers.iter().any(|number| !number.is_finite()) {
+                return Err(bad_input!("row {row} of {} has NaN or infinity; make it again", self.bank.name()));
+            }
+            embeds.extend(numbers.into_iter().map(|number| number as f32));
+        }
+        Ok(Array2::from_shape_vec(((rows.end - rows.start) as usize, block.dim), embeds)?)
+    }
+}
+
+/// Writes a contact sheet, and returns the captions.
+fn sheet_of(drawing: &Drawing, sheet: &Sheet, output: &mut dyn Write) -> Result<String> {
+    let mut captions = String::new();
+    sheet.write(output, |add| {
+        captions = drawing.for_each(|_, picture| add(&bytes(picture)))?;
+        Ok(())
+    })?;
+    Ok(captions)
+}
+
+/// Writes a picture of each row to a folder, and returns the captions.
+fn draw_folder(drawing: &Drawing, sheet: &Sheet, args: &Args) -> Result<String> {
+    let folder = &args.out;
+    let file = |row: u64| folder.join(format!("{row:05}.png"));
+    if folder.is_dir() {
+        drawing
+            .rows
+            .clone()
+            .try_for_each(|row| Destination::open_for(PICTURES, &file(row), args.overwrite).map(drop))?;
+    } else {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {folder:?}"))?;
+    }
+    drawing.for_each(|row, picture| {
+        let destination = Destination::open_for(PICTURES, &file(row), args.overwrite)?;
+        destination.write(|output| sheet.write(output, |add| add(&bytes(picture))))
+    })
+}
+
+fn bytes(picture: ArrayView3<u8>) -> Vec<u8> {
+    picture.iter().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_a_range_or_one() {
+        assert_eq!(rows("2..5"), Ok(2..5));
+        assert_eq!(rows("7"), Ok(7..8));
+        for text in ["", "..", "5..5", "5..2", "-1", "a", "1..=2", "18446744073709551615", "0...3"] {
+            assert!(rows(text).is_err(), "{text}");
+        }
+    }
+}
