@@ -4,16 +4,17 @@
     prior-embed --prompt "a red apple" --out - | python scripts/decode.py - --out apple.png
     scripts/decode.py embs.npz --nearest 5
     scripts/decode.py embs.npy --out grid.png --columns 4 --scale 2
-    scripts/decode.py embs.npy --out-dir pictures
+    scripts/decode.py embs.npy --out pictures/
     scripts/decode.py emb.npz --decoder kandinsky-2.2 --out apple.png
 
 INPUT is an .npy file of shape (rows, dim), an .npz with image_embeds and perhaps
 negative_image_embeds, or - for standard input.
 
-The built-in decoder draws 64 x 64 pixels from the embeddings of the built-in model, and so
---nearest is for those too. It needs numpy, Pillow and safetensors; if this Python lacks them,
-the first run installs them into the project's cache (PRIOR_EMBED_CACHE, or prior-embed in
-XDG_CACHE_HOME or ~/.cache) and nowhere else.
+The built-in decoder draws small pictures from the embeddings of the built-in model, and so
+--nearest is for those too. prior-embed has it (prior-embed draw does the same without Python),
+and is built first if it is not there. This script needs numpy, Pillow and safetensors; if this
+Python lacks them, the first run installs them into the project's cache (PRIOR_EMBED_CACHE, or
+prior-embed in XDG_CACHE_HOME or ~/.cache) and nowhere else.
 
 --decoder runs a decoder of diffusers on the embeddings of the prior that belongs to it:
 
@@ -33,6 +34,7 @@ whole or not at all.
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -45,7 +47,7 @@ from tools.problem import Problem  # noqa: E402
 
 ASSETS = SCRIPTS.parent / "assets"
 BUILTIN_SCALE = 4
-"""Makes 256 of the built-in decoder's 64 pixels."""
+"""What the built-in decoder draws is small."""
 OF_DIFFUSERS = ("prompt", "negative_embeds", "steps", "guidance_scale", "seed", "height", "width", "device", "dtype")
 
 
@@ -95,7 +97,8 @@ def parse(arguments):
     )  # fmt: skip
     add = parser.add_argument
     add("input", metavar="INPUT", help="an .npy or .npz file, or - for standard input")
-    add("-o", "--out", metavar="FILE.png", help="one picture; of several rows a grid; - for standard output")
+    add("-o", "--out", metavar="FILE.png",
+        help="one picture; of several rows a grid; - for standard output; or a folder, as DIR/ or one that is there")  # fmt: skip
     add("--out-dir", metavar="DIR", type=Path, help="a picture for each row: 00000.png, 00001.png, ...")
     add("--overwrite", action="store_true", help="replace pictures that are there already; without it that is an error")
     add("--columns", metavar="N", type=number(1), help="columns of the grid (default: about square)")
@@ -120,7 +123,17 @@ def parse(arguments):
     add("--width", metavar="N", type=number(8, 8192), help="likewise")
     add("--device", metavar="NAME", type=device, help="auto, cpu, cuda, cuda:I, mps (default auto)")
     add("--dtype", choices=("auto", "f32", "f16", "bf16"), help="auto is f32 on the CPU, f16 elsewhere (default auto)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.out not in (None, "-") and is_folder(options.out):
+        if options.out_dir is not None:
+            parser.error(f'--out "{options.out}" is a folder, and so is --out-dir; leave one of them out')
+        options.out, options.out_dir = None, Path(options.out)
+    return options
+
+
+def is_folder(name):
+    """Whether an output is a folder of pictures, by what is there or by its last character."""
+    return name.endswith("/") or (os.path.isdir(name) and not name.lower().endswith(".png"))
 
 
 def check(options):
@@ -128,7 +141,7 @@ def check(options):
     if options.out is None and options.out_dir is None and options.nearest is None:
         raise Problem("nothing to do; give --out FILE.png, --out-dir DIR or --nearest K")
     if options.out is not None and options.out != "-" and not options.out.lower().endswith(".png"):
-        raise Problem(f'--out "{options.out}": pictures are written as PNG; give a name that ends in .png')
+        raise Problem(f'--out "{options.out}": pictures are written as PNG; give a name that ends in .png, or in / for a folder')
     if options.out == "-" and options.nearest:
         raise Problem("--out - and --nearest both write to standard output; give --out a file name")
     if options.out == "-" and sys.stdout.isatty():
@@ -183,9 +196,8 @@ def draw(choice, options, found, negative):
         return DiffusersDecoder(choice, options).draw(found, negative)
     from tools.decoding import builtin
 
-    decoder = builtin.load(ASSETS / "decoder" / "decoder.safetensors")
-    decoders.check_dim(decoder.dim, found.rows, found.name, "the built-in decoder")
-    return decoder.draw(found.rows)
+    decoders.check_dim(builtin.DIM, found.rows, found.name, "the built-in decoder")
+    return builtin.draw(found.rows)
 
 
 def write_pictures(arrays, options, count):

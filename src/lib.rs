@@ -19,6 +19,7 @@
 //! All are on by default. `default-features = false` leaves the library alone.
 //!
 //! - `cli`: the program `prior-embed`.
+//! - `draw`: [`Prior::draw`]; the decoder, 13 MB, is in the repository and not in the package on crates.io.
 //! - `hub`: [`Prior::from_pretrained`].
 //! - `images`: [`Prior::encode_images`].
 //! - `serve`: nothing yet.

@@ -13,6 +13,8 @@ use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::nn::prior::PriorKind;
+#[cfg(feature = "draw")]
+use crate::pipeline::BuiltinDecoder;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::component::component_at;
 use crate::pipeline::layout::Replacements;
@@ -22,6 +24,8 @@ use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::weights::precision::Precision;
 use crate::{Error, Result};
 use embed_options::{Rows, Seeds};
+#[cfg(feature = "draw")]
+use ndarray::Array4;
 use ndarray::{Array1, Array2, Axis, concatenate};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -238,7 +242,13 @@ impl LoadOptions {
         let placement = Placement { device, precision: self.precision };
         let mut pipeline = Pipeline::open_with(folder, replacements, placement, scheduler)?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
-        Ok(Prior { pipeline, keeps_text_encoder: self.keep_text_encoder, zero_embed: None })
+        Ok(Prior {
+            pipeline,
+            keeps_text_encoder: self.keep_text_encoder,
+            zero_embed: None,
+            #[cfg(feature = "draw")]
+            decoder: None,
+        })
     }
 }
 
@@ -273,6 +283,9 @@ pub struct Prior {
     keeps_text_encoder: bool,
     /// The embedding of a black image, once it is computed.
     zero_embed: Option<Array1<f32>>,
+    /// Once it is loaded.
+    #[cfg(feature = "draw")]
+    decoder: Option<BuiltinDecoder>,
 }
 
 impl Prior {
@@ -366,6 +379,37 @@ impl Prior {
             embeds.push(self.pipeline.image_embeds(&pixels)?);
         }
         let views: Vec<_> = embeds.iter().map(|embeds| embeds.view()).collect();
+        concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
+    }
+
+    /// Pictures of the built-in model's image embeddings, `(rows, embedding_dim)`, by its own decoder: `(rows, height,
+    /// width, 3)`, the levels of red, green and blue.
+    ///
+    /// ```
+    /// use prior_embed::{EmbedOptions, Prior};
+    ///
+    /// let mut prior = Prior::builtin()?;
+    /// let out = prior.embed(&["a red apple"], &EmbedOptions::new())?;
+    /// let pictures = prior.draw(&out.image_embeds)?;
+    /// assert_eq!((pictures.dim().0, pictures.dim().3), (1, 3));
+    /// # Ok::<(), prior_embed::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Option`] if the embeddings are of another model, whose dimension differs, or their numbers are too large;
+    /// [`Error::File`] if this build has no decoder, which the package on crates.io leaves out.
+    #[cfg(feature = "draw")]
+    pub fn draw(&mut self, embeds: &Array2<f32>) -> Result<Array4<u8>> {
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            decoder => decoder.insert(BuiltinDecoder::open()?),
+        };
+        let batches = embeds.axis_chunks_iter(Axis(0), BuiltinDecoder::BATCH).zip((0..).step_by(BuiltinDecoder::BATCH));
+        let pictures = batches.map(|(batch, first)| decoder.draw(first, batch)).collect::<Result<Vec<_>>>()?;
+        if pictures.is_empty() {
+            return decoder.draw(0, embeds.view());
+        }
+        let views: Vec<_> = pictures.iter().map(|pictures| pictures.view()).collect();
         concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
     }
 

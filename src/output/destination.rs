@@ -3,9 +3,9 @@
 use super::paths::whole;
 use crate::atomic;
 use crate::bad_input;
-use crate::bad_input::OrBadInput;
+use crate::bad_input::{BadInput, OrBadInput};
 use crate::files::parent;
-use anyhow::{Context, Error, Result};
+use anyhow::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
@@ -91,10 +91,15 @@ impl Destination {
     /// # Errors
     /// If writing fails, because the disk is full for example. No file is left behind.
     pub fn write(self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-        let failed = || format!("cannot write {}: is the disk full?", self.name);
+        let line = format!("cannot write {}: is the disk full?", self.name);
+        // What is wrong with the contents is no failure to write them.
+        let failed = |error: Error| match error.is::<BadInput>() || error.is::<crate::Error>() {
+            true => error,
+            false => error.context(line),
+        };
         match self.kind {
-            Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).with_context(failed),
-            Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).with_context(failed),
+            Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).map_err(failed),
+            Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).map_err(failed),
             Kind::Replacing { target, overwrite } => {
                 let (name, what) = (&self.name, self.what);
                 atomic::write(&target, overwrite, |part| buffered(part, write)).map_err(|error: Error| {
@@ -102,7 +107,7 @@ impl Destination {
                         Some(cause) if cause.kind() == ErrorKind::AlreadyExists => bad_input!(
                             "{name} appeared while the {what} were computed; give another name, or --overwrite"
                         ),
-                        _ => error.context(failed()),
+                        _ => failed(error),
                     }
                 })
             }

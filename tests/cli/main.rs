@@ -11,6 +11,8 @@ mod checkpoints;
 mod common;
 mod components;
 mod dialects;
+#[cfg(feature = "draw")]
+mod draw;
 mod encode_image;
 mod faults;
 mod foreign;

@@ -1,20 +1,15 @@
-"""The numpy decoder against the one in torch, and diffusers' decoders against diffusers itself."""
+"""diffusers' decoders against diffusers itself."""
 
 import contextlib
 import copy
 import json
 import os
 import shutil
-import unittest
 
 import diffusers
 import numpy as np
 import torch
-from emoji.decoder import Decoder as TorchDecoder
-from safetensors.torch import load_file
 
-from ..built import SCRIPTS
-from ..decoding import builtin
 from ..models import decoders
 from ..models.weights import set_up
 from .decode_script import ScriptTest, embeddings, npy, npz
@@ -27,34 +22,6 @@ PROMPTS = ["a red apple", "two cats"]
 def setUpModule():
     """Silent libraries, and one thread: quickest for networks as small as these."""
     set_up()
-
-
-class TorchDecoderTest(unittest.TestCase):
-    """The built-in decoder in numpy gives what it gives in torch."""
-
-    def compare(self, torch_decoder):
-        """On random embeddings, within 1e-4."""
-        tensors = {name: tensor.numpy() for name, tensor in torch_decoder.state_dict().items()}
-        decoder = builtin.Decoder(tensors)
-        self.assertEqual(set(decoder.shapes()), set(tensors))
-        rows = embeddings(9, decoder.dim)
-        with torch.no_grad():
-            expected = torch_decoder(torch.from_numpy(rows)).numpy()
-        self.assertGreater(expected.std(), 0.01)
-        self.assertLess(np.abs(decoder.forward(rows) - expected).max(), 1e-4)
-
-    def test_random_weights(self):
-        torch.manual_seed(0)
-        decoder = TorchDecoder()
-        for parameter in decoder.parameters():
-            if parameter.dim() == 1:  # which are ones and zeros at first, and would hide a mistake
-                parameter.data += 0.2 * torch.rand_like(parameter)
-        self.compare(decoder)
-
-    def test_the_weights_in_assets(self):
-        decoder = TorchDecoder()
-        decoder.load_state_dict(load_file(SCRIPTS.parent / "assets" / "decoder" / "decoder.safetensors"))
-        self.compare(decoder)
 
 
 def change_index(folder, **entries):

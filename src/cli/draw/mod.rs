@@ -6,15 +6,16 @@ use super::args::{at_least_one, one_of, warn_no_effect};
 use super::context::Context;
 use super::stdout;
 use crate::bad_input;
+use crate::bad_input::OrBadInput;
 use crate::images::{Enlarging, Sheet};
 use crate::output::destination::Destination;
 use crate::output::is_stream;
 use crate::pipeline::BuiltinDecoder;
 use crate::rows::Bank;
 use crate::search::Block;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use captions::Captions;
-use ndarray::{Array2, ArrayView3};
+use ndarray::{Array1, Array2, ArrayView3};
 use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -29,7 +30,7 @@ const PICTURES: &str = "pictures";
 /// with a picture of each. Embeddings of other models take a decoder of theirs: scripts/decode.py runs those of diffusers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Embeddings: .npy, .npz, .safetensors, .parquet, a folder of numbered files, or `-` for a .npy on standard input
+    /// Embeddings: .npy, .npz, .safetensors, .parquet, a folder of numbered files, or `-` for a .npy or .npz on standard input
     #[arg(value_name = "EMBS")]
     embeds: PathBuf,
 
@@ -111,6 +112,7 @@ pub(super) fn run(args: &Args, _: &Context) -> Result<u8> {
     let columns = args.columns.map(|columns| columns as u64);
     let sheet = Sheet { count, columns, side, scale: args.scale, filter: args.filter };
     let drawing = Drawing { bank: &bank, rows, captions: args.captions.then(Captions::load).transpose()? };
+    drawing.check()?;
     let captions = match target {
         Target::Sheet(destination) => {
             sheet.size().map_err(|reason| {
@@ -144,14 +146,17 @@ enum Target {
 
 /// Whether a path is that of a folder, by what is there or by its last character.
 fn is_folder(path: &Path) -> bool {
-    path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/")
+    path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir() && !is_png(path)
+}
+
+fn is_png(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"))
 }
 
 /// The file of a contact sheet.
 fn sheet_file(args: &Args) -> Result<Destination> {
     let path = &args.out;
-    let is_png = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    if !is_png && !is_stream(path) {
+    if !is_png(path) && !is_stream(path) {
         return Err(bad_input!(
             "{path:?} does not end in .png; rename it, or write \"{}/\" for a folder",
             path.display()
@@ -168,12 +173,27 @@ struct Drawing<'a> {
 }
 
 impl Drawing<'_> {
+    /// Checks the numbers of all rows, before anything is written.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if some are no embedding's.
+    fn check(&self) -> Result<()> {
+        self.bank.for_each_block(BuiltinDecoder::BATCH, &mut |block| match self.wanted(block) {
+            rows if rows.is_empty() => Ok(()),
+            rows => self.embeds(block, rows).map(drop),
+        })
+    }
+
+    /// The rows of a block that are to be drawn.
+    fn wanted(&self, block: &Block) -> Range<u64> {
+        self.rows.start.max(block.first)..self.rows.end.min(block.first + block.rows() as u64)
+    }
+
     /// Calls `visit` with the picture of each row, `(height, width, 3)`. Returns the captions, one a line.
     fn for_each(&self, mut visit: impl FnMut(u64, ArrayView3<u8>) -> Result<()>) -> Result<String> {
         let (decoder, mut captions) = (BuiltinDecoder::open()?, String::new());
         self.bank.for_each_block(BuiltinDecoder::BATCH, &mut |block| {
-            let end = block.first + block.rows() as u64;
-            let wanted = self.rows.start.max(block.first)..self.rows.end.min(end);
+            let wanted = self.wanted(block);
             if wanted.is_empty() {
                 return Ok(());
             }
@@ -193,15 +213,22 @@ impl Drawing<'_> {
 
     /// Rows of a block in float32.
     fn embeds(&self, block: &Block, rows: Range<u64>) -> Result<Array2<f32>> {
-        let mut embeds = Vec::new();
-        for row in rows.clone() {
+        let name = self.bank.name();
+        let mut embeds = Array2::zeros((0, block.dim));
+        for row in rows {
             let numbers = block.numbers((row - block.first) as usize);
+            let embed: Array1<f32> = numbers.iter().map(|number| *number as f32).collect();
             if numbers.iter().any(|number| !number.is_finite()) {
-                return Err(bad_input!("row {row} of {} has NaN or infinity; make it again", self.bank.name()));
+                return Err(bad_input!("row {row} of {name} has NaN or infinity; make it again"));
             }
-            embeds.extend(numbers.into_iter().map(|number| number as f32));
+            if !embed.dot(&embed).is_finite() {
+                return Err(bad_input!(
+                    "row {row} of {name} is no embedding of the built-in model: its numbers are too large"
+                ));
+            }
+            embeds.push_row(embed.view())?;
         }
-        Ok(Array2::from_shape_vec(((rows.end - rows.start) as usize, block.dim), embeds)?)
+        Ok(embeds)
     }
 }
 
@@ -225,7 +252,7 @@ fn draw_folder(drawing: &Drawing, sheet: &Sheet, args: &Args) -> Result<String> 
             .clone()
             .try_for_each(|row| Destination::open_for(PICTURES, &file(row), args.overwrite).map(drop))?;
     } else {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {folder:?}"))?;
+        fs::create_dir_all(folder).or_bad_input(|| format!("cannot make the folder {folder:?}"))?;
     }
     drawing.for_each(|row, picture| {
         let destination = Destination::open_for(PICTURES, &file(row), args.overwrite)?;

@@ -79,7 +79,7 @@ impl OutputFormat {
         let format = extension.as_deref().and_then(Self::from_name);
         format.ok_or_else(|| match extension.as_deref() {
             Some("png") => {
-                bad_input!("{path:?} would be a picture, which --picture draws; give embeddings another name")
+                bad_input!("{path:?} names a picture, and pictures hold no embeddings; --picture draws one")
             }
             _ => bad_input!(
                 "{path:?} does not end in .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; rename it, or say \

@@ -106,7 +106,10 @@ fn check_contents(output: &Output, record: OutputRecord, options: &WriteOptions)
     if !record.checksums.files.is_empty() {
         for (path, sum) in &record.checksums.files {
             check_interrupt()?;
-            let file = if path == ITSELF { output.path.clone() } else { output.path.join(path) };
+            let (file, path) = match path.as_str() {
+                ITSELF => (output.path.clone(), "it"),
+                path => (output.path.join(path), path),
+            };
             let found = sum_of(&file).or_bad_input(|| format!("cannot read {path}"))?;
             if found != *sum {
                 return Err(bad_input!("{path} is damaged"));
