@@ -7,6 +7,8 @@ use crate::nn::decoder::{Decoder, DecoderConfig};
 use crate::pipeline::BuiltinDecoder;
 use crate::weights::checkpoint::{Checkpoint, Placement};
 use crate::weights::precision::Precision;
+#[cfg(builtin_decoder)]
+use ndarray::Array2;
 use tch::Device;
 
 #[test]
@@ -40,8 +42,9 @@ fn pictures_match() {
 fn the_built_in_decoder_draws_what_it_was_trained_to() {
     let fixture = Fixture::open(&fixtures().join("drawing/shipped.safetensors"));
     let (embeds, levels) = (fixture.tensor("embeds"), fixture.tensor("levels"));
-    let array: ndarray::ArrayD<f32> = embeds.try_into().unwrap();
-    let array = array.into_dimensionality::<ndarray::Ix2>().unwrap();
+    let (rows, dim) = embeds.size2().unwrap();
+    let values = Vec::<f32>::try_from(embeds.flatten(0, -1)).unwrap();
+    let array = Array2::from_shape_vec((rows as usize, dim as usize), values).unwrap();
     let decoder = BuiltinDecoder::open().unwrap();
     let drawn = decoder.draw(0, array.view()).unwrap();
     assert_eq!(levels.size(), drawn.shape().iter().map(|length| *length as i64).collect::<Vec<_>>());
@@ -58,7 +61,6 @@ fn the_built_in_decoder_draws_what_it_was_trained_to() {
 #[test]
 fn what_is_no_embedding_is_refused() {
     use crate::Error;
-    use ndarray::Array2;
     let decoder = BuiltinDecoder::open().unwrap();
     let (dim, side) = BuiltinDecoder::sizes().unwrap();
     let reason = |embeds: Array2<f32>| match decoder.draw(64, embeds.view()) {
