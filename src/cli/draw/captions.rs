@@ -4,6 +4,7 @@ use crate::files::Folder;
 use crate::pipeline::builtin::{INDEX, INDEX_NAMES, drawing_files};
 use crate::search::{Block, Direction, Float};
 use anyhow::{Context, Result, bail};
+use ndarray::ArrayView1;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -62,8 +63,9 @@ impl Captions {
     ///
     /// # Errors
     /// If the index is empty, or a number is not finite.
-    pub(super) fn line(&self, row: u64, embed: &[f64]) -> Result<String> {
-        let direction = Direction::of(embed.to_vec()).context("internal error: an embedding that is not finite")?;
+    pub(super) fn line(&self, row: u64, embed: ArrayView1<f32>) -> Result<String> {
+        let direction = Direction::of(embed.iter().map(|number| f64::from(*number)).collect())
+            .context("internal error: an embedding that is not finite")?;
         // Of an emoji the style counts that is nearest, and of equal emoji the first.
         let score = |place: usize| {
             self.styles.iter().map(|style| style[place].cosine(&direction)).fold(f64::NEG_INFINITY, f64::max)

@@ -8,8 +8,9 @@ use super::stdout;
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
 use crate::images::{Enlarging, Sheet};
+use crate::job::{Stop, signal_exit_code};
 use crate::output::destination::Destination;
-use crate::output::is_stream;
+use crate::output::{Interrupted, is_stream};
 use crate::pipeline::BuiltinDecoder;
 use crate::rows::Bank;
 use crate::search::Block;
@@ -77,11 +78,11 @@ fn scale(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|scale| (1..=64).contains(scale)).ok_or_else(|| "it must be between 1 and 64".into())
 }
 
-/// Draws the pictures.
+/// Draws the pictures and returns the exit code.
 ///
 /// # Errors
 /// [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way.
-pub(super) fn run(args: &Args, _: &Context) -> Result<u8> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let is_stdout = args.out.as_os_str() == "-";
     if args.captions && is_stdout {
         return Err(bad_input!("--captions and a picture both go to standard output; give the picture a file name"));
@@ -108,34 +109,40 @@ pub(super) fn run(args: &Args, _: &Context) -> Result<u8> {
         Some(rows) => rows.clone(),
         None => 0..bank.rows(),
     };
-    let count = rows.end - rows.start;
-    let columns = args.columns.map(|columns| columns as u64);
+    let (count, columns) = (rows.end - rows.start, args.columns.map(|columns| columns as u64));
     let sheet = Sheet { count, columns, side, scale: args.scale, filter: args.filter };
-    let drawing = Drawing { bank: &bank, rows, captions: args.captions.then(Captions::load).transpose()? };
-    drawing.check()?;
-    let captions = match target {
-        Target::Sheet(destination) => {
-            sheet.size().map_err(|reason| {
-                bad_input!("a contact sheet of {count} rows {reason}; choose --rows, a smaller --scale, or a folder")
-            })?;
-            let mut captions = String::new();
-            destination.write(|output| {
-                captions = sheet_of(&drawing, &sheet, output)?;
-                Ok(())
-            })?;
-            captions
-        }
-        Target::Folder => {
-            if args.columns.is_some() {
-                warn_no_effect("--columns", "it is for a contact sheet, and there is none");
+    if matches!(target, Target::Sheet(_)) {
+        sheet.size().map_err(|reason| {
+            bad_input!("a contact sheet of {count} rows {reason}; choose --rows, a smaller --scale, or a folder")
+        })?;
+    }
+    let captions = args.captions.then(Captions::load).transpose()?;
+    let stop = Stop::listen()?;
+    let drawing = Drawing { bank: &bank, rows, stop: &stop };
+    let draw = || -> Result<()> {
+        drawing.check()?;
+        match target {
+            Target::Sheet(destination) => destination
+                .write(|output| sheet.write(output, |add| drawing.for_each(|_, picture| add(&bytes(picture)))))?,
+            Target::Folder => {
+                if args.columns.is_some() {
+                    warn_no_effect("--columns", "it is for a contact sheet, and there is none");
+                }
+                drawing.write_to_folder(&args.out, &Sheet { count: 1, ..sheet }, args.overwrite)?;
             }
-            draw_folder(&drawing, &Sheet { count: 1, ..sheet }, args)?
+        }
+        match captions {
+            Some(captions) => drawing.print(&captions),
+            None => Ok(()),
         }
     };
-    if args.captions {
-        stdout::write_with(|| io::stdout().write_all(captions.as_bytes()))?;
+    match (draw(), stop.signal()) {
+        (Err(error), Some(signal)) if error.is::<Interrupted>() => {
+            context.screen.error("stopped; pictures that are complete are kept");
+            Ok(signal_exit_code(signal))
+        }
+        (drawn, _) => drawn.map(|()| 0),
     }
-    Ok(0)
 }
 
 /// Where pictures go.
@@ -169,46 +176,23 @@ fn sheet_file(args: &Args) -> Result<Destination> {
 struct Drawing<'a> {
     bank: &'a Bank,
     rows: Range<u64>,
-    captions: Option<Captions>,
+    stop: &'a Stop,
 }
 
 impl Drawing<'_> {
-    /// Checks the numbers of all rows, before anything is written.
+    /// Calls `visit` with the rows to draw, a few at a time: the number of the first, and their embeddings.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if some are no embedding's.
-    fn check(&self) -> Result<()> {
-        self.bank.for_each_block(BuiltinDecoder::BATCH, &mut |block| match self.wanted(block) {
-            rows if rows.is_empty() => Ok(()),
-            rows => self.embeds(block, rows).map(drop),
-        })
-    }
-
-    /// The rows of a block that are to be drawn.
-    fn wanted(&self, block: &Block) -> Range<u64> {
-        self.rows.start.max(block.first)..self.rows.end.min(block.first + block.rows() as u64)
-    }
-
-    /// Calls `visit` with the picture of each row, `(height, width, 3)`. Returns the captions, one a line.
-    fn for_each(&self, mut visit: impl FnMut(u64, ArrayView3<u8>) -> Result<()>) -> Result<String> {
-        let (decoder, mut captions) = (BuiltinDecoder::open()?, String::new());
+    /// [`crate::bad_input::BadInput`] if some numbers are no embedding's; [`Interrupted`]; those of `visit`.
+    fn for_each_batch(&self, mut visit: impl FnMut(u64, &Array2<f32>) -> Result<()>) -> Result<()> {
         self.bank.for_each_block(BuiltinDecoder::BATCH, &mut |block| {
-            let wanted = self.wanted(block);
-            if wanted.is_empty() {
-                return Ok(());
+            let (start, end) = (block.first, block.first + block.rows() as u64);
+            let rows = self.rows.start.max(start)..self.rows.end.min(end);
+            if self.stop.signal().is_some() {
+                return Err(Interrupted.into());
             }
-            let embeds = self.embeds(block, wanted.clone())?;
-            for (row, picture) in wanted.clone().zip(decoder.draw(wanted.start, embeds.view())?.outer_iter()) {
-                visit(row, picture)?;
-            }
-            if let Some(index) = &self.captions {
-                for row in wanted {
-                    captions += &index.line(row, &block.numbers((row - block.first) as usize))?;
-                }
-            }
-            Ok(())
-        })?;
-        Ok(captions)
+            if rows.is_empty() { Ok(()) } else { visit(rows.start, &self.embeds(block, rows)?) }
+        })
     }
 
     /// Rows of a block in float32.
@@ -230,34 +214,44 @@ impl Drawing<'_> {
         }
         Ok(embeds)
     }
-}
 
-/// Writes a contact sheet, and returns the captions.
-fn sheet_of(drawing: &Drawing, sheet: &Sheet, output: &mut dyn Write) -> Result<String> {
-    let mut captions = String::new();
-    sheet.write(output, |add| {
-        captions = drawing.for_each(|_, picture| add(&bytes(picture)))?;
-        Ok(())
-    })?;
-    Ok(captions)
-}
-
-/// Writes a picture of each row to a folder, and returns the captions.
-fn draw_folder(drawing: &Drawing, sheet: &Sheet, args: &Args) -> Result<String> {
-    let folder = &args.out;
-    let file = |row: u64| folder.join(format!("{row:05}.png"));
-    if folder.is_dir() {
-        drawing
-            .rows
-            .clone()
-            .try_for_each(|row| Destination::open_for(PICTURES, &file(row), args.overwrite).map(drop))?;
-    } else {
-        fs::create_dir_all(folder).or_bad_input(|| format!("cannot make the folder {folder:?}"))?;
+    /// Checks the numbers of all rows, before anything is written.
+    fn check(&self) -> Result<()> {
+        self.for_each_batch(|_, _| Ok(()))
     }
-    drawing.for_each(|row, picture| {
-        let destination = Destination::open_for(PICTURES, &file(row), args.overwrite)?;
-        destination.write(|output| sheet.write(output, |add| add(&bytes(picture))))
-    })
+
+    /// Calls `visit` with the number and the picture, `(height, width, 3)`, of each row.
+    fn for_each(&self, mut visit: impl FnMut(u64, ArrayView3<u8>) -> Result<()>) -> Result<()> {
+        let decoder = BuiltinDecoder::open()?;
+        self.for_each_batch(|first, embeds| {
+            let pictures = decoder.draw(first, embeds.view())?;
+            (first..).zip(pictures.outer_iter()).try_for_each(|(row, picture)| visit(row, picture))
+        })
+    }
+
+    /// Writes a picture of each row to a folder, which is made if need be.
+    fn write_to_folder(&self, folder: &Path, sheet: &Sheet, overwrite: bool) -> Result<()> {
+        let open = |row: u64| Destination::open_for(PICTURES, &folder.join(format!("{row:05}.png")), overwrite);
+        if folder.is_dir() {
+            self.rows.clone().try_for_each(|row| open(row).map(drop))?;
+        } else {
+            fs::create_dir_all(folder).or_bad_input(|| format!("cannot make the folder {folder:?}"))?;
+        }
+        self.for_each(|row, picture| open(row)?.write(|output| sheet.write(output, |add| add(&bytes(picture)))))
+    }
+
+    /// Prints the caption of each row.
+    fn print(&self, captions: &Captions) -> Result<()> {
+        let mut lines = String::new();
+        self.for_each_batch(|first, embeds| {
+            let rows = (first..).zip(embeds.outer_iter());
+            rows.map(|(row, embed)| captions.line(row, embed)).try_for_each(|line| {
+                lines += &line?;
+                Ok(())
+            })
+        })?;
+        stdout::write_with(|| io::stdout().write_all(lines.as_bytes()))
+    }
 }
 
 fn bytes(picture: ArrayView3<u8>) -> Vec<u8> {
