@@ -94,19 +94,20 @@ impl ComponentArgs {
     }
 }
 
-/// The outputs, of which one has to be given.
-pub(super) const TARGET: &str = "target";
+/// The outputs that may stand in place of `--out`.
+pub(super) const INSTEAD_OF_OUT: &str = "instead_of_out";
 
 /// Where embeddings go.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new(TARGET).required(true).multiple(true))]
+#[command(group = ArgGroup::new(INSTEAD_OF_OUT).multiple(true))]
 pub(super) struct TargetArgs {
     /// Output file: .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; `-` for standard output
-    #[arg(help_heading = "Output", short, long, value_name = "FILE", group = TARGET)]
+    #[arg(help_heading = "Output", short, long, value_name = "FILE", required_unless_present = INSTEAD_OF_OUT)]
     pub(super) out: Option<PathBuf>,
 
     /// Output folder of numbered files, instead of --out, as clip-retrieval and embedding-reader use it
-    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with_all = ["out", "format"], group = TARGET)]
+    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with_all = ["out", "format"],
+          group = INSTEAD_OF_OUT)]
     pub(super) out_dir: Option<PathBuf>,
 
     /// Rows per file of --out-dir [default: 1000000]

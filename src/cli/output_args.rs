@@ -1,6 +1,6 @@
 //! Where embeddings and pictures of them go, and in which form: the options of every command that writes some.
 
-use super::args::{TARGET, TargetArgs, warn_no_effect};
+use super::args::{INSTEAD_OF_OUT, TargetArgs, warn_no_effect};
 use super::values::output_dtype;
 use crate::bad_input;
 use crate::hub::{ModelName, ModelSource};
@@ -23,7 +23,7 @@ pub(super) struct PictureArgs {
     /// Draw the embeddings with the built-in model's decoder: one picture, or a contact sheet of several; PNG
     ///
     /// It may stand in place of --out. Only for embeddings of the built-in model's kind. See `prior-embed draw`.
-    #[arg(help_heading = "Output", long, value_name = "FILE", group = TARGET)]
+    #[arg(help_heading = "Output", long, value_name = "FILE", group = INSTEAD_OF_OUT)]
     picture: Option<PathBuf>,
 }
 

@@ -62,7 +62,7 @@ pub static EMOJI_MODEL: BuiltinModel = BuiltinModel {
 /// The decoder's weights.
 pub const DECODER_WEIGHTS: &str = "decoder.safetensors";
 
-/// The embeddings of all emoji, an array `(emoji, dim)` for each style.
+/// The embeddings of all emoji, an array `(emoji, dim)`; of several, the one that is nearest counts.
 pub const INDEX: &str = "index.safetensors";
 
 /// The code, name and group of each emoji of the index.

@@ -243,7 +243,7 @@ fn what_cannot_be_drawn_is_refused() {
         (&["--picture", "x.png", "--text-out", "x.png"], &["same file"]),
         (&["--picture", "x.png", "--stats", "x.png"], &["--picture and --stats", "same file"]),
         (&["--picture", "-", "--resume"], &["--resume needs files"]),
-        (&[], &["--out", "--picture"]),
+        (&[], &["required", "--out <FILE>"]),
     ] {
         assert_refused(&place, place.bare().args(["-p", "a cat", "--offline"]).args(arguments), 2, words);
     }

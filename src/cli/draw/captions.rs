@@ -18,8 +18,8 @@ const FIRST_OF_EMOJI: char = '\u{1f000}';
 /// The index of emoji.
 pub(super) struct Captions {
     emoji: Vec<Emoji>,
-    /// In each style, the direction of each emoji's embedding.
-    styles: Vec<Vec<Direction>>,
+    /// In each array of the index, the direction of each emoji's embedding.
+    arrays: Vec<Vec<Direction>>,
 }
 
 /// An emoji of the index.
@@ -43,7 +43,7 @@ impl Captions {
         let emoji: Vec<Emoji> = serde_json::from_str(&folder.read_text(INDEX_NAMES)?)?;
         let bytes = folder.open(INDEX)?;
         let index = SafeTensors::deserialize(&bytes)?;
-        let style = |name: &str| -> Result<Vec<Direction>> {
+        let array = |name: &str| -> Result<Vec<Direction>> {
             let tensor = index.tensor(name)?;
             let float = match tensor.dtype() {
                 Dtype::F16 => Float::F16,
@@ -55,8 +55,8 @@ impl Captions {
             let directions: Option<Vec<_>> = (0..*rows).map(|row| block.direction(row)).collect();
             directions.filter(|_| *rows == emoji.len()).context("internal error: an index of other emoji")
         };
-        let styles = index.names().into_iter().map(style).collect::<Result<Vec<_>>>()?;
-        Ok(Self { styles, emoji })
+        let arrays = index.names().into_iter().map(array).collect::<Result<Vec<_>>>()?;
+        Ok(Self { arrays, emoji })
     }
 
     /// The caption of a row, and a line break.
@@ -66,9 +66,9 @@ impl Captions {
     pub(super) fn line(&self, row: u64, embed: ArrayView1<f32>) -> Result<String> {
         let direction = Direction::of(embed.iter().map(|number| f64::from(*number)).collect())
             .context("internal error: an embedding that is not finite")?;
-        // Of an emoji the style counts that is nearest, and of equal emoji the first.
+        // Of an emoji the array counts that is nearest, and of equal emoji the first.
         let score = |place: usize| {
-            self.styles.iter().map(|style| style[place].cosine(&direction)).fold(f64::NEG_INFINITY, f64::max)
+            self.arrays.iter().map(|array| array[place].cosine(&direction)).fold(f64::NEG_INFINITY, f64::max)
         };
         let scored = self.emoji.iter().enumerate().map(|(place, emoji)| (emoji, score(place)));
         let nearest = scored.reduce(|best, other| if other.1 > best.1 { other } else { best });
