@@ -20,9 +20,10 @@ pub(super) fn is_same_file(path: &Path, other: &Path) -> bool {
 /// A picture of the embeddings.
 #[derive(Debug, Args)]
 pub(super) struct PictureArgs {
-    /// Draw the embeddings with the built-in model's decoder: one picture, or a contact sheet of several; PNG
+    /// Output PNG of what the built-in model's decoder draws of the embeddings; of several rows a contact sheet
     ///
-    /// It may stand in place of --out. Only for embeddings of the built-in model's kind. See `prior-embed draw`.
+    /// It may stand in place of --out, and is for embeddings of the built-in model alone. `prior-embed draw` makes
+    /// pictures of embeddings that are in files, also one of each row.
     #[arg(help_heading = "Output", long, value_name = "FILE", group = INSTEAD_OF_OUT)]
     picture: Option<PathBuf>,
 }

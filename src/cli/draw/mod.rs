@@ -90,6 +90,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     if args.captions || is_stdout {
         stdout::check()?;
     }
+    if context.hub.cache_dir.is_some() {
+        warn_no_effect("--cache-dir", "draw uses no model that is downloaded");
+    }
+    if args.overwrite && is_stream(&args.out) {
+        warn_no_effect("--overwrite", "a stream replaces nothing");
+    }
     let (dim, side) = BuiltinDecoder::sizes()?;
     let target = if is_folder(&args.out) { Target::Folder } else { Target::Sheet(sheet_file(args)?) };
     let bank = Bank::open(&args.embeds)?;
