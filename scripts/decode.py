@@ -98,7 +98,7 @@ def parse(arguments):
     add = parser.add_argument
     add("input", metavar="INPUT", help="an .npy or .npz file, or - for standard input")
     add("-o", "--out", metavar="FILE.png",
-        help="one picture; of several rows a grid; - for standard output; or a folder, as DIR/ or one that is there")  # fmt: skip
+        help="one picture; of several rows a grid; - for standard output; or a folder: DIR/, or one that is there")  # fmt: skip
     add("--out-dir", metavar="DIR", type=Path, help="a picture for each row: 00000.png, 00001.png, ...")
     add("--overwrite", action="store_true", help="replace pictures that are there already; without it that is an error")
     add("--columns", metavar="N", type=number(1), help="columns of the grid (default: about square)")
@@ -141,7 +141,8 @@ def check(options):
     if options.out is None and options.out_dir is None and options.nearest is None:
         raise Problem("nothing to do; give --out FILE.png, --out-dir DIR or --nearest K")
     if options.out is not None and options.out != "-" and not options.out.lower().endswith(".png"):
-        raise Problem(f'--out "{options.out}": pictures are written as PNG; give a name that ends in .png, or in / for a folder')
+        name = f'--out "{options.out}"'
+        raise Problem(f"{name}: pictures are written as PNG; give a name that ends in .png, or in / for a folder")
     if options.out == "-" and options.nearest:
         raise Problem("--out - and --nearest both write to standard output; give --out a file name")
     if options.out == "-" and sys.stdout.isatty():

@@ -45,7 +45,7 @@ const TOP: usize = 5;
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("with").required(true).args(["prompt", "bank"]))]
 pub(super) struct Args {
-    /// Embeddings: .npy, .npz, .safetensors, .parquet, a folder of numbered files, or `-` for a .npy or .npz on standard input
+    /// Embeddings: .npy, .npz, .safetensors, .parquet, a folder of numbered files; `-` for .npy or .npz on standard input
     #[arg(value_name = "EMBS")]
     embeds: PathBuf,
 

@@ -20,11 +20,13 @@ def built():
     """The program, which is built if it is not there."""
     if not os.access(BINARY, os.X_OK):
         try:
-            failed = subprocess.run([SCRIPTS / "prior-embed", "--version"], stdout=subprocess.DEVNULL, check=False).returncode
+            command = [SCRIPTS / "prior-embed", "--version"]
+            failed = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
         except OSError as error:
             failed = error.strerror
         if failed:
-            raise Problem("the built-in decoder is in prior-embed, which could not be built; see scripts/prior-embed", FAILED)
+            reason = "the built-in decoder is in prior-embed, which could not be built; see scripts/prior-embed"
+            raise Problem(reason, FAILED)
     return BINARY
 
 

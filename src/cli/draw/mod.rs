@@ -27,11 +27,12 @@ const PICTURES: &str = "pictures";
 
 /// Draw embeddings of the built-in model
 ///
-/// Its decoder makes a small picture of each row, which is enlarged: one PNG, a contact sheet of several rows, or a folder
-/// with a picture of each. Embeddings of other models take a decoder of theirs: scripts/decode.py runs those of diffusers.
+/// Its decoder makes a small picture of each row, which is enlarged: one PNG, a contact sheet of several rows, or a
+/// folder with a picture of each. Embeddings of other models take a decoder of theirs: scripts/decode.py runs those of
+/// diffusers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Embeddings: .npy, .npz, .safetensors, .parquet, a folder of numbered files, or `-` for a .npy or .npz on standard input
+    /// Embeddings: .npy, .npz, .safetensors, .parquet, a folder of numbered files; `-` for .npy or .npz on standard input
     #[arg(value_name = "EMBS")]
     embeds: PathBuf,
 
@@ -103,8 +104,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     if bank.dim() != dim {
         let found = bank.dim();
         return Err(bad_input!(
-            "{name} has rows of {found} numbers, and the built-in decoder draws those of the built-in model, which have \
-             {dim}; scripts/decode.py --decoder draws others with diffusers"
+            "{name} has rows of {found} numbers, and the built-in decoder draws those of the built-in model, which \
+             have {dim}; scripts/decode.py --decoder draws others with diffusers"
         ));
     }
     let rows = match &args.rows {

@@ -33,8 +33,8 @@ impl Sink for Picture {
         let (dim, side) = BuiltinDecoder::sizes()?;
         if let Some(found) = shape.dim.filter(|found| *found != dim) {
             return Err(bad_input!(
-                "--picture: the built-in decoder draws embeddings of the built-in model, of {dim} numbers, and this model's \
-                 have {found}; scripts/decode.py draws them with a decoder of diffusers"
+                "--picture: the built-in decoder draws embeddings of the built-in model, of {dim} numbers, and this \
+                 model's have {found}; scripts/decode.py draws them with a decoder of diffusers"
             ));
         }
         if let Some(rows) = shape.rows {
