@@ -9,7 +9,7 @@ use super::values::{BatchSize, DeviceName, Dtype, on_error, output_dtype, shard}
 use crate::bad_input;
 use crate::diffusion::scheduler::SchedulerOptions;
 use crate::error::Component;
-use crate::hub::{Hub, Model, Needs, Wish};
+use crate::hub::{Hub, Model, Needs};
 use crate::job::{
     ComputeOptions, IfExists, Job, JobProgress, OnError, Opener, Prompts, Report, RowOptions, Seeding, Stop,
 };
@@ -121,14 +121,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let placement = Placement { device, precision: args.dtype.precision(device)? };
     let components: Vec<_> = args.image_encoder.iter().map(|name| (Component::ImageEncoder, name.as_str())).collect();
     let source = args.revision.model(args.model.as_deref().unwrap_or(EMOJI), &components, &context.hub)?;
-    let needs = Needs {
-        prior: false,
-        text_encoder: false,
-        sixteen_bit: placement.precision != Precision::F32,
-        image_encoder: Wish::Needed,
-        image_processor: true,
-        ..Needs::ALL
-    };
+    let needs = Needs { sixteen_bit: placement.precision != Precision::F32, ..Needs::PICTURES };
     let model = Hub::new(context.hub.clone()).open(&source, needs, &mut FetchProgress::new(&context.screen))?;
     let open = opener(&model, placement);
     let job = open().and_then(|pipeline| {

@@ -99,15 +99,16 @@ impl<'a> Mixing<'a> {
         let has_negative_text = sampling.negative_prompt.is_some() || decoder_negative_prompt(sampling).is_some();
         let is_prompt = |item: &Item| matches!(item, Item::Prompt(_));
         let text_encoder = encodes_texts || items.iter().any(is_prompt) || write.wants_negative() && has_negative_text;
+        let image_processor = items.iter().any(|item| matches!(item, Item::Picture(_)));
         let image_encoder = match write.wants_negative() {
-            _ if items.iter().any(|item| matches!(item, Item::Picture(_))) => Wish::Needed,
+            _ if image_processor => Wish::Needed,
             true if has_negative_text => Wish::No,
             true if write.needs_negative() => Wish::Needed,
             true => Wish::Welcome,
             false => Wish::No,
         };
         let sixteen_bit = prior.load.precision != Precision::F32;
-        let needs = Needs { text_encoder, sixteen_bit, image_encoder, ..Needs::ALL };
+        let needs = Needs { text_encoder, sixteen_bit, image_encoder, image_processor, ..Needs::ALL };
         let hub = Hub::new(context.hub.clone());
         let model = hub.open(&prior.model, needs, &mut FetchProgress::new(&context.screen))?;
         let opened = || -> Result<Self> {

@@ -15,6 +15,11 @@ pub fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22")
 }
 
+/// A picture of `tests/fixtures/images`.
+pub fn picture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name)
+}
+
 /// A folder to write in, and a copy of the model to break.
 pub struct Workplace {
     pub folder: TempDir,

@@ -1,16 +1,12 @@
 //! `encode-image`: pictures to embeddings.
 
-use crate::common::{Workplace, assert_done, assert_refused, model, read_npy, read_npz, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, model, picture, read_npy, read_npz, stderr};
 use assert_cmd::Command;
 use ndarray::{Array2, s};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command as Process, Stdio};
-
-fn pictures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
-}
 
 /// `encode-image` with the small model, and no paths yet.
 fn encode(place: &Workplace) -> Command {
@@ -22,7 +18,7 @@ fn encode(place: &Workplace) -> Command {
 /// Puts pictures of the fixtures into the workplace, under their names.
 fn put(place: &Workplace, names: &[&str]) {
     for name in names {
-        fs::copy(pictures().join(name), place.path(name)).unwrap();
+        fs::copy(picture(name), place.path(name)).unwrap();
     }
 }
 
@@ -46,7 +42,7 @@ fn files_folders_patterns_lists_and_shards_are_the_same_pictures() {
     let place = Workplace::new();
     fs::create_dir_all(place.path("in/a/b")).unwrap();
     for (name, folder) in NAMES.into_iter().zip(["in/a", "in/a/b", "in", "in"]) {
-        fs::copy(pictures().join(name), place.path(folder).join(name)).unwrap();
+        fs::copy(picture(name), place.path(folder).join(name)).unwrap();
     }
     fs::write(place.path("in/notes.txt"), "no picture").unwrap();
     fs::write(place.path("in/.hidden.png"), "no picture").unwrap();
@@ -90,7 +86,7 @@ fn files_folders_patterns_lists_and_shards_are_the_same_pictures() {
 #[test]
 fn threads_and_shards_change_nothing() {
     let place = Workplace::new();
-    let run = |options: &[&str]| assert_done(encode(&place).arg(pictures()).args(options));
+    let run = |options: &[&str]| assert_done(encode(&place).arg(picture("")).args(options));
     run(&["--batch-size", "5", "--out", "whole.npy"]);
     let whole = fs::read(place.path("whole.npy")).unwrap();
     run(&["--batch-size", "5", "--threads", "1", "--out", "one.npy"]);
@@ -109,7 +105,7 @@ fn threads_and_shards_change_nothing() {
 fn a_picture_that_cannot_be_used_ends_the_run_or_is_zeros() {
     let place = Workplace::new();
     put(&place, &["rgb.png", "exif_3.jpg"]);
-    let whole = |name: &str| fs::read(pictures().join(name)).unwrap();
+    let whole = |name: &str| fs::read(picture(name)).unwrap();
     fs::write(place.path("cut.png"), &whole("rgb.png")[..700]).unwrap();
     fs::write(place.path("cut.jpg"), &whole("rgb.jpg")[..3000]).unwrap();
     fs::write(place.path("text.jpg"), "hello").unwrap();

@@ -1,7 +1,7 @@
 //! `interpolate`, `edit`, and runs that start from images: `--image` and `--strength`.
 
 use crate::common::{
-    Workplace, assert_done, assert_refused, kill_after_rows, largest, model, read_npy, read_npz, stderr,
+    Workplace, assert_done, assert_refused, kill_after_rows, largest, model, picture, read_npy, read_npz, stderr,
 };
 use assert_cmd::Command;
 use ndarray::{Array2, ArrayView1, array, s};
@@ -404,8 +404,7 @@ fn a_run_from_images_is_resumed_with_the_same_images() {
 fn a_picture_is_an_item_and_an_image_to_start_from() {
     let place = Workplace::new();
     let (_, tensor) = fixture("mix");
-    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/rgb.png");
-    fs::copy(picture, place.path("cat.png")).unwrap();
+    fs::copy(picture("rgb.png"), place.path("cat.png")).unwrap();
     fs::write(place.path("broken.png"), "no picture").unwrap();
     let options = ["--weights", "0.4,0.6", "--seed", "9", "--seed-layout", "call", "--out", "mix.npy", "--steps", "5"];
     assert_done(command(&place, "interpolate", &["a red apple", "@cat.png"]).args(options));

@@ -83,18 +83,18 @@ impl Request {
     /// Which of the model's files are needed.
     pub(super) fn needs(&self) -> Needs {
         // The image encoder is large, and only makes negative embeddings without a negative prompt.
-        let has_pictures = self.rows.images.as_ref().map(|images| match &images.given {
+        let image_processor = self.rows.images.as_ref().is_some_and(|images| match &images.given {
             Some(item) => item.picture().is_some(),
             None => true,
         });
         let image_encoder = match self.rows.has_negatives() {
-            _ if has_pictures == Some(true) => Wish::Needed,
+            _ if image_processor => Wish::Needed,
             false if self.outputs.write.needs_negative() => Wish::Needed,
             false if self.outputs.write.wants_negative() => Wish::Welcome,
             _ => Wish::No,
         };
         let sixteen_bit = self.prior.load.precision != Precision::F32;
-        Needs { text_encoder: self.has_texts(), sixteen_bit, image_encoder, ..Needs::ALL }
+        Needs { text_encoder: self.has_texts(), sixteen_bit, image_encoder, image_processor, ..Needs::ALL }
     }
 
     /// Whether texts are encoded.
