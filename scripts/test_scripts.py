@@ -17,8 +17,8 @@ sys.dont_write_bytecode = True
 from tools.decoding import environment  # noqa: E402
 from tools.problem import Problem  # noqa: E402
 
-TESTS = [f"tools.tests.test_{name}" for name in ("libtorch", "decode_script", "decode_input", "environments")]
-REFERENCE_TESTS = ["tools.tests.test_decode_diffusers", "tools.tests.test_elsewhere"]
+TESTS = [f"tools.tests.test_{name}" for name in ("libtorch", "decode_script", "decode_input", "decode_options", "environments")]
+REFERENCE_TESTS = [f"tools.tests.test_{name}" for name in ("decode_diffusers", "decode_guided", "elsewhere")]
 
 
 def main(arguments):

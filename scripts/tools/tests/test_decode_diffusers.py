@@ -1,9 +1,6 @@
 """The numpy decoder against the one in torch, and diffusers' decoders against diffusers itself."""
 
-import contextlib
 import copy
-import json
-import os
 import shutil
 import unittest
 
@@ -15,13 +12,9 @@ from safetensors.torch import load_file
 
 from ..built import SCRIPTS
 from ..decoding import builtin
-from ..models import decoders
 from ..models.weights import set_up
-from .decode_script import ScriptTest, embeddings, npy, npz
-
-DIM = decoders.DIM
-SEED, STEPS = 7, 2
-PROMPTS = ["a red apple", "two cats"]
+from .decode_pipelines import DIM, PROMPTS, SEED, STEPS, PipelineTest, change_index
+from .decode_script import embeddings, npy
 
 
 def setUpModule():
@@ -57,16 +50,6 @@ class TorchDecoderTest(unittest.TestCase):
         self.compare(decoder)
 
 
-def change_index(folder, **entries):
-    """Changes a pipeline's model_index.json; an entry that becomes None is left out, and its folder too."""
-    path = folder / "model_index.json"
-    index = json.loads(path.read_text(encoding="utf-8")) | entries
-    for name in [name for name, entry in index.items() if entry is None]:
-        del index[name]
-        shutil.rmtree(folder / name)
-    path.write_text(json.dumps(index), encoding="utf-8")
-
-
 class NoSteps(diffusers.UnCLIPScheduler):
     """Leaves what it is given as it is."""
 
@@ -75,47 +58,17 @@ class NoSteps(diffusers.UnCLIPScheduler):
         self.timesteps = torch.empty(0)
 
 
-class DiffusersTest(ScriptTest):
-    """Saves small decoders, runs the script on them, and runs diffusers on the same embeddings."""
+class DiffusersTest(PipelineTest):
+    """Decoders that take an embedding, and perhaps text."""
+
+    names = ("kandinsky22", "kandinsky21", "karlo", "karlo_with_prior", "stable_unclip")
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        torch.manual_seed(0)
-        cls.pipelines = {}
-        for name in ("kandinsky22", "kandinsky21", "karlo", "karlo_with_prior", "stable_unclip"):
-            cls.pipelines[name] = getattr(decoders, name)()
-            cls.pipelines[name].set_progress_bar_config(disable=True)
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-                cls.pipelines[name].save_pretrained(cls.root / name)
         # As the published repositories have it, and this diffusers cannot load.
         for name in ("karlo", "karlo_with_prior"):
             change_index(cls.root / name, text_proj=["unclip", "UnCLIPTextProjModel"])
-
-    def setUp(self):
-        super().setUp()
-        self.rows, self.negative = embeddings(2, DIM), embeddings(2, DIM)[::-1]
-        self.write("rows.npz", npz(image_embeds=self.rows, negative_image_embeds=self.negative))
-        self.write("rows.npy", npy(self.rows))
-        self.write("negative.npy", npy(self.negative[0]))
-
-    def decode(self, name, source, *arguments):
-        """The pictures of both rows."""
-        self.succeed(source, "--decoder", self.root / name, "--out-dir", "out", "--steps", STEPS, "--seed", SEED,
-            "--overwrite", *arguments)  # fmt: skip
-        return [self.picture(f"out/{row:05}.png") for row in range(2)]
-
-    def assert_same(self, pictures, run):
-        """What the script drew is what diffusers gives for each row: `run(row, **settings)`."""
-        for row, picture in enumerate(pictures):
-            generator = torch.Generator().manual_seed(SEED + row)
-            expected = run(row, generator=generator, output_type="np").images[0]
-            self.assertGreater(picture.std(), 1)
-            np.testing.assert_array_equal(picture, (expected * 255).round().astype(np.uint8))
-
-    def embed(self, row):
-        """A row as diffusers takes it."""
-        return torch.from_numpy(self.rows[row : row + 1])
 
     def test_kandinsky22(self):
         pipeline = self.pipelines["kandinsky22"]
@@ -182,10 +135,11 @@ class DiffusersTest(ScriptTest):
         self.assert_same(pictures, run)
 
     def test_stable_unclip(self):
-        pictures = self.decode("stable_unclip", "rows.npz", "--prompt", PROMPTS[1], "--height", "40", "--scale", "1")
+        options = ("--prompt", PROMPTS[1], "--height", "40", "--scale", "1", "--noise-level", "300")
+        pictures = self.decode("stable_unclip", "rows.npz", *options)
         pipeline = self.pipelines["stable_unclip"]
 
-        settings = dict(prompt=PROMPTS[1], height=40, num_inference_steps=STEPS)
+        settings = dict(prompt=PROMPTS[1], height=40, num_inference_steps=STEPS, noise_level=300)
 
         def run(row, **more):
             return pipeline(image_embeds=self.embed(row), **settings, **more)
