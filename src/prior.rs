@@ -428,8 +428,7 @@ impl Prior {
         self.check_best_of(options)?;
         let latents = options.latents.as_ref().map_or(self.embedding_dim(), Array2::ncols);
         if latents != self.embedding_dim() {
-            let reason =
-                format!("latents has rows of {latents} numbers, and this model's have {}", self.embedding_dim());
+            let reason = format!("they have rows of {latents} numbers, and this model's have {}", self.embedding_dim());
             return Err(Error::Option { option: "latents", reason });
         }
         let zero_embed = match options.negative_image_embeds && negatives.is_none() {
@@ -442,7 +441,7 @@ impl Prior {
         let wanted = options.batch_size.or(is_call.then_some(rows));
         let batch_size = self.batch_size(rows, wanted)?;
         if is_call && batch_size < rows {
-            let reason = format!("batch_size is {batch_size}, and one_generator draws for all {rows} rows at once");
+            let reason = format!("it is {batch_size}, and one_generator draws for all {rows} rows at once");
             return Err(Error::Option { option: "batch_size", reason });
         }
         let batches = images.len().div_ceil(batch_size) + negatives.len().div_ceil(batch_size);
@@ -468,9 +467,9 @@ impl Prior {
         self.pipeline.check_takes_images()?;
         let (found, dim) = (images.ncols(), self.embedding_dim());
         let reason = match (0.0..=1.0).contains(strength) {
-            _ if found != dim => format!("image has {found} numbers a row, and this model's embeddings have {dim}"),
-            _ if options.latents.is_some() => "image and latents exclude each other".into(),
-            false => format!("image has strength {strength}, and it is between 0 and 1"),
+            _ if found != dim => format!("it has {found} numbers a row, and this model's embeddings have {dim}"),
+            _ if options.latents.is_some() => "it and latents exclude each other".into(),
+            false => format!("its strength is {strength}, and must be between 0 and 1"),
             true => return Ok(()),
         };
         Err(Error::Option { option: "image", reason })
@@ -483,13 +482,10 @@ impl Prior {
             _ if options.best_of == 1 => Ok(()),
             _ if self.pipeline.kind() == PriorKind::Sequence => {
                 let title = self.pipeline.kind().title();
-                refused(format!(
-                    "best_of is set, and {} has {title}, which makes no embeddings",
-                    self.pipeline.folder()
-                ))
+                refused(format!("{} has {title}, which makes no embeddings", self.pipeline.folder()))
             }
             [text, image] if text != image => refused(format!(
-                "best_of compares text and image embeddings, and this model's have {text} and {image} numbers"
+                "it compares text and image embeddings, and this model's have {text} and {image} numbers"
             )),
             _ => Ok(()),
         }
@@ -507,7 +503,7 @@ impl Prior {
         match refused.into_iter().find(|(_, is_refused)| *is_refused) {
             Some((option, _)) => {
                 let title = kind.title();
-                let reason = format!("{option} is set, and {} has {title}, which takes none", self.pipeline.folder());
+                let reason = format!("{} has {title}, which takes none; leave it out", self.pipeline.folder());
                 Err(Error::Option { option, reason })
             }
             None => Ok(()),

@@ -10,14 +10,19 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// A small model with everything in it: `tests/fixtures/pipelines/kandinsky22`.
-pub fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines/kandinsky22")
+/// `tests/fixtures`.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// A picture of `tests/fixtures/images`.
+/// A small model with everything in it.
+pub fn model() -> PathBuf {
+    fixtures().join("pipelines/kandinsky22")
+}
+
+/// A picture of the fixtures.
 pub fn picture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name)
+    fixtures().join("images").join(name)
 }
 
 /// A folder to write in, and a copy of the model to break.
@@ -30,8 +35,20 @@ impl Workplace {
         Self { folder: TempDir::new().unwrap() }
     }
 
+    /// With a copy of a model of the fixtures, at `model`.
+    pub fn with_model(fixture: &str) -> (Self, PathBuf) {
+        let place = Self::new();
+        let model = place.copy(&fixtures().join(fixture), "model");
+        (place, model)
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The array in a `.npy` file of the workplace.
+    pub fn npy(&self, name: &str) -> Array2<f32> {
+        read_npy(&std::fs::read(self.path(name)).unwrap())
     }
 
     /// A copy of the model, at `model` in the workplace.
@@ -58,6 +75,12 @@ impl Workplace {
         let mut command = self.bare();
         command.arg("--model").arg(model()).args(["--steps", "3"]);
         command
+    }
+
+    /// The embeddings of a run of `model` in the workplace.
+    pub fn embed(&self, options: &[&str]) -> Array2<f32> {
+        assert_done(self.bare().args(["-m", "model", "--out", "e.npy", "--overwrite"]).args(options));
+        self.npy("e.npy")
     }
 
     /// Starts the binary with the small model and few steps, to be talked to while it runs.
@@ -116,6 +139,13 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Sets a key of a JSON file.
+pub fn edit_json(path: &Path, key: &str, value: serde_json::Value) {
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    json[key] = value;
+    std::fs::write(path, json.to_string()).unwrap();
+}
+
 /// The array in a `.npy` file.
 pub fn read_npy(bytes: &[u8]) -> Array2<f32> {
     Array2::read_npy(bytes).unwrap()
@@ -133,6 +163,7 @@ pub fn largest(values: &Array2<f32>) -> f32 {
 
 /// How far apart two arrays are, of the second one's largest magnitude.
 pub fn off(left: &Array2<f32>, right: &Array2<f32>) -> f32 {
+    assert_eq!(left.dim(), right.dim());
     largest(&(left - right)) / largest(right)
 }
 

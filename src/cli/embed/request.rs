@@ -109,7 +109,9 @@ impl Request {
         Arc::new(move || {
             let mut pipeline = prior.open(&model)?;
             if let Some(Given { name, value, .. }) = &conditions {
-                pipeline.set_conditions(Arc::clone(value)).map_err(|error| bad_input!("{name:?}: {error}"))?;
+                pipeline
+                    .set_conditions(Arc::clone(value))
+                    .map_err(|error| bad_input!("{name:?}: {}", error.reason()))?;
             }
             if !has_texts {
                 pipeline.leave_out_text_encoder();
