@@ -15,11 +15,11 @@ pub(super) fn is_same_file(path: &Path, other: &Path) -> bool {
     path.is_some() && path == other
 }
 
-/// Where embeddings go, and in which form.
+/// The main output, and which numbers it holds.
 #[derive(Debug, Args)]
-pub(super) struct OutputArgs {
+pub(super) struct MainOutputArgs {
     #[command(flatten)]
-    pub(super) target: TargetArgs,
+    target: TargetArgs,
 
     /// Number type of the output: f32, or f16 at half the size
     #[arg(help_heading = "Output", long, value_name = "NAME", default_value = "f32", hide_possible_values = true,
@@ -29,6 +29,28 @@ pub(super) struct OutputArgs {
     /// Scale every embedding to length 1
     #[arg(help_heading = "Output", long)]
     pub(super) normalize: bool,
+}
+
+impl MainOutputArgs {
+    /// What to write.
+    ///
+    /// # Errors
+    /// As [`TargetArgs::target`].
+    pub(super) fn write_options(&self) -> Result<WriteOptions> {
+        let (path, format) = self.target.target()?;
+        let mut options = WriteOptions::new(vec![Output { path, format, arrays: Arrays::IMAGE }]);
+        options.out_dtype = self.out_dtype;
+        options.normalize = self.normalize;
+        options.rows_per_file = self.target.rows_per_file();
+        Ok(options)
+    }
+}
+
+/// Where embeddings go, and in which form.
+#[derive(Debug, Args)]
+pub(super) struct OutputArgs {
+    #[command(flatten)]
+    pub(super) main: MainOutputArgs,
 
     /// Output file of the negative embeddings that decoders take; .npz and .safetensors hold them anyway
     ///
@@ -45,13 +67,13 @@ impl OutputArgs {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if one has no format, or two are one file that cannot hold both.
     pub(super) fn write_options(&self, others: &[(&str, &Option<PathBuf>, Arrays)]) -> Result<WriteOptions> {
-        let (path, format) = self.target.target()?;
-        let mut outputs = vec![Output { path, format, arrays: Arrays::IMAGE }];
+        let mut options = self.main.write_options()?;
+        let outputs = &mut options.outputs;
         let negative = ("--negative-out", &self.negative_out, Arrays::NEGATIVE);
         for (option, path, arrays) in std::iter::once(&negative).chain(others) {
             match path {
                 Some(path) if *path != outputs[0].path => {
-                    let format = self.target.format.map_or_else(|| OutputFormat::of_path(path), Ok)?;
+                    let format = self.main.target.format.map_or_else(|| OutputFormat::of_path(path), Ok)?;
                     outputs.push(Output { path: path.clone(), format, arrays: *arrays });
                 }
                 Some(_) if *arrays == Arrays::SCORES => {
@@ -59,7 +81,7 @@ impl OutputArgs {
                         "--out and {option} are the same file; give the scores a file of their own"
                     ));
                 }
-                Some(_) if !format.holds_several() => {
+                Some(_) if !outputs[0].format.holds_several() => {
                     return Err(bad_input!(
                         "--out and {option} are the same file; give two names, or one .npz for all arrays"
                     ));
@@ -68,10 +90,6 @@ impl OutputArgs {
                 None => {}
             }
         }
-        let mut options = WriteOptions::new(outputs);
-        options.out_dtype = self.out_dtype;
-        options.normalize = self.normalize;
-        options.rows_per_file = self.target.rows_per_file();
         Ok(options)
     }
 }

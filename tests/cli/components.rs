@@ -283,7 +283,7 @@ fn components_of_another_kind_are_named() {
         (["--prior", "broken.safetensors"], ["broken.safetensors", "not a valid safetensors"]),
         (["--prior", "alone.safetensors"], ["no config.json beside it", "prior's"]),
         (["--tokenizer", "alone.safetensors"], ["is a file", "folder"]),
-        (["--prior", "./nothing"], ["--prior \"./nothing\"", "owner/name"]),
+        (["--prior", "./nothing"], ["--prior: \"./nothing\"", "owner/name"]),
         (["--image-encoder", "x y/z"], ["--image-encoder", "neither"]),
     ] {
         refuse(&place, &options, &words);

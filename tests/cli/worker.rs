@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command as Process, ExitStatus, Output, Stdio};
+use std::process::{Child, Command as Process, ExitStatus, Output};
 use std::sync::Mutex;
 
 /// The first reply of a worker.
@@ -24,6 +24,7 @@ static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
 /// A process that runs what it is sent, until its standard input ends.
 struct Worker {
+    process: Child,
     requests: BufReader<UnixStream>,
     stdout: File,
     stderr: File,
@@ -34,7 +35,7 @@ impl Worker {
         let (here, there) = UnixStream::pair().unwrap();
         let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().unwrap());
         let (_, module) = module_path!().split_once("::").unwrap();
-        Process::new(std::env::current_exe().unwrap())
+        let process = Process::new(std::env::current_exe().unwrap())
             .args(["--exact", &format!("{module}::serves_runs"), "--nocapture"])
             .env(IS_WORKER, "1")
             .env_remove("RUST_BACKTRACE")
@@ -43,7 +44,7 @@ impl Worker {
             .stderr(stderr.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let mut worker = Self { requests: BufReader::new(here), stdout, stderr };
+        let mut worker = Self { process, requests: BufReader::new(here), stdout, stderr };
         // What the test harness prints comes before this.
         assert_eq!(worker.reply(), READY, "no worker has started");
         worker
@@ -65,7 +66,10 @@ impl Worker {
             file.read_to_end(&mut printed).unwrap();
             printed
         });
-        let code: i32 = code.parse().unwrap_or_else(|_| panic!("{request}: {}", String::from_utf8_lossy(&stderr)));
+        let code: i32 = code.parse().unwrap_or_else(|_| {
+            let (ended, told) = (self.process.try_wait(), String::from_utf8_lossy(&stderr));
+            panic!("{request}: the worker ended ({ended:?}): {told}")
+        });
         Output { status: ExitStatus::from_raw(code << 8), stdout, stderr }
     }
 }

@@ -117,7 +117,7 @@ fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()>
             &[
                 ("--negative-prompt", args.sampling.negative_prompt.is_some()),
                 ("--negative-out", args.output.negative_out.is_some()),
-                ("--normalize", args.output.normalize),
+                ("--normalize", args.output.main.normalize),
                 ("--shard", args.shard.is_some()),
                 ("--decoder-negative-prompt", args.sampling.decoder_negative_prompt.is_some()),
                 ("--text-out", args.text_out.is_some()),

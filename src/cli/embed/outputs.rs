@@ -93,12 +93,7 @@ fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
         }
         return Ok(None);
     }
-    let if_exists = match (args.overwrite, args.resume) {
-        (true, _) => IfExists::Replace,
-        (false, true) => IfExists::Compare,
-        (false, false) => IfExists::Fail,
-    };
-    (skips || args.overwrite).then(|| Report::beside(main, if_exists)).transpose()
+    (skips || args.overwrite).then(|| Report::beside(main, IfExists::of(args.overwrite, args.resume))).transpose()
 }
 
 fn write_options(args: &Args) -> Result<WriteOptions> {
