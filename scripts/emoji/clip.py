@@ -16,12 +16,12 @@ MERGES = 6400
 SCALE = 50.0
 """What cosines are multiplied with. The smaller, the farther apart have embeddings to be to be told apart, and the more
 may a prior err; the larger, the more of a picture is an image's embedding free to keep, which is what a prior is for."""
-WEIGHTS = {"contrastive": 1.0, "image_heads": 1.2, "text_heads": 0.3, "thumbnail": 2.0}
+WEIGHTS = {"contrastive": 1.0, "image_heads": 1.8, "text_heads": 0.3, "thumbnail": 2.0}
 OPEN = ("style", "tone", "rotation", "size", "place", "mirrored")
 """What captions mostly leave open: nothing that could be read off every text."""
-HEADS = {"style": 5.0, "rotation": 3.0, "background": 0.5, "size": 0.5, "place": 0.5}
-"""What counts more or less than the others among the heads: styles and angles are small differences, a background is most of
-the picture."""
+HEADS = {"thing0": 6.0, "thing1": 2.0, "style": 5.0, "rotation": 3.0, "background": 0.5, "size": 0.5, "place": 0.5}
+"""What counts more or less than the others among the heads. A thing is one of 1,906, and often a small part of the picture;
+styles and angles are small differences; a background is most of the picture."""
 THUMBNAIL = 48
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from . import scene_templates, scenes
@@ -31,9 +32,11 @@ def cosine(embeds, truth):
 
 
 class Encoders:
-    """CLIP's two encoders, as they were saved, in float32."""
+    """CLIP's two encoders and the index of emoji, as they were saved, in float32."""
 
     def __init__(self, folder):
+        self.index = load_file(folder.parent / "index" / "index.safetensors")["mean"].float()
+        """The mean direction of each emoji's pictures, `(emoji, dim)`."""
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
         self.image = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32).eval()
@@ -54,16 +57,14 @@ class Encoders:
 
 @dataclass
 class EmojiTask:
-    """Texts that name an emoji, and all emoji in all styles."""
+    """Texts that name an emoji, and all emoji."""
 
     texts: list
     kind: np.ndarray
     answer: torch.Tensor
     """The place of the right emoji among the candidates."""
     candidates: torch.Tensor
-    """Directions of emoji in their styles, `(pictures, dim)`."""
-    owner: torch.Tensor
-    """The emoji that each candidate is of."""
+    """The mean direction of each emoji's pictures, `(emoji, dim)`."""
     same: torch.Tensor
     """For each emoji a number that those with the same pictures share."""
     truth: list
@@ -99,15 +100,14 @@ def emoji_task(world: World, encoders, seed):
     for (at, _), picture in zip(drawn, plain):
         looks[at] = looks.get(at, b"") + picture.tobytes()
     numbers = {look: number for number, look in enumerate(dict.fromkeys(looks.values()))}
-    owner = torch.tensor([at for at, _ in drawn])
-    candidates, truth = direction(encoders.pictures(plain)), []
+    owner, directions, truth = torch.tensor([at for at, _ in drawn]), direction(encoders.pictures(plain)), []
     views = [single(world, one, rng, rng, 0) for one in world.emoji for _ in range(VIEWS)]
     others = direction(encoders.pictures([view.draw() for view in views])).view(len(world.emoji), VIEWS, -1)
     for at in range(len(world.emoji)):
-        truth.append(torch.cat([candidates[owner == at], others[at]]))
+        truth.append(torch.cat([directions[owner == at], others[at]]))
     return EmojiTask(
         [wording.text for wording in wordings], np.array(kind), torch.tensor([world.index[one.code] for one in wordings]),
-        candidates, owner, torch.tensor([numbers[looks[at]] for at in range(len(world.emoji))]), truth,
+        encoders.index, torch.tensor([numbers[looks[at]] for at in range(len(world.emoji))]), truth,
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def check_split(world: World, task, seed, captions=12, drawn=4000):
 def rank_emoji(task, embeds):
     """Whether the right emoji is first, and whether it is among the first five; emoji that look the same are one."""
     near = direction(embeds) @ task.candidates.T
-    looks = task.same[task.owner].expand(len(near), -1)
+    looks = task.same.expand(len(near), -1)
     best = torch.full((len(near), int(task.same.max()) + 1), -2.0).scatter_reduce_(1, looks, near, "amax").topk(5).indices
     right = best == task.same[task.answer][:, None]
     return right[:, 0].float(), right.any(1).float()

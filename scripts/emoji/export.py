@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import KandinskyV22PriorPipeline
 from safetensors.torch import save_file
@@ -14,10 +13,9 @@ from transformers import CLIPImageProcessorPil
 
 from tools.built import ROOT
 
-from .batches import normalize
 from .decoder import Decoder
-from .drawing import CANVAS, Placed
-from .pictures import STYLES
+from .drawing import CANVAS
+from .pool import Pool
 from .train_prior import Denoiser, make_prior, make_scheduler
 from .trained_clip import load_clip
 from .training import trained
@@ -66,25 +64,11 @@ def tidy(path):
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
-@torch.no_grad()
-def embed_pictures(image_tower, pictures):
-    """Image embeddings of uint8 pictures, `(count, dim)`."""
-    pixels = normalize(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
-    return torch.cat([image_tower(pixel_values=part).image_embeds for part in pixels.split(256)])
-
-
-def write_index(world, image_tower, folder):
-    """The image embeddings of every emoji in every style, and what they are called. Where a style lacks an emoji, the row is 0."""
+def write_index(world, means, folder):
+    """The mean direction of the image embeddings of every emoji, `(emoji, dim)`, and what the emoji are called. Any one picture
+    is of some style, on some background: a caption that says neither is nearer to the mean of all."""
     folder.mkdir(parents=True, exist_ok=True)
-    embeds = {}
-    for style in STYLES:
-        has = [world.sprites.has(one.code, style) for one in world.emoji]
-        drawn = [one for one, there in zip(world.emoji, has) if there]
-        pictures = [world.sprites.draw((255.0,) * 3, [Placed(one.code, 84, 48, 48)], style) for one in drawn]
-        rows = torch.zeros(len(has), image_tower.config.projection_dim)
-        rows[torch.tensor(has)] = embed_pictures(image_tower, pictures)
-        embeds[style] = rows.half()
-    save_file(embeds, folder / "index.safetensors")
+    save_file({"mean": means.half()}, folder / "index.safetensors")
     names = [{"code": one.code, "name": one.name, "group": one.group} for one in world.emoji]
     lines = ",\n".join(json.dumps(name, ensure_ascii=False) for name in names)
     (folder / "emoji.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -97,16 +81,16 @@ def main():
     options = parser.parse_args()
     world, tokenizer, towers = load_clip()
     tokenizer.init_kwargs.pop("local_files_only", None)
+    pool = Pool(world, towers, tokenizer)
     denoiser = trained("prior", Denoiser(make_prior(), towers.text))
     prior = trained("refined", denoiser).prior
     prior.set_default_attn_processor()
     write_pipeline(towers, tokenizer, prior, options.assets / "emoji")
-    # From here on the image encoder is what was written: rounded to float16, computing in float32.
-    image = towers.image.float()
     with torch.no_grad():
-        zero = image(pixel_values=torch.zeros(1, 3, CANVAS, CANVAS)).image_embeds
+        # As it was written: rounded to float16, computing in float32.
+        zero = towers.image.float()(pixel_values=torch.zeros(1, 3, CANVAS, CANVAS)).image_embeds
     save_file({"image_embeds": zero}, options.assets / "emoji" / "zero_image_embed.safetensors")
-    write_index(world, image, options.assets / "index")
+    write_index(world, pool.emoji_means(), options.assets / "index")
     decoder = trained("decoder", Decoder()).half()
     (options.assets / "decoder").mkdir(parents=True, exist_ok=True)
     save_file(decoder.state_dict(), options.assets / "decoder" / "decoder.safetensors")
