@@ -83,13 +83,13 @@ class KandinskyTest(PipelineTest):
 
     def test_a_hint_is_followed(self):
         # Without guidance, so that there is no negative embedding.
-        size, scale = dict(height=128, width=64), dict(guidance_scale=1.0)
+        settings = dict(height=128, width=64, guidance_scale=1.0)
         hint = torch.from_numpy(np.asarray(self.hint.resize((64, 128), Image.Resampling.BICUBIC)).copy())
         hint = hint.permute(2, 0, 1)[None] / 255
         guided = ("--hint", "hint.png", "--height", "128", "--width", "64", "--guidance-scale", "1")
         pictures = self.decode("kandinsky22_controlnet", "rows.npy", *guided)
         pipeline = self.pipelines["kandinsky22_controlnet"]
-        self.assert_same(pictures, lambda row, **more: pipeline(**self.settings(row, hint=hint, **size, **scale, **more)))
+        self.assert_same(pictures, lambda row, **more: pipeline(**self.settings(row, hint=hint, **settings, **more)))
 
     def test_a_hint_and_a_picture(self):
         hint = self.hint.resize((64, 64), Image.Resampling.BICUBIC)
