@@ -129,8 +129,8 @@ pub(super) fn encode<'a>(
         if embeds.dim() != dim {
             let (name, found, folder) = (embeds.name(), embeds.dim(), pipeline.folder());
             return Err(bad_input!(
-                "{name} has rows of {found} numbers, and the {kind} embeddings of {folder} have {dim}; name the --model \
-                 that they are of"
+                "{name} has rows of {found} numbers, and the {kind} embeddings of {folder} have {dim}; name the \
+                 --model that they are of"
             ));
         }
         warn_of_encoder(encoder, embeds, path, &pipeline)?;
