@@ -109,7 +109,7 @@ pub(super) struct TargetArgs {
     #[arg(help_heading = "Output", long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one_row)]
     pub(super) rows_per_file: Option<u64>,
 
-    /// Output format if not by extension: npy, npz, safetensors, jsonl, parquet or ipadpt
+    /// Output format if not by extension: npy, npz, safetensors, jsonl, jsonl-base64, parquet or ipadpt
     #[arg(help_heading = "Output", long, value_name = "NAME", value_parser = output_format)]
     pub(super) format: Option<OutputFormat>,
 }
@@ -173,5 +173,6 @@ fn at_least_one_row(text: &str) -> Result<u64, String> {
 }
 
 fn output_format(text: &str) -> Result<OutputFormat, String> {
-    OutputFormat::from_name(text).ok_or_else(|| "it must be npy, npz, safetensors, jsonl, parquet or ipadpt".into())
+    OutputFormat::from_name(text)
+        .ok_or_else(|| "it must be npy, npz, safetensors, jsonl, jsonl-base64, parquet or ipadpt".into())
 }

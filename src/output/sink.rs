@@ -38,6 +38,11 @@ pub(crate) trait Sink: Sync {
         false
     }
 
+    /// Whether it is text, a line a row without a head.
+    fn is_lines(&self) -> bool {
+        false
+    }
+
     /// Where rows go as they come.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ use crate::cli::errors::exit_code;
 use anyhow::Result;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, UInt64Type};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use half::f16;
 use ndarray::{Array2, Axis, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
@@ -91,11 +93,12 @@ pub(crate) fn options(path: &Path, format: OutputFormat) -> WriteOptions {
 }
 
 /// The formats whose shards can be merged.
-pub(crate) const FILES: [OutputFormat; 6] = [
+pub(crate) const FILES: [OutputFormat; 7] = [
     OutputFormat::Npy,
     OutputFormat::Npz,
     OutputFormat::Safetensors,
     OutputFormat::JsonLines,
+    OutputFormat::Base64Lines,
     OutputFormat::Parquet,
     OutputFormat::IpAdapter,
 ];
@@ -221,6 +224,26 @@ fn jsonl_has_an_object_a_row() {
         let image: Vec<f32> = serde_json::from_value(line["image_embeds"].clone()).unwrap();
         let negative: Vec<f32> = serde_json::from_value(line["negative_image_embeds"].clone()).unwrap();
         assert_eq!((image, negative), (run.image.row(row).to_vec(), run.negative.row(row).to_vec()));
+    }
+}
+
+#[test]
+fn jsonl_base64_has_the_bytes_of_each_row() {
+    let folder = TempDir::new().unwrap();
+    let mut run = Run::new(5, 3);
+    // JSON's own numbers hold neither.
+    (run.image[[1, 0]], run.image[[1, 2]]) = (f32::NAN, f32::NEG_INFINITY);
+    let path = folder.path().join("e.jsonl-base64");
+    write_whole(&run, options(&path, OutputFormat::of_path(&path).unwrap()), 4);
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 5);
+    for (row, line) in text.lines().enumerate() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(serde_json::from_value::<OutputRow>(line.clone()).unwrap(), run.rows[row]);
+        for (name, array) in [("image_embeds", &run.image), ("negative_image_embeds", &run.negative)] {
+            let bytes: Vec<u8> = array.row(row).iter().flat_map(|value| value.to_le_bytes()).collect();
+            assert_eq!(BASE64_STANDARD.decode(line[name].as_str().unwrap()).unwrap(), bytes);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod output;
 mod precision;
 mod provenance;
 mod resume;
+mod row_noise;
 mod rows;
 mod schedulers;
 mod score;

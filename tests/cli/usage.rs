@@ -264,7 +264,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("-p x -o n.npy --scheduler dpm-solver++ --solver-order 4", "4 is not in 1..=3"),
         ("-p x -o n.npy --scheduler euler --steps 20000", "20000 steps are not possible, it must be 1 to 10000"),
         ("-p x -o n.npy --out-dtype bf16", "[possible values: f32, f16]"),
-        ("-p x -o n.npy --format csv", "it must be npy, npz, safetensors, jsonl, parquet or ipadpt"),
+        ("-p x -o n.npy --format csv", "it must be npy, npz, safetensors, jsonl, jsonl-base64, parquet or ipadpt"),
         ("-p x -o n.npy --shard 4/3", "it must be I/N with I between 1 and N, for example 1/8"),
         ("-p x -o n.npy --shard 1/0", "it must be I/N"),
         ("-p x -o n.npy --rows-per-file 0", "it must be a number of rows, 1 or more"),

@@ -11,7 +11,7 @@ use crate::hub::{Model, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Given, Images, Opener, Prompts, RowOptions, Seeding};
 use crate::nn::prior::PriorKind;
 use crate::pipeline::{Conditions, Settings};
-use crate::rows::{ReadOptions, read_conditions, read_latents};
+use crate::rows::{Extras, ReadOptions, read_conditions, read_latents};
 use crate::weights::precision::Precision;
 use anyhow::Result;
 use std::path::Path;
@@ -151,7 +151,7 @@ fn prompts(args: &Args) -> Result<Prompts> {
         format: args.format_in,
         prompt_column: args.prompt_column.clone(),
         no_header: args.no_header,
-        has_images: args.strength.is_some(),
+        extras: Extras { images: args.strength.is_some(), noise: args.row_noise },
         ..ReadOptions::default()
     };
     Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, ..Prompts::default() })

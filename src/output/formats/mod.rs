@@ -3,6 +3,7 @@
 mod folder;
 mod ipadpt;
 mod jsonl;
+mod jsonl_base64;
 pub(crate) mod npy;
 mod npz;
 pub(crate) mod parquet;
@@ -44,6 +45,8 @@ registry! {
     Safetensors: safetensors::Safetensors,
     /// JSON lines, an object a row.
     JsonLines: jsonl::JsonLines,
+    /// JSON lines whose numbers are base64 of their bytes.
+    Base64Lines: jsonl_base64::Base64Lines,
     /// A Parquet table, one Parquet row per embedding.
     Parquet: parquet::Parquet,
     /// A file of torch with a list of one tensor, which diffusers' IP-Adapters take.
