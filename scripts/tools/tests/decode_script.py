@@ -48,6 +48,7 @@ def make_project(root):
     scripts, assets = root / "scripts", root / "assets"
     others = shutil.ignore_patterns("benchmark", "fixtures", "models", "tests", "__pycache__")
     shutil.copytree(SCRIPTS / "tools", scripts / "tools", ignore=others)
+    shutil.copytree(SCRIPTS / "python" / "prior_embed", scripts / "python" / "prior_embed", ignore=others)
     for name in ("decode.py", "requirements.txt"):
         shutil.copy(SCRIPTS / name, scripts / name)
     for name in ("decoder", "index"):
