@@ -27,6 +27,7 @@ fn main() {
         println!("cargo:rerun-if-changed={KERNELS}/{file}");
     }
     find_image_encoder();
+    find_decoder();
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     // Set by torch-sys' build script; absent in its `doc-only` build.
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else { return };
@@ -48,6 +49,21 @@ fn find_image_encoder() {
     println!("cargo:rerun-if-changed={MODEL}");
     if FILES.iter().all(|file| Path::new(MODEL).join(file).is_file()) {
         println!("cargo:rustc-cfg=builtin_image_encoder");
+    }
+}
+
+/// So are its decoder and its index of emoji, by the feature `draw`.
+fn find_decoder() {
+    const FILES: [&str; 3] = ["decoder/decoder.safetensors", "index/index.safetensors", "index/emoji.json"];
+    println!("cargo:rustc-check-cfg=cfg(builtin_decoder)");
+    for folder in ["assets/decoder", "assets/index"] {
+        // What is not there would have changed at every build.
+        let watched = if Path::new(folder).is_dir() { folder } else { "assets" };
+        println!("cargo:rerun-if-changed={watched}");
+    }
+    let is_wanted = std::env::var_os("CARGO_FEATURE_DRAW").is_some();
+    if is_wanted && FILES.iter().all(|file| Path::new("assets").join(file).is_file()) {
+        println!("cargo:rustc-cfg=builtin_decoder");
     }
 }
 

@@ -13,7 +13,7 @@ import sys
 from tools.built import ROOT
 
 # What the library must do without.
-PROGRAM_CRATES = {"clap", "hf-hub", "indicatif", "parquet", "ureq"}
+PROGRAM_CRATES = {"axum", "clap", "hf-hub", "hyper", "indicatif", "parquet", "tokio", "ureq"}
 
 
 def cargo(*arguments):

@@ -4,24 +4,32 @@
     prior-embed --prompt "a red apple" --out - | python scripts/decode.py - --out apple.png
     scripts/decode.py embs.npz --nearest 5
     scripts/decode.py embs.npy --out grid.png --columns 4 --scale 2
-    scripts/decode.py embs.npy --out-dir pictures
+    scripts/decode.py embs.npy --out pictures/
     scripts/decode.py emb.npz --decoder kandinsky-2.2 --out apple.png
+    scripts/decode.py emb.npz --decoder kandinsky-2.2 --image cat.png --mask hat.png --out cat2.png
 
 INPUT is an .npy file of shape (rows, dim), an .npz with image_embeds and perhaps
 negative_image_embeds, or - for standard input.
 
-The built-in decoder draws 64 x 64 pixels from the embeddings of the built-in model, and so
---nearest is for those too. It needs numpy, Pillow and safetensors; if this Python lacks them,
-the first run installs them into the project's cache (PRIOR_EMBED_CACHE, or prior-embed in
-XDG_CACHE_HOME or ~/.cache) and nowhere else.
+The built-in decoder draws small pictures from the embeddings of the built-in model, and so
+--nearest is for those too. prior-embed has it (prior-embed draw does the same without Python),
+and is built first if it is not there. This script needs numpy, Pillow and safetensors; if this
+Python lacks them, the first run installs them into the project's cache (PRIOR_EMBED_CACHE, or
+prior-embed in XDG_CACHE_HOME or ~/.cache) and nowhere else.
 
 --decoder runs a decoder of diffusers on the embeddings of the prior that belongs to it:
 
     karlo           kakaobrain/karlo-v1-alpha-image-variations          takes a --prompt
     kandinsky-2.1   kandinsky-community/kandinsky-2-1                   needs a --prompt
-    kandinsky-2.2   kandinsky-community/kandinsky-2-2-decoder
-    stable-unclip   sd2-community/stable-diffusion-2-1-unclip-small     takes a --prompt
+    kandinsky-2.2   kandinsky-community/kandinsky-2-2-decoder           takes pictures too
+    stable-unclip   sd2-community/stable-diffusion-2-1-unclip-small     takes a --prompt, --noise-level
+    sdxl            stabilityai/stable-diffusion-xl-base-1.0            takes a --prompt
     DIR             a folder with one of these, as diffusers saves it
+
+kandinsky-2.2 starts from --image and goes as far from it as --strength says, repaints that of
+it which is white in --mask (kandinsky-2-2-decoder-inpaint), and follows a depth map, --hint
+(kandinsky-2-2-controlnet-depth), from noise or from --image. sdxl takes the embeddings of
+Kandinsky 2.2's prior, by the IP-Adapter for CLIP's ViT-bigG: h94/IP-Adapter, or --ip-adapter.
 
 The Kandinskys also need the negative embeddings: make an .npz, or use --negative-out of
 prior-embed and --negative-embeds here. If this Python lacks torch and diffusers, the first
@@ -33,6 +41,7 @@ whole or not at all.
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -45,8 +54,11 @@ from tools.problem import Problem  # noqa: E402
 
 ASSETS = SCRIPTS.parent / "assets"
 BUILTIN_SCALE = 4
-"""Makes 256 of the built-in decoder's 64 pixels."""
-OF_DIFFUSERS = ("prompt", "negative_embeds", "steps", "guidance_scale", "seed", "height", "width", "device", "dtype")
+"""What the built-in decoder draws is small."""
+OF_DIFFUSERS = (
+    "prompt", "negative_embeds", "steps", "guidance_scale", "seed", "height", "width", "device", "dtype",
+    *decoders.EXTRAS,
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +90,14 @@ def real(text):
     return value
 
 
+def share(text):
+    """A type for argparse: a number above 0, up to 1."""
+    value = real(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return value
+
+
 def device(text):
     """A type for argparse: what prior-embed takes."""
     kind, colon, index = text.partition(":")
@@ -95,7 +115,8 @@ def parse(arguments):
     )  # fmt: skip
     add = parser.add_argument
     add("input", metavar="INPUT", help="an .npy or .npz file, or - for standard input")
-    add("-o", "--out", metavar="FILE.png", help="one picture; of several rows a grid; - for standard output")
+    add("-o", "--out", metavar="FILE.png",
+        help="one picture; of several rows a grid; - for standard output; or a folder: DIR/, or one that is there")  # fmt: skip
     add("--out-dir", metavar="DIR", type=Path, help="a picture for each row: 00000.png, 00001.png, ...")
     add("--overwrite", action="store_true", help="replace pictures that are there already; without it that is an error")
     add("--columns", metavar="N", type=number(1), help="columns of the grid (default: about square)")
@@ -116,11 +137,29 @@ def parse(arguments):
     add("--steps", metavar="N", type=number(1, 1000), help="denoising steps (default: diffusers')")
     add("--guidance-scale", metavar="G", type=real, help="off at 1 and below (default: diffusers')")
     add("--seed", metavar="S", type=number(0, 2**63 - 1), help="row r draws its noise with seed S + r (default 0)")
+    add("--image", metavar="FILE", help="kandinsky-2.2: the picture to start from; it is resized to height and width")
+    add("--strength", metavar="S", type=share, help="how far to go from it, up to 1 (default: diffusers')")
+    add("--mask", metavar="FILE", help="kandinsky-2.2: white where --image is repainted, black where it stays")
+    add("--hint", metavar="FILE", help="kandinsky-2.2: a depth map to follow")
+    add("--noise-level", metavar="N", type=number(0, 999),
+        help="stable-unclip: noise on the embedding, for variety (default 0)")  # fmt: skip
+    add("--ip-adapter", metavar="FILE", help="sdxl: an IP-Adapter, .safetensors or .bin, in place of h94/IP-Adapter's")
+    add("--ip-adapter-scale", metavar="S", type=real, help="sdxl: the embedding's weight beside the text (default 1)")
     add("--height", metavar="N", type=number(8, 8192), help="Kandinsky rounds it up to 64s (default: diffusers')")
     add("--width", metavar="N", type=number(8, 8192), help="likewise")
     add("--device", metavar="NAME", type=device, help="auto, cpu, cuda, cuda:I, mps (default auto)")
     add("--dtype", choices=("auto", "f32", "f16", "bf16"), help="auto is f32 on the CPU, f16 elsewhere (default auto)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.out not in (None, "-") and is_folder(options.out):
+        if options.out_dir is not None:
+            parser.error(f'--out "{options.out}" is a folder, and so is --out-dir; leave one of them out')
+        options.out, options.out_dir = None, Path(options.out)
+    return options
+
+
+def is_folder(name):
+    """Whether an output is a folder of pictures, by what is there or by its last character."""
+    return name.endswith("/") or (os.path.isdir(name) and not name.lower().endswith(".png"))
 
 
 def check(options):
@@ -128,7 +167,8 @@ def check(options):
     if options.out is None and options.out_dir is None and options.nearest is None:
         raise Problem("nothing to do; give --out FILE.png, --out-dir DIR or --nearest K")
     if options.out is not None and options.out != "-" and not options.out.lower().endswith(".png"):
-        raise Problem(f'--out "{options.out}": pictures are written as PNG; give a name that ends in .png')
+        name = f'--out "{options.out}"'
+        raise Problem(f"{name}: pictures are written as PNG; give a name that ends in .png, or in / for a folder")
     if options.out == "-" and options.nearest:
         raise Problem("--out - and --nearest both write to standard output; give --out a file name")
     if options.out == "-" and sys.stdout.isatty():
@@ -137,11 +177,12 @@ def check(options):
         raise Problem("--json goes with --nearest K")
     if options.input == "-" and options.negative_embeds == "-":
         raise Problem("only one of the inputs can be standard input")
-    choice = decoders.choose(options.decoder)
+    given = {name for name in OF_DIFFUSERS if getattr(options, name) is not None}
+    choice = decoders.choose(options.decoder, given)
     if choice is None:
         for name in OF_DIFFUSERS:
-            if getattr(options, name) is not None:
-                raise Problem(f"--{name.replace('_', '-')} is for other decoders than the built-in one (--decoder)")
+            if name in given:
+                raise Problem(f"{decoders.option(name)} is for other decoders than the built-in one (--decoder)")
         return None
     family = choice.family
     if not family.has_size and (options.height or options.width):
@@ -154,6 +195,8 @@ def check(options):
         raise Problem(f"{choice.title} takes no text beside the embedding; leave --prompt out")
     if family.guidance_scale is None and options.negative_embeds:
         raise Problem(f"{choice.title} takes no negative embeddings; leave --negative-embeds out")
+    if options.ip_adapter and not Path(options.ip_adapter).is_file():
+        raise Problem(f'--ip-adapter: there is no file "{options.ip_adapter}"')
     return choice
 
 
@@ -175,17 +218,16 @@ def find_negative(choice, options, found):
     return found.negative
 
 
-def draw(choice, options, found, negative):
-    """Yields a picture, an array, for each row."""
+def draw(choice, options, pictures, found, negative):
+    """Yields a picture, an array, for each row. `pictures`: what `input_pictures.read` gives."""
     if choice is not None:
         from tools.decoding.pipelines import DiffusersDecoder
 
-        return DiffusersDecoder(choice, options).draw(found, negative)
+        return DiffusersDecoder(choice, options, pictures).draw(found, negative)
     from tools.decoding import builtin
 
-    decoder = builtin.load(ASSETS / "decoder" / "decoder.safetensors")
-    decoders.check_dim(decoder.dim, found.rows, found.name, "the built-in decoder")
-    return decoder.draw(found.rows)
+    decoders.check_dim(builtin.DIM, found.rows, found.name, "the built-in decoder")
+    return builtin.draw(found.rows)
 
 
 def write_pictures(arrays, options, count):
@@ -210,7 +252,7 @@ def write_pictures(arrays, options, count):
 
 def run(choice, options):
     """Everything, in a Python that has the libraries."""
-    from tools.decoding import embeddings, pictures
+    from tools.decoding import embeddings, input_pictures, pictures
 
     if options.out not in (None, "-"):
         pictures.check_file(Path(options.out), options.overwrite)
@@ -221,6 +263,7 @@ def run(choice, options):
         raise Problem(f"{found.name} has {count} rows, and there are {prompts} prompts; give one, or one for each")
     if options.out_dir is not None:
         pictures.check_folder(options.out_dir, count, options.overwrite)
+    given = input_pictures.read(options)
     text = ""
     if options.nearest:
         from tools.decoding import nearest
@@ -233,7 +276,7 @@ def run(choice, options):
         if choice is not None:
             decoders.check_dim(choice.dim, found.rows, found.name, choice.title)
             negative = find_negative(choice, options, found)
-        write_pictures(draw(choice, options, found, negative), options, count)
+        write_pictures(draw(choice, options, given, found, negative), options, count)
     # Last, so that nothing is printed where a picture then fails. In UTF-8 whatever the terminal is said to be.
     if text:
         pictures.write_stdout(text.encode())

@@ -11,6 +11,7 @@ from tools.fixtures import (
     checkpoints,
     components,
     ddpm,
+    drawing,
     given,
     images,
     mixing,
@@ -40,6 +41,7 @@ GROUPS = {
     "checkpoints": checkpoints.write_all,
     "tokenizers": tokenizers.write_all,
     "builtin": builtin.write_all,
+    "drawing": drawing.write_all,
 }
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests of the scripts, in tools/tests.
+"""Tests of the scripts, in tools/tests, and of the Python package, in python/tests.
 
     python3 scripts/test_scripts.py                                  # without torch
     scripts/reference-python scripts/test_scripts.py --reference     # and those with torch and diffusers
@@ -17,8 +17,10 @@ sys.dont_write_bytecode = True
 from tools.decoding import environment  # noqa: E402
 from tools.problem import Problem  # noqa: E402
 
-TESTS = [f"tools.tests.test_{name}" for name in ("libtorch", "decode_script", "decode_input", "environments")]
-REFERENCE_TESTS = ["tools.tests.test_decode_diffusers", "tools.tests.test_elsewhere"]
+TESTS = [f"tools.tests.test_{name}" for name in ("libtorch", "decode_script", "decode_input", "decode_options", "environments")]
+TESTS += ["python.tests.test_fetch"]
+REFERENCE_TESTS = [f"tools.tests.test_{name}" for name in ("decode_diffusers", "decode_guided", "elsewhere")]
+REFERENCE_TESTS += ["python.tests.test_diffusers"]
 
 
 def main(arguments):

@@ -95,11 +95,11 @@ pub enum Error {
     #[error(transparent)]
     Hub(Box<HubError>),
     /// An option has a value that this model or this machine does not support.
-    #[error("{reason}")]
+    #[error("{option}: {reason}")]
     Option {
         /// The name of the option: `steps`.
         option: &'static str,
-        /// What is wrong with its value.
+        /// What is wrong with its value, as a sentence that need not name it.
         reason: String,
     },
     /// A model lacks a component.
@@ -308,6 +308,14 @@ impl Error {
             | Self::OutOfMemory { hint, .. } => hint.as_ref(),
             Self::Hub(error) => error.hint.as_ref(),
             _ => None,
+        }
+    }
+
+    /// What is wrong, without the name of the option where that is said already.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Option { reason, .. } => reason.clone(),
+            error => error.to_string(),
         }
     }
 

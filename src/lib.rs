@@ -19,9 +19,10 @@
 //! All are on by default. `default-features = false` leaves the library alone.
 //!
 //! - `cli`: the program `prior-embed`.
+//! - `draw`: [`Prior::draw`]; the decoder, 13 MB, is in the repository and not in the package on crates.io.
 //! - `hub`: [`Prior::from_pretrained`].
 //! - `images`: [`Prior::encode_images`].
-//! - `serve`: nothing yet.
+//! - `serve`: `prior-embed serve`.
 //! - `download-libtorch` (off): libtorch is downloaded by the build.
 //!
 //! # libtorch
@@ -43,7 +44,7 @@
 //! printed. Warnings go to the `log` facade.
 
 // The modules, from top to bottom; each uses only what is below it:
-// cli, prior → job → rows, output → convert → hub → pipeline → tokenizer, images → diffusion → nn → weights → kernels →
+// cli, prior → serve → job → rows, output → convert → hub → pipeline → tokenizer, images → diffusion → nn → weights → kernels →
 // leaves.
 
 // In a test, a panic is a failure.
@@ -82,6 +83,8 @@ mod prior;
 mod rows;
 #[cfg(feature = "cli")]
 mod search;
+#[cfg(feature = "serve")]
+mod serve;
 #[cfg(feature = "cli")]
 mod slerp;
 mod text;

@@ -13,6 +13,8 @@ use crate::diffusion::schedulers;
 use crate::error::{Component, Hint};
 use crate::files::Folder;
 use crate::nn::prior::PriorKind;
+#[cfg(feature = "draw")]
+use crate::pipeline::BuiltinDecoder;
 use crate::pipeline::builtin::EMOJI_MODEL;
 use crate::pipeline::component::component_at;
 use crate::pipeline::layout::Replacements;
@@ -22,6 +24,8 @@ use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::weights::precision::Precision;
 use crate::{Error, Result};
 use embed_options::{Rows, Seeds};
+#[cfg(feature = "draw")]
+use ndarray::Array4;
 use ndarray::{Array1, Array2, Axis, concatenate};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -238,7 +242,13 @@ impl LoadOptions {
         let placement = Placement { device, precision: self.precision };
         let mut pipeline = Pipeline::open_with(folder, replacements, placement, scheduler)?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
-        Ok(Prior { pipeline, keeps_text_encoder: self.keep_text_encoder, zero_embed: None })
+        Ok(Prior {
+            pipeline,
+            keeps_text_encoder: self.keep_text_encoder,
+            zero_embed: None,
+            #[cfg(feature = "draw")]
+            decoder: None,
+        })
     }
 }
 
@@ -273,6 +283,9 @@ pub struct Prior {
     keeps_text_encoder: bool,
     /// The embedding of a black image, once it is computed.
     zero_embed: Option<Array1<f32>>,
+    /// Once it is loaded.
+    #[cfg(feature = "draw")]
+    decoder: Option<BuiltinDecoder>,
 }
 
 impl Prior {
@@ -369,6 +382,37 @@ impl Prior {
         concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
     }
 
+    /// Pictures of the built-in model's image embeddings, `(rows, embedding_dim)`, by its own decoder: `(rows, height,
+    /// width, 3)`, the levels of red, green and blue.
+    ///
+    /// ```
+    /// use prior_embed::{EmbedOptions, Prior};
+    ///
+    /// let mut prior = Prior::builtin()?;
+    /// let out = prior.embed(&["a red apple"], &EmbedOptions::new())?;
+    /// let pictures = prior.draw(&out.image_embeds)?;
+    /// assert_eq!((pictures.dim().0, pictures.dim().3), (1, 3));
+    /// # Ok::<(), prior_embed::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Option`] if the embeddings are of another model, whose dimension differs, or their numbers are too large;
+    /// [`Error::File`] if this build has no decoder, which the package on crates.io leaves out.
+    #[cfg(feature = "draw")]
+    pub fn draw(&mut self, embeds: &Array2<f32>) -> Result<Array4<u8>> {
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            decoder => decoder.insert(BuiltinDecoder::open()?),
+        };
+        let batches = embeds.axis_chunks_iter(Axis(0), BuiltinDecoder::BATCH).zip((0..).step_by(BuiltinDecoder::BATCH));
+        let pictures = batches.map(|(batch, first)| decoder.draw(first, batch)).collect::<Result<Vec<_>>>()?;
+        if pictures.is_empty() {
+            return decoder.draw(0, embeds.view());
+        }
+        let views: Vec<_> = pictures.iter().map(|pictures| pictures.view()).collect();
+        concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
+    }
+
     /// The image embeddings of prompts, `samples` rows for each in their order.
     ///
     /// A row depends on its prompt, its seed and the options, not on the rows beside it. Of no prompts, empty arrays.
@@ -428,8 +472,7 @@ impl Prior {
         self.check_best_of(options)?;
         let latents = options.latents.as_ref().map_or(self.embedding_dim(), Array2::ncols);
         if latents != self.embedding_dim() {
-            let reason =
-                format!("latents has rows of {latents} numbers, and this model's have {}", self.embedding_dim());
+            let reason = format!("they have rows of {latents} numbers, and this model's have {}", self.embedding_dim());
             return Err(Error::Option { option: "latents", reason });
         }
         let zero_embed = match options.negative_image_embeds && negatives.is_none() {
@@ -442,7 +485,7 @@ impl Prior {
         let wanted = options.batch_size.or(is_call.then_some(rows));
         let batch_size = self.batch_size(rows, wanted)?;
         if is_call && batch_size < rows {
-            let reason = format!("batch_size is {batch_size}, and one_generator draws for all {rows} rows at once");
+            let reason = format!("it is {batch_size}, and one_generator draws for all {rows} rows at once");
             return Err(Error::Option { option: "batch_size", reason });
         }
         let batches = images.len().div_ceil(batch_size) + negatives.len().div_ceil(batch_size);
@@ -468,9 +511,9 @@ impl Prior {
         self.pipeline.check_takes_images()?;
         let (found, dim) = (images.ncols(), self.embedding_dim());
         let reason = match (0.0..=1.0).contains(strength) {
-            _ if found != dim => format!("image has {found} numbers a row, and this model's embeddings have {dim}"),
-            _ if options.latents.is_some() => "image and latents exclude each other".into(),
-            false => format!("image has strength {strength}, and it is between 0 and 1"),
+            _ if found != dim => format!("it has {found} numbers a row, and this model's embeddings have {dim}"),
+            _ if options.latents.is_some() => "it and latents exclude each other".into(),
+            false => format!("its strength is {strength}, and must be between 0 and 1"),
             true => return Ok(()),
         };
         Err(Error::Option { option: "image", reason })
@@ -483,13 +526,10 @@ impl Prior {
             _ if options.best_of == 1 => Ok(()),
             _ if self.pipeline.kind() == PriorKind::Sequence => {
                 let title = self.pipeline.kind().title();
-                refused(format!(
-                    "best_of is set, and {} has {title}, which makes no embeddings",
-                    self.pipeline.folder()
-                ))
+                refused(format!("{} has {title}, which makes no embeddings", self.pipeline.folder()))
             }
             [text, image] if text != image => refused(format!(
-                "best_of compares text and image embeddings, and this model's have {text} and {image} numbers"
+                "it compares text and image embeddings, and this model's have {text} and {image} numbers"
             )),
             _ => Ok(()),
         }
@@ -507,7 +547,7 @@ impl Prior {
         match refused.into_iter().find(|(_, is_refused)| *is_refused) {
             Some((option, _)) => {
                 let title = kind.title();
-                let reason = format!("{option} is set, and {} has {title}, which takes none", self.pipeline.folder());
+                let reason = format!("{} has {title}, which takes none; leave it out", self.pipeline.folder());
                 Err(Error::Option { option, reason })
             }
             None => Ok(()),

@@ -438,3 +438,29 @@ fn pictures_become_embeddings() {
     // The text encoder and the prior work beside it.
     assert_eq!(prior.embed(&["a red apple"], &few_steps()).unwrap().image_embeds.nrows(), 1);
 }
+
+#[cfg(feature = "draw")]
+#[test]
+fn embeddings_of_the_built_in_model_are_drawn() {
+    let mut prior = Prior::builtin().unwrap();
+    let out = prior.embed(&["a red apple", "a blue car"], &few_steps()).unwrap();
+    let pictures = prior.draw(&out.image_embeds).unwrap();
+    let (rows, height, width, channels) = pictures.dim();
+    assert_eq!((rows, height, channels), (2, width, 3));
+    let middle = |row: usize| pictures.slice(s![row, height / 2, width / 2, ..]).to_vec();
+    assert!(middle(0)[0] > middle(0)[2] && middle(1)[2] > middle(1)[0], "{:?} {:?}", middle(0), middle(1));
+    // More than are drawn at a time.
+    let many = Array2::from_shape_fn((130, prior.embedding_dim()), |(row, column)| out.image_embeds[(row % 2, column)]);
+    let drawn = prior.draw(&many).unwrap();
+    assert!(
+        drawn
+            .slice(s![129, .., .., ..])
+            .iter()
+            .zip(pictures.slice(s![1, .., .., ..]))
+            .all(|(a, b)| a.abs_diff(*b) <= 1)
+    );
+    assert_eq!(prior.draw(&Array2::zeros((0, prior.embedding_dim()))).unwrap().dim(), (0, height, width, 3));
+    let mut other = kandinsky();
+    let embeds = other.embed(&["a red apple"], &few_steps()).unwrap().image_embeds;
+    assert!(matches!(other.draw(&embeds), Err(Error::Option { option: "embeds", .. })));
+}

@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`scripts/decode.py` has the same in numpy."""
+    """`src/nn/decoder.rs` is the same."""
 
     def __init__(self):
         super().__init__()

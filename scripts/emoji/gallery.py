@@ -1,4 +1,4 @@
-"""Draws the README's pictures: what the built-in model makes of some prompts, by the prior-embed binary and decode.py's
+"""Draws the README's pictures: what the built-in model makes of some prompts, by the prior-embed binary and its
 decoder. `scripts/reference-python -m emoji.gallery` in scripts/."""
 
 import argparse
@@ -73,7 +73,7 @@ def grid(rows):
 
 def labelled(index, labels, embeds):
     """Cells: under each picture its label and the nearest emoji's name."""
-    pictures = builtin.load(ASSETS / "decoder" / "decoder.safetensors").draw(embeds)
+    pictures = builtin.draw(embeds, BINARY)
     names = [index.nearest(row, 1)[0][0].name for row in embeds]
     return [(f"{label} -> {name}", picture) for label, name, picture in zip(labels, names, pictures)]
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from tools.benchmark.report import table
-from tools.built import ROOT
 from tools.decoding import builtin
 
 from . import scenes, train_judge
@@ -39,9 +38,8 @@ def pair_scenes(world, rng):
 def judge_pictures(prior, world, figures, seed):
     """Prints how many of true and of decoded pictures the judge names as they are meant."""
     judge, rng = trained_judge(world), np.random.default_rng((seed, 21))
-    decoder = builtin.load(ROOT / "assets" / "decoder" / "decoder.safetensors")
     looks = np.array([*same_looks(world), len(world.emoji)])
-    drawn = lambda captions, **settings: np.stack(list(decoder.draw(prior.embed(captions, **settings).numpy())))
+    drawn = lambda captions, **settings: np.stack(list(builtin.draw(prior.embed(captions, **settings).numpy(), prior.binary)))
     named = lambda pictures: looks[judge.names(pictures).numpy()]
     plain = rng.choice(len(world.emoji), PLAIN, replace=False)
     true = np.stack([single(world, world.emoji[at], rng, rng, 0).draw() for at in plain])

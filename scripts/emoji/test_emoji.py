@@ -16,12 +16,10 @@ from transformers import CLIPTokenizer  # noqa: E402
 from emoji import scene_templates, scenes, views, wordings  # noqa: E402
 from emoji.batches import by_length, encode  # noqa: E402
 from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, text_tower  # noqa: E402
-from emoji.decoder import Decoder  # noqa: E402
 from emoji.drawing import CANVAS, Placed, Sprites  # noqa: E402
 from emoji.train_prior import Denoiser, encode_captions, make_prior, make_scheduler, of_words, weights  # noqa: E402
 from emoji.training import Average  # noqa: E402
 from tools.built import ROOT  # noqa: E402
-from tools.decoding import builtin  # noqa: E402
 
 ASSETS = ROOT / "assets"
 
@@ -181,17 +179,6 @@ class TemplatesTest(unittest.TestCase):
                 self.assertEqual(len(fields), len(set(fields)))
                 if form in scene_templates.SLOTS:
                     self.assertEqual({name.strip("c") for name in fields}, set(map(str, range(len(scene_templates.SLOTS[form])))))
-
-
-class DecoderTest(unittest.TestCase):
-    def test_decode_py_draws_what_the_trained_network_draws(self):
-        torch.manual_seed(0)
-        decoder, embeds = Decoder(), torch.randn(3, EMBEDDING_DIM)
-        with torch.no_grad():
-            expected = decoder(embeds)
-        weights = {name: weight.numpy() for name, weight in decoder.state_dict().items()}
-        drawn = torch.from_numpy(builtin.Decoder(weights).forward(embeds.numpy()))
-        self.assertLess((drawn - expected).abs().max(), 1e-4)
 
 
 if __name__ == "__main__":

@@ -14,3 +14,9 @@
 Only what is under benchmark, decoding, fixtures, models and tests imports more than the standard library: the rest runs
 before anything is installed.
 """
+
+import sys
+from pathlib import Path
+
+# What the Python package has too is imported from there.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))

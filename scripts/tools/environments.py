@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
+from prior_embed._pip import explain
+
 from .built import SCRIPTS
 from .cache import cache_folder, exclusive
 from .problem import FAILED, Problem
@@ -141,17 +143,6 @@ def run(command: list[str]) -> str | None:
     return None if result.returncode == 0 else explain(result.stdout)
 
 
-def explain(output: str) -> str:
-    """The line of a failed command's output that says most: pip's last error, or else the last one."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    # Of a traceback ("ERROR: Exception:") it is the last line.
-    errors = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]
-    text = (errors or lines or ["no message"])[-1].removeprefix("ERROR: ")
-    if any("from versions: none" in line for line in lines):
-        text += " (is the package index reachable?)"
-    return text
-
-
 def reference() -> Environment:
     """The reference libraries: torch, diffusers, transformers and what goes with them."""
     # Of open_clip the vocabulary file alone is wanted; its own dependencies are large and never imported.
@@ -166,6 +157,24 @@ def decoding() -> Environment:
     return Environment("decode", "".join(f"{pin}\n" for pin in pins))
 
 
+def browsing() -> Environment:
+    """What drives a browser and looks at a page, for check_page.py."""
+    wanted = ("numpy", "safetensors")
+    pins = sorted(pin for pin in reference().packages if pin.split("==")[0] in wanted)
+    return Environment("browser", "".join(f"{pin}\n" for pin in [*pins, "selenium==4.49.0", "axe-core-python==0.1.0"]))
+
+
+def packaging() -> Environment:
+    """What builds the Python package's wheel, for wheel."""
+    return Environment("packaging", "auditwheel==6.8.2\nmaturin==1.16.0\npatchelf==0.19.3.0\n")
+
+
 def layout() -> Environment:
     """What reads and searches folders of embeddings, for check_layout.py."""
     return Environment("layout", "embedding-reader\nfaiss-cpu\n")
+
+
+def clients() -> Environment:
+    """Clients of a server, for check_clients.py."""
+    packages = ("huggingface_hub==2.4.0", "numpy==2.4.6", "openai==3.57.0", "openapi-spec-validator==0.9.0")
+    return Environment("clients", "".join(f"{package}\n" for package in (*packages, "prometheus-client==0.26.0")))

@@ -3,8 +3,8 @@
 use crate::error::Component;
 use crate::hub::{HubOptions, ModelSource};
 use crate::output::OutputFormat;
-use clap::Args;
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::{ArgGroup, Args};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -94,27 +94,37 @@ impl ComponentArgs {
     }
 }
 
+/// The outputs that may stand in place of `--out`.
+pub(super) const INSTEAD_OF_OUT: &str = "instead_of_out";
+
 /// Where embeddings go.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new(INSTEAD_OF_OUT).multiple(true))]
 pub(super) struct TargetArgs {
     /// Output file: .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; `-` for standard output
-    #[arg(help_heading = "Output", short, long, value_name = "FILE", required_unless_present = "out_dir")]
+    #[arg(help_heading = "Output", short, long, value_name = "FILE", required_unless_present = INSTEAD_OF_OUT)]
     pub(super) out: Option<PathBuf>,
 
     /// Output folder of numbered files, instead of --out, as clip-retrieval and embedding-reader use it
-    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with_all = ["out", "format"])]
+    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with_all = ["out", "format"],
+          group = INSTEAD_OF_OUT)]
     pub(super) out_dir: Option<PathBuf>,
 
     /// Rows per file of --out-dir [default: 1000000]
     #[arg(help_heading = "Output", long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one_row)]
     pub(super) rows_per_file: Option<u64>,
 
-    /// Output format if not by extension: npy, npz, safetensors, jsonl, parquet or ipadpt
+    /// Output format if not by extension: npy, npz, safetensors, jsonl, jsonl-base64, parquet or ipadpt
     #[arg(help_heading = "Output", long, value_name = "NAME", value_parser = output_format)]
     pub(super) format: Option<OutputFormat>,
 }
 
 impl TargetArgs {
+    /// Whether there is any.
+    pub(super) fn is_given(&self) -> bool {
+        self.out.is_some() || self.out_dir.is_some()
+    }
+
     /// The output's path and format.
     ///
     /// # Errors
@@ -173,5 +183,6 @@ fn at_least_one_row(text: &str) -> Result<u64, String> {
 }
 
 fn output_format(text: &str) -> Result<OutputFormat, String> {
-    OutputFormat::from_name(text).ok_or_else(|| "it must be npy, npz, safetensors, jsonl, parquet or ipadpt".into())
+    OutputFormat::from_name(text)
+        .ok_or_else(|| "it must be npy, npz, safetensors, jsonl, jsonl-base64, parquet or ipadpt".into())
 }

@@ -1,25 +1,27 @@
 //! The commands beside embedding.
 
 use super::context::Context;
-use super::{convert, download, edit, encode_image, help, info, interpolate, merge, models, score};
+#[cfg(feature = "serve")]
+use super::serve;
+use super::{convert, download, draw, edit, encode_image, help, info, interpolate, merge, models, score};
 use anyhow::Result;
 use clap::Subcommand;
 
 /// Makes the list of commands. Each is a module with `Args`, whose doc comment is its help, and with `run`, which
 /// returns the exit code.
 macro_rules! commands {
-    ($($name:ident => $module:ident,)+) => {
+    ($($(#[$attribute:meta])* $name:ident => $module:ident,)+) => {
         /// A command.
         #[derive(Debug, Subcommand)]
         pub(super) enum Command {
-            $($name($module::Args),)+
+            $($(#[$attribute])* $name($module::Args),)+
         }
 
         impl Command {
             /// Runs the command and returns the exit code.
             pub(super) fn run(&self, context: &Context) -> Result<u8> {
                 match self {
-                    $(Self::$name(args) => $module::run(args, context),)+
+                    $($(#[$attribute])* Self::$name(args) => $module::run(args, context),)+
                 }
             }
         }
@@ -37,5 +39,8 @@ commands! {
     Interpolate => interpolate,
     Edit => edit,
     Score => score,
+    Draw => draw,
+    #[cfg(feature = "serve")]
+    Serve => serve,
     Help => help,
 }

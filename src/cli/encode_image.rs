@@ -1,21 +1,23 @@
 //! `prior-embed encode-image FILE… --out FILE`: pictures to CLIP image embeddings.
 
-use super::args::{RevisionArgs, TargetArgs, at_least_one, text, warn_no_effect};
+use super::args::{RevisionArgs, text, warn_no_effect};
 use super::context::Context;
 use super::embed;
+use super::output_args::{MainOutputArgs, check_picture};
+use super::prior_args::DeviceArgs;
 use super::progress::{FetchProgress, RunProgress};
 use super::stdout;
-use super::values::{BatchSize, DeviceName, Dtype, on_error, output_dtype, shard};
+use super::values::{BatchSize, on_error, shard};
 use crate::bad_input;
 use crate::diffusion::scheduler::SchedulerOptions;
 use crate::error::Component;
-use crate::hub::{Hub, Model, Needs, Wish};
+use crate::hub::{Hub, Model, Needs};
 use crate::job::{
     ComputeOptions, IfExists, Job, JobProgress, OnError, Opener, Prompts, Report, RowOptions, Seeding, Stop,
 };
 use crate::nn::prior::PriorKind;
 use crate::output::shard::Shard;
-use crate::output::{Arrays, Output, OutputDtype, WriteOptions, check, is_stream};
+use crate::output::{WriteOptions, check, is_stream};
 use crate::pipeline::builtin::EMOJI;
 use crate::pipeline::{Pipeline, Settings};
 use crate::rows::PictureInputs;
@@ -49,16 +51,7 @@ pub(super) struct Args {
     on_error: OnError,
 
     #[command(flatten)]
-    target: TargetArgs,
-
-    /// Number type of the output: f32, or f16 at half the size
-    #[arg(help_heading = "Output", long, value_name = "NAME", default_value = "f32", hide_possible_values = true,
-          value_parser = output_dtype())]
-    out_dtype: OutputDtype,
-
-    /// Scale every embedding to length 1
-    #[arg(help_heading = "Output", long)]
-    normalize: bool,
+    output: MainOutputArgs,
 
     /// Continue an interrupted run with the same settings
     #[arg(help_heading = "Output", long)]
@@ -83,24 +76,8 @@ pub(super) struct Args {
     #[command(flatten)]
     revision: RevisionArgs,
 
-    /// Device: auto, cpu, cuda, cuda:I or mps
-    #[arg(help_heading = "Computation", long, value_name = "NAME", default_value = "auto")]
-    device: DeviceName,
-
-    /// Number type to compute in: f32, bf16 or f16; auto is f32, which gives transformers' numbers
-    #[arg(
-        help_heading = "Computation",
-        long,
-        value_name = "NAME",
-        default_value = "auto",
-        hide_possible_values = true
-    )]
-    dtype: Dtype,
-
-    /// CPU threads [default: all cores]
-    #[arg(help_heading = "Computation", long, value_name = "N", allow_negative_numbers = true,
-          value_parser = at_least_one("a number of threads"))]
-    threads: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Pictures encoded together; auto is up to 16 on the CPU and 64 on a GPU, as far as memory allows
     #[arg(help_heading = "Computation", long, value_name = "N", default_value = "auto", allow_negative_numbers = true)]
@@ -117,18 +94,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     if args.null && args.files.is_none() && !args.paths.iter().any(|path| path.as_os_str() == "-") {
         warn_no_effect("--null", "it is for lists of paths, and there is none");
     }
-    let device = args.device.device()?;
-    let placement = Placement { device, precision: args.dtype.precision(device)? };
+    let placement = args.device.placement()?;
     let components: Vec<_> = args.image_encoder.iter().map(|name| (Component::ImageEncoder, name.as_str())).collect();
     let source = args.revision.model(args.model.as_deref().unwrap_or(EMOJI), &components, &context.hub)?;
-    let needs = Needs {
-        prior: false,
-        text_encoder: false,
-        sixteen_bit: placement.precision != Precision::F32,
-        image_encoder: Wish::Needed,
-        image_processor: true,
-        ..Needs::ALL
-    };
+    check_picture(&write, &source)?;
+    let needs = Needs { sixteen_bit: placement.precision != Precision::F32, ..Needs::PICTURES };
     let model = Hub::new(context.hub.clone()).open(&source, needs, &mut FetchProgress::new(&context.screen))?;
     let open = opener(&model, placement);
     let job = open().and_then(|pipeline| {
@@ -188,9 +158,9 @@ fn row_options() -> RowOptions {
 
 /// Checks that the outputs can be written.
 fn outputs(args: &Args, context: &Context) -> Result<(WriteOptions, Option<Report>)> {
-    let (path, format) = args.target.target()?;
-    let is_stream = is_stream(&path);
-    if path.as_os_str() == "-" {
+    let mut write = args.output.write_options()?;
+    let is_stream = is_stream(&write.outputs[0].path);
+    if write.outputs.iter().any(|output| output.path.as_os_str() == "-") {
         stdout::check()?;
     }
     if args.overwrite && is_stream {
@@ -202,29 +172,19 @@ fn outputs(args: &Args, context: &Context) -> Result<(WriteOptions, Option<Repor
             "--on-error skip with --quiet and a stream as --out would hide which pictures are skipped; leave out --quiet"
         ));
     }
-    let if_exists = match (args.overwrite, args.resume) {
-        (true, _) => IfExists::Replace,
-        (false, true) => IfExists::Compare,
-        (false, false) => IfExists::Fail,
-    };
-    let mut write = WriteOptions::new(vec![Output { path, format, arrays: Arrays::IMAGE }]);
-    write.out_dtype = args.out_dtype;
-    write.normalize = args.normalize;
-    write.rows_per_file = args.target.rows_per_file();
     write.overwrite = args.overwrite;
     write.resume = args.resume;
     write.shard = args.shard;
     check(&write)?;
-    let report = (!is_stream && (skips || args.overwrite)).then(|| Report::beside(&write.base_path(), if_exists));
+    let report = (!is_stream && (skips || args.overwrite))
+        .then(|| Report::beside(&write.base_path(), IfExists::of(args.overwrite, args.resume)));
     Ok((write, report.transpose()?))
 }
 
 fn compute(args: &Args) -> ComputeOptions {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let batch_size = match args.batch_size {
         BatchSize::Auto => None,
         BatchSize::Rows(rows) => Some(rows),
     };
-    let threads = args.threads.map(|threads| threads.min(cores));
-    ComputeOptions { batch_size, threads, ..ComputeOptions::default() }
+    ComputeOptions { batch_size, threads: args.device.threads(), ..ComputeOptions::default() }
 }

@@ -45,6 +45,11 @@ fn advice(error: &Error) -> Option<String> {
     })
 }
 
+/// An option of the library as the command line has it. A model may be given without one.
+fn flag(option: &str) -> String {
+    if option == "model" { option.into() } else { format!("--{}", option.replace('_', "-")) }
+}
+
 /// The system's words for an error of its own: `No such file or directory`.
 fn system_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let error = error.downcast_ref::<std::io::Error>()?;
@@ -53,7 +58,10 @@ fn system_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
 }
 
 fn one_message(error: &(dyn std::error::Error + 'static)) -> String {
-    let text = error.to_string();
+    let text = match error.downcast_ref::<Error>() {
+        Some(Error::Option { option, reason }) => format!("{}: {reason}", flag(option)),
+        _ => error.to_string(),
+    };
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     printable(&without_middle(&lines.join("; "), 1500, 300))
 }
@@ -82,6 +90,14 @@ mod tests {
         let error = error.unwrap_err();
         assert_eq!(one_line(&error, false), "line");
         assert_eq!(one_line(&error, true), "line: first; second");
+    }
+
+    #[test]
+    fn options_have_the_names_of_the_command_line() {
+        let line = |option| one_line(&Error::Option { option, reason: "it is wrong".into() }.into(), false);
+        assert_eq!(line("solver_order"), "--solver-order: it is wrong");
+        assert_eq!(line("model"), "model: it is wrong");
+        assert_eq!(Error::Option { option: "eta", reason: "it is wrong".into() }.to_string(), "eta: it is wrong");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 
 /// Texts on more than one option. A new topic is a file and a line here.
-const TOPICS: [(&str, &str); 7] = [
+const TOPICS: [(&str, &str); 8] = [
     ("formats", include_str!("help/formats.txt")),
     ("resuming", include_str!("help/resuming.txt")),
     ("bad-rows", include_str!("help/bad-rows.txt")),
@@ -15,16 +15,17 @@ const TOPICS: [(&str, &str); 7] = [
     ("seeds", include_str!("help/seeds.txt")),
     ("schedulers", include_str!("help/schedulers.txt")),
     ("pictures", include_str!("help/pictures.txt")),
+    ("serving", include_str!("help/serving.txt")),
 ];
 
 /// The last line of the help.
 pub(super) const TOPICS_LINE: &str = "\
-Topics: formats, resuming, bad-rows, models, seeds, schedulers, pictures; prior-embed help <TOPIC> explains one.";
+Topics: formats, resuming, bad-rows, models, seeds, schedulers, pictures, serving; prior-embed help <TOPIC> explains one.";
 
 /// Print this help, or the help on a command or a topic
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A command, or one of formats, resuming, bad-rows, models, seeds, schedulers, pictures
+    /// A command, or one of formats, resuming, bad-rows, models, seeds, schedulers, pictures, serving
     #[arg(value_name = "COMMAND or TOPIC")]
     topic: Option<String>,
 }

@@ -2,7 +2,7 @@
 
 use super::args::warn_no_effect;
 use super::context::Context;
-use super::output_args::{OutputArgs, is_same_file};
+use super::output_args::{OutputArgs, check_picture, is_same_file};
 use super::prior_args::{DeviceArgs, ModelArgs, PriorSource, SamplingArgs, SchedulerArgs, wants_negative};
 use super::progress::FetchProgress;
 use super::stdout;
@@ -96,18 +96,20 @@ impl<'a> Mixing<'a> {
         }
         let known = items.iter().map(Item::embedding).collect::<Result<Vec<_>>>()?;
         let prior = PriorSource::new(&args.model, &args.scheduler, &args.device, &context.hub)?;
+        check_picture(&write, &prior.model)?;
         let has_negative_text = sampling.negative_prompt.is_some() || decoder_negative_prompt(sampling).is_some();
         let is_prompt = |item: &Item| matches!(item, Item::Prompt(_));
         let text_encoder = encodes_texts || items.iter().any(is_prompt) || write.wants_negative() && has_negative_text;
+        let image_processor = items.iter().any(|item| matches!(item, Item::Picture(_)));
         let image_encoder = match write.wants_negative() {
-            _ if items.iter().any(|item| matches!(item, Item::Picture(_))) => Wish::Needed,
+            _ if image_processor => Wish::Needed,
             true if has_negative_text => Wish::No,
             true if write.needs_negative() => Wish::Needed,
             true => Wish::Welcome,
             false => Wish::No,
         };
         let sixteen_bit = prior.load.precision != Precision::F32;
-        let needs = Needs { text_encoder, sixteen_bit, image_encoder, ..Needs::ALL };
+        let needs = Needs { text_encoder, sixteen_bit, image_encoder, image_processor, ..Needs::ALL };
         let hub = Hub::new(context.hub.clone());
         let model = hub.open(&prior.model, needs, &mut FetchProgress::new(&context.screen))?;
         let opened = || -> Result<Self> {

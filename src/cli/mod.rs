@@ -13,6 +13,7 @@ mod commands;
 mod context;
 mod convert;
 mod download;
+mod draw;
 mod edit;
 mod embed;
 mod encode_image;
@@ -30,6 +31,8 @@ mod prior_args;
 mod progress;
 mod score;
 mod screen;
+#[cfg(feature = "serve")]
+mod serve;
 mod stdout;
 mod usage;
 mod values;
@@ -49,8 +52,9 @@ pub fn main() -> ! {
     process::leave(run(std::env::args_os()))
 }
 
-/// Runs the program with these arguments and returns its exit code.
-fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+/// Runs the program with these arguments, the first of which is its name, and returns its exit code.
+#[doc(hidden)]
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     prefer_huge_pages();
     let line = match CommandLine::parse_from(arguments) {

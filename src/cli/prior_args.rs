@@ -126,11 +126,11 @@ pub(super) struct SchedulerArgs {
 pub(super) struct DeviceArgs {
     /// Device: auto, cpu, cuda, cuda:I or mps
     #[arg(help_heading = "Computation", long, value_name = "NAME", default_value = "auto")]
-    pub(super) device: DeviceName,
+    device: DeviceName,
 
     /// Number type to compute in: f32, bf16, f16 or int8; auto is f32, which gives diffusers' numbers
     ///
-    /// int8 is for the CPU and f16 for GPUs. On a processor without instructions for a 16-bit type, f32 is used, with a
+    /// int8 is for the prior on the CPU, and f16 for GPUs. On a processor without instructions for a 16-bit type, f32 is used, with a
     /// warning.
     #[arg(
         help_heading = "Computation",
@@ -139,7 +139,7 @@ pub(super) struct DeviceArgs {
         default_value = "auto",
         hide_possible_values = true
     )]
-    pub(super) dtype: Dtype,
+    dtype: Dtype,
 
     /// CPU threads [default: all cores]
     ///
@@ -150,6 +150,13 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] for a device or number type that this machine does not have.
+    pub(super) fn placement(&self) -> Result<Placement> {
+        let device = self.device.device()?;
+        Ok(Placement { device, precision: self.dtype.precision(device)? })
+    }
+
     /// CPU threads, if the user says: more than cores slow each other down, and the system may not start as many.
     pub(super) fn threads(&self) -> Option<usize> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -199,8 +206,7 @@ impl PriorSource {
         let inversions = model.textual_inversion.iter();
         let inversions = inversions.map(|option| TextualInversion::open(&option.path, option.token.as_deref()));
         let inversions = inversions.collect::<crate::Result<Vec<_>>>()?;
-        let place = device.device.device()?;
-        let load = Placement { device: place, precision: device.dtype.precision(place)? };
+        let load = device.placement()?;
         let components = model.components.given(model.image_encoder.as_deref());
         Ok(Self {
             model: model.revision.model(model.model.as_deref().unwrap_or(EMOJI), &components, hub)?,

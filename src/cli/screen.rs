@@ -4,20 +4,23 @@ use crate::text::printable;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Standard error, where lines and bars do not break each other.
 #[derive(Debug, Clone)]
 pub(super) struct Screen {
     bars: MultiProgress,
     quiet: bool,
+    /// Whether lines are JSON.
+    is_json: Arc<AtomicBool>,
 }
 
 impl Screen {
     /// Also becomes the logger of the process.
     pub(super) fn new(quiet: bool, verbose: bool) -> Self {
-        let screen = Self { bars: MultiProgress::new(), quiet };
+        let screen = Self { bars: MultiProgress::new(), quiet, is_json: Arc::default() };
         log::set_max_level(match (quiet, verbose) {
             (true, _) => LevelFilter::Off,
             (_, true) => LevelFilter::Info,
@@ -31,7 +34,7 @@ impl Screen {
     /// A screen that is no logger.
     #[cfg(test)]
     pub(super) fn for_test() -> Self {
-        Self { bars: MultiProgress::new(), quiet: true }
+        Self { bars: MultiProgress::new(), quiet: true, is_json: Arc::default() }
     }
 
     /// Whether only errors are printed.
@@ -39,10 +42,16 @@ impl Screen {
         self.quiet
     }
 
+    /// Writes a JSON object a line from now on.
+    #[cfg(feature = "serve")]
+    pub(super) fn write_json(&self) {
+        self.is_json.store(true, Ordering::Relaxed);
+    }
+
     /// Prints a line that is not a warning.
     pub(super) fn note(&self, line: &str) {
         if !self.quiet {
-            self.line(&printable(line));
+            self.line("info", &printable(line));
         }
     }
 
@@ -56,15 +65,22 @@ impl Screen {
     }
 
     /// Prints a line above the bars.
-    fn line(&self, line: &str) {
-        if self.has_bars() { self.bars.suspend(|| tell(line)) } else { tell(line) }
+    fn line(&self, level: &str, line: &str) {
+        let tell = || match self.is_json.load(Ordering::Relaxed) {
+            true => tell_json(level, line),
+            false => tell(line),
+        };
+        if self.has_bars() { self.bars.suspend(tell) } else { tell() }
     }
 
     /// Prints the line that ends a failed run.
     pub(super) fn error(&self, line: &str) {
         // An error may leave a bar behind.
         let _ = self.bars.clear();
-        tell(&format!("error: {line}"));
+        match self.is_json.load(Ordering::Relaxed) {
+            true => tell_json("error", line),
+            false => tell(&format!("error: {line}")),
+        }
     }
 
     /// A spinner for work of unknown length.
@@ -92,6 +108,14 @@ pub(super) fn tell(line: &str) {
     let _ = io::stderr().write_all(format!("prior-embed: {line}\n").as_bytes());
 }
 
+/// The same as a JSON object, with the seconds since 1970.
+fn tell_json(level: &str, line: &str) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let time = now.as_millis() as f64 / 1e3;
+    let object = serde_json::json!({ "time": time, "level": level, "message": line });
+    let _ = io::stderr().write_all(format!("{object}\n").as_bytes());
+}
+
 /// Whether a line is not a repeated one, among the first few: pipelines side by side load the same model.
 fn is_new(line: &str) -> bool {
     const MAX_LINES: usize = 64;
@@ -115,9 +139,11 @@ impl Log for Screen {
                 Level::Warn => "warning".to_string(),
                 level => level.as_str().to_lowercase(),
             };
-            let line = format!("{level}: {}", printable(&record.args().to_string()));
+            let text = printable(&record.args().to_string());
+            let line = format!("{level}: {text}");
             if is_new(&line) {
-                self.line(&line);
+                let is_json = self.is_json.load(Ordering::Relaxed);
+                self.line(&level, if is_json { &text } else { &line });
             }
         }
     }

@@ -130,7 +130,7 @@ pub(super) fn seed_by() -> impl TypedValueParser<Value = Seeding> {
 pub(super) fn scheduler() -> impl TypedValueParser<Value = SchedulerName> {
     let names = schedulers::ALL.map(|class| class.name);
     PossibleValuesParser::new(["auto"].into_iter().chain(names))
-        .try_map(|name| schedulers::named(&name).map(SchedulerName))
+        .try_map(|name| schedulers::named(&name).map(SchedulerName).map_err(|error| error.reason()))
 }
 
 /// `--scheduler`: a class, or `None` for the model's own.

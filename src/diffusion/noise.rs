@@ -3,7 +3,7 @@
 //! On every processor these are the bits of x86-64 with AVX2 or AVX-512. Elsewhere Python's own may differ in the last
 //! one.
 
-use crate::{Result, kernels};
+use crate::{Error, Result, kernels};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
@@ -12,8 +12,9 @@ use tch::{Device, Tensor};
 pub struct NoiseSource<'a> {
     /// Seeds the generator.
     pub seed: u64,
-    /// The noise that denoising starts from, `(dim)`, in place of the generator's first draw.
-    pub latents: Option<&'a [f32]>,
+    /// The noise that denoising starts from, `(dim)`, in place of the generator's first draw; or all its draws,
+    /// `(1 + steps, dim)`.
+    pub given: Option<&'a [f32]>,
     /// The row's place among those that share the generator; `None` if it has one of its own.
     pub call: Option<CallRow>,
 }
@@ -21,7 +22,7 @@ pub struct NoiseSource<'a> {
 impl From<u64> for NoiseSource<'_> {
     /// A generator of the row's own.
     fn from(seed: u64) -> Self {
-        Self { seed, latents: None, call: None }
+        Self { seed, given: None, call: None }
     }
 }
 
@@ -98,6 +99,16 @@ impl CallDraws {
     }
 }
 
+fn wrong_count(found: usize, dim: usize, all: usize) -> Error {
+    let reason = match all {
+        all if all == dim => format!("noise of {found} numbers, where this model takes {dim}"),
+        all => format!(
+            "noise of {found} numbers, where this model takes {dim} to start from, or {all} with those that these steps add"
+        ),
+    };
+    Error::Option { option: "noise", reason }
+}
+
 /// The noise of several rows, stacked for a batch.
 #[derive(Debug)]
 pub struct BatchNoise {
@@ -113,12 +124,21 @@ impl BatchNoise {
     /// Draws each row's noise from its source; `steps` draws after the latents.
     ///
     /// # Errors
-    /// If given latents are not `dim` numbers, or memory runs out.
+    /// [`Error::Option`] if given noise is neither `dim` numbers nor all draws, or memory runs out.
     pub fn draw(sources: &[NoiseSource], dim: i64, steps: usize, device: Device) -> Result<Self> {
         let mut calls = CallDraws::default();
         let of_row = |source: &NoiseSource| {
-            let draws = steps as i64 + i64::from(source.latents.is_none());
-            match (source.call, source.latents) {
+            let (width, all) = (dim as usize, (1 + steps) * dim as usize);
+            let latents = match source.given {
+                Some(given) if given.len() == width => Some(given),
+                Some(given) if given.len() == all => {
+                    return RowNoise::of(&Tensor::f_from_slice(given)?.f_reshape([-1, dim])?, None);
+                }
+                Some(given) => return Err(wrong_count(given.len(), width, all)),
+                None => None,
+            };
+            let draws = steps as i64 + i64::from(latents.is_none());
+            match (source.call, latents) {
                 (None, None) => RowNoise::draw(source.seed, dim, steps),
                 (None, latents) => RowNoise::of(&kernels::normals(source.seed, draws, dim)?, latents),
                 (Some(call), latents) => RowNoise::of(&calls.of(source.seed, call, draws, dim)?, latents),
@@ -134,5 +154,34 @@ impl BatchNoise {
             steps: (0..steps).map(|step| stack(&|row| row.steps[step].shallow_clone())).collect::<Result<_>>()?,
             first_step: 0,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_draws_stand_in_the_place_of_the_generators() {
+        let draws = Vec::try_from(kernels::normals(7, 4, 16).unwrap().reshape([-1])).unwrap();
+        let of_seed = BatchNoise::draw(&[7.into()], 16, 3, Device::Cpu).unwrap();
+        let source = |given: &'static [f32]| NoiseSource { given: Some(given), ..NoiseSource::from(9) };
+        let draws: &[f32] = Vec::leak(draws);
+        let given = BatchNoise::draw(&[source(draws), 7.into()], 16, 3, Device::Cpu).unwrap();
+        let rows = |noise: &BatchNoise, row| -> Vec<Tensor> {
+            [&noise.latents].into_iter().chain(&noise.steps).map(|draw| draw.narrow(0, row, 1)).collect()
+        };
+        assert_eq!(rows(&given, 0), rows(&of_seed, 0));
+        assert_eq!(rows(&given, 1), rows(&of_seed, 0));
+        let start = BatchNoise::draw(&[source(&draws[..16])], 16, 3, Device::Cpu).unwrap();
+        let of_other = BatchNoise::draw(&[9.into()], 16, 2, Device::Cpu).unwrap();
+        assert_eq!(start.latents, of_seed.latents);
+        // The generator's first draw is the first step's.
+        assert_eq!((&start.steps[0], &start.steps[1]), (&of_other.latents, &of_other.steps[0]));
+        for count in [0, 15, 32, 63] {
+            let error = BatchNoise::draw(&[source(&draws[..count])], 16, 3, Device::Cpu).unwrap_err();
+            assert!(matches!(error, Error::Option { option: "noise", .. }), "{error}");
+            assert!(error.to_string().contains("takes 16 to start from, or 64 with"), "{error}");
+        }
     }
 }

@@ -67,7 +67,7 @@ impl Hub {
             });
         }
         if force {
-            let reason = "--force asks the hub, and --offline or HF_HUB_OFFLINE forbids that; leave one out";
+            let reason = "it asks the hub, and --offline or HF_HUB_OFFLINE forbids that; leave one out";
             return Err(Error::Option { option: "force", reason: reason.into() });
         }
         self.open(source, needs, progress)

@@ -46,10 +46,9 @@ impl ModelName {
             None => Path::new(name).is_dir().then(|| Self::Folder(PathBuf::from(name))),
         };
         match (local, revision) {
-            (Some(_), Some(_)) => Err(invalid(
-                "revision",
-                format!("--revision is for models on the hub, and {name:?} is none; leave it out"),
-            )),
+            (Some(_), Some(_)) => {
+                Err(invalid("revision", format!("it is for models on the hub, and {name:?} is none; leave it out")))
+            }
             (Some(local), None) => Ok(local),
             (None, revision) => HubName::parse(name, revision).map(Self::Hub),
         }
@@ -64,8 +63,7 @@ impl HubName {
 
     fn parse(name: &str, revision: Option<&str>) -> Result<Self> {
         if Path::new(name).exists() {
-            let reason =
-                format!("model {name:?} is a file; give the folder that holds prior/, text_encoder/ and the rest");
+            let reason = format!("{name:?} is a file; give the folder that holds prior/, text_encoder/ and the rest");
             return Err(invalid("model", reason));
         }
         let (base, own_revision) = match name.split_once('@') {
@@ -73,7 +71,7 @@ impl HubName {
             None => (name, None),
         };
         if own_revision.is_some() && revision.is_some() {
-            let reason = format!("model {name:?} names a revision, and so does --revision; give one of them");
+            let reason = format!("model {name:?} names one itself; give one of them");
             return Err(invalid("revision", reason));
         }
         let repository = match Preset::of(base) {
@@ -82,7 +80,7 @@ impl HubName {
             None => {
                 let known = presets::names();
                 let reason = format!(
-                    "model {name:?} is neither a folder on this machine nor the name of a model; give {known}, \
+                    "{name:?} is neither a folder on this machine nor the name of a model; give {known}, \
                      owner/name[@revision] of a repository on the hub, or the path of a folder in diffusers' layout"
                 );
                 return Err(invalid("model", reason));

@@ -40,6 +40,10 @@ impl Needs {
         image_encoder: Wish::No,
         image_processor: false,
     };
+
+    /// A run from pictures to embeddings, in float32.
+    pub const PICTURES: Self =
+        Self { prior: false, text_encoder: false, image_encoder: Wish::Needed, image_processor: true, ..Self::ALL };
 }
 
 /// What of a repository is needed.

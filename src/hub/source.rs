@@ -155,7 +155,7 @@ impl ComponentName {
         let invalid = || {
             let option = component.option();
             let reason = format!(
-                "--{option} {text:?} is neither a folder or file on this machine nor \
+                "{text:?} is neither a folder or file on this machine nor \
                  owner/name[@revision][/subfolder] of a repository on the hub"
             );
             Error::Option { option, reason }
@@ -254,7 +254,7 @@ mod tests {
             ["", "a", "/a/b", "./a/b", "a/b/", "a/b/../c", "a/b@", "a/b@/prior", "a/b@x@y", "a//b", "@a/b", "a@b"]
         {
             let error = ComponentName::parse(text, Component::TextEncoder).unwrap_err();
-            assert!(error.to_string().starts_with(&format!("--text-encoder {text:?}")), "{error}");
+            assert!(error.to_string().starts_with(&format!("text-encoder: {text:?}")), "{error}");
         }
     }
 

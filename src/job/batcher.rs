@@ -60,7 +60,7 @@ pub(super) struct Block {
     pub(super) prompts: Vec<Option<Arc<PromptRecord>>>,
     /// Whether the run has no other block.
     pub(super) is_only: bool,
-    /// Bytes of text.
+    /// Bytes of text and noise.
     pub(super) bytes: usize,
 }
 
@@ -222,7 +222,10 @@ impl Batcher {
         pending.rows.start = rows.end;
         let record = pending.record.as_ref();
         let len = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        let bytes = |record: &Arc<PromptRecord>| record.prompt.len() + len(&record.id) + len(&record.negative_prompt);
+        let bytes = |record: &Arc<PromptRecord>| {
+            let noise = record.noise.as_ref().map_or(0, |noise| noise.bytes());
+            record.prompt.len() + len(&record.id) + len(&record.negative_prompt) + noise
+        };
         block.bytes += record.map_or(0, bytes);
         for row in rows {
             block.rows.push(OutputRow {

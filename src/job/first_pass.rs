@@ -5,7 +5,7 @@ use super::prompts::{Entries, no_prompts, refused};
 use super::stop::Stop;
 use crate::bad_input;
 use crate::output::Interrupted;
-use crate::rows::{PictureFile, Place, PromptRecord, PromptRow};
+use crate::rows::{GivenNoise, PictureFile, Place, PromptRecord, PromptRow};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
@@ -80,6 +80,7 @@ impl Hash {
                     steps,
                     samples,
                     image,
+                    noise,
                     condition,
                     picture,
                 } = record;
@@ -92,6 +93,11 @@ impl Hash {
                 self.option(b'k', samples.map(|samples| samples as u64));
                 if let Some(image) = image {
                     self.text(b'm', Some(&image.to_string()));
+                }
+                if let Some(GivenNoise { image, negative, negative_seed }) = noise.as_deref() {
+                    self.floats(b'd', image.as_deref());
+                    self.floats(b'e', negative.as_deref());
+                    self.option(b'v', *negative_seed);
                 }
                 if let Some(row) = condition {
                     self.number(b'c', *row as u64);
@@ -123,6 +129,11 @@ impl Hash {
     fn text(&mut self, kind: u8, text: Option<&str>) {
         self.option(kind, text.map(|text| text.len() as u64));
         self.0.update(text.unwrap_or_default());
+    }
+
+    fn floats(&mut self, kind: u8, numbers: Option<&[f32]>) {
+        self.option(kind, numbers.map(|numbers| numbers.len() as u64));
+        numbers.unwrap_or_default().iter().for_each(|number| self.0.update(number.to_le_bytes()));
     }
 
     pub(super) fn finish(self) -> String {
@@ -224,6 +235,11 @@ pub(super) mod tests {
     fn entries_that_differ_anywhere_have_other_hashes() {
         let record = || PromptRecord { prompt: "a".into(), ..PromptRecord::default() };
         let some = |text: &str| Some(text.to_string());
+        let noise = |set: fn(&mut GivenNoise)| {
+            let mut noise = Box::<GivenNoise>::default();
+            set(&mut noise);
+            Some(noise)
+        };
         let records = [
             record(),
             PromptRecord { prompt: "aI".into(), ..record() },
@@ -237,6 +253,10 @@ pub(super) mod tests {
             PromptRecord { samples: Some(1), ..record() },
             PromptRecord { image: "@a.png".parse().ok().map(Box::new), ..record() },
             PromptRecord { image: "@a.npy[0]".parse().ok().map(Box::new), ..record() },
+            PromptRecord { noise: noise(|noise| noise.image = Some(vec![1.0])), ..record() },
+            PromptRecord { noise: noise(|noise| noise.image = Some(vec![2.0])), ..record() },
+            PromptRecord { noise: noise(|noise| noise.negative = Some(vec![1.0])), ..record() },
+            PromptRecord { noise: noise(|noise| noise.negative_seed = Some(1)), ..record() },
             PromptRecord { condition: Some(0), ..record() },
             PromptRecord { condition: Some(1), ..record() },
         ];

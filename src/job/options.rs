@@ -142,9 +142,13 @@ impl RowOptions {
         if let Err(error) = self.images.as_ref().map_or(Ok(()), |images| images.check(&record)) {
             return bad(format!("\"image\": {error}"));
         }
+        if record.noise.is_some() && samples > 1 {
+            return bad(format!("it has noise of its own, which is for one row, and {samples} samples; give one"));
+        }
         let settings = self.settings_of(&record);
         let own = [
             ("seed", record.seed.is_some()),
+            ("noise", record.noise.is_some()),
             ("negative_prompt", record.negative_prompt.is_some()),
             ("steps", settings.steps != self.settings.steps),
             ("guidance_scale", settings.guidance_scale != self.settings.guidance_scale),

@@ -63,6 +63,17 @@ pub enum IfExists {
     Replace,
 }
 
+impl IfExists {
+    /// That of a run which replaces its output, or continues one.
+    pub fn of(overwrites: bool, resumes: bool) -> Self {
+        match (overwrites, resumes) {
+            (true, _) => Self::Replace,
+            (false, true) => Self::Compare,
+            (false, false) => Self::Fail,
+        }
+    }
+}
+
 impl Report {
     /// The report beside an output, a file or a folder.
     ///

@@ -196,6 +196,9 @@ impl<'a> Written<'a> {
             if let Some(signal) = stop.signal() {
                 return Ok(Outcome::Stopped { signal, kept: false });
             }
+            if self.writer.has_lost_reader() {
+                return Ok(Outcome::ReaderGone);
+            }
             self.shared.progress.tick();
             self.writer.sync_if_due()?;
             match results.recv_timeout(TICK) {

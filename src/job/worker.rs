@@ -6,10 +6,11 @@ use super::gate::Gate;
 use super::options::RowOptions;
 use super::progress::JobProgress;
 use super::report::SharedReport;
+use crate::diffusion::noise::NoiseSource;
 use crate::error::Component;
 use crate::output::{ArrayName, OutputRow};
 use crate::pipeline::{Draws, Pipeline, Progress, Prompt, Purpose, Row, Settings, Timings, Truncation};
-use crate::rows::BadRow;
+use crate::rows::{BadRow, GivenNoise};
 use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -290,9 +291,13 @@ impl Computation {
                 let row_of = |draw: u64| Row {
                     prompt,
                     negative_prompt: own.unwrap_or(Prompt::Text("")),
-                    noise: noise.source(
-                        usize::try_from(first.saturating_add(draw)).unwrap_or(usize::MAX),
-                        self.options.seed_of_draw(output.seed, draw),
+                    noise: with_own(
+                        noise.source(
+                            usize::try_from(first.saturating_add(draw)).unwrap_or(usize::MAX),
+                            self.options.seed_of_draw(output.seed, draw),
+                            purpose,
+                        ),
+                        record.noise.as_deref(),
                         purpose,
                     ),
                     image: images[place].as_ref().and_then(|image| image.as_slice()),
@@ -309,6 +314,19 @@ impl Computation {
             }
         }
         groups
+    }
+}
+
+/// The noise of a row that may bring its own.
+fn with_own<'a>(source: NoiseSource<'a>, own: Option<&'a GivenNoise>, purpose: Purpose) -> NoiseSource<'a> {
+    let Some(own) = own else { return source };
+    match purpose {
+        Purpose::Image => NoiseSource { given: own.image.as_deref().or(source.given), ..source },
+        Purpose::Negative | Purpose::DecoderNegative => NoiseSource {
+            seed: own.negative_seed.unwrap_or(source.seed),
+            given: own.negative.as_deref().or(source.given),
+            ..source
+        },
     }
 }
 

@@ -3,9 +3,9 @@
 use super::paths::whole;
 use crate::atomic;
 use crate::bad_input;
-use crate::bad_input::OrBadInput;
+use crate::bad_input::{BadInput, OrBadInput};
 use crate::files::parent;
-use anyhow::{Context, Error, Result};
+use anyhow::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ use tempfile::tempfile_in;
 #[derive(Debug)]
 pub struct Destination {
     name: String,
+    /// What is made for it, as messages call it.
+    what: &'static str,
     kind: Kind,
 }
 
@@ -36,14 +38,22 @@ impl Destination {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if a file exists and `overwrite` is not set, or nothing can be written there.
     pub fn open(path: &Path, overwrite: bool) -> Result<Self> {
+        Self::open_for("embeddings", path, overwrite)
+    }
+
+    /// [`Destination::open`] of an output of something else than embeddings, as messages call it: `pictures`.
+    ///
+    /// # Errors
+    /// As [`Destination::open`].
+    pub fn open_for(what: &'static str, path: &Path, overwrite: bool) -> Result<Self> {
         let name = format!("{:?}", path.display().to_string());
         if path.as_os_str() == "-" {
             if stdout().is_terminal() {
                 return Err(bad_input!(
-                    "standard output is a terminal, and embeddings are binary; give a file name or a pipe"
+                    "standard output is a terminal, and {what} are binary; give a file name or a pipe"
                 ));
             }
-            return Ok(Self { name: "standard output".into(), kind: Kind::Stdout });
+            return Ok(Self { name: "standard output".into(), what, kind: Kind::Stdout });
         }
         // The target of a link is replaced, not the link.
         let target = atomic::resolve(path)?;
@@ -61,7 +71,7 @@ impl Destination {
                 Kind::Replacing { target, overwrite }
             }
         };
-        Ok(Self { name, kind })
+        Ok(Self { name, what, kind })
     }
 
     /// Whether an output at `path` would be the same file.
@@ -81,18 +91,23 @@ impl Destination {
     /// # Errors
     /// If writing fails, because the disk is full for example. No file is left behind.
     pub fn write(self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-        let failed = || format!("cannot write {}: is the disk full?", self.name);
+        let line = format!("cannot write {}: is the disk full?", self.name);
+        // What is wrong with the contents is no failure to write them.
+        let failed = |error: Error| match error.is::<BadInput>() || error.is::<crate::Error>() {
+            true => error,
+            false => error.context(line),
+        };
         match self.kind {
-            Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).with_context(failed),
-            Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).with_context(failed),
+            Kind::Stdout => ignore_broken_pipe(buffered(stdout().lock(), write)).map_err(failed),
+            Kind::Special(file) => ignore_broken_pipe(buffered(file, write)).map_err(failed),
             Kind::Replacing { target, overwrite } => {
-                let name = &self.name;
+                let (name, what) = (&self.name, self.what);
                 atomic::write(&target, overwrite, |part| buffered(part, write)).map_err(|error: Error| {
                     match error.downcast_ref::<std::io::Error>() {
                         Some(cause) if cause.kind() == ErrorKind::AlreadyExists => bad_input!(
-                            "{name} appeared while the embeddings were computed; give another name, or --overwrite"
+                            "{name} appeared while the {what} were computed; give another name, or --overwrite"
                         ),
-                        _ => error.context(failed()),
+                        _ => failed(error),
                     }
                 })
             }

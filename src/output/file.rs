@@ -13,7 +13,7 @@ use super::paths::{
     MadeFolder, check_paths, has_stopped_run, is_record, record_file, resolve, shard_file, shown, working_folder,
 };
 use super::publish::{Publication, Rules, remove_stale};
-use super::record::{Checksums, FileSum, OutputRecord};
+use super::record::{Checksums, FileSum, ITSELF, OutputRecord};
 use super::shard::{RowRuns, Shard};
 use super::sink::Layout;
 use super::store::{Lost, Store};
@@ -23,6 +23,7 @@ use crate::atomic::sync_all;
 use crate::bad_input;
 use crate::dir::{Access, Dir};
 use anyhow::{Context, Error, Result, anyhow, bail};
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -341,8 +342,14 @@ impl FileWriter {
         for target in &self.targets {
             let width = self.options.width(target.output.arrays, dim);
             let store = self.store(false, self.working.rows(), width);
+            let has_numbers = target.output.format.sink().holds_numbers();
+            if !has_numbers {
+                target.make(&store, None)?;
+            }
             let record = self.record(target, &store)?;
-            target.make(&store, record.as_ref().filter(|_| self.options.shard.is_some()))?;
+            if has_numbers {
+                target.make(&store, record.as_ref().filter(|_| self.options.shard.is_some()))?;
+            }
             if let Some(record) = &record
                 && self.record_file(&target.output).is_some()
             {
@@ -376,6 +383,10 @@ impl FileWriter {
         let checksums = match (&target.layout, &self.numbering) {
             (Layout::Numbered, Some(numbering)) => {
                 Checksums { files: numbering.sums(self.working.files()), ..Checksums::default() }
+            }
+            _ if !target.output.format.sink().holds_numbers() => {
+                let sum = FileSum::of(store.dir.open_file(&target.part, Access::Read)?)?;
+                Checksums { files: BTreeMap::from([(ITSELF.into(), sum)]), ..Checksums::default() }
             }
             _ => {
                 let crc = |content| Ok(store.column(content)?.sum().crc);

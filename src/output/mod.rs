@@ -19,6 +19,8 @@ mod file;
 pub(crate) mod fingerprint;
 mod formats;
 mod journal;
+#[cfg(feature = "serve")]
+mod memory;
 pub(crate) mod merge;
 mod numbered;
 mod options;
@@ -40,6 +42,8 @@ pub use batch::{Batch, Flow, Interrupted, OutputRow};
 pub use check::check;
 pub use dtype::OutputDtype;
 pub use formats::OutputFormat;
+#[cfg(feature = "serve")]
+pub(crate) use memory::{numbers, to_bytes};
 pub use options::{Output, WriteOptions, is_stream};
 pub(crate) use paths::MAX_NAME;
 pub use writer::EmbeddingWriter;

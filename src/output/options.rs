@@ -199,6 +199,7 @@ impl WriteOptions {
                 _ if place == 0 => "the output",
                 Arrays::TEXT => "--text-out",
                 Arrays::SCORES => "--scores",
+                Arrays::IMAGE => "--picture",
                 _ => "--negative-out",
             };
             let arrays: Vec<&str> = output.arrays.names().iter().map(|array| array.name()).collect();

@@ -36,6 +36,11 @@ pub(crate) trait Target: Write + Send {
     /// # Errors
     /// If the system cannot tell.
     fn room(&self) -> io::Result<usize>;
+
+    /// Whether nobody can read it any more, as far as the system tells before a write fails.
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 impl Target for File {
@@ -46,6 +51,12 @@ impl Target for File {
             Ok(_) => Ok(PIPE_BYTES),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn is_closed(&self) -> bool {
+        let (now, mut polled) = (Timespec { tv_sec: 0, tv_nsec: 0 }, [PollFd::new(self, PollFlags::empty())]);
+        // Errors are reported without being asked for.
+        poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
     }
 }
 
@@ -58,6 +69,11 @@ pub(crate) struct Pipe {
 impl Pipe {
     pub(crate) fn new(target: Box<dyn Target>, interrupt: Arc<AtomicBool>) -> Self {
         Self { target, interrupt }
+    }
+
+    /// Whether nobody can read it any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.target.is_closed()
     }
 
     /// Writes and flushes. Retries where another process has made the pipe nonblocking.
@@ -170,6 +186,17 @@ mod tests {
         fn room(&self) -> io::Result<usize> {
             Ok(1 + self.turns % 4)
         }
+    }
+
+    #[test]
+    fn a_pipe_without_a_reader_is_closed() {
+        let (reader, writer) = io::pipe().unwrap();
+        let pipe = Pipe::new(Box::new(File::from(OwnedFd::from(writer))), Arc::default());
+        assert!(!pipe.is_closed());
+        drop(reader);
+        assert!(pipe.is_closed());
+        let file = tempfile::tempfile().unwrap();
+        assert!(!Pipe::new(Box::new(file), Arc::default()).is_closed());
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub(crate) const PROVENANCE_KEY: &str = "prior_embed_provenance";
 /// The key of a record in a file's own metadata.
 pub(crate) const METADATA_KEY: &str = "prior_embed_shard";
 
+/// What a record calls the file that it is of.
+pub(crate) const ITSELF: &str = ".";
+
 /// Bytes of a record at most.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -55,7 +58,7 @@ pub(crate) struct Checksums {
     /// Of an [`OutputRow`] a line as JSON, where the format holds these.
     #[serde(default)]
     pub(crate) rows: Option<u32>,
-    /// Of a folder's files, by their paths in it.
+    /// Of a folder's files, by their paths in it; or of a file that does not hold its numbers, as [`ITSELF`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) files: BTreeMap<String, FileSum>,
 }

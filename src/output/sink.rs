@@ -38,6 +38,16 @@ pub(crate) trait Sink: Sync {
         false
     }
 
+    /// Whether it holds the numbers of its arrays, so that its rows can be read back.
+    fn holds_numbers(&self) -> bool {
+        true
+    }
+
+    /// Whether it is text, a line a row without a head.
+    fn is_lines(&self) -> bool {
+        false
+    }
+
     /// Where rows go as they come.
     ///
     /// # Errors

@@ -6,7 +6,6 @@
 use super::batch::{Batch, Flow, Interrupted};
 use super::column::{Column, Content};
 use super::dtype::Encoding;
-use super::formats::OutputFormat;
 use super::options::{Output, WriteOptions};
 use super::paths::shown;
 use super::pipe::{self, Pipe};
@@ -57,7 +56,7 @@ impl StreamWriter {
             let file = pipe::open(&path, &options.interrupt)?;
             return Self::new(Box::new(file), shown(&path), output, options);
         }
-        if io::stdout().is_terminal() && output.format != OutputFormat::JsonLines {
+        if io::stdout().is_terminal() && !output.format.sink().is_lines() {
             return Err(bad_input!(
                 "standard output is a terminal, and embeddings are binary; give a file name or a pipe"
             ));
@@ -72,7 +71,7 @@ impl StreamWriter {
     /// [`crate::bad_input::BadInput`] for a folder; or if a temporary folder is needed and cannot be created.
     fn new(stream: Box<dyn pipe::Target>, name: String, output: Output, options: &WriteOptions) -> Result<Self> {
         let target = Target::new(0, output, options)?;
-        let knows_head = target.shape.rows.is_some() || target.output.format == OutputFormat::JsonLines;
+        let knows_head = target.shape.rows.is_some() || target.output.format.sink().is_lines();
         let mode = match &target.layout {
             Layout::Numbered => return Err(bad_input!("a folder cannot be written to {name}; give its name")),
             Layout::InPlace(regions) if knows_head && regions.len() == 1 => {
@@ -97,6 +96,11 @@ impl StreamWriter {
 
     pub(crate) fn rows_done(&self) -> u64 {
         self.rows
+    }
+
+    /// Whether its reader is gone: so nobody waits for the rows that are being computed.
+    pub(crate) fn has_lost_reader(&self) -> bool {
+        self.reader_gone || self.pipe.is_closed()
     }
 
     /// Writes the next rows, at least one.
@@ -215,7 +219,7 @@ impl fmt::Debug for StreamWriter {
 mod tests {
     use super::*;
     use crate::output::tests::{Run, contents, options};
-    use crate::output::{Arrays, EmbeddingWriter, OutputDtype};
+    use crate::output::{Arrays, EmbeddingWriter, OutputDtype, OutputFormat};
     use std::io::Write;
     use std::path::Path;
     use std::sync::{Arc, Mutex};
@@ -287,6 +291,7 @@ mod tests {
             (OutputFormat::Npz, Some(7)),
             (OutputFormat::Safetensors, None),
             (OutputFormat::JsonLines, None),
+            (OutputFormat::Base64Lines, None),
             (OutputFormat::Parquet, None),
         ] {
             let reader = Reader::new(usize::MAX);

@@ -11,6 +11,8 @@ use crate::cli::errors::exit_code;
 use anyhow::Result;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, UInt64Type};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use half::f16;
 use ndarray::{Array2, Axis, s};
 use ndarray_npy::{NpzReader, ReadNpyExt};
@@ -91,11 +93,12 @@ pub(crate) fn options(path: &Path, format: OutputFormat) -> WriteOptions {
 }
 
 /// The formats whose shards can be merged.
-pub(crate) const FILES: [OutputFormat; 6] = [
+pub(crate) const FILES: [OutputFormat; 7] = [
     OutputFormat::Npy,
     OutputFormat::Npz,
     OutputFormat::Safetensors,
     OutputFormat::JsonLines,
+    OutputFormat::Base64Lines,
     OutputFormat::Parquet,
     OutputFormat::IpAdapter,
 ];
@@ -225,6 +228,26 @@ fn jsonl_has_an_object_a_row() {
 }
 
 #[test]
+fn jsonl_base64_has_the_bytes_of_each_row() {
+    let folder = TempDir::new().unwrap();
+    let mut run = Run::new(5, 3);
+    // JSON's own numbers hold neither.
+    (run.image[[1, 0]], run.image[[1, 2]]) = (f32::NAN, f32::NEG_INFINITY);
+    let path = folder.path().join("e.jsonl-base64");
+    write_whole(&run, options(&path, OutputFormat::of_path(&path).unwrap()), 4);
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 5);
+    for (row, line) in text.lines().enumerate() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(serde_json::from_value::<OutputRow>(line.clone()).unwrap(), run.rows[row]);
+        for (name, array) in [("image_embeds", &run.image), ("negative_image_embeds", &run.negative)] {
+            let bytes: Vec<u8> = array.row(row).iter().flat_map(|value| value.to_le_bytes()).collect();
+            assert_eq!(BASE64_STANDARD.decode(line[name].as_str().unwrap()).unwrap(), bytes);
+        }
+    }
+}
+
+#[test]
 fn parquet_has_one_row_per_embedding_in_both_types() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(5, 3);
@@ -298,7 +321,7 @@ fn a_folder_is_numbered_files_of_embeddings_and_captions() {
 #[test]
 fn an_output_without_rows_has_a_dimension() {
     let folder = TempDir::new().unwrap();
-    for format in OutputFormat::ALL.iter().copied() {
+    for format in OutputFormat::of_embeddings() {
         let path = folder.path().join(format.name());
         let mut options = options(&path, format);
         assert_eq!(exit_code(&EmbeddingWriter::open(options.clone()).unwrap().finish().unwrap_err()), 2);

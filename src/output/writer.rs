@@ -68,6 +68,11 @@ impl EmbeddingWriter {
         Ok(flow)
     }
 
+    /// Whether the reader of a stream is gone.
+    pub fn has_lost_reader(&self) -> bool {
+        self.streams.iter().any(StreamWriter::has_lost_reader)
+    }
+
     /// Syncs rows to disk that have waited long enough, while no others come.
     ///
     /// # Errors

@@ -2,9 +2,10 @@
 //!
 //! Their files are those of the folders of their names in `assets/`, in diffusers' layout. The image encoder is in builds
 //! from the repository only: the package on crates.io is to stay small. The one embedding that runs from texts need of it
-//! is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED).
+//! is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED). So are, by the feature `draw`, the decoder that draws its
+//! embeddings and the index that names the emoji near to them.
 
-use crate::files::{BuiltinFile, BuiltinModel};
+use crate::files::{BuiltinFile, BuiltinModel, Folder};
 
 /// Aligned so that weights can be read in place, which `include_bytes!` alone does not promise. Tensors in a
 /// safetensors file start at multiples of their element size.
@@ -57,6 +58,33 @@ pub static EMOJI_MODEL: BuiltinModel = BuiltinModel {
         CLIP[4],
     ],
 };
+
+/// The decoder's weights.
+pub const DECODER_WEIGHTS: &str = "decoder.safetensors";
+
+/// The embeddings of all emoji, an array `(emoji, dim)`; of several, the one that is nearest counts.
+pub const INDEX: &str = "index.safetensors";
+
+/// The code, name and group of each emoji of the index.
+pub const INDEX_NAMES: &str = "emoji.json";
+
+/// The files of the decoder and of the index, if this build has them.
+pub fn drawing_files() -> Option<Folder> {
+    #[cfg(not(builtin_decoder))]
+    return None;
+    #[cfg(builtin_decoder)]
+    {
+        static DRAWING: BuiltinModel = BuiltinModel {
+            name: EMOJI,
+            files: &[
+                file!("decoder", "decoder.safetensors"),
+                file!("index", "index.safetensors"),
+                file!("index", "emoji.json"),
+            ],
+        };
+        Some(Folder::builtin(&DRAWING))
+    }
+}
 
 /// All built-in models.
 pub static MODELS: [&BuiltinModel; 1] = [&EMOJI_MODEL];

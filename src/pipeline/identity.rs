@@ -11,7 +11,7 @@ use crate::files::Folder;
 use crate::tokenizer;
 use crate::weights::checkpoint::weight_files;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of each sample of a large file.
 const SAMPLE_BYTES: usize = 4096;
@@ -68,14 +68,13 @@ impl Pipeline {
         files.chain(zero).map(|(path, folder, name)| Ok((path, file_hash(folder, &name)?))).collect()
     }
 
-    /// The same of the text encoder's weights alone.
+    /// The SHA-256 of each file of a component's weights.
     ///
     /// # Errors
     /// As [`Pipeline::file_hashes`].
-    pub fn text_encoder_hashes(&self) -> Result<BTreeMap<String, String>> {
-        let folder = &self.layout.text_encoder;
-        let hash = |name: String| Ok((format!("{}/{name}", TEXT_ENCODER.names[1]), file_hash(folder, &name)?));
-        weight_files(folder)?.into_iter().map(hash).collect()
+    pub fn weight_hashes(&self, component: Component) -> Result<BTreeSet<String>> {
+        let Some(folder) = self.layout.folder_of(component) else { return Ok(BTreeSet::new()) };
+        weight_files(folder)?.iter().map(|name| file_hash(folder, name)).collect()
     }
 
     /// Hashes of the LoRAs, and of the learned tokens with their names.
@@ -226,11 +225,11 @@ mod tests {
         }
         let weights = "text_encoder/model.safetensors";
         assert!(hashes.contains_key("prior/config.json") && hashes.contains_key("tokenizer/vocab.json"));
-        assert_eq!(
-            pipeline.text_encoder_hashes().unwrap().into_iter().next(),
-            hashes.get_key_value(weights).map(|(path, hash)| (path.clone(), hash.clone()))
-        );
+        let weights_of = |component| pipeline.weight_hashes(component).unwrap();
+        assert_eq!(weights_of(Component::TextEncoder), BTreeSet::from([hashes[weights].clone()]));
         let more = pipeline.file_hashes(true).unwrap();
+        let weights = "image_encoder/model.safetensors";
+        assert_eq!(weights_of(Component::ImageEncoder), BTreeSet::from([more[weights].clone()]));
         assert!(more.len() > hashes.len() && more.contains_key("image_encoder/config.json"));
     }
 

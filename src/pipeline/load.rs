@@ -155,6 +155,16 @@ impl Pipeline {
         self.networks = Networks::Prior;
     }
 
+    /// Loads the networks that texts need, before the first of them comes.
+    ///
+    /// # Errors
+    /// If weights are damaged or do not fit their configuration.
+    #[cfg(feature = "serve")]
+    pub fn load(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        self.load_text_encoder(progress)?;
+        self.load_prior(progress)
+    }
+
     /// Loads the text encoder unless it is loaded.
     ///
     /// # Errors
@@ -298,7 +308,7 @@ impl Pipeline {
         };
         let temperature = temperature.unwrap_or(default.temperature);
         if !(0.0..=f64::MAX).contains(&temperature) {
-            let reason = format!("temperature is {temperature}, and must be a finite number, 0 or above");
+            let reason = format!("it is {temperature}, and must be a finite number, 0 or above");
             return Err(Error::Option { option: "temperature", reason });
         }
         let guidance_scale = guidance_scale.unwrap_or(default.guidance_scale);
@@ -364,7 +374,7 @@ fn refuse_scheduler(layout: &Layout, kind: PriorKind) -> Result<()> {
 
 /// The error on an option that a kind of prior does not take.
 fn takes_none(layout: &Layout, option: &'static str, kind: PriorKind) -> Error {
-    let reason = format!("{option} is set, and {} has {}, which takes none", layout.folder, kind.title());
+    let reason = format!("{} has {}, which takes none; leave it out", layout.folder, kind.title());
     Error::Option { option, reason }
 }
 

@@ -42,7 +42,7 @@ impl<'a> Mix<'a> {
         let rows = if self.negative_prompt.is_some() { 2 } else { 1 };
         let call = CallRow { row: usize::from(is_negative), rows, calls_before: call };
         match self.is_call {
-            true => NoiseSource { seed: self.seed, latents: None, call: Some(call) },
+            true => NoiseSource { seed: self.seed, given: None, call: Some(call) },
             false => self.seed.wrapping_add(place as u64).into(),
         }
     }
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(mix.rows(false).len(), 2);
         let of_call = |row, rows, calls_before| NoiseSource {
             seed: 7,
-            latents: None,
+            given: None,
             call: Some(CallRow { row, rows, calls_before }),
         };
         let call = Mix { is_call: true, ..mix };

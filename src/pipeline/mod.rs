@@ -21,8 +21,11 @@ pub mod component;
 mod conditions;
 #[cfg(feature = "cli")]
 pub mod describe;
+mod drawing;
 mod draws;
 mod embeds;
+#[cfg(feature = "cli")]
+mod emoji_index;
 mod fit;
 mod from_image;
 #[cfg(feature = "cli")]
@@ -45,8 +48,11 @@ mod text;
 mod zero_embed;
 
 pub use conditions::Conditions;
+pub use drawing::BuiltinDecoder;
 pub use draws::Draws;
 pub use embeds::Embeds;
+#[cfg(feature = "cli")]
+pub use emoji_index::EmojiIndex;
 pub use layout::CONFIG;
 pub use load::Pipeline;
 pub use memory::Demand;

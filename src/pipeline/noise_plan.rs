@@ -38,7 +38,7 @@ impl<'a> NoisePlan<'a> {
     pub fn source(&self, row: usize, seed: u64, purpose: Purpose) -> NoiseSource<'a> {
         let is_image = purpose == Purpose::Image;
         let place = if is_image { row } else { self.rows.saturating_add(row) };
-        let latents = self.latents.and_then(|latents| {
+        let given = self.latents.and_then(|latents| {
             let start = place.checked_mul(latents.ncols())?;
             latents.as_slice()?.get(start..start + latents.ncols())
         });
@@ -48,7 +48,7 @@ impl<'a> NoisePlan<'a> {
             calls_before: usize::from(purpose == Purpose::DecoderNegative),
         });
         let has_own_seed = !is_image && call.is_none();
-        NoiseSource { seed: if has_own_seed { seed.wrapping_add(self.negative_offset) } else { seed }, latents, call }
+        NoiseSource { seed: if has_own_seed { seed.wrapping_add(self.negative_offset) } else { seed }, given, call }
     }
 
     /// Checks the number of rows of the latents. `has_negatives` says whether rows have negative prompts.

@@ -110,6 +110,23 @@ impl Pipeline {
         to_array(&self.encode(&prompts, 0, &mut truncated)?.embeds)
     }
 
+    /// The maximum number of tokens of a prompt, start and end included.
+    #[cfg(feature = "serve")]
+    pub fn max_tokens(&self) -> usize {
+        self.text.tokenizer.max_length()
+    }
+
+    /// The number of tokens of a prompt, start and end included, and whether it has more, which are truncated.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] if the text encoder does not know a token.
+    #[cfg(feature = "serve")]
+    pub fn count_tokens(&self, prompt: &str) -> Result<(usize, bool)> {
+        let mut is_truncated = false;
+        let encodings = self.text.tokenize(&[prompt], &mut |_, _| is_truncated = true)?;
+        Ok((encodings.first().map_or(0, |encoding| encoding.len), is_truncated))
+    }
+
     /// Adds a learned token to the tokenizer and the text encoder, as `load_textual_inversion` of diffusers does.
     ///
     /// # Errors

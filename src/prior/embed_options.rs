@@ -205,7 +205,7 @@ impl EmbedOptions {
         let refused = |option: &'static str, reason: String| Err(Error::Option { option, reason });
         let check = |option: &'static str, count: usize| match count == prompts.len() {
             true => Ok(()),
-            false => refused(option, format!("{option} has {count} items for {} prompts", prompts.len())),
+            false => refused(option, format!("there are {count} for {} prompts", prompts.len())),
         };
         if let Seeds::Each(seeds) = &self.seeds {
             check("seeds", seeds.len())?;
@@ -238,7 +238,7 @@ impl EmbedOptions {
             call_rows: is_call.then_some(if has_negative { 2 * count } else { count }),
             latents: self.latents.as_ref(),
         };
-        noise.check(has_negatives).or_else(|reason| refused("latents", format!("latents {reason}")))?;
+        noise.check(has_negatives).or_else(|reason| refused("latents", format!("the array {reason}")))?;
         // `sample` counts the draws of all samples of a prompt.
         let noise = |index: usize, sample: usize, purpose: Purpose| {
             let row = index * self.samples * self.best_of + sample;

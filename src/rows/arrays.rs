@@ -53,6 +53,15 @@ impl ArrayFile {
         Ok(Self { hash: format!("{:.32x}", Sha256::digest(&*bytes)), name, arrays })
     }
 
+    /// Reads all arrays of a `.npz` in memory, which messages call `name`.
+    ///
+    /// # Errors
+    /// As [`ArrayFile::read`].
+    pub(super) fn of_npz(name: &str, bytes: &[u8]) -> Result<Self> {
+        let arrays = npz(bytes, &|_| true).map_err(|reason| bad_input!("{name} {reason}"))?;
+        Ok(Self { hash: format!("{:.32x}", Sha256::digest(bytes)), name: name.into(), arrays })
+    }
+
     /// The names of its arrays.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.arrays.keys().map(String::as_str)

@@ -30,7 +30,7 @@ pub fn read_conditions(path: &Path) -> Result<(Conditions, String, String)> {
         ));
     }
     let has_negative = file.names().any(|name| name.starts_with(NEGATIVE));
-    let refused = |name: &str, error: crate::Error| bad_input!("{name:?}: {error}");
+    let refused = |name: &str, error: crate::Error| bad_input!("{name:?}: {}", error.reason());
     let conditions = read(&mut file, "")?;
     if conditions.rows() == 0 {
         return Err(bad_input!("{:?} holds no rows", file.name));
@@ -58,7 +58,7 @@ fn read(file: &mut ArrayFile, prefix: &str) -> Result<Conditions> {
     }
     let conditions = Conditions::new(text_embeds, hidden_states, of_mask.mapv(|value| value != 0.0));
     conditions.map_err(|error| match prefix {
-        "" => bad_input!("{name:?}: {error}"),
-        _ => bad_input!("{name:?}: of the negative arrays, {error}"),
+        "" => bad_input!("{name:?}: {}", error.reason()),
+        _ => bad_input!("{name:?}: of the negative arrays, {}", error.reason()),
     })
 }

@@ -1,7 +1,9 @@
 //! The fields of a row and their values, the same in every format: which types and ranges are valid for which field.
 
 use super::item::Item;
-use super::record::PromptRecord;
+use super::record::{GivenNoise, PromptRecord};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use std::fmt;
 
 /// A field of a [`PromptRecord`].
@@ -15,6 +17,9 @@ pub(super) enum Field {
     Steps,
     Samples,
     Image,
+    NegativeSeed,
+    Noise,
+    NegativeNoise,
 }
 
 /// What the columns or keys of a file are called, as far as that is not fixed.
@@ -22,21 +27,40 @@ pub(super) enum Field {
 pub(super) struct FieldNames<'a> {
     /// That of the prompts.
     pub(super) prompt: &'a str,
-    /// Whether `image` is a field.
-    pub(super) has_images: bool,
+    /// The fields that count.
+    pub(super) extras: Extras,
+}
+
+/// Fields that count only where they are asked for: many files of captions have columns of these names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// `image`.
+    pub images: bool,
+    /// `noise`, `negative_noise` and `negative_seed`.
+    pub noise: bool,
 }
 
 impl FieldNames<'_> {
     /// The field of a column or key.
     pub(super) fn field(self, name: &str) -> Option<Field> {
-        if name == self.prompt { Some(Field::Prompt) } else { Field::setting(name, self.has_images) }
+        if name == self.prompt { Some(Field::Prompt) } else { Field::setting(name, self.extras) }
     }
 }
 
 impl Field {
     /// The fields that a row may leave out: its settings.
-    pub(super) const SETTINGS: [Self; 7] =
-        [Self::Id, Self::NegativePrompt, Self::Seed, Self::GuidanceScale, Self::Steps, Self::Samples, Self::Image];
+    pub(super) const SETTINGS: [Self; 10] = [
+        Self::Id,
+        Self::NegativePrompt,
+        Self::Seed,
+        Self::GuidanceScale,
+        Self::Steps,
+        Self::Samples,
+        Self::Image,
+        Self::NegativeSeed,
+        Self::Noise,
+        Self::NegativeNoise,
+    ];
 
     /// The name of its key or column; that of the prompt is only a default.
     pub(super) fn name(self) -> &'static str {
@@ -49,17 +73,27 @@ impl Field {
             Self::Steps => "steps",
             Self::Samples => "samples",
             Self::Image => "image",
+            Self::NegativeSeed => "negative_seed",
+            Self::Noise => "noise",
+            Self::NegativeNoise => "negative_noise",
         }
     }
 
-    /// The setting of the key or column `name`. `image` is one only where images are used: many files of captions have
-    /// such a column.
-    pub(super) fn setting(name: &str, has_images: bool) -> Option<Self> {
-        Self::SETTINGS.into_iter().find(|field| field.name() == name && (has_images || *field != Self::Image))
+    /// The setting of the key or column `name`.
+    pub(super) fn setting(name: &str, extras: Extras) -> Option<Self> {
+        Self::SETTINGS.into_iter().find(|field| field.name() == name && field.counts(extras))
+    }
+
+    fn counts(self, extras: Extras) -> bool {
+        match self {
+            Self::Image => extras.images,
+            Self::NegativeSeed | Self::Noise | Self::NegativeNoise => extras.noise,
+            _ => true,
+        }
     }
 
     pub(super) fn is_text(self) -> bool {
-        matches!(self, Self::Prompt | Self::Id | Self::NegativePrompt | Self::Image)
+        matches!(self, Self::Prompt | Self::Id | Self::NegativePrompt | Self::Image | Self::Noise | Self::NegativeNoise)
     }
 }
 
@@ -197,6 +231,9 @@ impl<'a> RecordBuilder<'a> {
                 let image = Item::parse_image(&text(name, value)?);
                 record.image = Some(Box::new(image.map_err(|reason| format!("{name:?}: {reason}"))?));
             }
+            (Field::NegativeSeed, value) => noise(record).negative_seed = Some(whole(name, value, 0, u64::MAX)?),
+            (Field::Noise, value) => noise(record).image = Some(floats(name, value)?),
+            (Field::NegativeNoise, value) => noise(record).negative = Some(floats(name, value)?),
             (Field::Samples, value) => record.samples = Some(whole(name, value, 1, MAX_COUNT)? as usize),
         }
         Ok(())
@@ -208,6 +245,24 @@ impl<'a> RecordBuilder<'a> {
     /// That it has no prompt.
     pub(super) fn finish(self) -> Result<PromptRecord, String> {
         if self.has_prompt { Ok(self.record) } else { Err(format!("there is no {:?}", shorten(self.names.prompt))) }
+    }
+}
+
+fn noise(record: &mut PromptRecord) -> &mut GivenNoise {
+    record.noise.get_or_insert_default()
+}
+
+/// The numbers in base64 of little-endian float32.
+fn floats(name: &str, value: Scalar) -> Result<Vec<f32>, String> {
+    let text = text(name, value)?;
+    let bytes = BASE64_STANDARD.decode(text).map_err(|error| format!("{name:?} is not base64: {error}"))?;
+    let (numbers, []) = bytes.as_chunks::<4>() else {
+        return Err(format!("{name:?} has {} bytes, which are no float32 numbers", bytes.len()));
+    };
+    let numbers: Vec<f32> = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    match numbers.iter().find(|number| !number.is_finite()) {
+        Some(number) => Err(format!("{name:?} holds {number}; give finite numbers")),
+        None => Ok(numbers),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a prompt format is. Each format's file describes its own; [`super::formats`] lists them.
 
+use super::field::Extras;
 use super::input::Input;
 use super::record::{Notices, PromptRows};
 use anyhow::Result;
@@ -43,8 +44,8 @@ pub struct ReadOptions {
     pub prompt_column: Option<String>,
     /// Whether a text table has no header.
     pub no_header: bool,
-    /// Whether `image` is a column or key that counts.
-    pub has_images: bool,
+    /// Columns or keys that count beside those that always do.
+    pub extras: Extras,
     /// Once set, reading a pipe ends with an error instead of waiting for data.
     pub interrupt: Arc<AtomicBool>,
 }

@@ -1,6 +1,6 @@
 //! JSON Lines: an object a line.
 
-use super::field::{Field, FieldNames, RecordBuilder, Scalar, shorten};
+use super::field::{Extras, Field, FieldNames, RecordBuilder, Scalar, shorten};
 use super::format::PromptFormat;
 use super::input::Text;
 use super::lines;
@@ -17,23 +17,23 @@ pub(super) static JSONL: PromptFormat = PromptFormat {
     extensions: &["jsonl", "ndjson"],
     has_columns: true,
     has_header: false,
-    open: |input, options, notices| rows(input.text(notices)?, options.prompt_column.as_deref(), options.has_images),
+    open: |input, options, notices| rows(input.text(notices)?, options.prompt_column.as_deref(), options.extras),
 };
 
 /// The key of the prompts is `wanted`; without it `prompt`, or if the first object lacks that, its only key with a text
 /// that is not a setting.
-fn rows(text: Text, wanted: Option<&str>, has_images: bool) -> AnyResult<PromptRows> {
+fn rows(text: Text, wanted: Option<&str>, extras: Extras) -> AnyResult<PromptRows> {
     let (name, notices) = (text.name.clone(), text.notices.clone());
     let note = move |key: &str| notices.note(format!("the prompts of {name} have the key {:?}", shorten(key)));
     let mut key = wanted.map(str::to_string);
     key.iter().for_each(|key| note(key));
     let advice = if wanted.is_some() { "" } else { "; name the key with --prompt-column" };
     lines::rows(text, move |line, _| {
-        let parse = |line: &str, key: &str, advice: &str| parse(line, FieldNames { prompt: key, has_images }, advice);
+        let parse = |line: &str, key: &str, advice: &str| parse(line, FieldNames { prompt: key, extras }, advice);
         if let Some(key) = &key {
             return parse(line, key, advice);
         }
-        let candidates = Candidates::of(line, has_images);
+        let candidates = Candidates::of(line, extras);
         if let Some(prompt_key) = candidates.prompt_key() {
             note(&prompt_key);
             return parse(line, key.insert(prompt_key), advice);
@@ -63,7 +63,7 @@ fn parse(line: &str, names: FieldNames, advice: &str) -> Result<PromptRecord, St
 /// The values of an object that may be its prompt: texts that are not a setting.
 #[derive(Default)]
 struct Candidates {
-    has_images: bool,
+    extras: Extras,
     has_prompt: bool,
     /// Their keys, quoted; no more than a message shows.
     keys: Vec<String>,
@@ -72,8 +72,8 @@ struct Candidates {
 }
 
 impl Candidates {
-    fn of(line: &str, has_images: bool) -> Self {
-        let mut candidates = Self { has_images, ..Self::default() };
+    fn of(line: &str, extras: Extras) -> Self {
+        let mut candidates = Self { extras, ..Self::default() };
         // An error comes up again when the line is parsed.
         let _ = serde_json::Deserializer::from_str(line).deserialize_map(&mut candidates);
         candidates
@@ -98,7 +98,7 @@ impl<'de> Visitor<'de> for &mut Candidates {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((key, value)) = map.next_entry::<String, Scalar>()? {
             self.has_prompt |= key == Field::Prompt.name();
-            let is_setting = Field::setting(&key, self.has_images).is_some();
+            let is_setting = Field::setting(&key, self.extras).is_some();
             if matches!(value, Scalar::Text(_)) && key != Field::Prompt.name() && !is_setting {
                 self.count += 1;
                 if self.count <= 9 {
@@ -211,7 +211,7 @@ mod tests {
     use crate::rows::tests::read_with;
 
     fn parse(line: &str, prompt: &str, advice: &str) -> Result<PromptRecord, String> {
-        super::parse(line, FieldNames { prompt, has_images: true }, advice)
+        super::parse(line, FieldNames { prompt, extras: Extras { images: true, noise: true } }, advice)
     }
 
     fn reason(line: &str) -> String {
@@ -224,6 +224,7 @@ mod tests {
             18446744073709551615, "guidance_scale": 3, "steps": 2147483647, "samples": 1}"#;
         let expected = PromptRecord {
             image: None,
+            noise: None,
             condition: None,
             picture: None,
             id: Some("7".into()),

@@ -6,7 +6,7 @@
 //!
 //! - `txt`: each line is a prompt, with its spaces. Blank lines are skipped.
 //! - `jsonl`: each line is an object with `prompt` and, optionally, `id`, `negative_prompt`, `seed`, `guidance_scale`,
-//!   `steps` and `samples`, and `image` where images are used. Other keys are ignored; null is the same as absent. Blank lines are skipped.
+//!   `steps` and `samples`, and the [`Extras`] where they are asked for. Other keys are ignored; null is the same as absent. Blank lines are skipped.
 //! - `csv`, `tsv`: a header, unless the options say there is none, then records. One column holds the prompts; columns
 //!   named like a key of `jsonl` mean the same. An empty cell is the empty prompt, and no value in other columns. Blank
 //!   lines are skipped. What quotes mean stands in `csv.rs`.
@@ -48,10 +48,11 @@ mod txt;
 pub use arrays::{EmbeddingRows, read_latents};
 pub use bank::{Bank, Label};
 pub use conditions::read_conditions;
+pub use field::Extras;
 pub use format::{PromptFormat, ReadOptions};
 pub use formats::FORMATS;
 pub use item::Item;
 pub use picture_file::PictureFile;
 pub use pictures::{PictureInputs, PictureReader};
 pub use reader::PromptReader;
-pub use record::{BadRow, Notice, Place, PromptRecord, PromptRow};
+pub use record::{BadRow, GivenNoise, Notice, Place, PromptRecord, PromptRow};

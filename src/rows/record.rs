@@ -25,10 +25,30 @@ pub struct PromptRecord {
     pub samples: Option<usize>,
     /// The picture or the row of a file whose embedding denoising starts from.
     pub image: Option<Box<Item>>,
+    /// Noise of the row's own, in place of what its seed gives.
+    pub noise: Option<Box<GivenNoise>>,
     /// The row of a file of conditions that stands in the prompt's place.
     pub condition: Option<usize>,
     /// The picture that stands in the prompt's place.
     pub picture: Option<Arc<PictureFile>>,
+}
+
+/// Noise that a row brings. Each is what denoising starts from, `(dim)`, or that and what each step adds, `(1 + steps, dim)`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GivenNoise {
+    /// Of the image embedding.
+    pub image: Option<Vec<f32>>,
+    /// Of the negative embedding.
+    pub negative: Option<Vec<f32>>,
+    /// The seed of the negative embedding's noise.
+    pub negative_seed: Option<u64>,
+}
+
+impl GivenNoise {
+    /// The memory that its numbers take.
+    pub(crate) fn bytes(&self) -> usize {
+        [&self.image, &self.negative].into_iter().flatten().map(|numbers| size_of_val(&**numbers)).sum()
+    }
 }
 
 impl PromptRecord {

@@ -1,6 +1,6 @@
 //! Assigns the columns of a table to fields.
 
-use super::field::{Field, FieldNames, shorten};
+use super::field::{Extras, Field, FieldNames, shorten};
 use super::format::ReadOptions;
 use crate::bad_input;
 use crate::text::list;
@@ -28,8 +28,8 @@ pub(super) enum ColumnKind {
 pub(super) struct FieldColumns {
     /// The name of the prompt column in messages.
     pub prompt_name: String,
-    /// Whether `image` is a column that counts.
-    pub has_images: bool,
+    /// Columns that count beside those that always do.
+    pub extras: Extras,
     /// Indices of columns with their fields, ascending; the prompt is among them.
     pub columns: Vec<(usize, Field)>,
 }
@@ -40,8 +40,8 @@ impl FieldColumns {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if there is no prompt column, two columns for a field, or a nested column for one.
     pub(super) fn find(file: &str, columns: &[Column], options: &ReadOptions, advice: &str) -> Result<Self> {
-        let (wanted, has_images) = (options.prompt_column.as_deref(), options.has_images);
-        let Some(prompt_name) = prompt_name(columns, wanted, has_images) else {
+        let (wanted, extras) = (options.prompt_column.as_deref(), options.extras);
+        let Some(prompt_name) = prompt_name(columns, wanted, extras) else {
             let missing = shorten(wanted.unwrap_or(Field::Prompt.name()));
             let names = listed(columns);
             return Err(bad_input!(
@@ -50,7 +50,7 @@ impl FieldColumns {
         };
         let mut found: Vec<(usize, Field)> = Vec::new();
         for (index, column) in columns.iter().enumerate() {
-            let Some(field) = FieldNames { prompt: prompt_name, has_images }.field(&column.name) else { continue };
+            let Some(field) = FieldNames { prompt: prompt_name, extras }.field(&column.name) else { continue };
             let name = shorten(&column.name);
             if found.iter().any(|(_, other)| *other == field) {
                 return Err(bad_input!("{file} has two columns {name:?}; rename one of them"));
@@ -66,12 +66,12 @@ impl FieldColumns {
             }
             found.push((index, field));
         }
-        Ok(Self { prompt_name: prompt_name.into(), has_images, columns: found })
+        Ok(Self { prompt_name: prompt_name.into(), extras, columns: found })
     }
 
     /// What the columns are called.
     pub(super) fn names(&self) -> FieldNames<'_> {
-        FieldNames { prompt: &self.prompt_name, has_images: self.has_images }
+        FieldNames { prompt: &self.prompt_name, extras: self.extras }
     }
 
     /// The prompt column of a table without a header: the one with the number `wanted`, counted from 1, or the only
@@ -87,7 +87,7 @@ impl FieldColumns {
         match number {
             Some(number) => {
                 let columns = vec![(number - 1, Field::Prompt)];
-                Ok(Self { prompt_name: format!("column {number}"), has_images: false, columns })
+                Ok(Self { prompt_name: format!("column {number}"), extras: Extras::default(), columns })
             }
             None => Err(bad_input!(
                 "{file} has {width} columns without names; give the number of the one with the prompts, \
@@ -98,13 +98,12 @@ impl FieldColumns {
 }
 
 /// The column `wanted`; without it `prompt`, or else the only text column that is not a setting.
-fn prompt_name<'a>(columns: &'a [Column], wanted: Option<&str>, has_images: bool) -> Option<&'a str> {
+fn prompt_name<'a>(columns: &'a [Column], wanted: Option<&str>, extras: Extras) -> Option<&'a str> {
     let named = |name: &str| columns.iter().map(|column| column.name.as_str()).find(|other| *other == name);
     if let Some(wanted) = wanted {
         return named(wanted);
     }
-    let is_free =
-        |column: &&Column| column.kind == ColumnKind::Text && Field::setting(&column.name, has_images).is_none();
+    let is_free = |column: &&Column| column.kind == ColumnKind::Text && Field::setting(&column.name, extras).is_none();
     let mut free = columns.iter().filter(is_free);
     let only = free.next().filter(|_| free.next().is_none());
     named(Field::Prompt.name()).or(only.map(|column| column.name.as_str()))

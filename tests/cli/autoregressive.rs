@@ -1,63 +1,44 @@
 //! Models with an autoregressive prior on the real binary.
 
-use crate::checkpoints::{add_tensors, fixtures};
-use crate::common::{Workplace, assert_done, assert_refused, off, prompts, read_npy, read_npz, stderr};
-use ndarray::{Array2, s};
+use crate::checkpoints::add_tensors;
+use crate::common::{Workplace, assert_done, assert_refused, edit_json, fixtures, off, prompts, read_npz, stderr};
+use ndarray::s;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+
 use std::process::Command;
 
 const WEIGHTS: &str = "prior/diffusion_pytorch_model.safetensors";
 
-/// A workplace with a copy of a small model.
-fn with_model(name: &str) -> (Workplace, PathBuf) {
-    let place = Workplace::new();
-    let model = place.copy(&fixtures().join("autoregressive").join(name), "model");
-    (place, model)
-}
-
-/// The embeddings of a run with more options.
-fn embed(place: &Workplace, options: &[&str]) -> Array2<f32> {
-    assert_done(place.bare().args(["-m", "model", "--out", "e.npy", "--overwrite"]).args(options));
-    read_npy(&fs::read(place.path("e.npy")).unwrap())
-}
-
-fn edit(path: &Path, key: &str, value: Value) {
-    let mut json: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    json[key] = value;
-    fs::write(path, json.to_string()).unwrap();
-}
-
 #[test]
 fn a_row_depends_on_its_prompt_its_seed_and_the_settings_alone() {
     for name in ["small", "odd"] {
-        let (place, _) = with_model(name);
+        let (place, _) = Workplace::with_model(&format!("autoregressive/{name}"));
         let all = ["-p", "a red apple", "-p", "two cats", "-p", "", "--samples-per-prompt", "2", "--seed", "7"];
         for more in [&["--guidance-scale", "1"][..], &["--guidance-scale", "3", "--temperature", "0.7"]] {
             let all = [&all[..], more].concat();
-            let together = embed(&place, &all);
+            let together = place.embed(&all);
             assert_eq!(together.nrows(), 6);
             let row = |row: usize| together.slice(s![row..=row, ..]).to_owned();
             if more.len() == 2 {
                 assert!(off(&row(0), &row(1)) > 1e-2, "seeds differ");
             }
             for batch in ["1", "4"] {
-                assert!(off(&embed(&place, &[&all[..], &["--batch-size", batch]].concat()), &together) < 1e-5);
+                assert!(off(&place.embed(&[&all[..], &["--batch-size", batch]].concat()), &together) < 1e-5);
             }
-            let alone = embed(&place, &[&["-p", "two cats", "--seed", "10"][..], more].concat());
+            let alone = place.embed(&[&["-p", "two cats", "--seed", "10"][..], more].concat());
             assert!(off(&alone, &row(3)) < 1e-5, "{name}");
         }
         if name == "odd" {
             continue;
         }
-        let greedy = |seed| embed(&place, &["-p", "a red apple", "--temperature", "0", "--seed", seed]);
+        let greedy = |seed| place.embed(&["-p", "a red apple", "--temperature", "0", "--seed", seed]);
         assert_eq!(greedy("1"), greedy("2"));
-        let warm = |temperature| embed(&place, &["-p", "a red apple", "--temperature", temperature]);
+        let warm = |temperature| place.embed(&["-p", "a red apple", "--temperature", temperature]);
         assert!(off(&warm("5"), &warm("1")) > 1e-2);
-        assert_eq!(warm("1"), embed(&place, &["-p", "a red apple"]));
-        let guided = |scale| embed(&place, &["-p", "a red apple", "--guidance-scale", scale]);
+        assert_eq!(warm("1"), place.embed(&["-p", "a red apple"]));
+        let guided = |scale| place.embed(&["-p", "a red apple", "--guidance-scale", scale]);
         assert_eq!(guided("1"), guided("0.5"));
         assert!(off(&guided("9"), &guided("1")) > 1e-2);
     }
@@ -65,16 +46,16 @@ fn a_row_depends_on_its_prompt_its_seed_and_the_settings_alone() {
 
 #[test]
 fn negative_embeddings_are_of_the_negative_prompt_or_of_a_black_image() {
-    let (place, _) = with_model("small");
+    let (place, _) = Workplace::with_model("autoregressive/small");
     let prompts = ["-m", "model", "-p", "a red apple", "-p", "two cats", "--out", "e.npz", "--overwrite"];
     assert_done(place.bare().args(prompts).args(["--negative-prompt", "blurry"]));
     let arrays = |name| read_npz(fs::read(place.path("e.npz")).unwrap(), name);
     let negative = arrays("negative_image_embeds.npy");
     // As many rows more, whose seeds follow.
     let own = ["-p", "blurry", "-p", "blurry", "--seed", "2", "--negative-prompt", "blurry"];
-    assert!(off(&embed(&place, &own), &negative) < 1e-5);
+    assert!(off(&place.embed(&own), &negative) < 1e-5);
     let image = arrays("image_embeds.npy");
-    assert!(off(&embed(&place, &["-p", "a red apple", "-p", "two cats"]), &image) > 1e-2, "it leads away");
+    assert!(off(&place.embed(&["-p", "a red apple", "-p", "two cats"]), &image) > 1e-2, "it leads away");
     assert_done(place.bare().args(prompts));
     let zero = arrays("negative_image_embeds.npy");
     assert_eq!(zero.row(0), zero.row(1));
@@ -82,7 +63,7 @@ fn negative_embeddings_are_of_the_negative_prompt_or_of_a_black_image() {
 
 #[test]
 fn options_of_other_priors_are_refused_with_the_reason() {
-    let (place, _) = with_model("small");
+    let (place, _) = Workplace::with_model("autoregressive/small");
     let title = "an autoregressive prior";
     for (option, value, name) in [
         ("--steps", "25", "--steps"),
@@ -98,7 +79,7 @@ fn options_of_other_priors_are_refused_with_the_reason() {
     let mut command = place.bare();
     command.args(["-m", "model", "-p", "x", "--out", "e.npy", "--latents", "noise.npy"]);
     assert_refused(&place, &mut command, 2, &["--latents", "model", title]);
-    embed(&place, &["-p", "x", "--scheduler", "auto"]);
+    place.embed(&["-p", "x", "--scheduler", "auto"]);
     for temperature in ["-1", "nan", "inf", "hot"] {
         let mut command = place.bare();
         command.args(["-m", "model", "-p", "x", "--out", "f.npy", "--temperature", temperature]);
@@ -113,11 +94,11 @@ fn options_of_other_priors_are_refused_with_the_reason() {
 
 #[test]
 fn rows_may_have_a_guidance_scale_of_their_own_and_no_steps() {
-    let (place, _) = with_model("small");
+    let (place, _) = Workplace::with_model("autoregressive/small");
     let lines = [json!({"prompt": "a"}), json!({"prompt": "b", "guidance_scale": 7.5}), json!({"prompt": "c"})];
     fs::write(place.path("p.jsonl"), lines.map(|line| format!("{line}\n")).concat()).unwrap();
-    let rows = embed(&place, &["-f", "p.jsonl", "--guidance-scale", "1"]);
-    let alone = embed(&place, &["-p", "b", "--guidance-scale", "7.5", "--seed", "1"]);
+    let rows = place.embed(&["-f", "p.jsonl", "--guidance-scale", "1"]);
+    let alone = place.embed(&["-p", "b", "--guidance-scale", "7.5", "--seed", "1"]);
     assert!(off(&alone, &rows.slice(s![1..2, ..]).to_owned()) < 1e-5);
     fs::write(place.path("p.jsonl"), "{\"prompt\": \"a\", \"steps\": 3}\n").unwrap();
     let mut command = place.bare();
@@ -128,7 +109,7 @@ fn rows_may_have_a_guidance_scale_of_their_own_and_no_steps() {
 #[test]
 fn info_and_stats_say_what_it_is() {
     for (name, tokens, buckets) in [("small", 16, 32), ("odd", 7, 24)] {
-        let (place, _) = with_model(name);
+        let (place, _) = Workplace::with_model(&format!("autoregressive/{name}"));
         let output = place.bare().args(["info", "-m", "model"]).output().unwrap();
         assert!(output.status.success(), "{}", stderr(&output));
         let text = String::from_utf8(output.stdout).unwrap();
@@ -138,7 +119,7 @@ fn info_and_stats_say_what_it_is() {
         let info: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(info["prior"]["tokens"], json!({"count": tokens, "buckets": buckets}));
         assert_eq!((&info["prior"]["is_one_step"], &info["scheduler"]), (&json!(false), &json!(null)));
-        embed(&place, &["-p", "x", "--temperature", "0.5", "--stats", "stats.json"]);
+        place.embed(&["-p", "x", "--temperature", "0.5", "--stats", "stats.json"]);
         let stats: Value = serde_json::from_str(&fs::read_to_string(place.path("stats.json")).unwrap()).unwrap();
         let settings = ["steps", "guidance_scale", "temperature", "scheduler"].map(|key| &stats["settings"][key]);
         assert_eq!(settings, [&json!(1), &json!(4.0), &json!(0.5), &json!(null)]);
@@ -147,18 +128,18 @@ fn info_and_stats_say_what_it_is() {
 
 #[test]
 fn it_may_take_the_place_of_another_models_prior() {
-    let (place, _) = with_model("small");
-    let expected = embed(&place, &["-p", "a red apple"]);
+    let (place, _) = Workplace::with_model("autoregressive/small");
+    let expected = place.embed(&["-p", "a red apple"]);
     // A model of these sizes, whose scheduler and prior are not looked at.
     let base = place.copy(&fixtures().join("autoregressive/small"), "base");
     fs::remove_dir_all(base.join("prior")).unwrap();
     fs::create_dir(base.join("scheduler")).unwrap();
     fs::write(base.join("scheduler/scheduler_config.json"), "{").unwrap();
-    edit(&base.join("model_index.json"), "scheduler", json!(["diffusers", "UnCLIPScheduler"]));
+    edit_json(&base.join("model_index.json"), "scheduler", json!(["diffusers", "UnCLIPScheduler"]));
     for prior in ["model", "model/prior"] {
         let options = ["-m", "base", "--prior", prior, "-p", "a red apple", "--out", "f.npy", "--overwrite"];
         assert_done(place.bare().args(options));
-        assert_eq!(read_npy(&fs::read(place.path("f.npy")).unwrap()), expected);
+        assert_eq!(place.npy("f.npy"), expected);
     }
     let mut command = place.bare();
     command.args(["-p", "x", "--out", "g.npy", "--prior", "model"]);
@@ -189,15 +170,15 @@ fn damaged_configurations_and_weights_are_named() {
         ("dot_product_quantile", json!(-0.1), "dot_product_quantile"),
         ("dot_product_quantile", json!("half"), "dot_product_quantile"),
     ] {
-        let (place, model) = with_model("small");
-        edit(&model.join(config), key, value);
+        let (place, model) = Workplace::with_model("autoregressive/small");
+        edit_json(&model.join(config), key, value);
         let mut command = place.bare();
         assert_refused(&place, command.args(["-m", "model", "-p", "x", "--out", "e.npy"]), 2, &["model", word]);
         if key == "num_tokens" {
             assert_refused(&place, place.bare().args(["convert", "model", "converted"]), 2, &["model", word]);
         }
     }
-    let (place, model) = with_model("small");
+    let (place, model) = Workplace::with_model("autoregressive/small");
     let text = fs::read_to_string(model.join(config)).unwrap();
     for (changed, word) in [
         (text.replace("\"num_tokens\": 16,", ""), "num_tokens"),
@@ -208,7 +189,7 @@ fn damaged_configurations_and_weights_are_named() {
         let mut command = place.bare();
         assert_refused(&place, command.args(["-m", "model", "-p", "x", "--out", "e.npy"]), 2, &["model", word]);
     }
-    let (place, model) = with_model("small");
+    let (place, model) = Workplace::with_model("autoregressive/small");
     let weights = fs::read(model.join(WEIGHTS)).unwrap();
     fs::write(model.join(WEIGHTS), &weights[..weights.len() - 1]).unwrap();
     let mut command = place.bare();
@@ -219,7 +200,7 @@ fn damaged_configurations_and_weights_are_named() {
     let mut command = place.bare();
     let warning = assert_done(command.args(["-m", "model", "-p", "x", "--out", "e.npy"]));
     assert!(warning.contains("a.buffer") && !warning.contains("dot_product_values"), "{warning}");
-    edit(&model.join("model_index.json"), "prior", json!(["prior_embed", "OtherPrior"]));
+    edit_json(&model.join("model_index.json"), "prior", json!(["prior_embed", "OtherPrior"]));
     let mut command = place.bare();
     command.args(["-m", "model", "-p", "x", "--out", "f.npy"]);
     assert_refused(&place, &mut command, 2, &["model_index.json", "OtherPrior", "AutoregressivePrior"]);
@@ -229,7 +210,7 @@ fn damaged_configurations_and_weights_are_named() {
 #[test]
 fn weights_that_are_not_finite_give_no_embedding() {
     for tensor in ["proj_to_tokens.bias", "proj_to_dot_product.bias", "bucket_values", "pca.bias", "norm_out.weight"] {
-        let (place, model) = with_model("small");
+        let (place, model) = Workplace::with_model("autoregressive/small");
         let path = model.join(WEIGHTS);
         let mut bytes = fs::read(&path).unwrap();
         let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -249,17 +230,17 @@ fn weights_that_are_not_finite_give_no_embedding() {
 
 #[test]
 fn loras_and_lower_precisions_work_and_converted_models_give_the_same() {
-    let (place, _) = with_model("small");
+    let (place, _) = Workplace::with_model("autoregressive/small");
     let prompt = ["-p", "a red apple", "-p", "two cats"];
-    let expected = embed(&place, &prompt);
+    let expected = place.embed(&prompt);
     let [lora, other] = ["diffusers", "peft"].map(|name| fixtures().join("checkpoints/lora").join(name));
-    let changed = embed(&place, &[&prompt[..], &["--lora", lora.to_str().unwrap()]].concat());
+    let changed = place.embed(&[&prompt[..], &["--lora", lora.to_str().unwrap()]].concat());
     assert!(off(&changed, &expected) > 1e-3);
     let mut command = place.bare();
     command.args(["-m", "model", "-p", "x", "--out", "f.npy", "--lora"]).arg(other);
     assert_refused(&place, &mut command, 2, &["proj_in.weight", "another model"]);
     for dtype in ["bf16", "int8"] {
-        let near = embed(&place, &[&prompt[..], &["--dtype", dtype]].concat());
+        let near = place.embed(&[&prompt[..], &["--dtype", dtype]].concat());
         assert!(near.iter().all(|number| number.is_finite()), "{dtype}");
     }
     for options in [&["model", "converted"][..], &["model/prior", "again", "--config", "model"]] {
@@ -268,14 +249,14 @@ fn loras_and_lower_precisions_work_and_converted_models_give_the_same() {
         let index: Value = serde_json::from_str(&index).unwrap();
         assert_eq!(index["prior"], json!(["prior_embed", "AutoregressivePrior"]));
         assert_eq!(index["_class_name"], "AutoregressivePriorPipeline");
-        assert_eq!(embed(&place, &[&prompt[..], &["-m", options[1]]].concat()), expected);
+        assert_eq!(place.embed(&[&prompt[..], &["-m", options[1]]].concat()), expected);
     }
 }
 
 /// Two rows of conditions that differ only where the mask hides a token, and a third.
 #[test]
 fn conditions_stand_in_the_place_of_prompts() {
-    let (place, _) = with_model("small");
+    let (place, _) = Workplace::with_model("autoregressive/small");
     let mask: Vec<u8> = (0..3 * 24).map(|at| u8::from(at % 24 < 5)).collect();
     let number = |row: usize, at: usize| ((7 * at + row) as f32).sin();
     let states = (0..3 * 24 * 16).map(|at| {
@@ -291,29 +272,29 @@ fn conditions_stand_in_the_place_of_prompts() {
         ("text_mask", TensorView::new(Dtype::BOOL, vec![3, 24], &mask).unwrap()),
     ];
     serialize_to_file(tensors, None, &place.path("c.safetensors")).unwrap();
-    let rows = embed(&place, &["--conditions", "c.safetensors", "--temperature", "0"]);
+    let rows = place.embed(&["--conditions", "c.safetensors", "--temperature", "0"]);
     assert_eq!((rows.nrows(), rows.row(0)), (3, rows.row(1)));
     assert!(off(&rows.slice(s![2..3, ..]).to_owned(), &rows.slice(s![0..1, ..]).to_owned()) > 1e-2);
 }
 
 #[test]
 fn one_generator_draws_for_all_rows_and_seeds_may_be_made_of_prompts() {
-    let (place, _) = with_model("small");
+    let (place, _) = Workplace::with_model("autoregressive/small");
     let prompts = ["-p", "a red apple", "-p", "two cats", "-p", "rain"];
-    let call = embed(&place, &[&prompts[..], &["--seed-layout", "call"]].concat());
-    let rows = embed(&place, &prompts);
+    let call = place.embed(&[&prompts[..], &["--seed-layout", "call"]].concat());
+    let rows = place.embed(&prompts);
     assert!(off(&call, &rows) > 1e-2, "other numbers");
-    let by_prompt = embed(&place, &[&prompts[..], &["--seed-by", "prompt"]].concat());
-    let alone = embed(&place, &["-p", "two cats", "--seed-by", "prompt"]);
+    let by_prompt = place.embed(&[&prompts[..], &["--seed-by", "prompt"]].concat());
+    let alone = place.embed(&["-p", "two cats", "--seed-by", "prompt"]);
     assert!(off(&alone, &by_prompt.slice(s![1..2, ..]).to_owned()) < 1e-5);
 }
 
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes_and_only_with_its_temperature() {
-    let (place, _) = with_model("odd");
+    let (place, _) = Workplace::with_model("autoregressive/odd");
     let lines: String = (0..3000).map(|number| prompts(number) + "\n").collect();
     fs::write(place.path("p.txt"), lines).unwrap();
-    let expected = embed(&place, &["-f", "p.txt", "--batch-size", "4", "--temperature", "0.9"]);
+    let expected = place.embed(&["-f", "p.txt", "--batch-size", "4", "--temperature", "0.9"]);
     let options = ["-f", "p.txt", "--batch-size", "4", "--out", "r.npy"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_prior-embed"));
     command.args(["-m", "model", "-q", "--temperature", "0.9"]).args(options).current_dir(place.folder.path());
@@ -326,7 +307,7 @@ fn a_killed_run_resumes_to_the_same_bytes_and_only_with_its_temperature() {
     command.args(["-m", "model", "--resume"]).args(options);
     assert_refused(&place, &mut command, 2, &["--temperature", "0.9"]);
     assert_done(command.args(["--temperature", "0.9"]));
-    assert_eq!(read_npy(&fs::read(place.path("r.npy")).unwrap()), expected);
+    assert_eq!(place.npy("r.npy"), expected);
 }
 
 /// A `.npy` file of one row.

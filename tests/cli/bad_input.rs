@@ -1,6 +1,6 @@
 //! Bad input: one clear line, exit code 2 or 1, nothing half-written.
 
-use crate::common::{Workplace, assert_done, assert_refused};
+use crate::common::{Workplace, assert_done, assert_refused, edit_json};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -179,12 +179,6 @@ fn more_threads_than_cores_are_too_many() {
     let place = Workplace::new();
     let warning = assert_done(place.command().args(["-p", "x", "--threads", "100000", "--out", "e.npy"]));
     assert!(warning.contains("--threads 100000"), "{warning}");
-}
-
-fn edit_json(path: &Path, key: &str, value: Value) {
-    let mut json: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    json[key] = value;
-    fs::write(path, json.to_string()).unwrap();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `--best-of` and `--scores`: which draw is kept, and that everything else holds for it as for one draw.
 
-use crate::common::{Workplace, assert_done, assert_refused, kill_after_rows, largest, read_npy, read_npz, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, kill_after_rows, off, read_npy, read_npz, stderr};
 use assert_cmd::Command;
 use ndarray::{Array2, s};
 use serde_json::Value;
@@ -8,15 +8,6 @@ use std::fs;
 use std::path::Path;
 
 const PROMPTS: [&str; 6] = ["-p", "a red apple", "-p", "two cats", "-p", "Sea at night"];
-
-fn npy(place: &Workplace, name: &str) -> Array2<f32> {
-    read_npy(&fs::read(place.path(name)).unwrap())
-}
-
-fn difference(one: &Array2<f32>, other: &Array2<f32>) -> f32 {
-    assert_eq!(one.dim(), other.dim());
-    largest(&(one - other)) / largest(other)
-}
 
 /// The first of the largest numbers of each row.
 fn best(scores: &Array2<f32>) -> Vec<usize> {
@@ -33,14 +24,14 @@ fn the_best_of_as_many_samples_is_kept() {
     run(&["--samples-per-prompt", "6", "--out", "all.npy", "--text-out", "text.npy"]);
     run(&["--samples-per-prompt", "2", "--best-of", "3", "--out", "e.npy", "--scores", "s.npy", "--batch-size", "64"]);
     let (all, text, kept, scores) =
-        (npy(&place, "all.npy"), npy(&place, "text.npy"), npy(&place, "e.npy"), npy(&place, "s.npy"));
+        (place.npy("all.npy"), place.npy("text.npy"), place.npy("e.npy"), place.npy("s.npy"));
     assert_eq!((kept.nrows(), scores.dim()), (6, (6, 3)));
     let products: Vec<f32> = all.rows().into_iter().zip(text.rows()).map(|(image, text)| image.dot(&text)).collect();
     let products = Array2::from_shape_vec((6, 3), products).unwrap();
-    assert!(difference(&scores, &products) < 1e-4);
+    assert!(off(&scores, &products) < 1e-4);
     let best = best(&scores);
     let expected: Vec<usize> = best.iter().enumerate().map(|(row, draw)| row * 3 + draw).collect();
-    assert!(difference(&kept, &all.select(ndarray::Axis(0), &expected)) < 1e-4);
+    assert!(off(&kept, &all.select(ndarray::Axis(0), &expected)) < 1e-4);
     assert!(best.iter().any(|draw| *draw > 0) && best.contains(&0), "{best:?} shows little");
     // The seeds say which draw it was, and give it alone.
     run(&["--samples-per-prompt", "2", "--best-of", "3", "--out", "e.jsonl"]);
@@ -50,7 +41,7 @@ fn the_best_of_as_many_samples_is_kept() {
         assert_eq!(line["seed"], 7 + expected[row]);
         let (prompt, seed) = (line["prompt"].as_str().unwrap(), line["seed"].to_string());
         assert_done(place.command().args(["-p", prompt, "--seed", &seed, "--out", "one.npy", "--overwrite"]));
-        assert!(difference(&npy(&place, "one.npy"), &kept.slice(s![row..=row, ..]).to_owned()) < 1e-4);
+        assert!(off(&place.npy("one.npy"), &kept.slice(s![row..=row, ..]).to_owned()) < 1e-4);
     }
 }
 
@@ -72,10 +63,10 @@ fn rows_depend_neither_on_batches_nor_on_shards_nor_on_neighbours() {
     for batch in ["1", "3", "64"] {
         let files = ["--out", "e.npz", "--scores", "s.npy", "--overwrite", "--batch-size", batch];
         assert_done(&mut command(&files));
-        assert!(difference(&npy(&place, "s.npy"), &npy(&place, "whole.npy")) < 1e-5, "{batch}");
+        assert!(off(&place.npy("s.npy"), &place.npy("whole.npy")) < 1e-5, "{batch}");
         for name in ["image_embeds", "negative_image_embeds"] {
             let found = read_npz(fs::read(place.path("e.npz")).unwrap(), name);
-            assert!(difference(&found, &whole(name)) < 1e-5, "{batch} {name}");
+            assert!(off(&found, &whole(name)) < 1e-5, "{batch} {name}");
         }
     }
     for shard in ["1/2", "2/2"] {
@@ -127,7 +118,7 @@ fn scores_have_every_form_of_a_file() {
         assert_done(place.command().args(PROMPTS).args(fixed).args(options))
     };
     run(&["--scores", "s.npy"]);
-    let expected = npy(&place, "s.npy");
+    let expected = place.npy("s.npy");
     assert_eq!(expected.dim(), (3, 2));
     run(&["--scores", "s.npz"]);
     assert_eq!(read_npz(fs::read(place.path("s.npz")).unwrap(), "scores"), expected);
@@ -145,13 +136,13 @@ fn scores_have_every_form_of_a_file() {
     // One draw has a score too.
     let fixed = ["--out", "e.npy", "--scores", "s.npy", "--overwrite"];
     assert_done(place.command().args(PROMPTS).args(fixed));
-    assert_eq!(npy(&place, "s.npy").dim(), (3, 1));
+    assert_eq!(place.npy("s.npy").dim(), (3, 1));
     // Beside a stream, and as one.
     let output = place.command().args(PROMPTS).args(["--best-of", "2", "--out", "-", "--scores", "t.npy"]).output();
     assert_eq!(read_npy(&output.unwrap().stdout).nrows(), 3);
-    assert_eq!(npy(&place, "t.npy").dim(), (3, 2));
+    assert_eq!(place.npy("t.npy").dim(), (3, 2));
     let output = place.command().args(PROMPTS).args(["--best-of", "2", "--out", "f.npy", "--scores", "-"]).output();
-    assert_eq!(read_npy(&output.unwrap().stdout), npy(&place, "t.npy"));
+    assert_eq!(read_npy(&output.unwrap().stdout), place.npy("t.npy"));
 }
 
 #[test]
@@ -160,16 +151,16 @@ fn one_call_and_given_latents_are_of_all_draws() {
     let run = |options: &[&str]| assert_done(place.command().args(PROMPTS).args(options));
     run(&["--seed-layout", "call", "--samples-per-prompt", "2", "--out", "all.npy"]);
     run(&["--seed-layout", "call", "--best-of", "2", "--out", "e.npy", "--scores", "s.npy"]);
-    let kept: Vec<usize> = best(&npy(&place, "s.npy")).iter().enumerate().map(|(row, draw)| row * 2 + draw).collect();
-    let expected = npy(&place, "all.npy").select(ndarray::Axis(0), &kept);
-    assert!(difference(&npy(&place, "e.npy"), &expected) < 1e-5);
+    let kept: Vec<usize> = best(&place.npy("s.npy")).iter().enumerate().map(|(row, draw)| row * 2 + draw).collect();
+    let expected = place.npy("all.npy").select(ndarray::Axis(0), &kept);
+    assert!(off(&place.npy("e.npy"), &expected) < 1e-5);
     let latents = Array2::from_shape_fn((6, expected.ncols()), |(row, column)| ((row * 31 + column) as f32).sin());
     ndarray_npy::write_npy(place.path("l.npy"), &latents).unwrap();
     run(&["--latents", "l.npy", "--samples-per-prompt", "2", "--out", "all.npy", "--overwrite"]);
     run(&["--latents", "l.npy", "--best-of", "2", "--out", "e.npy", "--scores", "s.npy", "--overwrite"]);
-    let kept: Vec<usize> = best(&npy(&place, "s.npy")).iter().enumerate().map(|(row, draw)| row * 2 + draw).collect();
-    let expected = npy(&place, "all.npy").select(ndarray::Axis(0), &kept);
-    assert!(difference(&npy(&place, "e.npy"), &expected) < 1e-5);
+    let kept: Vec<usize> = best(&place.npy("s.npy")).iter().enumerate().map(|(row, draw)| row * 2 + draw).collect();
+    let expected = place.npy("all.npy").select(ndarray::Axis(0), &kept);
+    assert!(off(&place.npy("e.npy"), &expected) < 1e-5);
 }
 
 #[test]
@@ -196,7 +187,7 @@ fn where_draws_cannot_be_compared_they_are_refused() {
     let mut command = place.bare();
     command.arg("--model").arg(fixtures.join("one_step/karlo")).args(["-p", "a", "--best-of", "4", "--out", "o.npy"]);
     assert_done(command.args(["--scores", "s.npy"]));
-    let scores = npy(&place, "s.npy");
+    let scores = place.npy("s.npy");
     assert!((1..4).all(|draw| scores[[0, draw]] != scores[[0, 0]]), "{scores}");
 }
 
@@ -206,7 +197,7 @@ fn the_mean_score_rises_with_the_built_in_model() {
     let mean = |draws: &str| {
         let options = ["--steps", "5", "--best-of", draws, "--out", "e.npy", "--scores", "s.npy", "--overwrite"];
         assert_done(place.bare().args(PROMPTS).args(["-p", "a dog", "-p", "a house"]).args(options));
-        let scores = npy(&place, "s.npy");
+        let scores = place.npy("s.npy");
         let best: Vec<f32> = scores.rows().into_iter().map(|row| row.fold(f32::MIN, |a, b| a.max(*b))).collect();
         best.iter().sum::<f32>() / best.len() as f32
     };

@@ -1,16 +1,12 @@
 //! Torch files and `convert` on the real binary.
 
-use crate::common::{Workplace, assert_done, assert_refused, largest, model, read_npy, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, fixtures, largest, model, read_npy, stderr};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const WEIGHTS: &str = "model/prior/diffusion_pytorch_model.bin";
-
-pub fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 /// The small model whose weights are pickles.
 pub fn pickle_model() -> PathBuf {

@@ -1,17 +1,13 @@
 //! Components from elsewhere on the real binary.
 
-use crate::common::{Workplace, assert_done, assert_refused, largest, model, read_npy, read_npz, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, fixtures, largest, model, read_npy, read_npz, stderr};
 use ndarray::Array2;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::{Path, PathBuf};
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
+use std::path::Path;
 
 /// A component of the fixture: `prior`, or the whole CLIP `clip` with its tokenizer.
 fn fixture(name: &str) -> String {
@@ -287,7 +283,7 @@ fn components_of_another_kind_are_named() {
         (["--prior", "broken.safetensors"], ["broken.safetensors", "not a valid safetensors"]),
         (["--prior", "alone.safetensors"], ["no config.json beside it", "prior's"]),
         (["--tokenizer", "alone.safetensors"], ["is a file", "folder"]),
-        (["--prior", "./nothing"], ["--prior \"./nothing\"", "owner/name"]),
+        (["--prior", "./nothing"], ["--prior: \"./nothing\"", "owner/name"]),
         (["--image-encoder", "x y/z"], ["--image-encoder", "neither"]),
     ] {
         refuse(&place, &options, &words);

@@ -1,16 +1,12 @@
 //! `encode-image`: pictures to embeddings.
 
-use crate::common::{Workplace, assert_done, assert_refused, model, read_npy, read_npz, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, model, picture, read_npy, read_npz, stderr};
 use assert_cmd::Command;
-use ndarray::{Array2, s};
+use ndarray::s;
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command as Process, Stdio};
-
-fn pictures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
-}
 
 /// `encode-image` with the small model, and no paths yet.
 fn encode(place: &Workplace) -> Command {
@@ -22,12 +18,8 @@ fn encode(place: &Workplace) -> Command {
 /// Puts pictures of the fixtures into the workplace, under their names.
 fn put(place: &Workplace, names: &[&str]) {
     for name in names {
-        fs::copy(pictures().join(name), place.path(name)).unwrap();
+        fs::copy(picture(name), place.path(name)).unwrap();
     }
-}
-
-fn embeddings(place: &Workplace, name: &str) -> Array2<f32> {
-    read_npy(&fs::read(place.path(name)).unwrap())
 }
 
 fn lines(place: &Workplace, name: &str) -> Vec<Value> {
@@ -46,7 +38,7 @@ fn files_folders_patterns_lists_and_shards_are_the_same_pictures() {
     let place = Workplace::new();
     fs::create_dir_all(place.path("in/a/b")).unwrap();
     for (name, folder) in NAMES.into_iter().zip(["in/a", "in/a/b", "in", "in"]) {
-        fs::copy(pictures().join(name), place.path(folder).join(name)).unwrap();
+        fs::copy(picture(name), place.path(folder).join(name)).unwrap();
     }
     fs::write(place.path("in/notes.txt"), "no picture").unwrap();
     fs::write(place.path("in/.hidden.png"), "no picture").unwrap();
@@ -59,7 +51,7 @@ fn files_folders_patterns_lists_and_shards_are_the_same_pictures() {
 
     assert_done(encode(&place).args(paths).args(["--out", "files.npy"]));
     let expected = fs::read(place.path("files.npy")).unwrap();
-    assert_eq!(embeddings(&place, "files.npy").nrows(), 4);
+    assert_eq!(place.npy("files.npy").nrows(), 4);
     let inputs: [&[&str]; 7] = [
         &["in"],
         &["in/a", "in/palette.gif", "in/rgb.png"],
@@ -90,7 +82,7 @@ fn files_folders_patterns_lists_and_shards_are_the_same_pictures() {
 #[test]
 fn threads_and_shards_change_nothing() {
     let place = Workplace::new();
-    let run = |options: &[&str]| assert_done(encode(&place).arg(pictures()).args(options));
+    let run = |options: &[&str]| assert_done(encode(&place).arg(picture("")).args(options));
     run(&["--batch-size", "5", "--out", "whole.npy"]);
     let whole = fs::read(place.path("whole.npy")).unwrap();
     run(&["--batch-size", "5", "--threads", "1", "--out", "one.npy"]);
@@ -109,7 +101,7 @@ fn threads_and_shards_change_nothing() {
 fn a_picture_that_cannot_be_used_ends_the_run_or_is_zeros() {
     let place = Workplace::new();
     put(&place, &["rgb.png", "exif_3.jpg"]);
-    let whole = |name: &str| fs::read(pictures().join(name)).unwrap();
+    let whole = |name: &str| fs::read(picture(name)).unwrap();
     fs::write(place.path("cut.png"), &whole("rgb.png")[..700]).unwrap();
     fs::write(place.path("cut.jpg"), &whole("rgb.jpg")[..3000]).unwrap();
     fs::write(place.path("text.jpg"), "hello").unwrap();
@@ -131,9 +123,9 @@ fn a_picture_that_cannot_be_used_ends_the_run_or_is_zeros() {
     let skip = ["--files", "list", "--on-error", "skip", "--out", "e.npy"];
     let message = assert_done(encode(&place).args(skip));
     assert!(message.contains("6 rows could not be used"), "{message}");
-    let embeds = embeddings(&place, "e.npy");
+    let embeds = place.npy("e.npy");
     assert_done(encode(&place).args(["rgb.png", "exif_3.jpg", "--out", "good.npy"]));
-    let good = embeddings(&place, "good.npy");
+    let good = place.npy("good.npy");
     assert_eq!(embeds.nrows(), 8);
     assert_eq!(embeds.slice(s![1..7, ..]).iter().filter(|value| **value != 0.0).count(), 0);
     for (row, expected) in [(0, 0), (7, 1)] {
@@ -280,7 +272,7 @@ fn a_model_must_have_what_encodes_pictures() {
     fs::write(model.join("feature_extractor/preprocessor_config.json"), text).unwrap();
     let arguments = ["encode-image", "rgb.png", "--model", "model", "--out", "old.npy"];
     assert_done(place.bare().args(arguments));
-    assert_eq!(embeddings(&place, "old.npy"), embeddings(&place, "good.npy"));
+    assert_eq!(place.npy("old.npy"), place.npy("good.npy"));
     fs::remove_dir_all(model.join("image_encoder")).unwrap();
     refused(&["no image encoder", "--image-encoder"]);
 }
@@ -292,7 +284,7 @@ fn the_built_in_model_encodes_pictures() {
     put(&place, &["rgb.png", "rgba.png"]);
     let run = |model: &[&str], out: &str| {
         assert_done(place.bare().args(["encode-image", "rgb.png", "rgba.png", "--out", out]).args(model));
-        embeddings(&place, out)
+        place.npy(out)
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji");
     assert_eq!(run(&[], "a.npy"), run(&["--model", folder.to_str().unwrap()], "b.npy"));

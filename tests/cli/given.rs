@@ -1,7 +1,7 @@
 //! What is given beside prompts: conditions, learned tokens, noise, one generator for all rows, seeds by prompt, a
 //! decoder's negative prompt, text embeddings.
 
-use crate::common::{Workplace, assert_done, assert_refused, largest, model, read_npy, read_npz, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, model, off, read_npy, read_npz, stderr};
 use assert_cmd::Command;
 use ndarray::{Array2, array, s};
 use ndarray_npy::{NpzWriter, write_npy};
@@ -21,11 +21,6 @@ fn tensor(file: &SafeTensors, name: &str) -> Array2<f32> {
     let view = file.tensor(name).unwrap();
     let numbers = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     Array2::from_shape_vec((view.shape()[0], view.shape()[1]), numbers).unwrap()
-}
-
-fn difference(one: &Array2<f32>, other: &Array2<f32>) -> f32 {
-    assert_eq!(one.dim(), other.dim());
-    largest(&(one - other)) / largest(other)
 }
 
 /// A case of the fixture as options.
@@ -85,7 +80,7 @@ fn what_is_given_has_the_embeddings_of_diffusers() {
         assert_done(command.args(["--out", "e.npz", "--text-out", "e.npz", "--overwrite"]));
         for name in ["image_embeds", "negative_image_embeds", "text_embeds"] {
             let found = read_npz(fs::read(place.path("e.npz")).unwrap(), name);
-            let error = difference(&found, &tensor(&expected, &format!("{index}.{name}")));
+            let error = off(&found, &tensor(&expected, &format!("{index}.{name}")));
             assert!(error < 1e-4, "{index}: {name} off by {error:.1e} in {case}");
         }
     }
@@ -155,7 +150,7 @@ fn a_prompts_seed_is_made_of_its_text() {
     };
     let (alone, last) = (embed(&["ä"], "a.npz"), embed(&["x", "y", "ä"], "b.npz"));
     for (alone, last) in alone.iter().zip(&last) {
-        assert!(difference(alone, &last.slice(s![2.., ..]).to_owned()) < 1e-5);
+        assert!(off(alone, &last.slice(s![2.., ..]).to_owned()) < 1e-5);
     }
     assert_refused(
         &place,

@@ -1,7 +1,7 @@
 //! `--lora` on the real binary.
 
-use crate::checkpoints::{archive, embed, fixtures, pickle_model};
-use crate::common::{Workplace, assert_done, assert_refused, largest, model, read_npy};
+use crate::checkpoints::{archive, embed, pickle_model};
+use crate::common::{Workplace, assert_done, assert_refused, fixtures, largest, model, read_npy};
 use ndarray::Array2;
 use safetensors::SafeTensors;
 use serde_json::Value;

@@ -11,6 +11,8 @@ mod checkpoints;
 mod common;
 mod components;
 mod dialects;
+#[cfg(feature = "draw")]
+mod draw;
 mod encode_image;
 mod faults;
 mod foreign;
@@ -23,6 +25,7 @@ mod output;
 mod precision;
 mod provenance;
 mod resume;
+mod row_noise;
 mod rows;
 mod schedulers;
 mod score;

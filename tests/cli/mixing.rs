@@ -1,7 +1,7 @@
 //! `interpolate`, `edit`, and runs that start from images: `--image` and `--strength`.
 
 use crate::common::{
-    Workplace, assert_done, assert_refused, kill_after_rows, largest, model, read_npy, read_npz, stderr,
+    Workplace, assert_done, assert_refused, kill_after_rows, model, off, picture, read_npy, read_npz, stderr,
 };
 use assert_cmd::Command;
 use ndarray::{Array2, ArrayView1, array, s};
@@ -24,15 +24,6 @@ fn fixture(cases: &str) -> (Vec<Value>, impl Fn(&str) -> Array2<f32>) {
         Array2::from_shape_vec((view.shape()[0], view.shape()[1]), numbers).unwrap()
     };
     (all[cases].as_array().unwrap().clone(), tensor)
-}
-
-fn difference(one: &Array2<f32>, other: &Array2<f32>) -> f32 {
-    assert_eq!(one.dim(), other.dim());
-    largest(&(one - other)) / largest(other)
-}
-
-fn npy(place: &Workplace, name: &str) -> Array2<f32> {
-    read_npy(&fs::read(place.path(name)).unwrap())
 }
 
 fn npz(place: &Workplace, name: &str, array: &str) -> Array2<f32> {
@@ -74,7 +65,7 @@ fn interpolations_are_those_of_diffusers() {
         }
         assert_done(&mut command);
         for name in ["image_embeds", "negative_image_embeds"] {
-            let error = difference(&npz(&place, "e.npz", name), &tensor(&format!("mix.{index}.{name}")));
+            let error = off(&npz(&place, "e.npz", name), &tensor(&format!("mix.{index}.{name}")));
             assert!(error < 1e-4, "{index}: {name} off by {error:.1e} in {case}");
         }
     }
@@ -91,15 +82,15 @@ fn a_mix_is_of_the_rows_that_its_prompts_have_in_a_run() {
     let run = |options: &[&str]| assert_done(command(&place, "interpolate", options).args(negative).arg("--overwrite"));
     run(&["a cat", "two dogs", "rain", "--weights", "0.5,-1,2", "--out", "e.npz"]);
     let expected = &rows.row(0) * 0.5 - rows.row(1) + &rows.row(2) * 2.0;
-    assert!(difference(&npz(&place, "e.npz", "image_embeds"), &expected.insert_axis(ndarray::Axis(0))) < 1e-5);
+    assert!(off(&npz(&place, "e.npz", "image_embeds"), &expected.insert_axis(ndarray::Axis(0))) < 1e-5);
     // What is in another's place does not change an item; the negative embedding follows them all.
     run(&["@rows.npz[2]", "two dogs", "@rows.npz[0]", "--weights", "0,1,0", "--out", "f.npz"]);
     let second = rows.slice(s![1..2, ..]).to_owned();
-    assert!(difference(&npz(&place, "f.npz", "image_embeds"), &second) < 1e-5);
+    assert!(off(&npz(&place, "f.npz", "image_embeds"), &second) < 1e-5);
     let [one, other] = ["e.npz", "f.npz"].map(|file| npz(&place, file, "negative_image_embeds"));
-    assert!(difference(&one, &other) < 1e-5);
+    assert!(off(&one, &other) < 1e-5);
     let alone = npz(&place, "rows.npz", "negative_image_embeds").slice(s![..1, ..]).to_owned();
-    assert!(difference(&one, &alone) < 1e-5, "the seed of row 0's is 5 + 3 there too");
+    assert!(off(&one, &alone) < 1e-5, "the seed of row 0's is 5 + 3 there too");
     // Equal shares without weights, in every form.
     run(&["a cat", "two dogs", "--out", "e.jsonl", "--negative-out", "e.jsonl", "--normalize"]);
     let line: Value = serde_json::from_str(&fs::read_to_string(place.path("e.jsonl")).unwrap()).unwrap();
@@ -109,7 +100,7 @@ fn a_mix_is_of_the_rows_that_its_prompts_have_in_a_run() {
     run(&["a cat", "@rows.npz[1]", "--out", "e.parquet"]);
     run(&["a cat", "@rows.npz[1]", "--out", "e.safetensors", "--out-dtype", "f16"]);
     run(&["a cat", "@rows.npz[1]", "--out-dir", "d", "--negative-out", "d"]);
-    assert_eq!(npy(&place, "d/negative_img_emb/negative_img_emb_0000.npy").nrows(), 1);
+    assert_eq!(place.npy("d/negative_img_emb/negative_img_emb_0000.npy").nrows(), 1);
     let output = command(&place, "interpolate", &["a cat", "rain", "--out", "-"]).output().unwrap();
     assert_eq!(read_npy(&output.stdout).nrows(), 1);
 }
@@ -123,7 +114,7 @@ fn a_sequence_goes_along_arcs_and_ends_at_its_ends() {
     let run = |items: &[&str], frames: &str| {
         let files = ["--slerp", "--frames", frames, "--out", "e.npy", "--overwrite"];
         assert_done(command(&place, "interpolate", items).args(files));
-        npy(&place, "e.npy")
+        place.npy("e.npy")
     };
     let arc = run(&["@ends.npy[0]", "@ends.npy[1]"], "9");
     assert_eq!((arc.nrows(), arc.row(0), arc.row(8)), (9, ends.row(0), ends.row(1)));
@@ -156,11 +147,11 @@ fn an_edit_turns_the_built_in_models_pictures_towards_the_text() {
             "text.npy",
             "--overwrite",
         ]));
-        let (rows, text) = (npy(&place, "rows.npy"), npy(&place, "text.npy"));
+        let (rows, text) = (place.npy("rows.npy"), place.npy("text.npy"));
         let edit = |item: &str, options: &[&str]| {
             let fixed = ["edit", item, "--from", from, "--to", to, "--out", "e.npy", "--overwrite"];
             assert_done(place.bare().args(fixed).args(options));
-            npy(&place, "e.npy")
+            place.npy("e.npy")
         };
         let frames = edit("@rows.npy[0]", &["--theta", "0..0.3", "--frames", "4"]);
         assert_eq!((frames.nrows(), frames.row(0)), (4, rows.row(0)));
@@ -175,7 +166,7 @@ fn an_edit_turns_the_built_in_models_pictures_towards_the_text() {
         // Most of the source stays.
         assert!(cosine(frames.row(1), rows.row(0)) > 0.9, "{from}: {}", cosine(frames.row(1), rows.row(0)));
         // A prompt's own embedding is that of a run.
-        assert!(difference(&edit(from, &["--theta", "0"]), &rows.slice(s![..1, ..]).to_owned()) < 1e-5);
+        assert!(off(&edit(from, &["--theta", "0"]), &rows.slice(s![..1, ..]).to_owned()) < 1e-5);
         assert_eq!(edit("@rows.npy[0]", &[]).nrows(), 6);
     }
 }
@@ -278,7 +269,7 @@ fn rows_that_start_from_images_are_those_of_diffusers() {
         }
         assert_done(&mut command);
         for name in ["image_embeds", "negative_image_embeds"] {
-            let error = difference(&npz(&place, "e.npz", name), &tensor(&format!("start.{index}.{name}")));
+            let error = off(&npz(&place, "e.npz", name), &tensor(&format!("start.{index}.{name}")));
             assert!(error < 1e-4, "{index}: {name} off by {error:.1e} in {case}");
         }
     }
@@ -295,21 +286,20 @@ fn a_column_of_images_counts_with_a_strength_alone() {
     fs::write(place.path("p.jsonl"), lines).unwrap();
     let run = |options: &[&str]| {
         assert_done(place.command().args(["-f", "p.jsonl", "--out", "e.npy", "--overwrite"]).args(options));
-        npy(&place, "e.npy")
+        place.npy("e.npy")
     };
     let plain = run(&[]);
     let mixed = run(&["--strength", "0.7"]);
-    let same =
-        |row: usize| difference(&mixed.slice(s![row..=row, ..]).to_owned(), &plain.slice(s![row..=row, ..]).to_owned());
+    let same = |row: usize| off(&mixed.slice(s![row..=row, ..]).to_owned(), &plain.slice(s![row..=row, ..]).to_owned());
     assert!(same(1) < 1e-5 && same(3) < 1e-5, "a row without an image starts from noise");
     assert!(same(0) > 1e-3 && same(2) > 1e-3);
     for batch in ["1", "3"] {
-        assert!(difference(&run(&["--strength", "0.7", "--batch-size", batch]), &mixed) < 1e-5);
+        assert!(off(&run(&["--strength", "0.7", "--batch-size", batch]), &mixed) < 1e-5);
     }
     // Where --image is given, it is that of the others.
     let given = run(&["--strength", "0.7", "--image", "images.npy[1]"]);
-    assert!(difference(&given.slice(s![0..1, ..]).to_owned(), &mixed.slice(s![0..1, ..]).to_owned()) < 1e-5);
-    assert!(difference(&given.slice(s![1..2, ..]).to_owned(), &plain.slice(s![1..2, ..]).to_owned()) > 1e-3);
+    assert!(off(&given.slice(s![0..1, ..]).to_owned(), &mixed.slice(s![0..1, ..]).to_owned()) < 1e-5);
+    assert!(off(&given.slice(s![1..2, ..]).to_owned(), &plain.slice(s![1..2, ..]).to_owned()) > 1e-3);
     // At less than one step, the image.
     let kept = run(&["--strength", "0"]);
     assert_eq!((kept.row(0), kept.row(2)), (images.row(0), images.row(1)));
@@ -317,7 +307,7 @@ fn a_column_of_images_counts_with_a_strength_alone() {
     let output =
         command.args(["-p", "a", "--image", "images.npy[0]", "--out", "e.npy", "--overwrite"]).output().unwrap();
     assert!(output.status.success() && stderr(&output).contains("less than one"), "{}", stderr(&output));
-    assert_eq!(npy(&place, "e.npy").row(0), images.row(0));
+    assert_eq!(place.npy("e.npy").row(0), images.row(0));
     // Of the best of several draws, the same.
     let best = run(&["--strength", "0.7", "--best-of", "2", "--batch-size", "2"]);
     assert_eq!(best.nrows(), 4);
@@ -372,7 +362,7 @@ fn images_that_cannot_be_used_are_one_line() {
         "--out",
         "skipped.npy",
     ]));
-    assert!(npy(&place, "skipped.npy").row(1).iter().all(|value| *value == 0.0));
+    assert!(place.npy("skipped.npy").row(1).iter().all(|value| *value == 0.0));
 }
 
 #[test]
@@ -404,12 +394,11 @@ fn a_run_from_images_is_resumed_with_the_same_images() {
 fn a_picture_is_an_item_and_an_image_to_start_from() {
     let place = Workplace::new();
     let (_, tensor) = fixture("mix");
-    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/rgb.png");
-    fs::copy(picture, place.path("cat.png")).unwrap();
+    fs::copy(picture("rgb.png"), place.path("cat.png")).unwrap();
     fs::write(place.path("broken.png"), "no picture").unwrap();
     let options = ["--weights", "0.4,0.6", "--seed", "9", "--seed-layout", "call", "--out", "mix.npy", "--steps", "5"];
     assert_done(command(&place, "interpolate", &["a red apple", "@cat.png"]).args(options));
-    assert!(difference(&npy(&place, "mix.npy"), &tensor("picture.mix")) < 1e-4);
+    assert!(off(&place.npy("mix.npy"), &tensor("picture.mix")) < 1e-4);
     // For all prompts, and as the image of one.
     fs::write(place.path("p.csv"), "prompt,image\na red apple,cat.png\n").unwrap();
     for (name, options) in [
@@ -418,14 +407,14 @@ fn a_picture_is_an_item_and_an_image_to_start_from() {
     ] {
         let settings = ["--strength", "0.5", "--seed", "10", "--steps", "10", "--out", name];
         assert_done(place.bare().arg("--model").arg(model()).args(options).args(settings));
-        assert!(difference(&npy(&place, name), &tensor("picture.start")) < 1e-4, "{name}");
+        assert!(off(&place.npy(name), &tensor("picture.start")) < 1e-4, "{name}");
     }
     // The source of an edit is what encode-image makes of it.
     assert_done(place.bare().args(["encode-image", "cat.png", "--out", "cat.npy", "--model"]).arg(model()));
     let edit =
         ["@cat.png", "--from", "a cat", "--to", "a dog", "--out", "edit.npy", "--theta", "0..0.5", "--frames", "2"];
     assert_done(&mut command(&place, "edit", &edit));
-    assert_eq!(npy(&place, "edit.npy").row(0), npy(&place, "cat.npy").row(0));
+    assert_eq!(place.npy("edit.npy").row(0), place.npy("cat.npy").row(0));
     for item in ["@broken.png", "@none.png"] {
         let mut command = command(&place, "interpolate", &["a", item, "--out", "e.npy"]);
         assert_refused(&place, &mut command, 2, &[&item[1..]]);

@@ -1,60 +1,43 @@
 //! Models with a one-step prior on the real binary.
 
-use crate::checkpoints::{add_tensors, fixtures};
-use crate::common::{Workplace, assert_done, assert_refused, lowest_cosine, off, prompts, read_npy, read_npz, stderr};
-use ndarray::{Array2, s};
+use crate::checkpoints::add_tensors;
+use crate::common::{
+    Workplace, assert_done, assert_refused, edit_json, fixtures, lowest_cosine, off, prompts, read_npz, stderr,
+};
+use ndarray::s;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 const WEIGHTS: &str = "prior/diffusion_pytorch_model.safetensors";
 
-/// A workplace with a copy of a small model.
-fn with_model(name: &str) -> (Workplace, PathBuf) {
-    let place = Workplace::new();
-    let model = place.copy(&fixtures().join("one_step").join(name), "model");
-    (place, model)
-}
-
-/// The embeddings of a run with more options.
-fn embed(place: &Workplace, options: &[&str]) -> Array2<f32> {
-    assert_done(place.bare().args(["-m", "model", "--out", "e.npy", "--overwrite"]).args(options));
-    read_npy(&fs::read(place.path("e.npy")).unwrap())
-}
-
-fn edit(path: &Path, key: &str, value: Value) {
-    let mut json: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    json[key] = value;
-    fs::write(path, json.to_string()).unwrap();
-}
-
 #[test]
 fn a_row_depends_on_its_prompt_and_its_seed_alone() {
     for name in ["kandinsky22", "karlo"] {
-        let (place, _) = with_model(name);
+        let (place, _) = Workplace::with_model(&format!("one_step/{name}"));
         let all = ["-p", "a red apple", "-p", "two cats", "-p", "", "--samples-per-prompt", "2", "--seed", "7"];
-        let together = embed(&place, &all);
+        let together = place.embed(&all);
         assert_eq!(together.nrows(), 6);
         assert!(off(&together.slice(s![0..1, ..]).to_owned(), &together.slice(s![1..2, ..]).to_owned()) > 1e-3);
-        let one_by_one = embed(&place, &[&all[..], &["--batch-size", "1"]].concat());
+        let one_by_one = place.embed(&[&all[..], &["--batch-size", "1"]].concat());
         assert!(off(&one_by_one, &together) < 1e-5, "{name}");
-        let alone = embed(&place, &["-p", "two cats", "--seed", "10"]);
+        let alone = place.embed(&["-p", "two cats", "--seed", "10"]);
         assert!(off(&alone, &together.slice(s![3..4, ..]).to_owned()) < 1e-5, "{name}");
     }
 }
 
 #[test]
 fn negative_embeddings_are_of_the_negative_prompt_or_of_a_black_image() {
-    let (place, _) = with_model("kandinsky22");
+    let (place, _) = Workplace::with_model("one_step/kandinsky22");
     let prompts = ["-m", "model", "-p", "a red apple", "-p", "two cats", "--out", "e.npz", "--overwrite"];
     assert_done(place.bare().args(prompts).args(["--negative-prompt", "blurry"]));
     let arrays = |name| read_npz(fs::read(place.path("e.npz")).unwrap(), name);
     let (image, negative) = (arrays("image_embeds.npy"), arrays("negative_image_embeds.npy"));
     // As many rows more, whose seeds follow.
-    assert!(off(&embed(&place, &["-p", "blurry", "-p", "blurry", "--seed", "2"]), &negative) < 1e-5);
+    assert!(off(&place.embed(&["-p", "blurry", "-p", "blurry", "--seed", "2"]), &negative) < 1e-5);
     // Nothing leads the image embeddings away from it.
-    assert!(off(&embed(&place, &["-p", "a red apple", "-p", "two cats"]), &image) < 1e-5);
+    assert!(off(&place.embed(&["-p", "a red apple", "-p", "two cats"]), &image) < 1e-5);
     assert_done(place.bare().args(prompts));
     let zero = arrays("negative_image_embeds.npy");
     assert_eq!(zero.row(0), zero.row(1));
@@ -65,7 +48,7 @@ fn negative_embeddings_are_of_the_negative_prompt_or_of_a_black_image() {
 
 #[test]
 fn options_of_the_denoising_are_refused_with_the_reason() {
-    let (place, _) = with_model("kandinsky22");
+    let (place, _) = Workplace::with_model("one_step/kandinsky22");
     for (option, value, name) in [
         ("--steps", "1", "--steps"),
         ("--steps", "25", "--steps"),
@@ -78,12 +61,12 @@ fn options_of_the_denoising_are_refused_with_the_reason() {
         command.args(["-m", "model", "-p", "x", "--out", "e.npy", option, value]);
         assert_refused(&place, &mut command, 2, &[name, "model", "one-step"]);
     }
-    embed(&place, &["-p", "x", "--scheduler", "auto"]);
+    place.embed(&["-p", "x", "--scheduler", "auto"]);
 }
 
 #[test]
 fn a_row_with_settings_of_the_denoising_cannot_be_used() {
-    let (place, _) = with_model("kandinsky22");
+    let (place, _) = Workplace::with_model("one_step/kandinsky22");
     for (key, value) in [("steps", json!(25)), ("guidance_scale", json!(4.0))] {
         let lines = [json!({"prompt": "a"}), json!({"prompt": "b", key: value}), json!({"prompt": "c", "seed": 5})];
         fs::write(place.path("p.jsonl"), lines.map(|line| format!("{line}\n")).concat()).unwrap();
@@ -92,7 +75,7 @@ fn a_row_with_settings_of_the_denoising_cannot_be_used() {
         assert_refused(&place, &mut command, 2, &["p.jsonl:2", key, "one-step"]);
         let warning = assert_done(command.args(["--on-error", "skip"]));
         assert!(warning.contains("1 row"), "{warning}");
-        let rows = read_npy(&fs::read(place.path("rows.npy")).unwrap());
+        let rows = place.npy("rows.npy");
         let zeros: Vec<bool> = rows.rows().into_iter().map(|row| row.iter().all(|number| *number == 0.0)).collect();
         assert_eq!(zeros, [false, true, false]);
         fs::remove_file(place.path("rows.npy")).unwrap();
@@ -103,7 +86,7 @@ fn a_row_with_settings_of_the_denoising_cannot_be_used() {
 #[test]
 fn info_and_stats_say_that_there_is_one_step() {
     for name in ["kandinsky22", "karlo"] {
-        let (place, _) = with_model(name);
+        let (place, _) = Workplace::with_model(&format!("one_step/{name}"));
         let output = place.bare().args(["info", "-m", "model"]).output().unwrap();
         assert!(output.status.success(), "{}", stderr(&output));
         let text = String::from_utf8(output.stdout).unwrap();
@@ -111,7 +94,7 @@ fn info_and_stats_say_that_there_is_one_step() {
         let output = place.bare().args(["info", "-m", "model", "--json"]).output().unwrap();
         let info: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&info["prior"]["is_one_step"], &info["scheduler"]), (&json!(true), &json!(null)));
-        embed(&place, &["-p", "x", "--stats", "stats.json"]);
+        place.embed(&["-p", "x", "--stats", "stats.json"]);
         let stats: Value = serde_json::from_str(&fs::read_to_string(place.path("stats.json")).unwrap()).unwrap();
         let settings = ["steps", "guidance_scale", "scheduler"].map(|key| &stats["settings"][key]);
         assert_eq!(settings, [&json!(1), &json!(1.0), &json!(null)]);
@@ -120,14 +103,14 @@ fn info_and_stats_say_that_there_is_one_step() {
 
 #[test]
 fn only_a_one_step_prior_does_without_a_scheduler() {
-    let (place, model) = with_model("kandinsky22");
-    let expected = embed(&place, &["-p", "a red apple"]);
+    let (place, model) = Workplace::with_model("one_step/kandinsky22");
+    let expected = place.embed(&["-p", "a red apple"]);
     fs::write(model.join("scheduler/scheduler_config.json"), "{").unwrap();
-    assert_eq!(embed(&place, &["-p", "a red apple"]), expected);
+    assert_eq!(place.embed(&["-p", "a red apple"]), expected);
     fs::remove_dir_all(model.join("scheduler")).unwrap();
-    assert_eq!(embed(&place, &["-p", "a red apple"]), expected);
+    assert_eq!(place.embed(&["-p", "a red apple"]), expected);
     fs::remove_file(model.join("model_index.json")).unwrap();
-    assert_eq!(embed(&place, &["-p", "a red apple"]), expected);
+    assert_eq!(place.embed(&["-p", "a red apple"]), expected);
     let place = Workplace::new();
     fs::remove_dir_all(place.copy_model().join("scheduler")).unwrap();
     let mut command = place.bare();
@@ -138,14 +121,14 @@ fn only_a_one_step_prior_does_without_a_scheduler() {
 #[test]
 fn what_contradicts_itself_is_named() {
     let refused = |change: &dyn Fn(&Path), words: &[&str]| {
-        let (place, model) = with_model("kandinsky22");
+        let (place, model) = Workplace::with_model("one_step/kandinsky22");
         change(&model);
         let run = ["-m", "model", "-p", "x", "--out", "e.npy"];
         for options in [&run[..], &["convert", "model", "converted"], &["info", "model"]] {
             assert_refused(&place, place.bare().args(options), 2, words);
         }
     };
-    let config = |model: &Path, key, value| edit(&model.join("prior/config.json"), key, value);
+    let config = |model: &Path, key, value| edit_json(&model.join("prior/config.json"), key, value);
     let keys = ["config.json", "additional_embeddings", "time_embed_act_fn", "one-step"];
     refused(&|model| config(model, "time_embed_act_fn", json!("silu")), &keys);
     let tensor = "time_embedding.linear_1.weight";
@@ -157,28 +140,28 @@ fn what_contradicts_itself_is_named() {
 
 #[test]
 fn loras_and_lower_precisions_work_and_converted_models_give_the_same() {
-    let (place, _) = with_model("kandinsky22");
+    let (place, _) = Workplace::with_model("one_step/kandinsky22");
     let prompt = ["-p", "a red apple", "-p", "two cats"];
-    let expected = embed(&place, &prompt);
+    let expected = place.embed(&prompt);
     let lora = fixtures().join("checkpoints/lora/peft");
-    let changed = embed(&place, &[&prompt[..], &["--lora", lora.to_str().unwrap()]].concat());
+    let changed = place.embed(&[&prompt[..], &["--lora", lora.to_str().unwrap()]].concat());
     assert!(off(&changed, &expected) > 1e-3);
     for dtype in ["bf16", "int8"] {
-        let near = embed(&place, &[&prompt[..], &["--dtype", dtype]].concat());
+        let near = place.embed(&[&prompt[..], &["--dtype", dtype]].concat());
         assert!(lowest_cosine(&near, &expected) > 0.99, "{dtype}");
     }
     for options in [&["model", "converted"][..], &["model/prior", "again", "--config", "model"]] {
         assert_done(place.bare().arg("convert").args(options));
-        assert_eq!(embed(&place, &[&prompt[..], &["-m", options[1]]].concat()), expected);
+        assert_eq!(place.embed(&[&prompt[..], &["-m", options[1]]].concat()), expected);
     }
 }
 
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
-    let (place, _) = with_model("karlo");
+    let (place, _) = Workplace::with_model("one_step/karlo");
     let lines: String = (0..5000).map(|number| prompts(number) + "\n").collect();
     fs::write(place.path("p.txt"), lines).unwrap();
-    let expected = embed(&place, &["-f", "p.txt", "--batch-size", "4"]);
+    let expected = place.embed(&["-f", "p.txt", "--batch-size", "4"]);
     let options = ["-f", "p.txt", "--batch-size", "4", "--out", "r.npy"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_prior-embed"));
     command.args(["-m", "model", "-q"]).args(options).current_dir(place.folder.path());
@@ -188,5 +171,5 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_done(place.bare().args(["-m", "model", "--resume"]).args(options));
-    assert_eq!(read_npy(&fs::read(place.path("r.npy")).unwrap()), expected);
+    assert_eq!(place.npy("r.npy"), expected);
 }

@@ -1,10 +1,11 @@
 //! `--provenance`.
 
-use crate::common::{Workplace, assert_done, assert_refused, model, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, model, picture, stderr};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 
 /// Three prompts in a file.
@@ -148,15 +149,18 @@ fn a_file_in_the_way_or_prompts_from_a_pipe_are_refused() {
     assert!(stderr(&output).contains("--provenance needs prompts that can be hashed first"), "{}", stderr(&output));
 }
 
+fn change_last_byte(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn score_warns_of_embeddings_of_other_models() {
     let place = workplace();
     embed(&place, &["-o", "e.safetensors", "--provenance", "e.json"]);
     let other = place.copy_model();
-    let weights = other.join("text_encoder/model.safetensors");
-    let mut bytes = fs::read(&weights).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&weights, bytes).unwrap();
+    change_last_byte(&other.join("text_encoder/model.safetensors"));
     let options = ["--steps", "3", "-f", "p.txt", "-o", "bank.npy", "--provenance", "bank.npy.provenance.json"];
     assert_done(place.bare().arg("--model").arg(&other).args(options));
     let warning = |options: &[&str]| {
@@ -169,4 +173,9 @@ fn score_warns_of_embeddings_of_other_models() {
     let [own, other] = [model(), other].map(|model| model.display().to_string());
     assert!(warning(&["-p", "x", "-m", &other]).contains("was made with another text encoder"));
     assert_eq!(warning(&["-p", "x", "-m", &own]), "");
+    // The negative embedding is that of a black image, so that the image encoder is known too.
+    let picture = picture("rgb.png").display().to_string();
+    assert_eq!(warning(&["--image", &picture, "-m", &other]), "");
+    change_last_byte(&Path::new(&other).join("image_encoder/model.safetensors"));
+    assert!(warning(&["--image", &picture, "-m", &other]).contains("was made with another image encoder"));
 }

@@ -1,6 +1,6 @@
 //! Schedulers on the real binary.
 
-use crate::common::{Workplace, assert_done, assert_refused, read_npy, stderr};
+use crate::common::{Workplace, assert_done, assert_refused, edit_json, read_npy, stderr};
 use ndarray::Array2;
 use serde_json::{Value, json};
 use std::fs;
@@ -14,12 +14,6 @@ fn with_stable_unclip() -> (Workplace, PathBuf) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pipelines");
     let model = place.copy(&fixtures.join("stable_unclip_layout"), "model");
     (place, model)
-}
-
-fn edit(path: &Path, key: &str, value: Value) {
-    let mut json: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    json[key] = value;
-    fs::write(path, json.to_string()).unwrap();
 }
 
 /// The options of a run of a model in the workplace.
@@ -101,9 +95,9 @@ fn a_configuration_that_leaves_the_betas_to_its_class_is_warned_of() {
         assert!(output.status.success(), "{}", stderr(&output));
         stderr(&output).contains("has no beta_schedule, so that ddim takes another one than unclip")
     };
-    edit(&config, "beta_schedule", json!("squaredcos_cap_v2"));
+    edit_json(&config, "beta_schedule", json!("squaredcos_cap_v2"));
     assert!(!warning(&place));
-    edit(&config, "_use_default_values", json!(["beta_schedule"]));
+    edit_json(&config, "_use_default_values", json!(["beta_schedule"]));
     assert!(warning(&place));
 }
 
@@ -113,10 +107,10 @@ fn without_an_index_the_configuration_names_the_class() {
     let expected = embed(&place, "model");
     fs::remove_file(model.join("model_index.json")).unwrap();
     assert_eq!(embed(&place, "model"), expected);
-    edit(&model.join(CONFIG), "_class_name", json!("UnCLIPScheduler"));
+    edit_json(&model.join(CONFIG), "_class_name", json!("UnCLIPScheduler"));
     assert_ne!(embed(&place, "model"), expected);
     fs::remove_file(place.path("e.npy")).unwrap();
-    edit(&model.join(CONFIG), "_class_name", json!("PNDMScheduler"));
+    edit_json(&model.join(CONFIG), "_class_name", json!("PNDMScheduler"));
     let words = [CONFIG, "PNDMScheduler", "UnCLIPScheduler or DDPMScheduler or DDIMScheduler"];
     assert_refused(&place, place.bare().args(options("model")), 2, &words);
 }
@@ -125,10 +119,10 @@ fn without_an_index_the_configuration_names_the_class() {
 fn the_index_goes_before_the_configuration() {
     let (place, model) = with_stable_unclip();
     let expected = embed(&place, "model");
-    edit(&model.join(CONFIG), "_class_name", json!("UnCLIPScheduler"));
+    edit_json(&model.join(CONFIG), "_class_name", json!("UnCLIPScheduler"));
     assert_eq!(embed(&place, "model"), expected);
     fs::remove_file(place.path("e.npy")).unwrap();
-    edit(&model.join("model_index.json"), "prior_scheduler", json!(["diffusers", "PNDMScheduler"]));
+    edit_json(&model.join("model_index.json"), "prior_scheduler", json!(["diffusers", "PNDMScheduler"]));
     let words = ["model_index.json", "PNDMScheduler", "UnCLIPScheduler or DDPMScheduler"];
     assert_refused(&place, place.bare().args(options("model")), 2, &words);
 }
@@ -138,7 +132,7 @@ fn the_index_goes_before_the_configuration() {
 fn a_model_may_ship_any_scheduler() {
     for class in ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"] {
         let (place, model) = with_stable_unclip();
-        edit(&model.join("model_index.json"), "prior_scheduler", json!(["diffusers", class]));
+        edit_json(&model.join("model_index.json"), "prior_scheduler", json!(["diffusers", class]));
         let embeds = embed(&place, "model");
         let output = place.bare().args(["info", "-m", "model"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -163,7 +157,7 @@ fn a_converted_model_keeps_its_scheduler() {
 fn a_run_may_draw_noise_at_every_step() {
     let (place, model) = with_stable_unclip();
     let leading = embed(&place, "model");
-    edit(&model.join(CONFIG), "timestep_spacing", json!("trailing"));
+    edit_json(&model.join(CONFIG), "timestep_spacing", json!("trailing"));
     let trailing = embed(&place, "model");
     assert_ne!(trailing, leading);
     assert!(trailing.iter().all(|value| value.is_finite()));
@@ -182,11 +176,11 @@ fn configurations_with_wrong_values_are_refused_by_key() {
     ];
     for (key, value) in cases {
         let (place, model) = with_stable_unclip();
-        edit(&model.join(CONFIG), key, value);
+        edit_json(&model.join(CONFIG), key, value);
         assert_refused(&place, place.bare().args(options("model")), 2, &["model", CONFIG, key]);
     }
     let (place, model) = with_stable_unclip();
-    edit(&model.join(CONFIG), "steps_offset", json!(700));
+    edit_json(&model.join(CONFIG), "steps_offset", json!(700));
     assert_refused(&place, place.bare().args(options("model")), 2, &["3 steps", "steps_offset of 700"]);
 }
 
@@ -223,9 +217,9 @@ fn values_that_a_scheduler_cannot_take_are_refused_by_key() {
     ];
     for (scheduler, key, value) in cases {
         let (place, model) = with_stable_unclip();
-        edit(&model.join(CONFIG), key, value);
+        edit_json(&model.join(CONFIG), key, value);
         if key == "clip_sample_range" {
-            edit(&model.join(CONFIG), "clip_sample", json!(true));
+            edit_json(&model.join(CONFIG), "clip_sample", json!(true));
         }
         let mut command = place.bare();
         command.args(options("model")).args(["--scheduler", scheduler]);

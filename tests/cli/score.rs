@@ -1,6 +1,6 @@
 //! `prior-embed score`.
 
-use crate::common::{Workplace, assert_refused, read_npy, stderr};
+use crate::common::{Workplace, assert_refused, model, picture, read_npy, stderr};
 use ndarray::{Array2, array};
 use ndarray_npy::write_npy;
 use serde_json::{Value, json};
@@ -48,6 +48,61 @@ fn prompts_are_compared_by_their_text_embeddings() {
     let nearest = lines(&place, &["e.npy", "-p", "a red apple", "-p", "two cats", "--top", "1"]);
     let first: Vec<&[String]> = nearest.iter().map(|line| &line[..2]).collect();
     assert_eq!(first, [["0", "a red apple"], ["1", "two cats"]]);
+}
+
+#[test]
+fn pictures_are_compared_by_their_image_embeddings() {
+    let place = Workplace::new();
+    let names = ["rgb.png", "palette.gif", "exif_6.jpg"];
+    for name in names {
+        fs::copy(picture(name), place.path(name)).unwrap();
+    }
+    place.bare().arg("encode-image").args(names).args(["-o", "e.npy"]).assert().success();
+    let embeds = read_npy(&fs::read(place.path("e.npy")).unwrap());
+    let found = json_lines(&place, &["e.npy", "--image", "exif_6.jpg", "rgb.png"]);
+    for (row, line) in found.iter().enumerate() {
+        for (place, image) in [2, 0].into_iter().enumerate() {
+            let score = &line["scores"][place];
+            assert_eq!(score["image"], json!(names[image]));
+            let expected = cosine(embeds.row(row), embeds.row(image));
+            assert!((score["cosine"].as_f64().unwrap() - expected).abs() < 1e-5, "{score} {expected}");
+        }
+    }
+    let nearest = lines(&place, &["e.npy", "--image", names[0], "--image", names[1], names[2], "--top", "1"]);
+    assert_eq!(nearest, [0, 1, 2].map(|row| vec![row.to_string(), names[row].to_string(), "1.0000".to_string()]));
+    let output = place.bare().args(["score", "e.npy", "--image", names[0], "--tokenizer", "x"]).output().unwrap();
+    assert!(stderr(&output).contains("--tokenizer has no effect"), "{}", stderr(&output));
+}
+
+#[test]
+fn pictures_that_cannot_be_compared_are_refused() {
+    let place = Workplace::new();
+    write_npy(place.path("e.npy"), &Array2::<f32>::ones((2, 16))).unwrap();
+    let bytes = fs::read(picture("rgb.png")).unwrap();
+    fs::write(place.path("rgb.png"), &bytes).unwrap();
+    fs::write(place.path("cut.png"), &bytes[..700]).unwrap();
+    fs::write(place.path("text.jpg"), "hello").unwrap();
+    let small = model().display().to_string();
+    let without = model().with_file_name("no_image_encoder").display().to_string();
+    for (model, pictures, words) in [
+        ("emoji", vec!["rgb.png"], vec!["rows of 16 numbers", "image embeddings of", "--model"]),
+        (&small, vec!["rgb.png", "cut.png"], vec!["cut.png", "damaged"]),
+        (&small, vec!["text.jpg"], vec!["text.jpg", "not a JPEG"]),
+        (&small, vec!["gone.png"], vec!["gone.png", "No such file"]),
+        (&small, vec!["."], vec![".", "directory"]),
+        (&small, vec![], vec!["--image"]),
+        (&small, vec!["rgb.png", "--in", "e.npy"], vec!["cannot be used with"]),
+        (&small, vec!["rgb.png", "-p", "x"], vec!["cannot be used with"]),
+    ] {
+        let mut command = place.bare();
+        command.args(["score", "e.npy", "-m", model, "--image"]).args(pictures);
+        assert_refused(&place, &mut command, 2, &words);
+    }
+    write_npy(place.path("e.npy"), &Array2::<f32>::ones((2, 12))).unwrap();
+    let mut command = place.bare();
+    command.args(["score", "e.npy", "-m", &without, "--image", "rgb.png"]);
+    assert_refused(&place, &mut command, 2, &["no image encoder", "--image-encoder"]);
+    assert_refused(&place, command.args(["--image-encoder", &small]), 2, &["must be equal"]);
 }
 
 #[test]
@@ -112,7 +167,7 @@ fn what_cannot_be_compared_is_refused() {
     for (arguments, words) in [
         (vec!["two.npy", "--in", "three.npy"], vec!["\"two.npy\" has rows of 2 numbers and \"three.npy\" of 3"]),
         (vec!["two.npy", "-p", "a cat"], vec!["rows of 2 numbers", "emoji have", "--model"]),
-        (vec!["two.npy"], vec!["--prompt", "--in"]),
+        (vec!["two.npy"], vec!["--prompt", "--image", "--in"]),
         (vec!["two.npy", "-p", "x", "--in", "two.npy"], vec!["cannot be used with"]),
         (vec!["two.npy", "--in", "two.npy", "--top", "0"], vec!["--top", "between 1 and"]),
         (vec!["two.npy", "--in", "two.npy", "--top", "-1"], vec!["--top", "between 1 and"]),

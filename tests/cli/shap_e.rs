@@ -1,6 +1,5 @@
 //! Shap-E's prior on the real binary.
 
-use crate::checkpoints::fixtures;
 use crate::common::{Workplace, assert_done, assert_refused, stderr};
 use ndarray::{Array3, s};
 use ndarray_npy::ReadNpyExt;
@@ -8,9 +7,7 @@ use serde_json::{Value, json};
 use std::fs;
 
 fn with_model() -> Workplace {
-    let place = Workplace::new();
-    place.copy(&fixtures().join("shap_e/shap_e"), "model");
-    place
+    Workplace::with_model("shap_e/shap_e").0
 }
 
 const RUN: [&str; 6] = ["-m", "model", "--steps", "3", "-p", "a red apple"];

@@ -233,3 +233,17 @@ fn a_killed_run_from_a_pipe_is_not_in_the_way() {
     assert_eq!(place.names(), ["e.npy"]);
     assert_eq!(read_npy(&fs::read(place.path("e.npy")).unwrap()).nrows(), 1);
 }
+
+#[test]
+fn a_run_that_nobody_reads_ends_before_it_writes() {
+    let place = Workplace::new();
+    // Written at the end, which would be in days.
+    let options = ["-p", "cat", "--samples-per-prompt", "100000000", "--steps", "1000", "-o", "-", "--format", "npz"];
+    let mut child = place.spawn(&options, Stdio::null(), Stdio::piped());
+    thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none());
+    drop(child.stdout.take());
+    let start = Instant::now();
+    assert_eq!(wait(child).status.code(), Some(0));
+    assert!(start.elapsed() < PATIENCE);
+}

@@ -112,7 +112,7 @@ fn a_calls_noise_is_drawn_for_all_rows_at_once() {
         let seed = name.split('.').nth(1).unwrap().parse().unwrap();
         let source = |row: i64, calls_before| {
             let call = Some(CallRow { row: row as usize, rows: rows as usize, calls_before });
-            NoiseSource { seed, latents: None, call }
+            NoiseSource { seed, given: None, call }
         };
         // In another order, and not all of them: which rows share a batch does not matter.
         let order: Vec<i64> = (0..rows).rev().step_by(2).collect();

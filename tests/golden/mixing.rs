@@ -85,9 +85,9 @@ fn images_that_do_not_fit_are_refused() {
     };
     let mut own = prior();
     refused(&mut own, 3, 15, 0.5, "15 numbers a row, and this model's embeddings have 16");
-    refused(&mut own, 2, 16, 0.5, "image has 2 items for 3 prompts");
-    refused(&mut own, 1, 16, 1.5, "strength 1.5");
-    refused(&mut own, 1, 16, f64::NAN, "strength NaN");
+    refused(&mut own, 2, 16, 0.5, "image: there are 2 for 3 prompts");
+    refused(&mut own, 1, 16, 1.5, "its strength is 1.5");
+    refused(&mut own, 1, 16, f64::NAN, "its strength is NaN");
     let fixture = |name: &str| Prior::open(fixtures().join(name)).unwrap();
     refused(&mut fixture("one_step/kandinsky22"), 1, 16, 0.5, "takes no image");
     refused(&mut fixture("pipelines/stable_unclip_layout"), 1, 16, 0.5, "needs the scheduler unclip, and this is ddpm");

@@ -7,6 +7,7 @@ mod clip;
 mod common;
 mod components;
 mod ddpm;
+mod drawing;
 #[cfg(feature = "cli")]
 mod given;
 #[cfg(feature = "cli")]

@@ -1,9 +1,11 @@
 //! What is downloaded, kept, and not downloaded again.
 
-use crate::common::{assert_done, assert_refused, model, stderr};
+use crate::common::{assert_done, assert_refused, model, picture, stderr};
 use crate::place::{Place, REPOSITORY, fixture, small_model};
 use crate::server::{COMMIT, Fault, Repository, is_large};
 use half::f16;
+use ndarray::Array2;
+use ndarray_npy::write_npy;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::fs;
@@ -46,6 +48,28 @@ fn the_image_encoder_comes_when_it_is_needed() {
     place.server.reset();
     assert_refused(&place.work, &mut command, 2, &["no image encoder"]);
     assert!(place.server.requests("").is_empty());
+}
+
+/// What encodes pictures comes with whatever command takes them, and no more than that.
+#[test]
+fn pictures_bring_the_image_encoder_and_the_image_processor() {
+    let picture = picture("rgb.png");
+    let picture = picture.to_str().unwrap();
+    let item = format!("@{picture}");
+    for (arguments, needs_prior) in [
+        (&["interpolate", &item, "--out", "e.npy"][..], true),
+        (&["-p", "a cat", "--image", picture, "--strength", "0.5", "--steps", "3", "--out", "e.npy"], true),
+        (&["encode-image", picture, "--out", "e.npy"], false),
+        (&["score", "rows.npy", "--image", picture], false),
+    ] {
+        let place = Place::new();
+        write_npy(place.work.path("rows.npy"), &Array2::<f32>::ones((1, 16))).unwrap();
+        assert_done(place.command().args(arguments).args(["--model", REPOSITORY]));
+        assert!(place.snapshot("image_encoder/model.safetensors").exists(), "{arguments:?}");
+        assert_eq!(place.snapshot(PRIOR).exists(), needs_prior, "{arguments:?}");
+        let is_text = arguments.contains(&"-p");
+        assert_eq!(place.snapshot("text_encoder/model.safetensors").exists(), is_text, "{arguments:?}");
+    }
 }
 
 #[test]

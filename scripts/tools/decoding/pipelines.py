@@ -7,16 +7,25 @@ import warnings
 
 import numpy as np
 
+from . import kandinsky, karlo, sdxl, stable_unclip
 from .decoders import check_dim
 from .environment import say
 from ..problem import FAILED, Problem, first_line
+
+DECODERS = {
+    "karlo": karlo.Karlo,
+    "kandinsky-2.1": kandinsky.Kandinsky21,
+    "kandinsky-2.2": kandinsky.Kandinsky22,
+    "stable-unclip": stable_unclip.StableUnclip,
+    "sdxl": sdxl.Sdxl,
+}
 
 
 class DiffusersDecoder:
     """A decoder that was loaded, with the settings to draw with."""
 
-    def __init__(self, choice, options):
-        """`options`: those of the command line."""
+    def __init__(self, choice, options, pictures):
+        """`options`: those of the command line. `pictures`: what `input_pictures.read` gives."""
         self.choice, self.options = choice, options
         with in_one_line(f"cannot load {choice.title}", self.advice(), options.verbose):
             import torch
@@ -27,8 +36,9 @@ class DiffusersDecoder:
             silence(options.verbose)
             if not choice.is_folder:
                 say(f"loading {choice.source}; what the hub's cache lacks is downloaded")
-            self.pipeline = load(choice, self.dtype).to(self.device)
-        self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
+            self.decoder = DECODERS[choice.family.name](choice, options, pictures, self.dtype)
+            self.decoder.pipeline.to(self.device)
+        self.decoder.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     def advice(self):
         """What to do if it cannot be loaded."""
@@ -36,25 +46,19 @@ class DiffusersDecoder:
             return "is it whole?"
         return f"download {self.choice.source} where the hub can be reached, and give --decoder its folder"
 
-    @property
-    def dim(self):
-        """The length of the embeddings that it takes."""
-        component, entry = self.choice.family.dim_at
-        return getattr(self.pipeline, component).config[entry]
-
     def draw(self, embeddings, negative):
         """A picture `(height, width, 3)` uint8 for each row, drawn one by one.
 
         As in prior-embed, row r draws its noise from a generator with the seed S + r, on the CPU whatever the device.
         So a picture does not depend on the rows beside it.
         """
-        check_dim(self.dim, embeddings.rows, embeddings.name, self.choice.title)
+        check_dim(self.decoder.dim, embeddings.rows, embeddings.name, self.choice.title)
         prompts = self.options.prompt or [None]
         for row, embed in enumerate(embeddings.rows):
             generator = self.torch.Generator().manual_seed((self.options.seed or 0) + row)
             prompt = prompts[row if len(prompts) > 1 else 0]
             with in_one_line(f"{self.choice.title} could not draw row {row}", "-v tells more", self.options.verbose):
-                pixels = self.run(embed, None if negative is None else negative[row], prompt, generator)
+                pixels = self.run(embed, None if negative is None else negative[row], prompt or "", generator)
             if not np.isfinite(pixels).all():
                 reason = f"{self.choice.title} gave no numbers (NaN) for row {row}; try --dtype f32 or bf16"
                 raise Problem(reason, FAILED)
@@ -66,100 +70,8 @@ class DiffusersDecoder:
             None if array is None else self.torch.tensor(array[None], dtype=self.dtype, device=self.device)
             for array in (embed, negative)
         )
-        settings = {"generator": generator, "output_type": "np", "return_dict": False}
-        # The options that are not given stay at diffusers' defaults.
-        for name in ("height", "width"):
-            settings |= given(name, getattr(self.options, name))
-        steps, guidance_scale = self.options.steps, self.options.guidance_scale
-        if self.choice.family.name == "karlo":
-            self.pipeline.text = prompt or ""
-            settings |= given("decoder_num_inference_steps", steps) | given("decoder_guidance_scale", guidance_scale)
-            return self.pipeline(image_embeddings=embed, **settings)[0][0]
-        settings |= given("num_inference_steps", steps) | given("guidance_scale", guidance_scale)
-        if self.choice.family.prompt != "no":
-            settings["prompt"] = prompt or ""
-        if self.choice.family.guidance_scale is not None:
-            settings["negative_image_embeds"] = negative
-        return self.pipeline(image_embeds=embed, **settings)[0][0]
-
-
-def given(name, value):
-    """A setting, if there is one."""
-    return {} if value is None else {name: value}
-
-
-def load(choice, dtype):
-    """The pipeline, without the networks that only turn pictures into embeddings: those are here already."""
-    from diffusers import KandinskyPipeline, KandinskyV22Pipeline
-
-    # Newer diffusers call it dtype, but take this too.
-    settings = {"torch_dtype": dtype, "local_files_only": choice.is_folder}
-    family = choice.family.name
-    if family == "karlo":
-        return load_karlo(choice.source, dtype, choice.is_folder)
-    if family == "stable-unclip":
-        settings |= {"image_encoder": None, "feature_extractor": None}
-        return stable_unclip_class().from_pretrained(choice.source, **settings)
-    pipeline_class = KandinskyPipeline if family == "kandinsky-2.1" else KandinskyV22Pipeline
-    return pipeline_class.from_pretrained(choice.source, **settings)
-
-
-def load_karlo(source, dtype, local_files_only):
-    """UnCLIPImageVariationPipeline, which takes embeddings, with the text of UnCLIPPipeline, which takes a prompt.
-
-    Part by part: diffusers moved the module of UnCLIPTextProjModel, and since then it cannot load a whole Karlo itself.
-    """
-    from diffusers import (
-        UnCLIPImageVariationPipeline,
-        UnCLIPPipeline,
-        UnCLIPScheduler,
-        UNet2DConditionModel,
-        UNet2DModel,
-    )
-    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-    class Karlo(UnCLIPImageVariationPipeline):
-        """Needs no image encoder, and lets the prompt be something else than empty."""
-
-        text = ""
-
-        def _encode_prompt(self, prompt, *arguments):
-            return UnCLIPPipeline._encode_prompt(self, [self.text] * len(prompt), *arguments)
-
-        def _encode_image(self, image, device, num_images_per_prompt, image_embeddings=None):
-            return image_embeddings
-
-    def part(name, part_class, **settings):
-        return part_class.from_pretrained(source, subfolder=name, local_files_only=local_files_only, **settings)
-
-    networks = {
-        "text_encoder": CLIPTextModelWithProjection, "text_proj": UnCLIPTextProjModel, "decoder": UNet2DConditionModel,
-        "super_res_first": UNet2DModel, "super_res_last": UNet2DModel,
-    }  # fmt: skip
-    others = {"tokenizer": CLIPTokenizer, "decoder_scheduler": UnCLIPScheduler, "super_res_scheduler": UnCLIPScheduler}
-    return Karlo(
-        **{name: part(name, part_class, torch_dtype=dtype) for name, part_class in networks.items()},
-        **{name: part(name, part_class) for name, part_class in others.items()},
-        image_encoder=None, feature_extractor=None,
-    )  # fmt: skip
-
-
-def stable_unclip_class():
-    """StableUnCLIPImg2ImgPipeline without an image encoder, which it would only ask for its type."""
-    from diffusers import StableUnCLIPImg2ImgPipeline
-
-    class StableUnCLIP(StableUnCLIPImg2ImgPipeline):
-        """Lets the text encoder, of the same type, stand in for the image encoder."""
-
-        def _encode_image(self, *arguments, **settings):
-            self.image_encoder = self.text_encoder
-            try:
-                return super()._encode_image(*arguments, **settings)
-            finally:
-                self.image_encoder = None
-
-    return StableUnCLIP
+        settings = self.decoder.settings(embed, negative, prompt)
+        return self.decoder.pipeline(generator=generator, output_type="np", return_dict=False, **settings)[0][0]
 
 
 def find_device(torch, name):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL, DDIMScheduler, DDPMScheduler, KandinskyPipeline, KandinskyV22Pipeline, StableDiffusionPipeline,
-    StableUnCLIPImg2ImgPipeline, UNet2DConditionModel, UNet2DModel, UnCLIPImageVariationPipeline, UnCLIPPipeline,
-    UnCLIPScheduler, VQModel,
+    AutoencoderKL, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, KandinskyPipeline,
+    KandinskyV22ControlnetPipeline, KandinskyV22InpaintPipeline, KandinskyV22Pipeline, StableDiffusionPipeline,
+    StableDiffusionXLPipeline, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel, UNet2DModel,
+    UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPScheduler, VQModel,
 )  # fmt: skip
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
@@ -40,23 +41,34 @@ def pictures():
     return dict(feature_extractor=CLIPImageProcessorPil(size=14, crop_size=14), image_encoder=image_encoder(SPEC))
 
 
-def movq():
+def movq(channels=(32, 64)):
     """Kandinsky's autoencoder, which halves the size once where the real one does three times."""
+    plain = len(channels) - 1
     return VQModel(
-        block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
-        up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"], latent_channels=4, layers_per_block=1,
+        block_out_channels=channels, down_block_types=[*["DownEncoderBlock2D"] * plain, "AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * plain], latent_channels=4, layers_per_block=1,
         norm_num_groups=8, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
     )  # fmt: skip
 
 
-def kandinsky22():
+def kandinsky22(pipeline=KandinskyV22Pipeline, in_channels=4, addition="image", **autoencoder):
     """Kandinsky 2.2's decoder."""
     unet = UNet2DConditionModel(
-        in_channels=4, out_channels=8, addition_embed_type="image", encoder_hid_dim=DIM,
+        in_channels=in_channels, out_channels=8, addition_embed_type=addition, encoder_hid_dim=DIM,
         encoder_hid_dim_type="image_proj", cross_attention_dim=TEXT_DIM, **CROSS_ATTENTION,
     )  # fmt: skip
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, variance_type="learned_range")
-    return KandinskyV22Pipeline(unet=unet, scheduler=scheduler, movq=movq())
+    return pipeline(unet=unet, scheduler=scheduler, movq=movq(**autoencoder))
+
+
+def kandinsky22_inpaint():
+    """That for a picture with a mask."""
+    return kandinsky22(KandinskyV22InpaintPipeline, in_channels=9)
+
+
+def kandinsky22_controlnet():
+    """That for a hint, which halves it three times."""
+    return kandinsky22(KandinskyV22ControlnetPipeline, in_channels=8, addition="image_hint", channels=(32,) * 4)
 
 
 def kandinsky21():
@@ -132,6 +144,40 @@ def stable_diffusion():
         unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def stable_diffusion_xl():
+    """Stable Diffusion XL, whose text is of two encoders."""
+    spec = replace(SPEC, width=TEXT_DIM)
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(32, 64), layers_per_block=1,
+        attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), use_linear_projection=True,
+        cross_attention_dim=2 * TEXT_DIM, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + TEXT_DIM,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading")
+    return StableDiffusionXLPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text_config(spec)), text_encoder_2=text_encoder(spec),
+        tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(), unet=unet, scheduler=scheduler,
+    )  # fmt: skip
+
+
+def ip_adapter(unet, dim, tokens=4):
+    """The weights of an IP-Adapter for a network, as its file has them: the embedding becomes so many tokens."""
+    width = unet.config.cross_attention_dim
+    layers = {}
+    for number, name in enumerate(name for name in unet.attn_processors if name.endswith("attn2.processor")):
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        for part in ("k", "v"):
+            layers[f"{2 * number + 1}.to_{part}_ip.weight"] = torch.randn(attention.inner_dim, width)
+    projection = {"proj.weight": torch.randn(tokens * width, dim), "proj.bias": torch.randn(tokens * width),
+                  "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}  # fmt: skip
+    return {"image_proj": projection, "ip_adapter": layers}
 
 
 def stable_unclip():

@@ -1,4 +1,5 @@
-"""What the tests of decode.py share: a copy of it with a small decoder and index, and a folder to run it in."""
+"""What the tests of decode.py share: a copy of it with a small index and a stand-in for the program that draws, and a folder
+to run it in."""
 
 import io
 import json
@@ -15,9 +16,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from ..built import SCRIPTS
-from ..decoding.builtin import HEADS, Decoder
+from ..decoding.builtin import DIM
 
-DIM, PIXELS = 12, 6
+PIXELS = 6
 EMOJI = [
     ("1F34E", "red apple", "food"),
     ("2764", "red heart", "symbols"),
@@ -26,15 +27,23 @@ EMOJI = [
 ]
 
 
-def random_weights(dim=DIM, width=4 * HEADS, side=2, patch=PIXELS // 2, seed_width=5, detail_width=7, layers=2):
-    """Weights of a decoder."""
-    rng = np.random.default_rng(1)
-    shape = Decoder.__new__(Decoder)
-    shape.dim, shape.width, shape.side, shape.patch = dim, width, side, patch
-    shape.seed_width, shape.detail_width, shape.layers = seed_width, detail_width, layers
-    shape.channels, shape.edge_channels = 4, 6
-    weights = {name: 0.3 * rng.standard_normal(size, np.float32) for name, size in shape.shapes().items()}
-    return weights | {"std": 1 + weights["std"] ** 2}
+PROGRAM = """
+import io, sys
+import numpy as np
+from PIL import Image
+if sys.argv[1:] != "draw - --out - --scale 1 --columns 1 --quiet".split():
+    sys.exit(f"prior-embed: error: what is {sys.argv[1:]}?")
+rows = np.load(io.BytesIO(sys.stdin.buffer.read()))
+sides = rows[:, :108].reshape(-1, 6, 6, 3)
+levels = ((np.tanh(sides) + 1) * 127.5).round().astype(np.uint8)
+Image.fromarray(levels.reshape(-1, 6, 3)).save(sys.stdout.buffer, "PNG")
+"""
+"""A program that draws a row's first numbers."""
+
+
+def drawn(rows):
+    """What that program draws."""
+    return ((np.tanh(rows[:, : 3 * PIXELS**2]) + 1) * 127.5).round().reshape(-1, PIXELS, PIXELS, 3)
 
 
 def index_tensors():
@@ -48,11 +57,14 @@ def make_project(root):
     scripts, assets = root / "scripts", root / "assets"
     others = shutil.ignore_patterns("benchmark", "fixtures", "models", "tests", "__pycache__")
     shutil.copytree(SCRIPTS / "tools", scripts / "tools", ignore=others)
+    shutil.copytree(SCRIPTS / "python" / "prior_embed", scripts / "python" / "prior_embed", ignore=others)
     for name in ("decode.py", "requirements.txt"):
         shutil.copy(SCRIPTS / name, scripts / name)
-    for name in ("decoder", "index"):
-        (assets / name).mkdir(parents=True)
-    save_file(random_weights(), assets / "decoder" / "decoder.safetensors")
+    (assets / "index").mkdir(parents=True)
+    program = root / "target" / "release" / "prior-embed"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!{sys.executable}\n{PROGRAM}", encoding="utf-8")
+    program.chmod(0o755)
     save_file(index_tensors(), assets / "index" / "index.safetensors")
     entries = [dict(zip(("code", "name", "group"), emoji)) for emoji in EMOJI]
     (assets / "index" / "emoji.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -100,6 +112,7 @@ class ScriptTest(unittest.TestCase):
         }  # fmt: skip
         # One thread is quickest where pictures are this small.
         self.environment |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        self.environment["CARGO_TARGET_DIR"] = str(self.project / "target")
 
     def start(self, *arguments, **settings):
         """Starts the script."""

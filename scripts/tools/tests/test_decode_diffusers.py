@@ -1,70 +1,20 @@
-"""The numpy decoder against the one in torch, and diffusers' decoders against diffusers itself."""
+"""diffusers' decoders against diffusers itself."""
 
-import contextlib
 import copy
-import json
-import os
 import shutil
-import unittest
 
 import diffusers
 import numpy as np
 import torch
-from emoji.decoder import Decoder as TorchDecoder
-from safetensors.torch import load_file
 
-from ..built import SCRIPTS
-from ..decoding import builtin
-from ..models import decoders
 from ..models.weights import set_up
-from .decode_script import ScriptTest, embeddings, npy, npz
-
-DIM = decoders.DIM
-SEED, STEPS = 7, 2
-PROMPTS = ["a red apple", "two cats"]
+from .decode_pipelines import DIM, PROMPTS, SEED, STEPS, PipelineTest, change_index
+from .decode_script import embeddings, npy
 
 
 def setUpModule():
     """Silent libraries, and one thread: quickest for networks as small as these."""
     set_up()
-
-
-class TorchDecoderTest(unittest.TestCase):
-    """The built-in decoder in numpy gives what it gives in torch."""
-
-    def compare(self, torch_decoder):
-        """On random embeddings, within 1e-4."""
-        tensors = {name: tensor.numpy() for name, tensor in torch_decoder.state_dict().items()}
-        decoder = builtin.Decoder(tensors)
-        self.assertEqual(set(decoder.shapes()), set(tensors))
-        rows = embeddings(9, decoder.dim)
-        with torch.no_grad():
-            expected = torch_decoder(torch.from_numpy(rows)).numpy()
-        self.assertGreater(expected.std(), 0.01)
-        self.assertLess(np.abs(decoder.forward(rows) - expected).max(), 1e-4)
-
-    def test_random_weights(self):
-        torch.manual_seed(0)
-        decoder = TorchDecoder()
-        for parameter in decoder.parameters():
-            if parameter.dim() == 1:  # which are ones and zeros at first, and would hide a mistake
-                parameter.data += 0.2 * torch.rand_like(parameter)
-        self.compare(decoder)
-
-    def test_the_weights_in_assets(self):
-        decoder = TorchDecoder()
-        decoder.load_state_dict(load_file(SCRIPTS.parent / "assets" / "decoder" / "decoder.safetensors"))
-        self.compare(decoder)
-
-
-def change_index(folder, **entries):
-    """Changes a pipeline's model_index.json; an entry that becomes None is left out, and its folder too."""
-    path = folder / "model_index.json"
-    index = json.loads(path.read_text(encoding="utf-8")) | entries
-    for name in [name for name, entry in index.items() if entry is None]:
-        del index[name]
-        shutil.rmtree(folder / name)
-    path.write_text(json.dumps(index), encoding="utf-8")
 
 
 class NoSteps(diffusers.UnCLIPScheduler):
@@ -75,47 +25,17 @@ class NoSteps(diffusers.UnCLIPScheduler):
         self.timesteps = torch.empty(0)
 
 
-class DiffusersTest(ScriptTest):
-    """Saves small decoders, runs the script on them, and runs diffusers on the same embeddings."""
+class DiffusersTest(PipelineTest):
+    """Decoders that take an embedding, and perhaps text."""
+
+    names = ("kandinsky22", "kandinsky21", "karlo", "karlo_with_prior", "stable_unclip")
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        torch.manual_seed(0)
-        cls.pipelines = {}
-        for name in ("kandinsky22", "kandinsky21", "karlo", "karlo_with_prior", "stable_unclip"):
-            cls.pipelines[name] = getattr(decoders, name)()
-            cls.pipelines[name].set_progress_bar_config(disable=True)
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-                cls.pipelines[name].save_pretrained(cls.root / name)
         # As the published repositories have it, and this diffusers cannot load.
         for name in ("karlo", "karlo_with_prior"):
             change_index(cls.root / name, text_proj=["unclip", "UnCLIPTextProjModel"])
-
-    def setUp(self):
-        super().setUp()
-        self.rows, self.negative = embeddings(2, DIM), embeddings(2, DIM)[::-1]
-        self.write("rows.npz", npz(image_embeds=self.rows, negative_image_embeds=self.negative))
-        self.write("rows.npy", npy(self.rows))
-        self.write("negative.npy", npy(self.negative[0]))
-
-    def decode(self, name, source, *arguments):
-        """The pictures of both rows."""
-        self.succeed(source, "--decoder", self.root / name, "--out-dir", "out", "--steps", STEPS, "--seed", SEED,
-            "--overwrite", *arguments)  # fmt: skip
-        return [self.picture(f"out/{row:05}.png") for row in range(2)]
-
-    def assert_same(self, pictures, run):
-        """What the script drew is what diffusers gives for each row: `run(row, **settings)`."""
-        for row, picture in enumerate(pictures):
-            generator = torch.Generator().manual_seed(SEED + row)
-            expected = run(row, generator=generator, output_type="np").images[0]
-            self.assertGreater(picture.std(), 1)
-            np.testing.assert_array_equal(picture, (expected * 255).round().astype(np.uint8))
-
-    def embed(self, row):
-        """A row as diffusers takes it."""
-        return torch.from_numpy(self.rows[row : row + 1])
 
     def test_kandinsky22(self):
         pipeline = self.pipelines["kandinsky22"]
@@ -182,10 +102,11 @@ class DiffusersTest(ScriptTest):
         self.assert_same(pictures, run)
 
     def test_stable_unclip(self):
-        pictures = self.decode("stable_unclip", "rows.npz", "--prompt", PROMPTS[1], "--height", "40", "--scale", "1")
+        options = ("--prompt", PROMPTS[1], "--height", "40", "--scale", "1", "--noise-level", "300")
+        pictures = self.decode("stable_unclip", "rows.npz", *options)
         pipeline = self.pipelines["stable_unclip"]
 
-        settings = dict(prompt=PROMPTS[1], height=40, num_inference_steps=STEPS)
+        settings = dict(prompt=PROMPTS[1], height=40, num_inference_steps=STEPS, noise_level=300)
 
         def run(row, **more):
             return pipeline(image_embeds=self.embed(row), **settings, **more)

@@ -6,7 +6,8 @@ import pty
 
 import numpy as np
 
-from .decode_script import DIM, ScriptTest, embeddings, npy, npz, read_picture
+from ..decoding.builtin import DIM
+from .decode_script import ScriptTest, embeddings, npy, npz, read_picture
 
 
 class InputTest(ScriptTest):
@@ -37,7 +38,7 @@ class InputTest(ScriptTest):
             ("cut off", b"PK\x03\x04"),
             ("cut off", archive[: len(archive) // 2]),
             ("cut off", damaged),
-            ("cut off", whole.replace(b"(2, 12)", b"(9, 10**9)")),
+            ("cut off", whole.replace(b"(2, 192)", b"(9, 10**9)")),
             ("cut off", whole.replace(b"'shape'", b"'__b__'")),
             ("Python objects", npy(np.array([{}, None]))),
             ("Python objects", npz(image_embeds=np.array([{}, None]))),
@@ -46,20 +47,20 @@ class InputTest(ScriptTest):
             ("int64", npy(np.ones((2, DIM), np.int64))),
             ("<U1", npy(np.array([["a"]]))),
             ("complex64", npy(rows.astype(np.complex64))),
-            ("(2, 12, 1)", npy(rows[..., None])),
+            ("(2, 192, 1)", npy(rows[..., None])),
             ("shape ()", npy(np.float32(1))),
-            ("(0, 12)", npy(rows[:0])),
+            ("(0, 192)", npy(rows[:0])),
             ("(2, 0)", npy(rows[:, :0])),
             ("row 1", npy(one_bad)),
             ("row 0", npy(rows.astype(np.float64) * 1e300)),
             ("too large", npy(np.full((1, DIM), 3e38, np.float32))),
-            ("12 numbers, and those in standard input have 13", npy(embeddings(2, DIM + 1))),
+            ("192 numbers, and those in standard input have 193", npy(embeddings(2, DIM + 1))),
             ("negative_image_embeds", npz(image_embeds=rows, negative_image_embeds=rows[:, 1:])),
             ("negative_image_embeds", npz(image_embeds=rows, negative_image_embeds=one_bad)),
         ):
             with self.subTest(text, content=content[:200]):
                 self.fail_with(text, "-", "--out", "a.png", stdin=content)
-        self.fail_with("12 numbers", "-", "--nearest", "1", stdin=npy(embeddings(2, DIM + 1)))
+        self.fail_with("192 numbers", "-", "--nearest", "1", stdin=npy(embeddings(2, DIM + 1)))
 
     def test_files_that_are_none(self):
         self.fail_with("No such file", "none.npy", "--out", "a.png")

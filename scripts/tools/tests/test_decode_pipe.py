@@ -1,14 +1,17 @@
 """prior-embed's output through a pipe into decode.py, as the README has it. Needs the binary: `cargo test` builds it."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 
+import numpy as np
+
 from ..built import BINARY, SCRIPTS
-from .decode_script import read_picture
+from .decode_script import embeddings, npy, read_picture
 
 
 class PipeTest(unittest.TestCase):
@@ -30,6 +33,25 @@ class PipeTest(unittest.TestCase):
         # The middle of it is red.
         red, green, blue = picture[96:160, 96:160].reshape(-1, 3).mean(0)
         self.assertGreater(red, 1.5 * max(green, blue))
+
+    def test_pictures_are_those_of_the_program(self):
+        rows = npy(embeddings(5))
+        script = [sys.executable, SCRIPTS / "decode.py", "-", "--out", "-"]
+        options = ("--scale", "3", "--columns", "2")
+        commands = [*script, *options], [BINARY, "draw", "-", "--out", "-", *options]
+        drawn = [subprocess.run(command, input=rows, capture_output=True, check=True).stdout for command in commands]
+        np.testing.assert_array_equal(*map(read_picture, drawn))
+
+    def test_the_index_names_emoji(self):
+        command = [sys.executable, SCRIPTS / "decode.py", "-", "--nearest", "5"]
+        done = subprocess.run(command, input=npy(embeddings(2)), capture_output=True, check=True)
+        lines = [line.split("\t") for line in done.stdout.decode().splitlines()]
+        self.assertEqual([line[0] for line in lines], ["0"] * 5 + ["1"] * 5)
+        entries = json.loads((SCRIPTS.parent / "assets" / "index" / "emoji.json").read_text(encoding="utf-8"))
+        self.assertLessEqual({line[2] for line in lines}, {entry["name"] for entry in entries})
+        captions = [BINARY, "draw", "-", "--out", os.devnull, "--captions"]
+        done = subprocess.run(captions, input=npy(embeddings(2)), capture_output=True, check=True)
+        self.assertEqual([line.split("\t") for line in done.stdout.decode().splitlines()], lines[::5])
 
     def test_a_prompt_finds_its_emoji(self):
         nearest = json.loads(self.decode("--nearest", "1", "--json"))

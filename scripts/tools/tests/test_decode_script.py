@@ -14,13 +14,9 @@ import unittest
 
 import numpy as np
 
-from ..built import SCRIPTS
-from ..decoding import builtin
-from ..decoding.builtin import Decoder
 from ..decoding.nearest import Emoji
-from .decode_script import DIM, EMOJI, PIXELS, ScriptTest, embeddings, npy, npz, random_weights, read_picture
-
-ASSETS = SCRIPTS.parent / "assets"
+from ..decoding.builtin import BATCH, DIM
+from .decode_script import EMOJI, PIXELS, ScriptTest, drawn, embeddings, npy, npz, read_picture
 
 
 def unread(pipe):
@@ -42,17 +38,13 @@ class PictureTest(ScriptTest):
     def test_the_picture_is_what_the_decoder_gives(self):
         rows = embeddings(3)
         self.succeed("-", "--out-dir", "pictures", "--scale", "1", stdin=npy(rows))
-        for at, pixels in enumerate(Decoder(random_weights()).forward(rows)):
-            expected = ((pixels.clip(-1, 1) + 1) * 127.5).transpose(1, 2, 0)
-            self.assertLess(np.abs(self.picture(f"pictures/{at:05}.png") - expected).max(), 0.51)
+        for at, expected in enumerate(drawn(rows)):
+            np.testing.assert_array_equal(self.picture(f"pictures/{at:05}.png"), expected)
 
-    def test_a_row_does_not_depend_on_those_beside_it(self):
-        rows = embeddings(70)  # more than a batch
-        self.succeed("-", "--out-dir", "all", "--scale", "1", stdin=npy(rows))
-        for at in (0, 63, 64, 69):
-            alone = read_picture(self.succeed("-", "--out", "-", "--scale", "1", stdin=npy(rows[at])))
-            self.assertLessEqual(np.abs(alone.astype(int) - self.picture(f"all/{at:05}.png")).max(), 1)
-        self.assertEqual(len(list((self.folder / "all").iterdir())), 70)
+    def test_rows_are_drawn_part_by_part(self):
+        rows = embeddings(BATCH + 3)
+        strip = read_picture(self.succeed("-", "--out", "-", "--scale", "1", "--columns", "1", stdin=npy(rows)))
+        np.testing.assert_array_equal(strip.reshape(-1, PIXELS, PIXELS, 3), drawn(rows))
 
     def test_enlarging(self):
         content = npy(embeddings(1))
@@ -63,18 +55,6 @@ class PictureTest(ScriptTest):
         smooth = read_picture(self.succeed("-", "--out", "-", "--scale", "3", stdin=content))
         self.assertEqual(smooth.shape, blocks.shape)
         self.assertTrue((smooth != blocks).any())
-
-    def test_the_built_in_decoder_and_index(self):
-        decoder = ASSETS / "decoder" / "decoder.safetensors"
-        content = npy(embeddings(2, builtin.load(decoder).dim))
-        script = [str(self.python), str(SCRIPTS / "decode.py"), "-", "--nearest", "5", "--out", "grid.png"]
-        result = subprocess.run(script, input=content, capture_output=True, cwd=self.folder, env=self.environment)
-        self.assertEqual((result.returncode, result.stderr), (0, b""))
-        self.assertEqual(self.picture("grid.png").shape, (256, 512, 3))
-        lines = [line.split("\t") for line in result.stdout.decode().splitlines()]
-        self.assertEqual([line[0] for line in lines], ["0"] * 5 + ["1"] * 5)
-        names = {entry["name"] for entry in json.loads((ASSETS / "index" / "emoji.json").read_text(encoding="utf-8"))}
-        self.assertLessEqual({line[2] for line in lines}, names)
 
 
 class GridTest(ScriptTest):
@@ -156,6 +136,15 @@ class OutputTest(ScriptTest):
         self.succeed("-", "--out-dir", "new/folder", stdin=npy(embeddings(2)))
         self.assertEqual(len(list((self.folder / "new" / "folder").iterdir())), 2)
 
+    def test_a_folder_as_out(self):
+        content, two = npy(embeddings(2)), ["00000.png", "00001.png"]
+        (self.folder / "there").mkdir()
+        for name in ("there", "new/"):
+            self.succeed("-", "--out", name, stdin=content)
+            self.assertEqual(sorted(path.name for path in (self.folder / name).iterdir()), two)
+        self.fail_with("00000.png", "-", "--out", "there", stdin=content)
+        self.fail_with("leave one of them out", "-", "--out", "new/", "--out-dir", "other", stdin=content)
+
     def test_where_nothing_can_be_written(self):
         content = npy(embeddings(1))
         (self.folder / "folder.png").mkdir()
@@ -215,7 +204,6 @@ class OutputTest(ScriptTest):
 
     def test_assets_that_are_damaged(self):
         for text, name, arguments in (
-            ("decoder", "decoder/decoder.safetensors", ("--out", "a.png")),
             ("index", "index/index.safetensors", ("--nearest", "1")),
             ("index", "index/emoji.json", ("--nearest", "1")),
         ):
@@ -229,3 +217,15 @@ class OutputTest(ScriptTest):
                 self.fail_with(text, "-", *arguments, status=1, stdin=npz(image_embeds=embeddings(1)))
             finally:
                 path.write_bytes(content)
+
+    def test_a_program_that_fails_or_is_not_there(self):
+        program, content = self.project / "target" / "release" / "prior-embed", npy(embeddings(1))
+        whole = program.read_bytes()
+        self.addCleanup(program.write_bytes, whole)
+        program.write_text("#!/bin/sh\necho 'prior-embed: error: no luck; try again' >&2\nexit 1\n", encoding="utf-8")
+        self.fail_with("decode: no luck; try again", "-", "--out", "a.png", status=1, stdin=content)
+        program.write_text("", encoding="utf-8")
+        self.fail_with("cannot run", "-", "--out", "a.png", status=1, stdin=content)
+        program.chmod(0o644)
+        self.addCleanup(program.chmod, 0o755)
+        self.fail_with("could not be built", "-", "--out", "a.png", status=1, stdin=content)

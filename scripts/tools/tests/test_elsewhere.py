@@ -18,7 +18,6 @@ from ..models import decoders
 from ..models.weights import set_up
 
 PROMPTS = ["a red apple", "two cats", "rain"]
-TOKENS = 4
 
 
 def setUpModule():
@@ -39,19 +38,6 @@ class OutputTest(unittest.TestCase):
         prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
         subprocess.run([BINARY, *prompts, "--steps", "2", "--quiet", "--out", self.folder / name, *options], check=True)
         return self.folder / name
-
-
-def ip_adapter(unet, dim):
-    """The weights of an IP-Adapter for a network, as its file has them."""
-    width = unet.config.cross_attention_dim
-    layers = {}
-    for number, name in enumerate(name for name in unet.attn_processors if name.endswith("attn2.processor")):
-        attention = unet.get_submodule(name.removesuffix(".processor"))
-        for part in ("k", "v"):
-            layers[f"{2 * number + 1}.to_{part}_ip.weight"] = torch.randn(attention.inner_dim, width)
-    projection = {"proj.weight": torch.randn(TOKENS * width, dim), "proj.bias": torch.randn(TOKENS * width),
-                  "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}  # fmt: skip
-    return {"image_proj": projection, "ip_adapter": layers}
 
 
 class IpAdapterTest(OutputTest):
@@ -77,7 +63,7 @@ class IpAdapterTest(OutputTest):
         torch.manual_seed(0)
         pipeline = decoders.stable_diffusion()
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.unet._load_ip_adapter_weights([ip_adapter(pipeline.unet, rows.shape[1])])
+        pipeline.unet._load_ip_adapter_weights([decoders.ip_adapter(pipeline.unet, rows.shape[1])])
 
         def draw(embeds, pictures=1):
             generators = [torch.Generator().manual_seed(7) for _ in range(pictures)]

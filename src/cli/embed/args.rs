@@ -127,6 +127,12 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Sampling", long, value_name = "FILE")]
     pub(super) latents: Option<PathBuf>,
 
+    /// Rows may bring noise: keys or columns noise, negative_noise (base64 of float32), negative_seed
+    ///
+    /// Of one row, the noise to start from, or that and what each step adds. See `prior-embed help seeds`.
+    #[arg(help_heading = "Sampling", long, conflicts_with_all = ["latents", "best_of", "conditions"])]
+    pub(super) row_noise: bool,
+
     /// Embeddings per prompt; row = prompt index * K + sample index
     #[arg(help_heading = "Sampling", long, value_name = "K", default_value_t = 1, allow_negative_numbers = true,
           value_parser = at_least_one("a number of samples"))]

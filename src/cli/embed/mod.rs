@@ -9,6 +9,7 @@ pub(super) use args::Args;
 
 use super::args::warn_no_effect;
 use super::context::Context;
+use super::output_args::check_picture;
 use super::prior_args::wants_negative;
 use super::progress::{FetchProgress, RunProgress, rows};
 use crate::bad_input;
@@ -32,6 +33,7 @@ use tch::Device;
 /// [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let request = Request::new(args, context)?;
+    check_picture(&request.outputs.write, &request.prior.model)?;
     // Downloaded here, if need be.
     let hub = Hub::new(context.hub.clone());
     let model = hub.open(&request.prior.model, request.needs(), &mut FetchProgress::new(&context.screen))?;
@@ -117,7 +119,7 @@ fn check_kind(args: &Args, outputs: &Outputs, pipeline: &Pipeline) -> Result<()>
             &[
                 ("--negative-prompt", args.sampling.negative_prompt.is_some()),
                 ("--negative-out", args.output.negative_out.is_some()),
-                ("--normalize", args.output.normalize),
+                ("--normalize", args.output.main.normalize),
                 ("--shard", args.shard.is_some()),
                 ("--decoder-negative-prompt", args.sampling.decoder_negative_prompt.is_some()),
                 ("--text-out", args.text_out.is_some()),

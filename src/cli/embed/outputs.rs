@@ -8,7 +8,7 @@ use crate::cli::output_args::is_same_file;
 use crate::cli::stdout;
 use crate::job::{IfExists, OnError, Report};
 use crate::output::destination::Destination;
-use crate::output::{Arrays, WriteOptions, check, is_stream};
+use crate::output::{Arrays, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
 use std::path::Path;
 
@@ -42,6 +42,7 @@ impl Outputs {
         let same = stats.as_ref().and_then(|stats| write.outputs.iter().find(|output| stats.is_at(&output.path)));
         if let Some(output) = same {
             let name = match output.arrays {
+                _ if output.format == OutputFormat::Picture => "--picture",
                 Arrays::NEGATIVE => "--negative-out",
                 Arrays::TEXT => "--text-out",
                 Arrays::SCORES => "--scores",
@@ -93,12 +94,7 @@ fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
         }
         return Ok(None);
     }
-    let if_exists = match (args.overwrite, args.resume) {
-        (true, _) => IfExists::Replace,
-        (false, true) => IfExists::Compare,
-        (false, false) => IfExists::Fail,
-    };
-    (skips || args.overwrite).then(|| Report::beside(main, if_exists)).transpose()
+    (skips || args.overwrite).then(|| Report::beside(main, IfExists::of(args.overwrite, args.resume))).transpose()
 }
 
 fn write_options(args: &Args) -> Result<WriteOptions> {

@@ -11,7 +11,7 @@ use crate::hub::{Model, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Given, Images, Opener, Prompts, RowOptions, Seeding};
 use crate::nn::prior::PriorKind;
 use crate::pipeline::{Conditions, Settings};
-use crate::rows::{ReadOptions, read_conditions, read_latents};
+use crate::rows::{Extras, ReadOptions, read_conditions, read_latents};
 use crate::weights::precision::Precision;
 use anyhow::Result;
 use std::path::Path;
@@ -83,18 +83,18 @@ impl Request {
     /// Which of the model's files are needed.
     pub(super) fn needs(&self) -> Needs {
         // The image encoder is large, and only makes negative embeddings without a negative prompt.
-        let has_pictures = self.rows.images.as_ref().map(|images| match &images.given {
+        let image_processor = self.rows.images.as_ref().is_some_and(|images| match &images.given {
             Some(item) => item.picture().is_some(),
             None => true,
         });
         let image_encoder = match self.rows.has_negatives() {
-            _ if has_pictures == Some(true) => Wish::Needed,
+            _ if image_processor => Wish::Needed,
             false if self.outputs.write.needs_negative() => Wish::Needed,
             false if self.outputs.write.wants_negative() => Wish::Welcome,
             _ => Wish::No,
         };
         let sixteen_bit = self.prior.load.precision != Precision::F32;
-        Needs { text_encoder: self.has_texts(), sixteen_bit, image_encoder, ..Needs::ALL }
+        Needs { text_encoder: self.has_texts(), sixteen_bit, image_encoder, image_processor, ..Needs::ALL }
     }
 
     /// Whether texts are encoded.
@@ -109,7 +109,9 @@ impl Request {
         Arc::new(move || {
             let mut pipeline = prior.open(&model)?;
             if let Some(Given { name, value, .. }) = &conditions {
-                pipeline.set_conditions(Arc::clone(value)).map_err(|error| bad_input!("{name:?}: {error}"))?;
+                pipeline
+                    .set_conditions(Arc::clone(value))
+                    .map_err(|error| bad_input!("{name:?}: {}", error.reason()))?;
             }
             if !has_texts {
                 pipeline.leave_out_text_encoder();
@@ -151,7 +153,7 @@ fn prompts(args: &Args) -> Result<Prompts> {
         format: args.format_in,
         prompt_column: args.prompt_column.clone(),
         no_header: args.no_header,
-        has_images: args.strength.is_some(),
+        extras: Extras { images: args.strength.is_some(), noise: args.row_noise },
         ..ReadOptions::default()
     };
     Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, ..Prompts::default() })

@@ -153,8 +153,8 @@ impl Settings {
         let mut about = serde_json::to_value(self)?;
         if let Some(about) = about.as_object_mut() {
             ["model", "threads", "workers", "batch_size"].iter().for_each(|key| drop(about.remove(*key)));
-            about.insert("normalize".into(), args.output.normalize.into());
-            about.insert("out_dtype".into(), args.output.out_dtype.name().into());
+            about.insert("normalize".into(), args.output.main.normalize.into());
+            about.insert("out_dtype".into(), args.output.main.out_dtype.name().into());
             about.insert("seed_by".into(), args.seed_by.map(|_| "prompt").into());
         }
         Ok(about)

@@ -6,8 +6,10 @@ use crate::text::{printable, shorten};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, IsTerminal};
 use std::ops::Range;
+use std::path::Path;
 
 /// Characters of a text in a table, at most.
 const MAX_CHARS: usize = 60;
@@ -21,10 +23,22 @@ pub(super) struct Scored<'a> {
 }
 
 /// What a row is compared with.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Target<'a> {
     Prompt(&'a str),
+    Picture(&'a Path),
     /// A row of a bank.
     Row(u64, Option<&'a Label>),
+}
+
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Prompt(text) => write!(formatter, "{text:?}"),
+            Self::Picture(path) => write!(formatter, "{:?}", path.display().to_string()),
+            Self::Row(row, _) => write!(formatter, "row {row}"),
+        }
+    }
 }
 
 /// Prints scores as they come.
@@ -37,10 +51,11 @@ pub(super) struct Printer {
 }
 
 impl Printer {
-    /// Prints JSON, or columns: those of a bank's rows, which may have labels, or of prompts.
+    /// Prints JSON, or columns.
     pub(super) fn new(as_json: bool, columns: Columns) -> Self {
         let header = match columns {
             Columns::Prompts => vec!["row", "prompt", "cosine"],
+            Columns::Pictures => vec!["row", "image", "cosine"],
             Columns::Rows { has_labels: false } => vec!["row", "nearest", "cosine"],
             Columns::Rows { has_labels: true } => vec!["row", "nearest", "id", "caption", "cosine"],
         };
@@ -76,6 +91,7 @@ impl Printer {
 /// What the columns of a table are of.
 pub(super) enum Columns {
     Prompts,
+    Pictures,
     Rows { has_labels: bool },
 }
 
@@ -87,6 +103,7 @@ fn cells<'a>(rows: &'a [Scored<'a>], max: usize, columns: usize) -> impl Iterato
             let mut cells = vec![row.to_string()];
             match target {
                 Target::Prompt(prompt) => cells.push(text(prompt)),
+                Target::Picture(path) => cells.push(text(&path.display().to_string())),
                 Target::Row(row, label) => {
                     cells.push(row.to_string());
                     let id = label.and_then(|label| label.id.as_deref());
@@ -123,6 +140,7 @@ fn json_line(Scored { row, label, targets }: &Scored) -> Value {
         let mut object = Map::new();
         match target {
             Target::Prompt(prompt) => drop(object.insert("prompt".into(), json!(prompt))),
+            Target::Picture(path) => drop(object.insert("image".into(), json!(path.display().to_string()))),
             Target::Row(row, label) => {
                 object.insert("row".into(), json!(row));
                 add_label(&mut object, *label);

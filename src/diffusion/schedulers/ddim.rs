@@ -24,7 +24,7 @@ pub const CLASS: SchedulerClass = SchedulerClass {
     parse: |text, origin, options| {
         let config = DdimConfig { eta: options.eta.unwrap_or(0.0), ..config::parse(text, origin)? };
         if !(0.0..=1.0).contains(&config.eta) {
-            let reason = format!("eta is {}, it must be between 0 and 1", config.eta);
+            let reason = format!("it is {}, and must be between 0 and 1", config.eta);
             return Err(Error::Option { option: "eta", reason });
         }
         Ok(Box::new(config))

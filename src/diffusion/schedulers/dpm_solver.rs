@@ -30,7 +30,7 @@ pub const CLASS: SchedulerClass = SchedulerClass {
     options: &["solver_order", "sde"],
     parse: |text, origin, options| {
         if let Some(order) = options.solver_order.filter(|order| !(1..=3).contains(order)) {
-            let reason = format!("solver_order is {order}, it must be 1, 2 or 3");
+            let reason = format!("it is {order}, and must be 1, 2 or 3");
             return Err(Error::Option { option: "solver_order", reason });
         }
         let mut config: DpmSolverConfig = configuration::parse(text, origin)?;

@@ -63,7 +63,7 @@ pub fn configure(
         if !class.options.contains(&option) {
             let users: Vec<&str> = ALL.iter().filter(|class| class.options.contains(&option)).map(|c| c.name).collect();
             let reason = format!(
-                "{option} is for the scheduler {}, and this one is {}; leave it out, or choose that scheduler",
+                "only the scheduler {} takes it, and this one is {}; leave it out, or choose that scheduler",
                 users.join(" or "),
                 class.name
             );

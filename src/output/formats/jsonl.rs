@@ -3,13 +3,15 @@
 use crate::output::arrays::{ArrayName, Arrays};
 use crate::output::batch::{Batch, OutputRow};
 use crate::output::column::Content;
-use crate::output::dtype::Encoding;
+use crate::output::dtype::{Encoding, OutputDtype};
 use crate::output::record::OutputRecord;
 use crate::output::sink::{Layout, PartRow, ReadRows, Region, Shape, Sink};
 use anyhow::{Context, Result, anyhow, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::marker::PhantomData;
 use std::path::Path;
 
 /// Bytes of a line that is read back, at most.
@@ -27,60 +29,96 @@ impl Sink for JsonLines {
         true
     }
 
+    fn is_lines(&self) -> bool {
+        true
+    }
+
     fn layout(&self, shape: &Shape) -> Result<Layout> {
-        Ok(Layout::InPlace(vec![Region::only(Content::Own(shape.arrays, lines), 0)]))
+        Ok(Layout::InPlace(vec![Region::only(Content::Own(shape.arrays, lines::<Decimal>), 0)]))
     }
 
     fn open(&self, path: &Path, record: &OutputRecord) -> Result<Box<dyn ReadRows>> {
-        let input = BufReader::with_capacity(1 << 20, File::open(path)?);
-        Ok(Box::new(Lines { input, line: Vec::new(), number: 0, arrays: record.arrays }))
+        Ok(Box::new(Lines::<Decimal>::open(path, record)?))
+    }
+}
+
+/// How a line writes the numbers of an array.
+pub(super) trait Numbers: Serialize + DeserializeOwned {
+    /// Of the bytes of numbers of this type.
+    ///
+    /// # Errors
+    /// If it cannot hold one of them.
+    fn of(bytes: &[u8], dtype: OutputDtype) -> Result<Self>;
+
+    /// The numbers.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    fn read(self, dtype: OutputDtype) -> Result<Vec<f32>>;
+}
+
+/// A list of decimal numbers.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Decimal(Vec<f32>);
+
+impl Numbers for Decimal {
+    fn of(bytes: &[u8], dtype: OutputDtype) -> Result<Self> {
+        let mut numbers = Vec::new();
+        dtype.decode(bytes, &mut numbers);
+        // JSON cannot hold infinities and NaN.
+        match numbers.iter().all(|number| number.is_finite()) {
+            true => Ok(Self(numbers)),
+            false => Err(anyhow!("holds a number that is not finite, which JSON cannot hold")),
+        }
+    }
+
+    fn read(self, _: OutputDtype) -> Result<Vec<f32>> {
+        Ok(self.0)
     }
 }
 
 #[derive(Serialize)]
-struct WrittenLine<'a> {
+struct WrittenLine<'a, N> {
     row: u64,
     id: Option<&'a str>,
     prompt: &'a str,
     seed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    image_embeds: Option<&'a [f32]>,
+    image_embeds: Option<N>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    negative_image_embeds: Option<&'a [f32]>,
+    negative_image_embeds: Option<N>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    text_embeds: Option<&'a [f32]>,
+    text_embeds: Option<N>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    scores: Option<&'a [f32]>,
+    scores: Option<N>,
 }
 
 /// The lines of a batch, with the numbers as `encoding` rounds them.
-fn lines(batch: &Batch, arrays: Arrays, encoding: Encoding) -> Result<Vec<u8>> {
-    let rounded = |array: ArrayName| -> Result<Vec<f32>> {
-        let mut numbers = Vec::new();
-        if let Some(values) = batch.values(array).filter(|_| arrays.has(array)) {
-            encoding.dtype.decode(&encoding.of(array).encode(values, batch.rows)?, &mut numbers);
-        }
-        Ok(numbers)
+pub(super) fn lines<N: Numbers>(batch: &Batch, arrays: Arrays, encoding: Encoding) -> Result<Vec<u8>> {
+    let encoded = |array: ArrayName| match batch.values(array).filter(|_| arrays.has(array)) {
+        Some(values) => encoding.of(array).encode(values, batch.rows),
+        None => Ok(Vec::new()),
     };
-    let (image, negative) = (rounded(ArrayName::Image)?, rounded(ArrayName::Negative)?);
-    let (text, scores) = (rounded(ArrayName::Text)?, rounded(ArrayName::Scores)?);
-    let dim = batch.dim(arrays)?;
+    let (image, negative) = (encoded(ArrayName::Image)?, encoded(ArrayName::Negative)?);
+    let (text, scores) = (encoded(ArrayName::Text)?, encoded(ArrayName::Scores)?);
+    let bytes = batch.dim(arrays)? * encoding.dtype.size();
     let mut lines = Vec::new();
     for (place, OutputRow { row, id, prompt, seed }) in batch.rows.iter().enumerate() {
-        let numbers = place * dim..(place + 1) * dim;
-        let (image_embeds, negative_image_embeds) = (image.get(numbers.clone()), negative.get(numbers.clone()));
-        let (text_embeds, scores) = (text.get(numbers.clone()), scores.get(numbers));
-        // JSON cannot hold infinities and NaN.
-        if [image_embeds, negative_image_embeds, text_embeds, scores]
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(|value| !value.is_finite())
-        {
-            return Err(anyhow!("row {row} holds a number that is not finite, which JSON cannot hold"));
-        }
-        let (row, seed, id) = (*row, *seed, id.as_deref());
-        let line = WrittenLine { row, id, prompt, seed, image_embeds, negative_image_embeds, text_embeds, scores };
+        let of_row = |array: &[u8]| {
+            let numbers = array.get(place * bytes..(place + 1) * bytes).map(|bytes| N::of(bytes, encoding.dtype));
+            numbers.transpose().map_err(|error| anyhow!("row {row} {error}"))
+        };
+        let line = WrittenLine {
+            row: *row,
+            id: id.as_deref(),
+            prompt,
+            seed: *seed,
+            image_embeds: of_row(&image)?,
+            negative_image_embeds: of_row(&negative)?,
+            text_embeds: of_row(&text)?,
+            scores: of_row(&scores)?,
+        };
         serde_json::to_writer(&mut lines, &line)?;
         lines.push(b'\n');
     }
@@ -88,24 +126,36 @@ fn lines(batch: &Batch, arrays: Arrays, encoding: Encoding) -> Result<Vec<u8>> {
 }
 
 /// The lines of a file.
-struct Lines {
+pub(super) struct Lines<N> {
     input: BufReader<File>,
     line: Vec<u8>,
     number: u64,
     arrays: Arrays,
+    dtype: OutputDtype,
+    numbers: PhantomData<N>,
+}
+
+impl<N> Lines<N> {
+    /// # Errors
+    /// If the file cannot be opened.
+    pub(super) fn open(path: &Path, record: &OutputRecord) -> Result<Self> {
+        let input = BufReader::with_capacity(1 << 20, File::open(path)?);
+        let OutputRecord { arrays, dtype, .. } = *record;
+        Ok(Self { input, line: Vec::new(), number: 0, arrays, dtype, numbers: PhantomData })
+    }
 }
 
 #[derive(Deserialize)]
-struct ReadLine {
+struct ReadLine<N> {
     #[serde(flatten)]
     known: OutputRow,
-    image_embeds: Option<Vec<f32>>,
-    negative_image_embeds: Option<Vec<f32>>,
-    text_embeds: Option<Vec<f32>>,
-    scores: Option<Vec<f32>>,
+    image_embeds: Option<N>,
+    negative_image_embeds: Option<N>,
+    text_embeds: Option<N>,
+    scores: Option<N>,
 }
 
-impl ReadRows for Lines {
+impl<N: Numbers> ReadRows for Lines<N> {
     fn next_row(&mut self, row: &mut PartRow) -> Result<()> {
         self.line.clear();
         self.number += 1;
@@ -113,7 +163,8 @@ impl ReadRows for Lines {
         if !self.line.ends_with(b"\n") {
             bail!("it ends early, in line {}", self.number);
         }
-        let mut read: ReadLine = serde_json::from_slice(&self.line).with_context(|| format!("line {}", self.number))?;
+        let mut read: ReadLine<N> =
+            serde_json::from_slice(&self.line).with_context(|| format!("line {}", self.number))?;
         for (array, numbers) in self.arrays.names().iter().zip(&mut row.numbers) {
             let read = match array {
                 ArrayName::Image => read.image_embeds.take(),
@@ -121,7 +172,8 @@ impl ReadRows for Lines {
                 ArrayName::Text => read.text_embeds.take(),
                 ArrayName::Scores => read.scores.take(),
             };
-            *numbers = read.with_context(|| format!("line {} has no {}", self.number, array.name()))?;
+            let read = read.with_context(|| format!("line {} has no {}", self.number, array.name()))?;
+            *numbers = read.read(self.dtype).with_context(|| format!("line {}", self.number))?;
         }
         row.known = Some(read.known);
         Ok(())

@@ -3,9 +3,11 @@
 mod folder;
 mod ipadpt;
 mod jsonl;
+mod jsonl_base64;
 pub(crate) mod npy;
 mod npz;
 pub(crate) mod parquet;
+mod picture;
 mod safetensors;
 
 use super::sink::Sink;
@@ -44,6 +46,8 @@ registry! {
     Safetensors: safetensors::Safetensors,
     /// JSON lines, an object a row.
     JsonLines: jsonl::JsonLines,
+    /// JSON lines whose numbers are base64 of their bytes.
+    Base64Lines: jsonl_base64::Base64Lines,
     /// A Parquet table, one Parquet row per embedding.
     Parquet: parquet::Parquet,
     /// A file of torch with a list of one tensor, which diffusers' IP-Adapters take.
@@ -51,12 +55,19 @@ registry! {
     /// A folder of numbered `.npy` files of embeddings and `.parquet` files of what they belong to, as clip-retrieval
     /// writes and embedding-reader reads it.
     Folder: folder::Folder,
+    /// A contact sheet of the embeddings' pictures, by the built-in decoder.
+    Picture: picture::Picture,
 }
 
 impl OutputFormat {
-    /// The format of a file by its name on the command line, which is its extension too.
+    /// All formats that hold embeddings.
+    pub fn of_embeddings() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|format| format.sink().holds_numbers())
+    }
+
+    /// The format of a file of embeddings by its name on the command line, which is its extension too.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|format| *format != Self::Folder && format.name() == name)
+        Self::of_embeddings().find(|format| *format != Self::Folder && format.name() == name)
     }
 
     /// The format that a file name asks for; `.npy` for standard output.
@@ -68,11 +79,15 @@ impl OutputFormat {
             return Ok(Self::Npy);
         }
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-        extension.and_then(|extension| Self::from_name(&extension)).ok_or_else(|| {
-            bad_input!(
+        let format = extension.as_deref().and_then(Self::from_name);
+        format.ok_or_else(|| match extension.as_deref() {
+            Some("png") => {
+                bad_input!("{path:?} names a picture, and pictures hold no embeddings; --picture draws one")
+            }
+            _ => bad_input!(
                 "{path:?} does not end in .npy, .npz, .safetensors, .jsonl, .parquet or .ipadpt; rename it, or say \
                  --format"
-            )
+            ),
         })
     }
 

@@ -9,7 +9,7 @@ use crate::output::claim::stopped_run;
 use crate::output::formats::OutputFormat;
 use crate::output::options::{Output, SHARD, WriteOptions};
 use crate::output::paths::{has_stopped_run, record_file, resolve, shard_file, shown, working_folder};
-use crate::output::record::{FileSum, OutputRecord};
+use crate::output::record::{FileSum, ITSELF, OutputRecord};
 use crate::output::shard::Shard;
 use crate::output::sink::PartRow;
 use anyhow::{Context, Error, Result, anyhow};
@@ -81,7 +81,7 @@ pub fn earlier_setting(options: &WriteOptions, name: &str) -> Option<String> {
 
 fn record(output: &Output, options: &WriteOptions) -> Result<OutputRecord> {
     let file = match options.shard {
-        Some(_) if output.format != OutputFormat::Folder => {
+        Some(_) if output.format != OutputFormat::Folder && output.format.sink().holds_numbers() => {
             return Ok(Part::open_as(&output.path, output.format)?.record);
         }
         Some(shard) => Some(shard_file(output, shard)),
@@ -103,10 +103,14 @@ fn check_contents(output: &Output, record: OutputRecord, options: &WriteOptions)
         true => Err(Error::new(Interrupted)),
         false => Ok(()),
     };
-    if output.format == OutputFormat::Folder {
+    if !record.checksums.files.is_empty() {
         for (path, sum) in &record.checksums.files {
             check_interrupt()?;
-            let found = sum_of(&output.path.join(path)).or_bad_input(|| format!("cannot read {path}"))?;
+            let (file, path) = match path.as_str() {
+                ITSELF => (output.path.clone(), "it"),
+                path => (output.path.join(path), path),
+            };
+            let found = sum_of(&file).or_bad_input(|| format!("cannot read {path}"))?;
             if found != *sum {
                 return Err(bad_input!("{path} is damaged"));
             }

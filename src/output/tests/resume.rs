@@ -6,7 +6,7 @@ use super::*;
 fn bytes_depend_on_rows_and_not_on_batches_or_stops() {
     let folder = TempDir::new().unwrap();
     let run = Run::new(23, 5);
-    for format in OutputFormat::ALL.iter().copied() {
+    for format in OutputFormat::of_embeddings() {
         for dtype in [OutputDtype::F32, OutputDtype::F16] {
             let at = |name: &str| {
                 let path = folder.path().join(format!("{}-{}-{name}", format.name(), dtype.name()));
@@ -36,7 +36,7 @@ fn bytes_depend_on_rows_and_not_on_batches_or_stops() {
         names(folder.path()).into_iter().partition(|name| name.ends_with("stopped.run.json"));
     assert_eq!(
         (records.len(), outputs.len()),
-        (2 * OutputFormat::ALL.len(), 3 * 2 * OutputFormat::ALL.len()),
+        (2 * OutputFormat::of_embeddings().count(), 3 * 2 * OutputFormat::of_embeddings().count()),
         "nothing else is left"
     );
 }
@@ -304,7 +304,7 @@ fn a_wrong_list_of_rows_ends_what_counts() {
 #[test]
 fn a_run_that_stopped_while_files_were_moved_is_finished() {
     let run = Run::new(10, 3);
-    for format in OutputFormat::ALL.iter().copied() {
+    for format in OutputFormat::of_embeddings() {
         let folder = TempDir::new().unwrap();
         let (whole, path) = (folder.path().join("whole"), folder.path().join("e"));
         write_whole(&run, options(&whole, format), 10);
@@ -360,7 +360,7 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn a_run_that_ends_before_its_first_row_leaves_nothing() {
     let folder = TempDir::new().unwrap();
-    for format in OutputFormat::ALL.iter().copied() {
+    for format in OutputFormat::of_embeddings() {
         drop(EmbeddingWriter::open(options(&folder.path().join("e"), format)).unwrap());
         assert!(names(folder.path()).is_empty(), "{format:?}");
     }

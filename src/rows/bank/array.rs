@@ -12,6 +12,9 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
 
+/// How a `.npz` begins, and no `.npy` does.
+const ZIP: &[u8] = b"PK";
+
 /// An array, `(rows, dim)`.
 #[derive(Debug)]
 pub(super) struct StoredArray {
@@ -36,14 +39,14 @@ impl StoredArray {
             let mut bytes = Vec::new();
             let read = std::io::stdin().read_to_end(&mut bytes);
             read.map_err(|error| bad_input!("cannot read {name} ({error})"))?;
+            if bytes.starts_with(ZIP) {
+                return Self::of_file(ArrayFile::of_npz(&name, &bytes)?);
+            }
             return npy(bytes.into()).map_err(|reason| bad_input!("{name} {reason}"));
         }
         let extension = extension(path);
         if extension.as_deref() == Some("npz") {
-            let mut file = ArrayFile::read(path, &|_| true)?;
-            let array = file.only_or(EMBEDS)?;
-            let array = file.take_any(&array).unwrap_or_default();
-            return Self::of_values(array).map_err(|reason| bad_input!("{name} {reason}"));
+            return Self::of_file(ArrayFile::read(path, &|_| true)?);
         }
         let bytes = Bytes::of_file(path).map_err(|error| bad_input!("cannot read {name} ({error})"))?;
         let opened = match extension.as_deref() {
@@ -52,6 +55,13 @@ impl StoredArray {
             _ => Err("does not end in .npy, .npz, .safetensors or .parquet, and is no folder".into()),
         };
         opened.map_err(|reason| bad_input!("{name} {reason}"))
+    }
+
+    /// The only array of a file in memory, or that of embeddings.
+    fn of_file(mut file: ArrayFile) -> Result<Self> {
+        let array = file.only_or(EMBEDS)?;
+        let array = file.take_any(&array).unwrap_or_default();
+        Self::of_values(array).map_err(|reason| bad_input!("{:?} {reason}", file.name))
     }
 
     /// An array of numbers that are in memory.

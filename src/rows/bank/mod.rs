@@ -119,6 +119,11 @@ impl Bank {
         self.dim
     }
 
+    /// The number of its rows.
+    pub fn rows(&self) -> u64 {
+        self.parts.last().map_or(0, |part| part.rows.end)
+    }
+
     /// Whether its rows may have labels.
     pub fn has_labels(&self) -> bool {
         self.parts.iter().any(|part| part.labels.is_some())

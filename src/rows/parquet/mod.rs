@@ -6,7 +6,7 @@ pub(in crate::rows) mod limits;
 #[cfg(test)]
 mod tests;
 
-use super::field::{Field, FieldNames, RecordBuilder};
+use super::field::{Extras, Field, FieldNames, RecordBuilder};
 use super::format::{PromptFormat, ReadOptions};
 use super::input::Input;
 use super::record::{Notices, Place, PromptRecord, PromptRow, PromptRows};
@@ -218,7 +218,8 @@ impl ParquetTable {
 
     /// The next row of the batch.
     fn record(&self) -> Result<PromptRecord, String> {
-        let mut builder = RecordBuilder::new(FieldNames { prompt: &self.prompt_name, has_images: true });
+        let mut builder =
+            RecordBuilder::new(FieldNames { prompt: &self.prompt_name, extras: Extras { images: true, noise: true } });
         for (values, (field, value_type)) in self.batch.iter().zip(&self.columns) {
             builder.set(*field, value_type.scalar(values, self.index)?)?;
         }

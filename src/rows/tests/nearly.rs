@@ -2,7 +2,7 @@
 //! file ends in an error.
 
 use super::*;
-use crate::rows::field::{Field, FieldNames, Scalar};
+use crate::rows::field::{Extras, Field, FieldNames, Scalar};
 use ::parquet::basic::{Compression, Encoding};
 use ::parquet::file::properties::WriterProperties;
 use arrow_array::types::Int8Type;
@@ -10,6 +10,8 @@ use arrow_array::{
     BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Float16Array, Float32Array, Int8Array,
     Int64Array, LargeStringArray, ListArray, StringViewArray, TimestampMicrosecondArray,
 };
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use half::f16;
 use proptest::sample::select;
 use serde_json::{Value, json};
@@ -59,7 +61,12 @@ fn is_right(field: Field, value: &Value) -> bool {
         || match field {
             Field::Prompt | Field::NegativePrompt | Field::Image => value.is_string(),
             Field::Id => value.is_string() || whole().is_some(),
-            Field::Seed => in_range(0..=u64::MAX.into()),
+            Field::Seed | Field::NegativeSeed => in_range(0..=u64::MAX.into()),
+            Field::Noise | Field::NegativeNoise => value.as_str().is_some_and(|text| {
+                let bytes = BASE64_STANDARD.decode(text).unwrap_or(vec![0]);
+                let (numbers, rest) = bytes.as_chunks();
+                rest.is_empty() && numbers.iter().all(|number| f32::from_le_bytes(*number).is_finite())
+            }),
             Field::GuidanceScale => value.is_number(),
             Field::Steps | Field::Samples => in_range(1..=i32::MAX.into()),
         }
@@ -179,7 +186,7 @@ proptest! {
             let pairs: Vec<(&str, &Value)> = object.iter().map(|(name, value)| (names[*name], value)).collect();
             let keys: Vec<String> = pairs.iter().map(|(name, value)| format!("{name:?}: {value}")).collect();
             text += &format!("{{{}}}\n", keys.join(", "));
-            let field = |name: &str| FieldNames { prompt: "prompt", has_images: false }.field(name);
+            let field = |name: &str| FieldNames { prompt: "prompt", extras: Extras::default() }.field(name);
             let known = || pairs.iter().filter_map(|(name, value)| Some((field(name)?, *value)));
             let is_unique = known().all(|(field, _)| known().filter(|(other, _)| *other == field).count() == 1);
             let has_prompt = known().any(|(field, value)| field == Field::Prompt && value.is_string());

@@ -115,7 +115,7 @@ impl Checkpoint {
     }
 
     /// The shape of the tensor `name`, if there is one.
-    pub(in crate::weights) fn shape(&self, name: &str) -> Option<&[i64]> {
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.tensors.get(name).map(|entry| &entry.shape[..])
     }
 

@@ -1,0 +1,1 @@
+"""Tests of the Python package. They need the program, which `cargo build --release` builds."""

@@ -1,0 +1,7 @@
+//! The routes, one file each. Handlers only translate.
+
+pub(super) mod embed;
+pub(super) mod openai;
+pub(super) mod openapi;
+pub(super) mod prior;
+pub(super) mod status;
