@@ -109,7 +109,8 @@ impl Embedded {
     }
 }
 
-fn internal(error: impl ToString) -> Failure {
+/// A failure of the server itself.
+pub(super) fn internal(error: impl ToString) -> Failure {
     let message = format!("internal error: {}", error.to_string());
     Failure { logged: Some(message.clone()), ..Failure::new(Kind::Engine, message) }
 }

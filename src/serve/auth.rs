@@ -36,8 +36,8 @@ impl Auth {
     }
 }
 
-/// Compares in a time that does not depend on where the first difference is. Of hashes, so neither on the length of
-/// what is compared.
+/// Compares in a time that does not depend on where the first difference is. Of hashes, so neither on the length of what
+/// is compared.
 fn is_equal(left: &[u8; 32], right: &[u8; 32]) -> bool {
     let difference = left.iter().zip(right).fold(0, |difference, (left, right)| black_box(difference | (left ^ right)));
     black_box(difference) == 0

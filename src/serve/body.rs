@@ -51,9 +51,8 @@ async fn read_bytes(headers: &HeaderMap, mut body: Body, limits: &Limits) -> Res
     }
 }
 
-/// Reads what is left of a body, within reason: while a client sends, it may not look for an answer, and the system
-/// drops the answer if the connection is closed with something unread. A client that expects to be asked for the body
-/// is not.
+/// Reads what is left of a body, within reason: while a client sends, it may not look for an answer, and the system drops
+/// the answer if the connection is closed with something unread. A client that expects to be asked for the body is not.
 async fn discard(headers: &HeaderMap, length: Option<u64>, mut body: Body) {
     const MAX_BYTES: u64 = 64 << 20;
     const MAX_TIME: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use super::model::{Info, Model};
 use super::options::Options;
 use crate::job::Opener;
 use crate::nn::prior::PriorKind;
-use crate::pipeline::{Demand, Pipeline, Progress, Prompt, Row, Settings, Truncation};
+use crate::pipeline::{BuiltinDecoder, Demand, Pipeline, Progress, Prompt, Row, Settings, Truncation};
 use crate::{Error, bad_input};
 use anyhow::{Context, Result, anyhow};
 use ndarray::Array2;
@@ -80,6 +80,9 @@ pub(super) fn start(open: &Opener, options: &Options, metrics: &Arc<Metrics>) ->
         row_shape: pipeline.row_shape(),
         max_input_length: pipeline.max_tokens(),
         max_steps: pipeline.max_steps().min(options.limits.steps),
+        takes_steps: pipeline.kind().has_steps(),
+        takes_guidance: pipeline.kind().has_guidance(),
+        has_decoder: pipeline.folder().as_path().is_none() && BuiltinDecoder::sizes().is_ok(),
         steps: settings.steps,
         guidance_scale: settings.guidance_scale,
         model_dtype: pipeline.placement().precision.name(),

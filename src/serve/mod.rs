@@ -6,17 +6,17 @@
 //!               log         in          limits                   the queue    pipelines
 //! ```
 //!
-//! Handlers only translate: a request of whichever route becomes rows (`ask`), each with its prompt, negative prompt
-//! and seed. What the cache does not have goes into the queue (`batcher`), from which the threads of `engine` take
-//! batches of equal settings; requests take turns row by row, and a row that comes while a batch is computed joins the
-//! next. A row's numbers are those of the command line, and `answer` writes them as JSON or as the command line's own
-//! formats.
+//! Handlers only translate: a request of whichever route becomes rows (`ask`), each with its prompt, negative prompt and
+//! seed. What the cache does not have goes into the queue (`batcher`), from which the threads of `engine` take batches of
+//! equal settings; requests take turns row by row, and a row that comes while a batch is computed joins the next. A row's
+//! numbers are those of the command line, and `answer` writes them as JSON or as the command line's own formats.
 //!
 //! When a client leaves, its rows leave the queue. A row that fails, fails alone; `failure` says which status code that
 //! is. `listener` bounds connections and the time of their requests. A signal drains: requests under way are answered,
 //! new ones are refused, and [`run`] returns.
 
 mod answer;
+mod artist;
 mod ask;
 mod auth;
 mod batcher;

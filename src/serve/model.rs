@@ -26,6 +26,11 @@ pub(super) struct Info {
     /// Tokens of a prompt, start and end included; text-embeddings-inference has it under this name too.
     pub(super) max_input_length: usize,
     pub(super) max_steps: usize,
+    /// Whether a request may say how many.
+    pub(super) takes_steps: bool,
+    pub(super) takes_guidance: bool,
+    /// Whether `/draw` draws its embeddings.
+    pub(super) has_decoder: bool,
     /// Those of a request that does not say otherwise.
     pub(super) steps: usize,
     pub(super) guidance_scale: f64,

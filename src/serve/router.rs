@@ -2,7 +2,7 @@
 
 use super::failure::{Failure, Kind, Style};
 use super::log::Answered;
-use super::routes::{embed, openai, openapi, prior, status};
+use super::routes::{draw, embed, openai, openapi, page, prior, status};
 use super::server::{Note, Server};
 use crate::text::shorten;
 use axum::Router;
@@ -33,28 +33,32 @@ const CLIENT_LEFT: u16 = 499;
 type Route = (&'static str, bool);
 
 /// The routes, for labels; others are one.
-pub(super) const ROUTES: [Route; 8] = [
+pub(super) const ROUTES: [Route; 10] = [
     ("/v1/embeddings", false),
     ("/v1/models", false),
     ("/embed", false),
     ("/prior", false),
+    ("/draw", false),
     ("/info", false),
     ("/health", true),
     ("/metrics", true),
     ("/openapi.json", true),
+    ("/", true),
 ];
 
-/// The routes and their handlers. The page at `/` has its place here too.
+/// The routes and their handlers.
 pub(super) fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
         .route("/embed", post(embed::embed))
         .route("/prior", post(prior::prior))
+        .route("/draw", post(draw::draw))
         .route("/health", get(status::health))
         .route("/info", get(status::info))
         .route("/metrics", get(status::metrics))
         .route("/openapi.json", get(openapi::openapi))
+        .route("/", get(page::page))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&server), handle))

@@ -1,5 +1,6 @@
 //! The state that all requests share, and a request's way from rows to embeddings.
 
+use super::artist::Artist;
 use super::ask::{Ask, Asked};
 use super::auth::Auth;
 use super::batcher::Ticket;
@@ -11,6 +12,7 @@ use super::metrics::{Gauges, Metrics};
 use super::model::Model;
 use super::options::Options;
 use super::row::{Embedding, Row, RowKey};
+use anyhow::Context as _;
 use axum::http::request::Parts;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
@@ -29,6 +31,8 @@ pub(super) struct Server {
     pub(super) connections: Arc<AtomicUsize>,
     /// Once it is loaded.
     engine: OnceLock<(Model, Arc<Queue>)>,
+    /// Once a picture was asked for.
+    artist: OnceLock<Artist>,
     is_draining: AtomicBool,
     /// Requests for embeddings that are not answered yet.
     working: AtomicUsize,
@@ -46,6 +50,7 @@ impl Server {
             log: Log::new(options.log),
             connections: Arc::default(),
             engine: OnceLock::new(),
+            artist: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             working: AtomicUsize::new(0),
             cache: Mutex::new(Cache::new(options.cache_bytes)),
@@ -89,6 +94,18 @@ impl Server {
     /// [`Kind::Unavailable`] if it is not loaded yet, or the server is about to end.
     pub(super) fn model(&self) -> Result<&Model, Failure> {
         self.engine().map(|(model, _)| model)
+    }
+
+    /// What draws pictures, loaded at the first call.
+    ///
+    /// # Errors
+    /// If this build has no decoder.
+    pub(super) fn artist(&self) -> anyhow::Result<&Artist> {
+        if self.artist.get().is_none() {
+            // Of two that load it at once, one is dropped.
+            let _ = self.artist.set(Artist::load()?);
+        }
+        self.artist.get().context("internal error: no decoder")
     }
 
     fn engine(&self) -> Result<&(Model, Arc<Queue>), Failure> {

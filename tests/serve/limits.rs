@@ -53,12 +53,7 @@ fn large_bodies_and_heads_are_refused() {
     assert!(is_closed(&mut stream));
     // One whose length is not told.
     let mut stream = server.connect();
-    stream
-        .write_all(
-            b"POST /v1/embeddings HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n\
-          transfer-encoding: chunked\r\n\r\n",
-        )
-        .unwrap();
+    stream.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
     let chunk = format!("3e8\r\n{}\r\n", " ".repeat(1000));
     stream.write_all(&[chunk.as_bytes(), b"1\r\n \r\n"].concat()).unwrap();
     let reply = Reply::read(&mut stream);

@@ -11,5 +11,6 @@ mod ends;
 mod equality;
 mod limits;
 mod log;
+mod page;
 mod refused;
 mod routes;

@@ -97,7 +97,7 @@ fn other_routes_and_methods() {
     let server = Server::start(&[]);
     let before = server.metric("prior_embed_requests_total");
     for (method, path, status, words) in [
-        ("GET", "/", 404, "there is no /"),
+        ("GET", "/index.html", 404, "there is no /index.html"),
         ("GET", "/v1/embeddings", 405, "use POST"),
         ("DELETE", "/v1/embeddings", 405, "does not take DELETE"),
         ("POST", "/health", 405, "use GET"),
