@@ -5,11 +5,13 @@
     scripts/decode.py embs.npz --nearest 5
     scripts/decode.py embs.npy --out grid.png --columns 4 --scale 2
     scripts/decode.py embs.npy --out pictures/
+    scripts/decode.py --server http://localhost:8080 --prompt "a red apple" --out apple.png
     scripts/decode.py emb.npz --decoder kandinsky-2.2 --out apple.png
     scripts/decode.py emb.npz --decoder kandinsky-2.2 --image cat.png --mask hat.png --out cat2.png
 
 INPUT is an .npy file of shape (rows, dim), an .npz with image_embeds and perhaps
-negative_image_embeds, or - for standard input.
+negative_image_embeds, or - for standard input. In its place --server asks a running
+prior-embed serve for the embeddings of the prompts.
 
 The built-in decoder draws small pictures from the embeddings of the built-in model, and so
 --nearest is for those too. prior-embed has it (prior-embed draw does the same without Python),
@@ -114,7 +116,8 @@ def parse(arguments):
         allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
-    add("input", metavar="INPUT", help="an .npy or .npz file, or - for standard input")
+    add("input", metavar="INPUT", nargs="?", help="an .npy or .npz file, or - for standard input")
+    add("--server", metavar="URL", help="in its place: embeddings of each --prompt, by prior-embed serve, with --seed")
     add("-o", "--out", metavar="FILE.png",
         help="one picture; of several rows a grid; - for standard output; or a folder: DIR/, or one that is there")  # fmt: skip
     add("--out-dir", metavar="DIR", type=Path, help="a picture for each row: 00000.png, 00001.png, ...")
@@ -150,6 +153,8 @@ def parse(arguments):
     add("--device", metavar="NAME", type=device, help="auto, cpu, cuda, cuda:I, mps (default auto)")
     add("--dtype", choices=("auto", "f32", "f16", "bf16"), help="auto is f32 on the CPU, f16 elsewhere (default auto)")
     options = parser.parse_args(arguments)
+    if (options.input is None) == (options.server is None):
+        parser.error("give either INPUT or --server URL")
     if options.out not in (None, "-") and is_folder(options.out):
         if options.out_dir is not None:
             parser.error(f'--out "{options.out}" is a folder, and so is --out-dir; leave one of them out')
@@ -175,9 +180,14 @@ def check(options):
         raise Problem("standard output is a terminal, and pictures are binary; give a file name or a pipe")
     if options.json and not options.nearest:
         raise Problem("--json goes with --nearest K")
+    if options.server and not options.prompt:
+        raise Problem("--server makes embeddings of prompts; give --prompt TEXT, once for each row")
     if options.input == "-" and options.negative_embeds == "-":
         raise Problem("only one of the inputs can be standard input")
     given = {name for name in OF_DIFFUSERS if getattr(options, name) is not None}
+    if options.server and options.decoder == decoders.BUILTIN:
+        # For the server.
+        given -= {"prompt", "seed"}
     choice = decoders.choose(options.decoder, given)
     if choice is None:
         for name in OF_DIFFUSERS:
@@ -191,7 +201,7 @@ def check(options):
         raise Problem("--height and --width have to be multiples of 8")
     if family.prompt == "required" and not options.prompt:
         raise Problem(f'{choice.title} also takes the text; add --prompt TEXT (--prompt "" for none)')
-    if family.prompt == "no" and options.prompt:
+    if family.prompt == "no" and options.prompt and not options.server:
         raise Problem(f"{choice.title} takes no text beside the embedding; leave --prompt out")
     if family.guidance_scale is None and options.negative_embeds:
         raise Problem(f"{choice.title} takes no negative embeddings; leave --negative-embeds out")
@@ -252,11 +262,14 @@ def write_pictures(arrays, options, count):
 
 def run(choice, options):
     """Everything, in a Python that has the libraries."""
-    from tools.decoding import embeddings, input_pictures, pictures
+    from tools.decoding import embeddings, input_pictures, pictures, server
 
     if options.out not in (None, "-"):
         pictures.check_file(Path(options.out), options.overwrite)
-    found = embeddings.read(options.input)
+    found = server.ask(options.server, options.prompt, options.seed or 0) if options.server else embeddings.read(options.input)
+    if choice is not None and choice.family.prompt == "no":
+        # They were the server's.
+        options.prompt = None
     count = len(found.rows)
     if options.prompt and len(options.prompt) not in (1, count):
         prompts = len(options.prompt)

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,57 @@ class PipeTest(unittest.TestCase):
     def test_a_prompt_finds_its_emoji(self):
         nearest = json.loads(self.decode("--nearest", "1", "--json"))
         self.assertIn("red apple", json.dumps(nearest))
+
+
+class ServerTest(unittest.TestCase):
+    """Embeddings from `prior-embed serve`."""
+
+    @classmethod
+    def setUpClass(cls):
+        command = [BINARY, "serve", "--port", "0", "--api-key", "secret"]
+        cls.server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        cls.addClassCleanup(cls.server.stdout.close)
+        cls.addClassCleanup(cls.server.wait)
+        cls.addClassCleanup(cls.server.terminate)
+        # listening on http://127.0.0.1:PORT
+        cls.url = cls.server.stdout.readline().split()[-1]
+
+    def decode(self, *options, key="secret", status=0):
+        """What decode.py does, and says."""
+        command = [sys.executable, SCRIPTS / "decode.py", *options]
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"PRIOR_EMBED_API_KEY": key})
+        self.assertEqual(done.returncode, status, done.stderr.decode())
+        return done.stdout, done.stderr.decode()
+
+    def ready(self):
+        """Waits until the model is loaded."""
+        for _ in range(600):
+            try:
+                return urllib.request.urlopen(f"{self.url}/health").status
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError("the server does not get ready")
+
+    def test_pictures_are_those_of_the_command_line(self):
+        self.ready()
+        prompts = ("--prompt", "a red apple", "--prompt", "a rocket")
+        drawn, _ = self.decode("--server", self.url, *prompts, "--seed", "5", "--out", "-")
+        with subprocess.Popen([BINARY, *prompts, "--seed", "5", "--out", "-", "--quiet"], stdout=subprocess.PIPE) as embed:
+            piped = subprocess.run([sys.executable, SCRIPTS / "decode.py", "-", "--out", "-"], stdin=embed.stdout, capture_output=True)
+        found, expected = (read_picture(png).astype(int) for png in (drawn, piped.stdout))
+        self.assertLessEqual(abs(found - expected).max(), 1)
+
+    def test_what_goes_wrong_is_one_line(self):
+        self.ready()
+        for options, key, status, words in [
+            (("--server", self.url), "secret", 2, "--prompt"),
+            ((), "secret", 2, "--server"),
+            (("emb.npy", "--server", self.url), "secret", 2, "either"),
+            (("--server", self.url, "--prompt", "a cat"), "wrong", 2, "PRIOR_EMBED_API_KEY"),
+            (("--server", self.url, "--prompt", "cat " * 20000), "secret", 2, "refuses"),
+            (("--server", "localhost", "--prompt", "a cat"), "secret", 2, "no address"),
+            (("--server", "http://127.0.0.1:9", "--prompt", "a cat"), "secret", 1, "does not answer"),
+        ]:
+            _, message = self.decode(*options, "--out", "-", key=key, status=status)
+            self.assertEqual(message.count("\n"), 1, message)
+            self.assertIn(words, message)
