@@ -15,7 +15,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from ..built import BINARY
+from ..built import BINARY, ROOT
 from ..cache import cache_folder, exclusive
 from .captions import captions
 from .children import BenchError, child_environment
@@ -48,8 +48,9 @@ def oha():
     with exclusive(root.with_name("oha.lock"), lambda: say("another run is building oha; waiting for it")):
         if not program.is_file():
             say(f"building oha {OHA} into {root}, once")
-            command = ["cargo", "install", "oha", "--version", OHA, "--locked", "--no-default-features", "--quiet"]
-            subprocess.run([*command, "--root", root], check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+            command = ["cargo", "install", "oha", "--version", OHA, "--locked", "--quiet", "--root", root]
+            if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode != 0:
+                raise BenchError("oha could not be built")
     return program
 
 
@@ -65,7 +66,8 @@ class Server:
 
     def __init__(self, name, command, port, seconds=600):
         self.name, self.url = name, f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=child_environment())
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen([str(word) for word in command], **quiet, env=child_environment())
         end = time.monotonic() + seconds
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -101,8 +103,8 @@ def ours(options, *more):
     """prior-embed serve without its cache, which prompts sent again would come from."""
     port = free_port()
     model = [] if options.model == "builtin" else ["--model", ensure_model(options.model)]
-    command = [options.binary, "serve", *model, "--port", str(port), "--cache-mb", "0", "--threads", str(options.threads)]
-    server = Server("prior-embed serve", [str(word) for word in (*command, *more)], port)
+    command = [options.binary, "serve", *model, "--port", port, "--cache-mb", 0, "--threads", options.threads, *more]
+    server = Server("prior-embed serve", command, port)
     try:
         yield server
     finally:
@@ -112,13 +114,14 @@ def ours(options, *more):
 @contextlib.contextmanager
 def fastapi(options):
     """A FastAPI server around diffusers."""
-    port, folder = free_port(), options.fastapi_model
-    environment = cache_folder() / "fastapi"
-    if not (environment / "uvicorn").is_dir():
-        say(f"installing fastapi and uvicorn into {environment}, once")
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", environment, "fastapi", "uvicorn"], check=True)
-    command = [sys.executable, "-m", "tools.benchmark.fastapi_server", folder, str(port), str(options.threads), str(environment)]
-    server = Server("FastAPI and diffusers", [str(word) for word in command], port)
+    port, packages = free_port(), cache_folder() / "fastapi"
+    model = ROOT / "assets" / "emoji" if options.model == "builtin" else ensure_model(options.model)
+    if not (packages / "uvicorn").is_dir():
+        say(f"installing fastapi and uvicorn into {packages}, once")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", packages]
+        subprocess.run([*pip, "fastapi", "uvicorn"], check=True)
+    command = [sys.executable, "-m", "tools.benchmark.fastapi_server", model, port, options.threads, packages]
+    server = Server("FastAPI and diffusers", command, port)
     try:
         yield server
     finally:
@@ -154,8 +157,10 @@ def command_line(options):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in captions(count)), encoding="utf-8")
-        command = [options.binary, *model, "-f", folder / "prompts.txt", "-o", folder / "e.npy", "--stats", folder / "stats.json",
-                   "--batch-size", "64", "--threads", options.threads, "--quiet"]  # fmt: skip
+        command = [
+            options.binary, *model, "-f", folder / "prompts.txt", "-o", folder / "e.npy", "--stats", folder / "stats.json",
+            "--batch-size", 64, "--threads", options.threads, "--quiet",
+        ]  # fmt: skip
         subprocess.run([str(word) for word in command], check=True, env=child_environment())
         seconds = json.loads((folder / "stats.json").read_text(encoding="utf-8"))["seconds"]
     return count / (seconds["text"] + seconds["prior"])
@@ -191,47 +196,50 @@ def verdict(name, value, bound, at_most=False):
     return [name, f"{value:.2f}", f"{'at most' if at_most else 'at least'} {bound:g}", "yes" if met else "NO"], met
 
 
+def measure(server, options, path, clients, title="", requests=None):
+    """`(rows a second, line of the table)`."""
+    say(f"{server.name}{title}, {clients} clients")
+    rate, *latency = press(server, clients, options, path, requests)
+    return rate, [f"{server.name}{title}", str(clients), f"{rate:.4g}", *(f"{1000 * time:.4g}" for time in latency)]
+
+
 def report(options):
     """Measures all, prints the tables; whether everything was reached."""
-    rows, rates = [], {}
+    lines, rates = [], {}
     with tempfile.TemporaryDirectory() as folder:
         path = bodies(options, Path(folder))
         with ours(options) as server:
             # Loads the networks.
             press(server, 1, options, path, requests=2)
             for clients in options.clients:
-                say(f"{server.name}, {clients} clients")
-                rates[clients], *latency = press(server, clients, options, path)
-                rows.append([server.name, str(clients), f"{rates[clients]:.4g}", *(f"{1000 * time:.4g}" for time in latency)])
+                rates[clients], line = measure(server, options, path, clients)
+                lines.append(line)
             say("overhead and idle connections")
             cost, taken = overhead(server, options, path), idle(server)
-        with ours(options, "--max-batch-size", "1") as server:
+        with ours(options, "--max-batch-size", 1) as server:
             for clients in options.clients:
-                say(f"{server.name}, one row at a time, {clients} clients")
-                rate, *latency = press(server, clients, options, path)
-                rows.append([f"{server.name}, one row at a time", str(clients), f"{rate:.4g}", *(f"{1000 * time:.4g}" for time in latency)])
+                lines.append(measure(server, options, path, clients, ", one row at a time")[1])
         if not options.no_fastapi:
-            options.fastapi_model = options.builtin_folder if options.model == "builtin" else ensure_model(options.model)
             with fastapi(options) as server:
                 for clients in (1, 8):
-                    say(f"{server.name}, {clients} clients")
-                    rate, *latency = press(server, clients, options, path, requests=options.reference_requests * clients)
-                    rows.append([server.name, str(clients), f"{rate:.4g}", *(f"{1000 * time:.4g}" for time in latency)])
+                    requests = options.reference_requests * clients
+                    lines.append(measure(server, options, path, clients, requests=requests)[1])
         say("the command line")
         batches = command_line(options)
-        rows.append(["prior-embed --prompts, batches of 64", "—", f"{batches:.4g}", "—", "—"])
-    print(table(["server", "clients", "rows/s", "p50, ms", "p99, ms"], rows), "\n")
+        lines.append(["prior-embed --prompts, batches of 64", "—", f"{batches:.4g}", "—", "—"])
+    print(table(["server", "clients", "rows/s", "p50, ms", "p99, ms"], lines), "\n")
     found = {
         "rows/s of 64 clients over 1": rates.get(64, 0.0) / rates[1],
         "rows/s of 64 clients over the command line": rates.get(64, 0.0) / batches,
     }
-    lines = [verdict(name, found[name], bound) for name, bound in BARS.get(options.model, {}).items()]
-    lines.append(verdict("ms of HTTP, queue and JSON a request", cost, OVERHEAD_MS, at_most=True))
-    lines.append(verdict(f"MB of {IDLE} idle connections", taken, IDLE_MB, at_most=True))
-    print(table(["figure", "found", "asked for", "reached"], [line for line, _ in lines]))
+    verdicts = [verdict(name, found[name], bound) for name, bound in BARS.get(options.model, {}).items()]
+    verdicts.append(verdict("ms of HTTP, queue and JSON a request", cost, OVERHEAD_MS, at_most=True))
+    verdicts.append(verdict(f"MB of {IDLE} idle connections", taken, IDLE_MB, at_most=True))
+    print(table(["figure", "found", "asked for", "reached"], [line for line, _ in verdicts]))
     if options.json:
-        options.json.write_text(json.dumps({"rows": rows, **found, "overhead_ms": cost, "idle_mb": taken}, indent=2) + "\n", encoding="utf-8")
-    return all(met for _, met in lines)
+        figures = {"lines": lines, **found, "overhead_ms": cost, "idle_mb": taken}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return all(met for _, met in verdicts)
 
 
 class Mixed(threading.Thread):
@@ -259,9 +267,10 @@ class Mixed(threading.Thread):
 
     def send(self, body, expected, leaves):
         """One request on a connection of its own."""
-        head = f"POST /prior HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = ("POST /prior HTTP/1.1", "Host: localhost", "Connection: close", "Content-Type: application/json",
+                f"Content-Length: {len(body)}", "", "")  # fmt: skip
         with socket.create_connection((self.host, self.port), timeout=120) as connection:
-            connection.sendall(head.encode() + body)
+            connection.sendall("\r\n".join(head).encode() + body)
             if leaves:
                 return
             answer = b""
@@ -289,9 +298,10 @@ def soak(options):
             client.join()
         wrong = [line for client in clients for line in client.wrong]
         connections = server.metrics()["prior_embed_connections"]
-    third = len(samples) // 3
-    early, late = (sum(memory for _, memory in part) / len(part) for part in (samples[third : 2 * third], samples[2 * third :]))
-    print(f"{sum(client.sent for client in clients)} requests in {options.soak:g} minutes, {len(wrong)} answered otherwise than expected")
+    third, mean = len(samples) // 3, lambda part: sum(memory for _, memory in part) / len(part)
+    early, late = mean(samples[third : 2 * third]), mean(samples[2 * third :])
+    sent = sum(client.sent for client in clients)
+    print(f"{sent} requests in {options.soak:g} minutes, {len(wrong)} answered otherwise than expected")
     print(f"memory: {early:.1f} MB in the second third, {late:.1f} MB in the last; {connections:g} connections at the end")
     print("\n".join(wrong[:5]))
     return not wrong and late < 1.05 * early
@@ -300,12 +310,14 @@ def soak(options):
 def main(arguments):
     """Exit status 0 if all that is asked for was reached."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="builtin", choices=["builtin", "karlo", "tiny"], help="the one in the program, or a random one of this shape")
+    parser.add_argument("--model", default="builtin", choices=["builtin", "karlo", "tiny"],
+                        help="the one in the program, or a random one of this shape")  # fmt: skip
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--seconds", type=float, default=10, help="of load for each number of clients")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each server")
     parser.add_argument("--no-fastapi", action="store_true", help="without the server around diffusers")
-    parser.add_argument("--reference-requests", type=int, default=2, help="requests a client to the server around diffusers")
+    parser.add_argument("--reference-requests", type=int, default=2,
+                        help="requests a client to the server around diffusers")  # fmt: skip
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed load in place of the tables")
     parser.add_argument("--binary", type=Path, default=BINARY)
     parser.add_argument("--json", type=Path, help="where all figures go")
@@ -313,6 +325,6 @@ def main(arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return 0 if (soak(options) if options.soak else report(options)) else 1
-    except BenchError as error:
+    except (BenchError, subprocess.CalledProcessError) as error:
         say(str(error))
         return 1
