@@ -92,6 +92,11 @@ impl Listener {
         }
     }
 
+    /// Whether it listens on addresses that this machine alone has.
+    pub(super) fn is_local(&self) -> bool {
+        !self.is_open && matches!(self.socket, Socket::Tcp(_))
+    }
+
     /// Answers connections from now on, in the runtime that is entered.
     ///
     /// # Errors

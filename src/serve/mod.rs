@@ -75,7 +75,7 @@ pub fn run(
     stop: &Stop,
 ) -> Result<Ended> {
     allow_files();
-    let server = Arc::new(Server::new(options));
+    let server = Arc::new(Server::new(options, listener.is_local()));
     let runtime = Builder::new_multi_thread().worker_threads(IO_THREADS).thread_name("http").enable_all().build();
     let runtime = runtime.context("cannot start threads")?;
     let entered = runtime.enter();

@@ -196,7 +196,7 @@ mod tests {
             seeds: Seeds::From(0),
             truncate: false,
         };
-        Arc::new(Server::new(Options {
+        let options = Options {
             model: "test".into(),
             api_key: None,
             batch_size: None,
@@ -209,7 +209,8 @@ mod tests {
             limits,
             defaults,
             log: LogOptions { format: LogFormat::Text, requests: false, prompts: false },
-        }))
+        };
+        Arc::new(Server::new(options, false))
     }
 
     #[test]

@@ -43,9 +43,10 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(options: Options) -> Self {
+    /// `is_local`: whether it is for this machine alone.
+    pub(super) fn new(options: Options, is_local: bool) -> Self {
         Self {
-            auth: Auth::new(options.api_key.as_deref()),
+            auth: Auth::new(options.api_key.as_deref(), is_local),
             metrics: Arc::new(Metrics::new()),
             log: Log::new(options.log),
             connections: Arc::default(),

@@ -139,7 +139,10 @@ impl Server {
 
 /// Sends a request.
 pub fn send(stream: &mut impl Write, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\n");
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        head += "host: localhost\r\n";
+    }
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     if method == "POST" {
         head += &format!("content-length: {}\r\n", body.len());

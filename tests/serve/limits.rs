@@ -16,7 +16,7 @@ const SLOW: [&str; 6] = ["--max-steps", "1000", "--threads", "1", "--cache-mb", 
 fn slow_clients_are_cut_off() {
     let server = Server::start(&["--timeout", "0.3"]);
     // Nothing, a part of a head, and a head that never ends.
-    for start in ["", "POST /embed HT", "GET /health HTTP/1.1\r\nhost: test\r\n"] {
+    for start in ["", "POST /embed HT", "GET /health HTTP/1.1\r\nhost: localhost\r\n"] {
         let mut stream = server.connect();
         stream.write_all(start.as_bytes()).unwrap();
         assert!(Reply::try_read(&mut stream).is_none_or(|reply| reply.status == 408), "{start:?}");
@@ -30,7 +30,9 @@ fn slow_clients_are_cut_off() {
     // A body that does not come.
     let mut stream = server.connect();
     stream
-        .write_all(b"POST /embed HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{")
+        .write_all(
+            b"POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
+        )
         .unwrap();
     let reply = Reply::read(&mut stream);
     assert!(reply.status == 408 && reply.text().contains("did not come within 0.3 s"), "{reply:?}");
@@ -45,7 +47,7 @@ fn large_bodies_and_heads_are_refused() {
     let mut stream = server.connect();
     stream
         .write_all(
-            b"POST /embed HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n",
+            b"POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n",
         )
         .unwrap();
     let reply = Reply::read(&mut stream);
@@ -53,7 +55,7 @@ fn large_bodies_and_heads_are_refused() {
     assert!(is_closed(&mut stream));
     // One whose length is not told.
     let mut stream = server.connect();
-    stream.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    stream.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
     let chunk = format!("3e8\r\n{}\r\n", " ".repeat(1000));
     stream.write_all(&[chunk.as_bytes(), b"1\r\n \r\n"].concat()).unwrap();
     let reply = Reply::read(&mut stream);
@@ -61,13 +63,15 @@ fn large_bodies_and_heads_are_refused() {
     // A body that ends early.
     let mut stream = server.connect();
     stream
-        .write_all(b"POST /embed HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{")
+        .write_all(
+            b"POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
+        )
         .unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(Reply::try_read(&mut stream).is_none_or(|reply| reply.status == 400));
     // A head.
     let mut stream = server.connect();
-    let head = format!("GET /health HTTP/1.1\r\nhost: t\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let head = format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
     let _ = stream.write_all(head.as_bytes());
     assert!(Reply::try_read(&mut stream).is_none_or(|reply| reply.status == 431));
     // No HTTP at all.
@@ -84,7 +88,7 @@ fn a_client_that_sends_too_much_reads_why() {
     let headers = [("content-type", "application/json")];
     assert_eq!(server.request("POST", "/embed", &headers, &body).status, 413);
     let mut stream = server.connect();
-    let head = "POST /embed HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 2000\r\n";
+    let head = "POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2000\r\n";
     stream.write_all(format!("{head}expect: 100-continue\r\n\r\n").as_bytes()).unwrap();
     assert_eq!(Reply::read(&mut stream).status, 413);
 }

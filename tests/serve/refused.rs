@@ -136,6 +136,14 @@ fn keys() {
 }
 
 #[test]
+fn other_sites_are_kept_out() {
+    let server = Server::start(&[]);
+    let status = |path, host| server.request("GET", path, &[("host", host)], b"").status;
+    assert_eq!((status("/info", "localhost:8080"), status("/info", "rebound.example.org")), (200, 401));
+    assert_eq!(status("/health", "rebound.example.org"), 200);
+}
+
+#[test]
 fn keys_come_from_the_environment_or_a_file_too() {
     let place = crate::common::Workplace::new();
     std::fs::write(place.path("key"), "from-file\n").unwrap();
