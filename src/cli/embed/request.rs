@@ -144,6 +144,7 @@ fn prompts(args: &Args) -> Result<Prompts> {
             ("--format-in", args.format_in.is_some()),
             ("--prompt-column", args.prompt_column.is_some()),
             ("--no-header", args.no_header),
+            ("--row-noise", args.row_noise),
         ];
         for (option, _) in file_options.into_iter().filter(|(_, is_given)| *is_given) {
             warn_no_effect(option, "it is for the file of --prompts, and there is none");
