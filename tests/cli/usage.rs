@@ -133,6 +133,7 @@ fn options_without_effect_say_so() {
         (&["-p", "x", "--format-in", "csv"], &["--format-in", "--prompts"]),
         (&["-p", "x", "--prompt-column", "caption"], &["--prompt-column", "--prompts"]),
         (&["-p", "x", "--no-header"], &["--no-header", "--prompts"]),
+        (&["-p", "x", "--row-noise"], &["--row-noise", "--prompts"]),
         (&["-p", "x", "--rows-per-file", "5"], &["--rows-per-file", "--out-dir"]),
         (&["-p", "x", "--cache-dir", "c"], &["--cache-dir", "not on the hub"]),
         (&["-p", "x", "--guidance-scale", "1", "-n", "y"], &["--negative-prompt", "--guidance-scale 1"]),
