@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 const KERNELS: &str = "src/kernels";
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "activation.cpp",
     "attention.cpp",
     "bfloat16.cpp",
@@ -14,6 +14,7 @@ const SOURCES: [&str; 8] = [
     "linear.cpp",
     "process.cpp",
     "processor.cpp",
+    "record.cpp",
 ];
 
 /// Compiled with flags of its own.

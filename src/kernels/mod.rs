@@ -12,6 +12,8 @@ mod message;
 pub mod process;
 #[cfg(feature = "cli")]
 pub mod processor;
+#[cfg(test)]
+pub mod recording;
 mod rounding;
 
 use crate::Result;

@@ -2,7 +2,7 @@
 //!
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPEncoder` and below.
 
-use super::layers::attention::{Ranges, attend};
+use super::layers::attention::AttentionRanges;
 use super::layers::{Activation, LayerNorm, Linear};
 use crate::config::{check_float, check_layers, check_sizes};
 use crate::error::{Error, Result};
@@ -96,7 +96,7 @@ impl Encoder {
     ///
     /// # Errors
     /// If the shapes do not fit or memory runs out.
-    pub fn forward(&self, hidden_states: Tensor, seen: &Ranges) -> Result<Tensor> {
+    pub fn forward(&self, hidden_states: Tensor, seen: &AttentionRanges) -> Result<Tensor> {
         self.layers.iter().try_fold(hidden_states, |hidden_states, layer| layer.forward(&hidden_states, seen))
     }
 }
@@ -120,7 +120,7 @@ impl EncoderLayer {
         })
     }
 
-    fn forward(&self, hidden_states: &Tensor, seen: &Ranges) -> Result<Tensor> {
+    fn forward(&self, hidden_states: &Tensor, seen: &AttentionRanges) -> Result<Tensor> {
         let normed = self.layer_norm1.forward(hidden_states)?;
         let hidden_states = self.self_attn.forward(&normed, seen, hidden_states)?;
         self.mlp.forward(&self.layer_norm2.forward(&hidden_states)?, &hidden_states)
@@ -148,11 +148,11 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, seen: &Ranges, residual: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, seen: &AttentionRanges, residual: &Tensor) -> Result<Tensor> {
         let projected = self.qkv_proj.forward(x)?;
         let query = projected.f_narrow(1, 0, self.width)?;
         let key_value = projected.f_narrow(1, self.width, 2 * self.width)?;
-        let attended = attend(&query, self.heads, &[seen.of(&key_value)])?;
+        let attended = seen.attend(&query, self.heads, &[&key_value])?;
         self.out_proj.forward_add(&attended, residual)
     }
 }

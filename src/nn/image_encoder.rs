@@ -3,7 +3,7 @@
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPVisionModelWithProjection`.
 
 use super::clip::{Encoder, EncoderConfig, part_of_clip};
-use super::layers::attention::Ranges;
+use super::layers::attention::AttentionRanges;
 use super::layers::{LayerNorm, Linear};
 use crate::config::{Config, check_sizes};
 use crate::error::{Error, Result};
@@ -159,7 +159,7 @@ impl ImageEncoder {
         let pixel_values = pixel_values.f_to_device(like.device())?.f_to_kind(like.kind())?;
         let hidden_states = self.pre_layrnorm.forward(&self.embed(&pixel_values)?)?;
         let (batch, tokens, width) = hidden_states.size3()?;
-        let seen = Ranges::full(&vec![tokens; batch as usize], hidden_states.device())?;
+        let seen = AttentionRanges::full(&vec![tokens; batch as usize], hidden_states.device())?;
         let hidden_states = self.encoder.forward(hidden_states.f_reshape([batch * tokens, width])?, &seen)?;
         let class_states = hidden_states.f_reshape([batch, tokens, width])?.f_select(1, 0)?;
         let pooled = self.post_layernorm.forward(&class_states)?;

@@ -3,7 +3,7 @@
 //! Source: transformers 5.23 `models/clip/modeling_clip.py`, `CLIPTextModelWithProjection`.
 
 use super::clip::{Encoder, EncoderConfig, part_of_clip};
-use super::layers::attention::{Ranges, sequences};
+use super::layers::attention::{AttentionRanges, sequences};
 use super::layers::{LayerNorm, Linear};
 use crate::config::{Config, check_sizes};
 use crate::error::Result;
@@ -170,7 +170,8 @@ impl TextEncoder {
     /// If an id or a length is out of range, or memory runs out.
     pub fn forward(&self, prompts: &[&[i64]]) -> Result<TextEncoderOutput> {
         let lens: Vec<i64> = prompts.iter().map(|ids| ids.len() as i64).collect();
-        let hidden_states = self.encoder.forward(self.embed(prompts)?, &Ranges::causal(&lens, self.device())?)?;
+        let hidden_states =
+            self.encoder.forward(self.embed(prompts)?, &AttentionRanges::causal(&lens, self.device())?)?;
         let last_hidden_state = self.final_layer_norm.forward(&hidden_states)?;
         let starts = sequences(&lens).map(|(start, _)| start);
         let pooled: Vec<i64> = starts.zip(prompts).map(|(start, ids)| start + self.pooled_position(ids)).collect();

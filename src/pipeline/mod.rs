@@ -63,7 +63,7 @@ pub use request::{Prompt, Row, Settings, Timings};
 
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::{BatchNoise, NoiseSource};
-use crate::diffusion::sampler::{Condition, chunk_len, sample};
+use crate::diffusion::sampler::{CacheLayout, Condition, Sampler, chunk_len};
 use crate::error::Component;
 use crate::nn::prior::{Network, PriorKind, TextCondition};
 use crate::{Error, Result};
@@ -182,7 +182,13 @@ impl Pipeline {
             progress.step(done, timesteps.len());
             check_cancelled(progress)
         };
-        let embeds = sample(prior, scheduler, guidance, conditional, unconditional, &noise, &mut after_step)?;
+        let embeds = Sampler { prior, guidance, layout: CacheLayout::of(prior.device()) }.sample(
+            scheduler,
+            conditional,
+            unconditional,
+            &noise,
+            &mut after_step,
+        )?;
         if !self.keeps_text_encoder {
             self.negative = None;
         }

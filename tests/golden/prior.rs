@@ -2,7 +2,7 @@
 
 use super::common::{Fixture, files_in};
 use crate::diffusion::noise::RowNoise;
-use crate::nn::prior::{Branch, PriorConfig, PriorTransformer, TextCondition};
+use crate::nn::prior::{Branch, PriorConfig, PriorTransformer, StaticCache, TextCondition};
 use tch::{Device, Kind, Tensor};
 
 #[test]
@@ -73,6 +73,9 @@ fn steps_on_the_cache_match() {
         let branches: Vec<Branch> = rows.iter().map(|&row| branch(row)).collect();
         let predicted = prior.step(&branches, hidden_states).unwrap();
         fixture.assert_close("outputs.predicted_image_embedding", &predicted, 1e-5);
+        let mut cache = StaticCache::new(&branches).unwrap();
+        let predicted = prior.step_static(&mut cache, hidden_states).unwrap();
+        fixture.assert_close("outputs.predicted_image_embedding", &predicted, 1e-5);
         checked += 1;
     }
     assert!(checked >= 8, "only {checked} configurations");
@@ -103,6 +106,7 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
     let (tail, tail_cache) = (prefix.tail(3).unwrap(), with_prefix.tail(3).unwrap());
     let prompts = [3, 0, 0, 4, 1, 2, 3];
     let hidden_states = random(&[7, config.embedding_dim]);
+    let mut cache: Option<StaticCache> = None;
     let index = Tensor::from_slice(&prompts.map(|prompt| prompt as i64));
     let places = Tensor::arange(config.num_embeddings, (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let mask = places.less_tensor(&Tensor::from_slice(&lens).unsqueeze(1)).index_select(0, &index);
@@ -114,10 +118,19 @@ fn steps_on_the_cache_match_forward_for_any_rows() {
             Branch { prefix: &prefix, timesteps: &after_prefix, step, prompts: &prompts[4..] },
         ];
         let fast = prior.step(&branches, &hidden_states).unwrap();
+        match &mut cache {
+            // The others follow one after the other.
+            Some(cache) if step == 2 => cache.move_to(&branches).unwrap(),
+            Some(_) => {}
+            None => cache = Some(StaticCache::new(&branches).unwrap()),
+        }
+        let on_device = prior.step_static(cache.as_mut().unwrap(), &hidden_states).unwrap();
         let (embeds, states) = (embeds.index_select(0, &index), states.index_select(0, &index));
         let timestep = Tensor::from_slice(&[timestep]);
         let whole = prior.forward(&hidden_states, Some(&timestep), &embeds, Some(&states), Some(&mask)).unwrap();
-        let error = super::common::relative_error(&fast, &whole.predicted_image_embedding);
-        assert!(error < 1e-5, "timestep {timestep:?}: off by {error:.1e}");
+        for (name, predicted) in [("packed", fast), ("static", on_device)] {
+            let error = super::common::relative_error(&predicted, &whole.predicted_image_embedding);
+            assert!(error < 1e-5, "{name}, timestep {timestep:?}: off by {error:.1e}");
+        }
     }
 }

@@ -16,7 +16,7 @@ pub use config::AutoregressiveConfig;
 use super::block::{Projected, TransformerBlock};
 use super::cache::{Prefix, TextCondition, copy_rows, internal};
 use crate::error::Result;
-use crate::nn::layers::attention::{Ranges, sequences};
+use crate::nn::layers::attention::{AttentionRanges, sequences};
 use crate::nn::layers::{LayerNorm, Linear};
 use crate::weights::checkpoint::Weights;
 use tch::{Device, Tensor};
@@ -47,7 +47,7 @@ pub struct AutoregressivePrior {
 pub struct AutoregressiveRows<'a> {
     prefix: &'a Prefix,
     /// Of each row's prompt.
-    before: Ranges,
+    before: Vec<(i64, i64)>,
     /// The keys and values of each row's tokens in each block, `(rows, num_tokens, 2 · inner_dim)`.
     key_values: Vec<Tensor>,
     /// The number of tokens so far.
@@ -113,12 +113,12 @@ impl AutoregressivePrior {
 
         let lens: Vec<i64> = text.lens.iter().map(|len| len + 1).collect();
         let prompts: Vec<(i64, i64)> = sequences(&lens).collect();
-        let causal = Ranges::causal(&lens, self.device())?;
+        let causal = AttentionRanges::causal(&lens, self.device())?;
         let mut key_values = Vec::with_capacity(blocks.len() + 1);
         let keep = |rows: &Tensor| copy_rows(rows, (0, rows.size()[0]));
         for block in blocks {
             let Projected { query, key_value } = block.project(&hidden_states)?;
-            let attended = block.attend(&query, &[causal.of(&key_value)])?;
+            let attended = block.attend(&query, &causal, &[&key_value])?;
             hidden_states = block.finish(&attended, &hidden_states)?;
             key_values.push(keep(&key_value)?);
         }
@@ -126,9 +126,9 @@ impl AutoregressivePrior {
         // Only each prompt's last token is read from the last block.
         let of_last: Vec<i64> = prompts.iter().map(|(_, end)| end - 1).collect();
         let of_last = Tensor::f_from_slice(&of_last)?.f_to_device(self.device())?;
-        let whole = Ranges::new(prompts.iter().copied(), self.device())?;
+        let whole = AttentionRanges::new(std::slice::from_ref(&prompts), self.device())?;
         let Projected { query, key_value } = last.project(&hidden_states)?;
-        let attended = last.attend(&query.f_index_select(0, &of_last)?, &[whole.of(&key_value)])?;
+        let attended = last.attend(&query.f_index_select(0, &of_last)?, &whole, &[&key_value])?;
         let hidden_states = last.finish(&attended, &hidden_states.f_index_select(0, &of_last)?)?;
         key_values.push(keep(&key_value)?);
         let logits = self.proj_to_dot_product.forward(&self.norm_out.forward(&hidden_states)?)?;
@@ -140,7 +140,7 @@ impl AutoregressivePrior {
     /// # Errors
     /// If memory runs out.
     pub fn start<'a>(&self, prefix: &'a Prefix, prompts: &[usize]) -> Result<AutoregressiveRows<'a>> {
-        let before = Ranges::new(prompts.iter().map(|&prompt| prefix.prompts[prompt]), self.device())?;
+        let before = prompts.iter().map(|&prompt| prefix.prompts[prompt]).collect();
         let shape = [prompts.len() as i64, self.config.num_tokens, 2 * self.config.inner_dim()];
         let empty = |of_prompts: &Tensor| Ok(Tensor::f_zeros(shape, (of_prompts.kind(), of_prompts.device()))?);
         let key_values = prefix.key_values.iter().map(empty).collect::<Result<_>>()?;
@@ -164,12 +164,12 @@ impl AutoregressivePrior {
         let position = self.positional_embedding.f_select(0, 0)?.f_narrow(0, place, 1)?;
         let mut hidden_states = embedding.f_index_select(0, &tokens)?.f_add(&position)?;
         let own = (0..count).map(|row| (row * num_tokens, row * num_tokens + len + 1));
-        let own = Ranges::new(own, self.device())?;
+        let seen = AttentionRanges::new(&[rows.before.clone(), own.collect()], self.device())?;
         let of_prompts = &rows.prefix.key_values;
         for ((block, of_rows), of_prompts) in self.transformer_blocks.iter().zip(&rows.key_values).zip(of_prompts) {
             let Projected { query, key_value } = block.project(&hidden_states)?;
             of_rows.f_select(1, len)?.f_copy_(&key_value)?;
-            let attended = block.attend(&query, &[rows.before.of(of_prompts), own.of(&of_rows.f_flatten(0, 1)?)])?;
+            let attended = block.attend(&query, &seen, &[of_prompts, &of_rows.f_flatten(0, 1)?])?;
             hidden_states = block.finish(&attended, &hidden_states)?;
         }
         rows.len += 1;

@@ -3,8 +3,7 @@
 //! Source: diffusers 0.42 `models/attention.py`, `BasicTransformerBlock`.
 
 use crate::error::Result;
-use crate::kernels::Segment;
-use crate::nn::layers::attention::{attend, attention};
+use crate::nn::layers::attention::{AttentionRanges, attention};
 use crate::nn::layers::{LayerNorm, Linear};
 use crate::weights::checkpoint::Weights;
 use tch::Tensor;
@@ -33,9 +32,7 @@ impl TransformerBlock {
     /// The block over a whole sequence, `(batch, tokens, inner_dim)`; `mask` is added to the scores.
     pub(super) fn forward(&self, hidden_states: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let Projected { query, key_value } = self.project(hidden_states)?;
-        let width = self.attn1.width;
-        let (key, value) = (key_value.f_narrow(-1, 0, width)?, key_value.f_narrow(-1, width, width)?);
-        self.finish(&attention(&query, &key, &value, self.attn1.heads, mask)?, hidden_states)
+        self.finish(&self.attend_whole(&query, &key_value, mask)?, hidden_states)
     }
 
     /// The queries, keys and values of tokens `(…, inner_dim)`.
@@ -45,9 +42,17 @@ impl TransformerBlock {
         Ok(Projected { query: projected.f_narrow(-1, 0, width)?, key_value: projected.f_narrow(-1, width, 2 * width)? })
     }
 
-    /// The attention of `query` `(tokens, inner_dim)` over cached keys and values, in the same shape.
-    pub(super) fn attend(&self, query: &Tensor, segments: &[Segment]) -> Result<Tensor> {
-        attend(query, self.attn1.heads, segments)
+    /// The attention of `query` `(tokens, inner_dim)` over the segments of keys and values `rows`, in the same shape.
+    pub(super) fn attend(&self, query: &Tensor, seen: &AttentionRanges, rows: &[&Tensor]) -> Result<Tensor> {
+        seen.attend(query, self.attn1.heads, rows)
+    }
+
+    /// The attention of `query` `(batch, tokens, inner_dim)` over `key_value` `(batch, keys, 2 · inner_dim)`, in the
+    /// same shape; `mask` is added to the scores.
+    pub(super) fn attend_whole(&self, query: &Tensor, key_value: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let width = self.attn1.width;
+        let (key, value) = (key_value.f_narrow(-1, 0, width)?, key_value.f_narrow(-1, width, width)?);
+        attention(query, &key, &value, self.attn1.heads, mask)
     }
 
     /// The rest of the block after attention, `(…, inner_dim)`.

@@ -17,8 +17,7 @@ use super::block::Projected;
 use super::config::ADDITIONAL_TOKENS;
 use super::transformer::PriorTransformer;
 use crate::error::{Error, Result};
-use crate::kernels::Segment;
-use crate::nn::layers::attention::{Ranges, sequences};
+use crate::nn::layers::attention::{AttentionRanges, sequences};
 use tch::{Device, Tensor};
 
 /// Keys and values of one kind of token in each block, `(tokens, 2 · inner_dim)`.
@@ -67,9 +66,9 @@ pub struct Prefix {
 /// The cache of the tokens of some timesteps for each prompt of a [`Prefix`].
 #[derive(Debug)]
 pub struct TimestepCache {
-    key_values: KeyValues,
+    pub(super) key_values: KeyValues,
     /// Start and end of each prompt's tokens, one per timestep.
-    prompts: Vec<(i64, i64)>,
+    pub(super) prompts: Vec<(i64, i64)>,
 }
 
 /// The rows of one step that share a cache.
@@ -85,48 +84,34 @@ pub struct Branch<'a> {
     pub prompts: &'a [usize],
 }
 
-/// What the tokens of a step attend to: the prompts and timesteps of each branch, and the tokens of their own row.
-struct StepRanges {
-    branches: Vec<[Ranges; 2]>,
-    own: Ranges,
+/// What the last `tokens_per_row` of each row's two tokens, `x_t` and the query, attend to: the prompts and timesteps of
+/// each branch, and the tokens of their own row.
+fn seen_in_step(branches: &[Branch], tokens_per_row: usize, device: Device) -> Result<AttentionRanges> {
+    let rows: usize = branches.iter().map(|branch| branch.prompts.len()).sum();
+    let mut first_row = 0;
+    let mut segments = Vec::with_capacity(2 * branches.len() + 1);
+    for branch in branches {
+        let prompt = |row: usize| row.checked_sub(first_row).and_then(|row| branch.prompts.get(row).copied());
+        let ranges = |range: &dyn Fn(usize) -> (i64, i64)| {
+            // A row of another branch attends to nothing of this one.
+            let of_row = |row| prompt(row).map_or((0, 0), range);
+            (0..rows).map(of_row).flat_map(|range| std::iter::repeat_n(range, tokens_per_row)).collect()
+        };
+        let at = |prompt: usize| branch.timesteps.prompts[prompt].0 + branch.step as i64;
+        segments.push(ranges(&|prompt| branch.prefix.prompts[prompt]));
+        segments.push(ranges(&|prompt| (at(prompt), at(prompt) + 1)));
+        first_row += branch.prompts.len();
+    }
+    // x_t attends to itself, the query to both.
+    let own = (0..rows as i64).flat_map(|row| [(2 * row, 2 * row + 1), (2 * row, 2 * row + 2)].into_iter());
+    segments.push(own.filter(|(start, end)| end - start > 2 - tokens_per_row as i64).collect());
+    AttentionRanges::new(&segments, device)
 }
 
-impl StepRanges {
-    /// The ranges of the last `tokens_per_row` of each row's two tokens, `x_t` and the query.
-    fn new(branches: &[Branch], tokens_per_row: usize, device: Device) -> Result<Self> {
-        let rows: usize = branches.iter().map(|branch| branch.prompts.len()).sum();
-        let mut first_row = 0;
-        let mut ranges = Vec::with_capacity(branches.len());
-        for branch in branches {
-            let prompt = |row: usize| row.checked_sub(first_row).and_then(|row| branch.prompts.get(row).copied());
-            let pairs = |range: &dyn Fn(usize) -> (i64, i64)| {
-                // A row of another branch attends to nothing of this one.
-                let of_row = |row| prompt(row).map_or((0, 0), range);
-                Ranges::new((0..rows).map(of_row).flat_map(|pair| std::iter::repeat_n(pair, tokens_per_row)), device)
-            };
-            let at = |prompt: usize| branch.timesteps.prompts[prompt].0 + branch.step as i64;
-            ranges.push([
-                pairs(&|prompt| branch.prefix.prompts[prompt])?,
-                pairs(&|prompt| (at(prompt), at(prompt) + 1))?,
-            ]);
-            first_row += branch.prompts.len();
-        }
-        // x_t attends to itself, the query to both.
-        let own = (0..rows as i64).flat_map(|row| [(2 * row, 2 * row + 1), (2 * row, 2 * row + 2)].into_iter());
-        let own = own.filter(|(start, end)| end - start > 2 - tokens_per_row as i64);
-        Ok(Self { branches: ranges, own: Ranges::new(own, device)? })
-    }
-
-    /// The segments of these ranges in a block, given the keys and values of the step's own tokens there.
-    fn of<'a>(&'a self, branches: &'a [Branch], block: usize, own: &'a Tensor) -> Vec<Segment<'a>> {
-        let mut segments = Vec::with_capacity(2 * branches.len() + 1);
-        for (branch, [before, at]) in branches.iter().zip(&self.branches) {
-            segments.push(before.of(&branch.prefix.key_values[block]));
-            segments.push(at.of(&branch.timesteps.key_values[block]));
-        }
-        segments.push(self.own.of(own));
-        segments
-    }
+/// The keys and values of [`seen_in_step`] in a block, given those of the step's own tokens there.
+fn rows_of_step<'a>(branches: &[Branch<'a>], block: usize, own: &'a Tensor) -> Vec<&'a Tensor> {
+    let of_branch = |branch: &Branch<'a>| [&branch.prefix.key_values[block], &branch.timesteps.key_values[block]];
+    branches.iter().flat_map(of_branch).chain([own]).collect()
 }
 
 impl Prefix {
@@ -216,9 +201,9 @@ impl PriorTransformer {
         // A text token attends to the tokens before it, a timestep's to its prompt, and both to themselves.
         let causal = prompts.iter().flat_map(|&(start, end)| (start..end).map(move |token| (start, token)));
         let whole = prompts.iter().zip(timesteps).flat_map(|(&prompt, list)| std::iter::repeat_n(prompt, list.len()));
-        let before = Ranges::new(causal.chain(whole), self.device())?;
+        let before = causal.chain(whole).collect();
         let (mut of_text, mut of_steps) = (Vec::new(), Vec::new());
-        self.run_for_cache(hidden_states, &before, None, &mut |rows| {
+        self.run_for_cache(hidden_states, before, None, &mut |rows| {
             of_text.push(copy_rows(rows, (0, text_len))?);
             of_steps.push(copy_rows(rows, (text_len, rows.size()[0]))?);
             Ok(())
@@ -235,9 +220,8 @@ impl PriorTransformer {
         let tokens = self.norm_in(self.timestep_tokens(timesteps)?)?;
         let hidden_states = tokens.f_repeat([prefix.len() as i64, 1])?;
         let before = prefix.prompts.iter().flat_map(|&prompt| std::iter::repeat_n(prompt, timesteps.len()));
-        let before = Ranges::new(before, self.device())?;
         let mut key_values = Vec::new();
-        self.run_for_cache(hidden_states, &before, Some(prefix), &mut |rows| {
+        self.run_for_cache(hidden_states, before.collect(), Some(prefix), &mut |rows| {
             key_values.push(copy_rows(rows, (0, rows.size()[0]))?);
             Ok(())
         })?;
@@ -252,18 +236,18 @@ impl PriorTransformer {
     /// If the shapes do not fit or memory runs out.
     pub fn step(&self, branches: &[Branch], hidden_states: &Tensor) -> Result<Tensor> {
         let (last, blocks) = self.transformer_blocks.split_last().ok_or_else(|| internal("blocks"))?;
-        let seen = StepRanges::new(branches, 2, self.device())?;
+        let seen = seen_in_step(branches, 2, self.device())?;
         let mut hidden_states = self.norm_in(self.step_tokens(hidden_states)?)?;
         for (number, block) in blocks.iter().enumerate() {
             let Projected { query, key_value } = block.project(&hidden_states)?;
-            let attended = block.attend(&query, &seen.of(branches, number, &key_value))?;
+            let attended = block.attend(&query, &seen, &rows_of_step(branches, number, &key_value))?;
             hidden_states = block.finish(&attended, &hidden_states)?;
         }
         // Only the queries are read from the last block.
-        let seen = StepRanges::new(branches, 1, self.device())?;
+        let seen = seen_in_step(branches, 1, self.device())?;
         let queries = |tokens: &Tensor| tokens.f_slice(0, 1, None, 2);
         let Projected { query, key_value } = last.project(&hidden_states)?;
-        let attended = last.attend(&queries(&query)?, &seen.of(branches, blocks.len(), &key_value))?;
+        let attended = last.attend(&queries(&query)?, &seen, &rows_of_step(branches, blocks.len(), &key_value))?;
         let hidden_states = last.finish(&attended, &queries(&hidden_states)?.f_contiguous()?)?;
         self.proj_to_clip_embeddings.forward(&self.norm_out.forward(&hidden_states)?)
     }
@@ -275,16 +259,17 @@ impl PriorTransformer {
     fn run_for_cache(
         &self,
         mut hidden_states: Tensor,
-        before: &Ranges,
+        before: Vec<(i64, i64)>,
         prefix: Option<&Prefix>,
         keep: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
-        let itself = Ranges::new((0..hidden_states.size()[0]).map(|token| (token, token + 1)), self.device())?;
+        let itself = (0..hidden_states.size()[0]).map(|token| (token, token + 1)).collect();
+        let seen = AttentionRanges::new(&[before, itself], self.device())?;
         for (number, block) in self.transformer_blocks.iter().enumerate() {
             let Projected { query, key_value } = block.project(&hidden_states)?;
             if number + 1 < self.transformer_blocks.len() {
                 let rows_before = prefix.map_or(&key_value, |prefix| &prefix.key_values[number]);
-                let attended = block.attend(&query, &[before.of(rows_before), itself.of(&key_value)])?;
+                let attended = block.attend(&query, &seen, &[rows_before, &key_value])?;
                 hidden_states = block.finish(&attended, &hidden_states)?;
             }
             keep(&key_value)?;

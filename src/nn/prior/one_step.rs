@@ -10,7 +10,7 @@ use super::block::Projected;
 use super::cache::{TextCondition, internal};
 use super::transformer::PriorTransformer;
 use crate::error::Result;
-use crate::nn::layers::attention::{Ranges, sequences};
+use crate::nn::layers::attention::{AttentionRanges, sequences};
 use tch::Tensor;
 
 impl PriorTransformer {
@@ -29,22 +29,23 @@ impl PriorTransformer {
         // A text token attends to those before it and to itself, x to its prompt and itself, the query to x as well.
         let of_text_tokens = of_text.iter().flat_map(|&(start, end)| (start..end).map(move |token| (start, token)));
         let of_row_tokens = prompts.iter().flat_map(|&prompt| [of_text[prompt]; 2]);
-        let before = Ranges::new(of_text_tokens.chain(of_row_tokens), self.device())?;
+        let before = of_text_tokens.chain(of_row_tokens).collect();
         let of_x = || (text_len..).step_by(2).take(prompts.len());
         let own = (0..text_len).map(|token| (token, token + 1));
-        let own = Ranges::new(own.chain(of_x().flat_map(|x| [(x, x + 1), (x, x + 2)])), self.device())?;
+        let own = own.chain(of_x().flat_map(|x| [(x, x + 1), (x, x + 2)])).collect();
+        let seen = AttentionRanges::new(&[before, own], self.device())?;
         for block in blocks {
             let Projected { query, key_value } = block.project(&hidden_states)?;
-            let attended = block.attend(&query, &[before.of(&key_value), own.of(&key_value)])?;
+            let attended = block.attend(&query, &seen, &[&key_value, &key_value])?;
             hidden_states = block.finish(&attended, &hidden_states)?;
         }
 
         // Only the queries are read from the last block.
         let queries = |tokens: &Tensor| tokens.f_slice(0, text_len + 1, None, 2);
-        let before = Ranges::new(prompts.iter().map(|&prompt| of_text[prompt]), self.device())?;
-        let own = Ranges::new(of_x().map(|x| (x, x + 2)), self.device())?;
+        let before = prompts.iter().map(|&prompt| of_text[prompt]).collect();
+        let seen = AttentionRanges::new(&[before, of_x().map(|x| (x, x + 2)).collect()], self.device())?;
         let Projected { query, key_value } = last.project(&hidden_states)?;
-        let attended = last.attend(&queries(&query)?, &[before.of(&key_value), own.of(&key_value)])?;
+        let attended = last.attend(&queries(&query)?, &seen, &[&key_value, &key_value])?;
         let hidden_states = last.finish(&attended, &queries(&hidden_states)?.f_contiguous()?)?;
         self.proj_to_clip_embeddings.forward(&self.norm_out.forward(&hidden_states)?)
     }
