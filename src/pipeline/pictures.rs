@@ -45,7 +45,10 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::encode_images`], and [`Error::NotFinite`], which names the weights that are to blame.
     pub fn image_embeds(&mut self, pixels: &Tensor) -> Result<Array2<f32>> {
+        self.load_image_encoder(&mut ())?;
+        let start = Instant::now();
         let embeds = to_array(&self.encode_images(pixels)?)?;
+        self.timings.image += start.elapsed();
         if let Some(row) = first_non_finite(&embeds) {
             let what = format!("the embedding of picture {} of {}", row + 1, embeds.nrows());
             return Err(self.explain_non_finite(&what, &[Component::ImageEncoder]));
