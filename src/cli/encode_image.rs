@@ -118,7 +118,8 @@ fn encode(args: &Args, outputs: Outputs, source: &ModelSource, open: Opener, con
     let entries = prompts.open()?;
     let options = RowOptions { pictures: Some(processor), on_error: args.on_error, ..row_options() };
     let Outputs { write, report, stats } = outputs;
-    let job = Job { prompts, entries, options, pipeline, open, compute: compute(args), write, report, provenance: None };
+    let job =
+        Job { prompts, entries, options, pipeline, open, compute: compute(args), write, report, provenance: None };
     let stop = Stop::listen()?;
     let progress = Arc::new(RunProgress::new(&context.screen, None));
     let summary = job.run(Arc::clone(&progress) as Arc<dyn JobProgress>, &stop)?;

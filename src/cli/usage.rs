@@ -111,7 +111,8 @@ mod tests {
         for command in whole.get_subcommands() {
             let (name, end) = (command.get_name(), format!("; see prior-embed {} --help", command.get_name()));
             assert!(line_of(&[name, "--no-such-option"]).ends_with(&end), "{name}");
-            for option in command.get_arguments().filter_map(|option| option.get_long()).filter(|long| *long != "help") {
+            for option in command.get_arguments().filter_map(|option| option.get_long()).filter(|long| *long != "help")
+            {
                 // A value that is missing, or one that a switch does not take.
                 let wrong = [format!("--{option}="), format!("--{option}=\u{7}"), format!("--{option}")];
                 let lines = wrong.iter().filter_map(|wrong| {
@@ -130,7 +131,8 @@ mod tests {
 
     #[test]
     fn a_line_without_a_command_names_the_help_of_all() {
-        for arguments in [&["--steps", "0"][..], &["-p", "serve", "--bogus"], &["--bogus", "serve"], &["-p"], &["srve"]] {
+        for arguments in [&["--steps", "0"][..], &["-p", "serve", "--bogus"], &["--bogus", "serve"], &["-p"], &["srve"]]
+        {
             let line = line_of(arguments);
             assert!(line.ends_with("; see prior-embed --help"), "{line}");
         }

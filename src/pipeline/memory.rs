@@ -86,6 +86,23 @@ impl Pipeline {
         Err(Error::OutOfMemory { needed, free, hint })
     }
 
+    /// Checks that [`Pipeline::zero_embed`] has room beside all that is loaded.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or an error if weights are missing or damaged.
+    #[cfg(feature = "serve")]
+    pub fn check_memory_of_zero_embed(&self) -> Result<()> {
+        if self.layout.zero_image_encoder().is_none() {
+            return Ok(());
+        }
+        let demand = Demand { rows: 1, is_uniform: true, zero_embed: false, free_memory: None };
+        let needed = self.image_needs(demand, self.parameters()?.image_encoder)?.bytes(1, 1);
+        match self.free_bytes() {
+            Some(free) if needed > free => Err(Error::OutOfMemory { needed, free, hint: Some(Hint::UseFewerBits) }),
+            _ => Ok(()),
+        }
+    }
+
     /// How many pipelines of a small model run side by side, each on `batch` rows: `max`, or as many as fit into free
     /// memory.
     ///
