@@ -1,7 +1,7 @@
 //! The memory plan: the batch size, how many pipelines run side by side, and whether threads are worth it.
 
-use super::load::{Networks, Pipeline};
-use super::parameters::Parameters;
+use super::load::Pipeline;
+use super::parameters::{Networks, Parameters};
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::error::Hint;
 use crate::nn::prior::{NetworkConfig, PriorKind};

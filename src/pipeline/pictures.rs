@@ -5,7 +5,8 @@ use super::fit::check_image_encoder;
 use super::layout::CONFIG;
 #[cfg(feature = "images")]
 use super::layout::{IMAGE_PROCESSOR, PREPROCESSOR_CONFIG};
-use super::load::{Networks, Pipeline};
+use super::load::Pipeline;
+use super::parameters::Networks;
 use super::progress::Progress;
 use crate::config;
 use crate::error::{Component, Hint};
