@@ -1,8 +1,9 @@
 """Asks `prior-embed serve` with real clients: python3 scripts/check_clients.py. Ends with 1 if one does not get on with it.
 
-OpenAI's package, huggingface_hub's InferenceClient, which takes text-embeddings-inference, and curl, if it is there, get the
-numbers of the command line; Prometheus' parser reads the counters; the description of the routes is valid OpenAPI, and what
-they answer is as it says. The packages come from PyPI into a virtual environment in the project's cache.
+OpenAI's package, huggingface_hub's InferenceClient and LlamaIndex's TextEmbeddingsInference, which are clients of
+text-embeddings-inference, and curl, if it is there, get the numbers of the command line; Prometheus' parser reads the
+counters; the description of the routes is valid OpenAPI, and what they answer is as it says. The packages come from PyPI into
+a virtual environment in the project's cache.
 """
 
 import argparse
@@ -119,6 +120,26 @@ def check_hugging_face(url, embeddings):
     assert np.allclose(found, embeddings, rtol=0, atol=1e-5)
 
 
+def check_llama_index(url, embeddings):
+    """LlamaIndex's client of text-embeddings-inference: by batches, and side by side."""
+    import asyncio
+
+    import numpy as np
+    from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+
+    client = TextEmbeddingsInference(model_name="emoji", base_url=url, auth_token=KEY, embed_batch_size=2)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    # Each of these is the first row of its request.
+    for found in (client.get_text_embedding(TEXTS[0]), client.get_query_embedding(TEXTS[0])):
+        assert np.allclose(found, unit[0], rtol=0, atol=1e-6)
+    # Of two rows and one, so the last has the seed of a first row.
+    by_batches = client.get_text_embedding_batch(TEXTS)
+    assert np.allclose(by_batches[:2], unit[:2], rtol=0, atol=1e-6)
+    side_by_side = asyncio.run(client.aget_text_embedding_batch(TEXTS))
+    assert np.allclose(side_by_side, by_batches, rtol=0, atol=1e-6)
+    assert np.allclose(client.get_text_embedding(TEXTS[2]), by_batches[2], rtol=0, atol=1e-6)
+
+
 def check_curl(url, embeddings):
     """curl, into numpy."""
     import io
@@ -186,10 +207,11 @@ def check(binary):
     with server(binary) as url:
         check_openai(url, embeddings)
         check_hugging_face(url, embeddings)
-        clients = "openai and huggingface_hub"
+        check_llama_index(url, embeddings)
+        clients = "openai, huggingface_hub and llama_index"
         if shutil.which("curl"):
             check_curl(url, embeddings)
-            clients = "openai, huggingface_hub and curl"
+            clients = "openai, huggingface_hub, llama_index and curl"
         asked = check_openapi(url)
         check_metrics(url)
     print(f"{clients} get the numbers of the command line; {asked} answers are as /openapi.json says; /metrics is read")

@@ -176,5 +176,8 @@ def layout() -> Environment:
 
 def clients() -> Environment:
     """Clients of a server, for check_clients.py."""
-    packages = ("huggingface_hub==2.4.0", "numpy==2.4.6", "openai==3.57.0", "openapi-spec-validator==0.9.0")
-    return Environment("clients", "".join(f"{package}\n" for package in (*packages, "prometheus-client==0.26.0")))
+    packages = (
+        "huggingface_hub==2.4.0", "llama-index-embeddings-text-embeddings-inference==0.6.0", "numpy==2.4.6", "openai==3.57.0",
+        "openapi-spec-validator==0.9.0", "prometheus-client==0.26.0",
+    )  # fmt: skip
+    return Environment("clients", "".join(f"{package}\n" for package in packages), size=" (320 MB)")

@@ -1,30 +1,32 @@
 //! `prior-embed encode-image FILE… --out FILE`: pictures to CLIP image embeddings.
 
+mod stats;
+
 use super::args::{RevisionArgs, text, warn_no_effect};
 use super::context::Context;
 use super::embed;
-use super::output_args::{MainOutputArgs, check_picture};
+use super::output_args::{MainOutputArgs, check_picture, is_same_file};
 use super::prior_args::DeviceArgs;
 use super::progress::{FetchProgress, RunProgress};
-use super::stdout;
 use super::values::{BatchSize, on_error, shard};
+use super::{reports, stdout};
 use crate::bad_input;
 use crate::diffusion::scheduler::SchedulerOptions;
 use crate::error::Component;
-use crate::hub::{Hub, Model, Needs};
-use crate::job::{
-    ComputeOptions, IfExists, Job, JobProgress, OnError, Opener, Prompts, Report, RowOptions, Seeding, Stop,
-};
+use crate::hub::{Hub, Model, ModelSource, Needs};
+use crate::job::{ComputeOptions, Job, JobProgress, OnError, Opener, Prompts, Report, RowOptions, Seeding, Stop};
 use crate::nn::prior::PriorKind;
+use crate::output::destination::Destination;
 use crate::output::shard::Shard;
 use crate::output::{WriteOptions, check, is_stream};
 use crate::pipeline::builtin::EMOJI;
-use crate::pipeline::{Pipeline, Settings};
+use crate::pipeline::{Pipeline, Settings as SamplingSettings};
 use crate::rows::PictureInputs;
 use crate::weights::checkpoint::Placement;
 use crate::weights::precision::Precision;
 use anyhow::Result;
-use std::path::PathBuf;
+use stats::{Settings, Stats};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Turn pictures into CLIP image embeddings
@@ -65,6 +67,10 @@ pub(super) struct Args {
     #[arg(help_heading = "Output", long)]
     overwrite: bool,
 
+    /// Write a JSON report on time and memory to this file
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    stats: Option<PathBuf>,
+
     /// Model: a name from `prior-embed models`, owner/name[@revision] on the hub, or a folder [default: emoji]
     #[arg(help_heading = "Model", short, long, value_name = "NAME", value_parser = text())]
     model: Option<String>,
@@ -89,29 +95,41 @@ pub(super) struct Args {
 /// # Errors
 /// [`crate::bad_input::BadInput`] for what the user can fix, and whatever goes wrong on the way.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
-    let prompts = Prompts { pictures: Some(inputs(args)), ..Prompts::default() };
-    let (write, report) = outputs(args, context)?;
+    let outputs = Outputs::open(args, context)?;
     if args.null && args.files.is_none() && !args.paths.iter().any(|path| path.as_os_str() == "-") {
         warn_no_effect("--null", "it is for lists of paths, and there is none");
     }
     let placement = args.device.placement()?;
     let components: Vec<_> = args.image_encoder.iter().map(|name| (Component::ImageEncoder, name.as_str())).collect();
     let source = args.revision.model(args.model.as_deref().unwrap_or(EMOJI), &components, &context.hub)?;
-    check_picture(&write, &source)?;
+    check_picture(&outputs.write, &source)?;
     let needs = Needs { sixteen_bit: placement.precision != Precision::F32, ..Needs::PICTURES };
     let model = Hub::new(context.hub.clone()).open(&source, needs, &mut FetchProgress::new(&context.screen))?;
-    let open = opener(&model, placement);
-    let job = open().and_then(|pipeline| {
-        let processor = Arc::new(pipeline.image_processor()?);
-        let options = RowOptions { pictures: Some(processor), on_error: args.on_error, ..row_options() };
-        let entries = prompts.open()?;
-        Ok(Job { prompts, entries, options, pipeline, open, compute: compute(args), write, report, provenance: None })
-    });
+    let done = encode(args, outputs, &source, opener(&model, placement), context);
+    done.map_err(|error| model.advise(error))
+}
+
+/// Encodes the pictures with a model that is on this machine.
+fn encode(args: &Args, outputs: Outputs, source: &ModelSource, open: Opener, context: &Context) -> Result<u8> {
+    let pipeline = open()?;
+    let processor = Arc::new(pipeline.image_processor()?);
+    let settings = Settings::new(source, &pipeline)?;
+    let prompts = Prompts { pictures: Some(inputs(args)), ..Prompts::default() };
+    let entries = prompts.open()?;
+    let options = RowOptions { pictures: Some(processor), on_error: args.on_error, ..row_options() };
+    let Outputs { write, report, stats } = outputs;
+    let job =
+        Job { prompts, entries, options, pipeline, open, compute: compute(args), write, report, provenance: None };
     let stop = Stop::listen()?;
     let progress = Arc::new(RunProgress::new(&context.screen, None));
-    let summary = job.and_then(|job| job.run(progress as Arc<dyn JobProgress>, &stop));
-    let summary = summary.map_err(|error| model.advise(error))?;
-    Ok(embed::tell(&summary, context).unwrap_or(0))
+    let summary = job.run(Arc::clone(&progress) as Arc<dyn JobProgress>, &stop)?;
+    if let Some(code) = embed::tell(&summary, context) {
+        return Ok(code);
+    }
+    if let Some(destination) = stats {
+        reports::write(destination, &Stats::new(&summary, settings, &progress, context.start.elapsed()))?;
+    }
+    Ok(0)
 }
 
 fn inputs(args: &Args) -> PictureInputs {
@@ -142,7 +160,7 @@ fn row_options() -> RowOptions {
         latents: None,
         images: None,
         pictures: None,
-        settings: Settings::ONE_STEP,
+        settings: SamplingSettings::ONE_STEP,
         seed: 0,
         seeding: Seeding::Row,
         samples: 1,
@@ -156,29 +174,42 @@ fn row_options() -> RowOptions {
     }
 }
 
-/// Checks that the outputs can be written.
-fn outputs(args: &Args, context: &Context) -> Result<(WriteOptions, Option<Report>)> {
-    let mut write = args.output.write_options()?;
-    let is_stream = is_stream(&write.outputs[0].path);
-    if write.outputs.iter().any(|output| output.path.as_os_str() == "-") {
-        stdout::check()?;
+/// The files that the options name.
+struct Outputs {
+    write: WriteOptions,
+    /// Where to report pictures that cannot be used, if not on standard error.
+    report: Option<Report>,
+    stats: Option<Destination>,
+}
+
+impl Outputs {
+    /// Checks that all outputs can be written.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if one cannot.
+    fn open(args: &Args, context: &Context) -> Result<Self> {
+        let mut write = args.output.write_options()?;
+        write.overwrite = args.overwrite;
+        write.resume = args.resume;
+        write.shard = args.shard;
+        let paths = || write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
+        if paths().any(|path| path.as_os_str() == "-") {
+            stdout::check()?;
+        }
+        if args.overwrite && paths().all(is_stream) {
+            warn_no_effect("--overwrite", "a stream replaces nothing");
+        }
+        check(&write)?;
+        let is_counted = !context.screen.is_quiet() || args.stats.is_some();
+        let report = reports::on_rows(&write, args.on_error, is_counted)?;
+        let stats = reports::stats(args.stats.as_deref(), &write, report.as_ref())?;
+        let is_replaced = |input: &&Path| paths().any(|path| is_same_file(input, path));
+        if let Some(input) = args.paths.iter().chain(&args.files).map(PathBuf::as_path).find(is_replaced) {
+            let name = input.display().to_string();
+            return Err(bad_input!("{name:?} is an input and would be replaced; give the output another name"));
+        }
+        Ok(Self { write, report, stats })
     }
-    if args.overwrite && is_stream {
-        warn_no_effect("--overwrite", "a stream replaces nothing");
-    }
-    let skips = args.on_error == OnError::Skip;
-    if skips && is_stream && context.screen.is_quiet() {
-        return Err(bad_input!(
-            "--on-error skip with --quiet and a stream as --out would hide which pictures are skipped; leave out --quiet"
-        ));
-    }
-    write.overwrite = args.overwrite;
-    write.resume = args.resume;
-    write.shard = args.shard;
-    check(&write)?;
-    let report = (!is_stream && (skips || args.overwrite))
-        .then(|| Report::beside(&write.base_path(), IfExists::of(args.overwrite, args.resume)));
-    Ok((write, report.transpose()?))
 }
 
 fn compute(args: &Args) -> ComputeOptions {

@@ -46,9 +46,10 @@ impl CommandLine {
         Ok(line)
     }
 
-    /// The names of all commands.
-    pub(super) fn command_names() -> Vec<String> {
-        Self::command().get_subcommands().map(|command| command.get_name().to_string()).collect()
+    /// The command that arguments name, whatever is wrong with those after it.
+    pub(super) fn command_of(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
+        let matches = Self::command().ignore_errors(true).try_get_matches_from(tie_prompts(arguments));
+        matches.ok()?.subcommand_name().map(str::to_string)
     }
 }
 

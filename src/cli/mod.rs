@@ -29,6 +29,7 @@ mod models;
 mod output_args;
 mod prior_args;
 mod progress;
+mod reports;
 mod score;
 mod screen;
 #[cfg(feature = "serve")]
@@ -57,9 +58,10 @@ pub fn main() -> ! {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     prefer_huge_pages();
-    let line = match CommandLine::parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let line = match CommandLine::parse_from(arguments.clone()) {
         Ok(line) => line,
-        Err(error) => return usage::answer(&error),
+        Err(error) => return usage::answer(&error, arguments),
     };
     let screen = Screen::new(line.global.quiet, line.global.verbose);
     let context = Context { screen, hub: line.global.hub(), start, command: CommandLine::command };

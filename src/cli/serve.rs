@@ -1,6 +1,6 @@
 //! `prior-embed serve`: the model behind HTTP.
 
-use super::args::{at_least_one, one_of, text, warn_no_effect};
+use super::args::{at_least_one, one_of, text};
 use super::context::Context;
 use super::prior_args::{DeviceArgs, ModelArgs, PriorSource, SchedulerArgs};
 use super::progress::FetchProgress;
@@ -8,7 +8,7 @@ use super::stdout;
 use super::values::{finite, seed, seed_by, temperature};
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
-use crate::hub::{Hub, ModelName, Needs};
+use crate::hub::{Hub, ModelName, Needs, Wish};
 use crate::job::{Opener, Seeding, Stop, signal_exit_code};
 use crate::pipeline::builtin::EMOJI;
 use crate::serve::{self, Address, Defaults, Limits, Listener, LogFormat, LogOptions, Options, Seeds};
@@ -171,9 +171,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         Some(path) => Address::Unix(path.clone()),
         None => Address::Tcp(args.host.clone(), args.port),
     };
-    if args.model.image_encoder.is_some() {
-        warn_no_effect("--image-encoder", "no route needs it");
-    }
     let listener = Listener::bind(&address)?;
     if listener.is_open && options.api_key.is_none() {
         log::warn!("whoever reaches {} may use the server; --api-key or ${API_KEY} asks for a key", listener.address);
@@ -183,8 +180,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         stdout::print(&format!("listening on {}", listener.address))?;
     }
     let (screen, hub) = (context.screen.clone(), Hub::new(context.hub.clone()));
+    let has_image_encoder = args.model.image_encoder.is_some();
     let load = move |start: &mut serve::Start| {
-        let needs = Needs { sixteen_bit: prior.load.precision != Precision::F32, ..Needs::ALL };
+        // It is large, and only makes negative embeddings without a negative prompt.
+        let image_encoder = if has_image_encoder { Wish::Needed } else { Wish::No };
+        let needs = Needs { sixteen_bit: prior.load.precision != Precision::F32, image_encoder, ..Needs::ALL };
         let model = hub.open(&prior.model, needs, &mut FetchProgress::new(&screen))?;
         let (source, opened) = (prior.clone(), model.clone());
         let open: Opener = Arc::new(move || source.open(&opened));

@@ -6,10 +6,11 @@ use super::screen::{Screen, tell};
 use super::stdout;
 use crate::text::printable;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
+use std::ffi::OsString;
 use std::path::Path;
 
-/// Prints what clap reports, and returns the exit code.
-pub(super) fn answer(error: &Error) -> u8 {
+/// Prints what clap reports of these arguments, and returns the exit code.
+pub(super) fn answer(error: &Error, arguments: Vec<OsString>) -> u8 {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match stdout::write_with(|| error.print()) {
             Ok(()) => 0,
@@ -24,14 +25,14 @@ pub(super) fn answer(error: &Error) -> u8 {
             2
         }
         _ => {
-            tell(&format!("error: {}", line(error)));
+            tell(&format!("error: {}", line(error, CommandLine::command_of(arguments).as_deref())));
             2
         }
     }
 }
 
-/// What is wrong, what may have been meant, and where to read more.
-fn line(error: &Error) -> String {
+/// What is wrong with the line of a command, or with one without; what may have been meant, and where to read more.
+fn line(error: &Error, command: Option<&str>) -> String {
     let mut parts = match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
         (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => stray_word(word, tips(error)),
         _ => {
@@ -41,11 +42,12 @@ fn line(error: &Error) -> String {
             let problem = problem.strip_prefix("error: ").unwrap_or(&problem);
             let mut parts = vec![problem.to_string()];
             parts.extend(tips(error));
-            parts.extend(advice_on_prompts(error));
+            parts.extend(advice_on_prompts(error, command));
             parts
         }
     };
-    parts.push(format!("see prior-embed{} --help", command(error)));
+    let command = command.map(|name| format!(" {name}")).unwrap_or_default();
+    parts.push(format!("see prior-embed{command} --help"));
     printable(&parts.join("; "))
 }
 
@@ -71,7 +73,7 @@ fn tips(error: &Error) -> Vec<String> {
 }
 
 /// How to give a prompt that was taken for an option.
-fn advice_on_prompts(error: &Error) -> Option<String> {
+fn advice_on_prompts(error: &Error, command: Option<&str>) -> Option<String> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
@@ -83,18 +85,58 @@ fn advice_on_prompts(error: &Error) -> Option<String> {
             let name = names.into_iter().find(|name| option.starts_with(&format!("{name} ")))?;
             Some(format!("a text that looks like an option is given as {name}=TEXT"))
         }
-        ErrorKind::UnknownArgument if tips(error).is_empty() && command(error).is_empty() => {
+        ErrorKind::UnknownArgument if tips(error).is_empty() && command.is_none() => {
             Some(format!("a prompt that looks like this is given as --prompt={option}"))
         }
         _ => None,
     }
 }
 
-/// A space and the command's name, if there was one.
-fn command(error: &Error) -> String {
-    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return String::new() };
-    let usage = usage.to_string();
-    let after = usage.split("prior-embed ").nth(1).unwrap_or_default();
-    let name = after.split_whitespace().next().unwrap_or_default();
-    if CommandLine::command_names().iter().any(|command| command == name) { format!(" {name}") } else { String::new() }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn line_of(arguments: &[&str]) -> String {
+        let all: Vec<OsString> = ["prior-embed"].iter().chain(arguments).map(OsString::from).collect();
+        let error = CommandLine::parse_from(all.clone()).expect_err(&format!("{arguments:?} can be parsed"));
+        line(&error, CommandLine::command_of(all).as_deref())
+    }
+
+    #[test]
+    fn a_line_names_the_help_of_its_command() {
+        let mut whole = CommandLine::command();
+        whole.build();
+        let mut options = 0;
+        for command in whole.get_subcommands() {
+            let (name, end) = (command.get_name(), format!("; see prior-embed {} --help", command.get_name()));
+            assert!(line_of(&[name, "--no-such-option"]).ends_with(&end), "{name}");
+            for option in command.get_arguments().filter_map(|option| option.get_long()).filter(|long| *long != "help")
+            {
+                // A value that is missing, or one that a switch does not take.
+                let wrong = [format!("--{option}="), format!("--{option}=\u{7}"), format!("--{option}")];
+                let lines = wrong.iter().filter_map(|wrong| {
+                    let all: Vec<OsString> = ["prior-embed", "-q", name, wrong].iter().map(OsString::from).collect();
+                    let error = CommandLine::parse_from(all.clone()).err()?;
+                    error.use_stderr().then(|| line(&error, CommandLine::command_of(all).as_deref()))
+                });
+                let lines: Vec<String> = lines.collect();
+                assert!(!lines.is_empty(), "{name} --{option}");
+                lines.iter().for_each(|line| assert!(line.ends_with(&end), "{name} --{option}: {line}"));
+                options += 1;
+            }
+        }
+        assert!(options > 100, "{options}");
+    }
+
+    #[test]
+    fn a_line_without_a_command_names_the_help_of_all() {
+        for arguments in [&["--steps", "0"][..], &["-p", "serve", "--bogus"], &["--bogus", "serve"], &["-p"], &["srve"]]
+        {
+            let line = line_of(arguments);
+            assert!(line.ends_with("; see prior-embed --help"), "{line}");
+        }
+        let line = line_of(&["-m", "karlo", "info"]);
+        assert!(line.ends_with("give it after info; see prior-embed info --help"), "{line}");
+    }
 }

@@ -1,26 +1,7 @@
 //! Errors of the Hugging Face hub and of the cache of its files.
 
-use super::{Cause, Component, Error, Hint};
-use std::fmt;
-use std::path::PathBuf;
+use super::parts::{Cause, Hint};
 use std::time::Duration;
-
-/// `prior-embed download`, with the options that a run needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DownloadCommand {
-    /// `owner/name` or `owner/name@revision`.
-    pub model: String,
-    /// The components from elsewhere, each with its name.
-    pub components: Vec<(Component, String)>,
-    /// `--image-encoder`
-    pub image_encoder: bool,
-    /// `--dtype bf16`: weights in 16 bits are enough.
-    pub sixteen_bit: bool,
-    /// `--cache-dir`
-    pub cache_dir: Option<PathBuf>,
-    /// `--force`: compare the hashes of what is in the cache.
-    pub force: bool,
-}
 
 /// An error of the hub, or of the cache of its files.
 #[derive(Debug, thiserror::Error)]
@@ -95,33 +76,5 @@ impl HubErrorKind {
         };
         let is_not_found = matches!(self, RepositoryNotFound | RevisionNotFound | FileNotFound);
         is_not_found || matches!(self, AccessDenied | Offline | Unsafe | Incomplete | Environment)
-    }
-}
-
-impl fmt::Display for DownloadCommand {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        // A path of this machine may have spaces in it.
-        let quoted = |name: &str| if name.contains(char::is_whitespace) { format!("{name:?}") } else { name.into() };
-        write!(formatter, "prior-embed download {}", quoted(&self.model))?;
-        for (is_set, option) in [(self.image_encoder, "--image-encoder"), (self.sixteen_bit, "--dtype bf16")] {
-            if is_set {
-                write!(formatter, " {option}")?;
-            }
-        }
-        for (component, name) in &self.components {
-            // A flag of its own means the model's own image encoder.
-            let separator = if *component == Component::ImageEncoder { "=" } else { " " };
-            write!(formatter, " --{}{separator}{}", component.option(), quoted(name))?;
-        }
-        if let Some(folder) = &self.cache_dir {
-            write!(formatter, " --cache-dir {folder:?}")?;
-        }
-        if self.force { formatter.write_str(" --force") } else { Ok(()) }
-    }
-}
-
-impl From<HubError> for Error {
-    fn from(error: HubError) -> Self {
-        Self::Hub(Box::new(error))
     }
 }

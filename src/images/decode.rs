@@ -78,11 +78,16 @@ impl<'a> Header<'a> {
         Ok(Self { decoder: Box::new(decoder), orientation, color_key: color_key(bytes, format) })
     }
 
+    /// Number of pixels.
+    pub fn pixels(&self) -> u64 {
+        let (width, height) = self.decoder.dimensions();
+        u64::from(width) * u64::from(height)
+    }
+
     /// Bytes of memory that decoding takes, about.
     pub fn bytes(&self) -> u64 {
-        let (width, height) = self.decoder.dimensions();
         // Its own pixels, RGB, and RGB again when it is turned.
-        self.decoder.total_bytes().saturating_add(u64::from(width) * u64::from(height) * 6)
+        self.decoder.total_bytes().saturating_add(self.pixels() * 6)
     }
 
     /// Decodes the picture.

@@ -230,8 +230,7 @@ impl ImageProcessor {
     }
 
     /// The pixel values of an encoded picture, `(3, size, size)` row by row, which the image encoder takes. `permit` is
-    /// asked for the memory that decoding takes, in bytes, and what it returns is kept until the picture is decoded and
-    /// cropped.
+    /// asked once the header is read, and what it returns is kept until the picture is decoded and cropped.
     ///
     /// # Errors
     /// What is wrong with the picture, as a predicate.
@@ -239,10 +238,10 @@ impl ImageProcessor {
         &self,
         bytes: &[u8],
         size: usize,
-        permit: impl FnOnce(u64) -> P,
+        permit: impl FnOnce(&Header) -> P,
     ) -> Result<Vec<f32>, String> {
         let header = Header::read(bytes)?;
-        let _permit = permit(header.bytes());
+        let _permit = permit(&header);
         let cropped = self.crop(header.decode()?)?;
         let (height, width) = (cropped.height, cropped.width);
         if (height, width) != (size, size) {

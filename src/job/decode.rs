@@ -1,11 +1,13 @@
 //! Reads and decodes the pictures of a block, in several threads.
 
 use super::batcher::Block;
+use super::summary::Decoding;
 use crate::images::ImageProcessor;
 use crate::rows::PictureFile;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 /// Bytes that pictures which are being decoded may take together. One of any size goes through alone.
 const MAX_BYTES: u64 = 1 << 30;
@@ -66,6 +68,7 @@ pub(super) struct PictureDecoder {
     /// Threads for each block.
     pub(super) threads: usize,
     pub(super) memory: DecodingMemory,
+    pub(super) done: Mutex<Decoding>,
 }
 
 impl PictureDecoder {
@@ -101,7 +104,23 @@ impl PictureDecoder {
     }
 
     fn pixels(&self, file: &PictureFile) -> Result<Vec<f32>, String> {
-        self.processor.pixel_values(&file.read()?, self.size, |bytes| self.memory.take(bytes))
+        let start = Instant::now();
+        let bytes = file.read()?;
+        let mut pixels = 0;
+        let values = self.processor.pixel_values(&bytes, self.size, |header| {
+            pixels = header.pixels();
+            self.memory.take(header.bytes())
+        });
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.bytes += bytes.len() as u64;
+        done.pixels += pixels;
+        done.time += start.elapsed();
+        values
+    }
+
+    /// What was decoded so far.
+    pub(super) fn done(&self) -> Decoding {
+        *self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

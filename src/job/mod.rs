@@ -254,6 +254,7 @@ fn computation(options: RowOptions, pipeline: &mut Pipeline, rows: Option<u64>, 
             size: pipeline.image_size()?,
             threads: plan.decoding_threads(),
             memory: DecodingMemory::default(),
+            done: Mutex::default(),
         }),
     };
     Ok(Computation {

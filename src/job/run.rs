@@ -6,7 +6,7 @@ use super::prompts::{edited, no_prompts};
 use super::provenance::Provenance;
 use super::report::lock;
 use super::stop::Stop;
-use super::summary::{Outcome, Summary};
+use super::summary::{Decoding, Outcome, Summary};
 use super::worker::{Computed, Embedded, Shared, work};
 use crate::output::{Batch, EmbeddingWriter, Flow, Interrupted};
 use crate::pipeline::{Pipeline, Timings};
@@ -54,6 +54,8 @@ impl Run {
         let outcome = written.run(pipeline, stop);
         let (timings, write) = (total_of(&written.timings), written.time);
         progress.end();
+        let pictures = shared.computation.pictures.as_ref();
+        let decoding = pictures.map(|pictures| Decoding { threads: pictures.threads * workers, ..pictures.done() });
         // Its thread, if it has one, ends here also after an error.
         let mut batcher = shared.batcher.into_inner().unwrap_or_else(PoisonError::into_inner);
         let start = Instant::now();
@@ -65,6 +67,7 @@ impl Run {
             skipped: None,
             timings,
             read: read + batcher.position.read,
+            decoding: decoding.unwrap_or_default(),
             write,
             workers,
             threads: plan.threads_each() * workers,

@@ -23,6 +23,19 @@ pub enum Outcome {
     },
 }
 
+/// The pictures that a run decoded, those that cannot be used included.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Decoding {
+    /// Threads that decode side by side.
+    pub threads: usize,
+    /// Time spent reading, decoding and resizing, and waiting for memory, summed over these threads.
+    pub time: Duration,
+    /// Bytes of the encoded pictures.
+    pub bytes: u64,
+    /// Their pixels.
+    pub pixels: u64,
+}
+
 /// What a run did.
 #[derive(Debug, Default)]
 pub struct Summary {
@@ -38,8 +51,10 @@ pub struct Summary {
     pub skipped: Option<(u64, PathBuf)>,
     /// Where time went, summed over all workers.
     pub timings: Timings,
-    /// Time spent reading prompts, and waiting for those of a pipe.
+    /// Time spent reading prompts or listing pictures, and waiting for those of a pipe.
     pub read: Duration,
+    /// What was decoded.
+    pub decoding: Decoding,
     /// Time spent writing.
     pub write: Duration,
     /// Workers.

@@ -1,13 +1,8 @@
 //! Text conditions that were made elsewhere, in place of prompts: prompt weighting, mixed or optimized embeddings.
 
-use super::load::Pipeline;
 use super::request::Prompt;
-use crate::nn::layers::attention::sequences;
-use crate::nn::prior::TextCondition;
 use crate::{Error, Result};
-use ndarray::{Array2, Array3, Axis, concatenate};
-use std::sync::Arc;
-use tch::Tensor;
+use ndarray::{Array2, Array3, ArrayView1, Axis, concatenate};
 
 /// What a text encoder gives for some prompts, or what is to stand in its place: the arguments that diffusers'
 /// `PriorTransformer` calls `proj_embedding`, `encoder_hidden_states` and `attention_mask`.
@@ -21,6 +16,16 @@ pub struct Conditions {
     mask: Array2<bool>,
     /// Rows that are not negative.
     rows: usize,
+}
+
+/// What stands in the place of one prompt.
+pub(super) struct ConditionRow<'a> {
+    /// Of the tokens that are not hidden, `(tokens, hidden_size)`.
+    pub(super) hidden_states: Array2<f32>,
+    /// Of these tokens.
+    pub(super) positions: Vec<usize>,
+    /// `(text_embedding_dim)`.
+    pub(super) text_embed: ArrayView1<'a, f32>,
 }
 
 impl Conditions {
@@ -121,81 +126,37 @@ impl Conditions {
         (count > 0).then(|| Prompt::Condition(self.rows + if count == 1 { 0 } else { row }))
     }
 
-    /// The positions of the tokens of a row that are not hidden.
-    fn positions(&self, row: usize) -> impl Iterator<Item = usize> {
-        self.mask.row(row).into_iter().enumerate().filter_map(|(position, counts)| counts.then_some(position))
+    /// A row; those of the negative prompts come last. `None` if there is no such row.
+    pub(super) fn row(&self, row: usize) -> Option<ConditionRow<'_>> {
+        if row >= self.text_embeds.nrows() {
+            return None;
+        }
+        let counts = self.mask.row(row).into_iter().enumerate();
+        let positions: Vec<usize> = counts.filter_map(|(position, counts)| counts.then_some(position)).collect();
+        let hidden_states = self.hidden_states.index_axis(Axis(0), row).select(Axis(0), &positions);
+        Some(ConditionRow { hidden_states, positions, text_embed: self.text_embeds.row(row) })
+    }
+
+    /// Checks the sizes that a model takes: of its text embedding, its tokens, and a token's hidden state.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if they are others.
+    pub(super) fn check_sizes(&self, text_embedding_dim: i64, max_tokens: i64, hidden_size: i64) -> Result<()> {
+        let (_, tokens, width) = self.hidden_states.dim();
+        let sizes = [
+            ("text_embeds", "numbers a row", self.text_embeds.ncols(), text_embedding_dim),
+            ("text_encoder_hidden_states", "tokens a row", tokens, max_tokens),
+            ("text_encoder_hidden_states", "numbers a token", width, hidden_size),
+        ];
+        match sizes.into_iter().find(|(_, _, found, wanted)| *found as i64 != *wanted) {
+            Some((name, what, found, wanted)) => {
+                refused(format!("{name} has {found} {what}, and this model takes {wanted}"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
 fn refused<T>(reason: String) -> Result<T> {
     Err(Error::Option { option: "conditions", reason })
-}
-
-impl Pipeline {
-    /// Sets the conditions that [`Prompt::Condition`] refers to.
-    ///
-    /// # Errors
-    /// [`Error::Option`] if the model takes other sizes.
-    pub fn set_conditions(&mut self, conditions: Arc<Conditions>) -> Result<()> {
-        let (_, tokens, width) = conditions.hidden_states.dim();
-        let sizes = [
-            ("text_embeds", "numbers a row", conditions.text_embeds.ncols(), self.text.config.projection_dim),
-            ("text_encoder_hidden_states", "tokens a row", tokens, self.prior_config.num_embeddings()),
-            ("text_encoder_hidden_states", "numbers a token", width, self.text.config.hidden_size),
-        ];
-        if let Some((name, what, found, wanted)) =
-            sizes.into_iter().find(|(_, _, found, wanted)| *found as i64 != *wanted)
-        {
-            return refused(format!("{name} has {found} {what}, and this model takes {wanted}"));
-        }
-        // A cache may be of the conditions before.
-        (self.conditions, self.negative) = (Some(conditions), None);
-        Ok(())
-    }
-
-    /// The condition of prompts that are not all texts. `encoded` is that of the texts among them.
-    pub(super) fn mix(&self, prompts: &[Prompt<&str>], encoded: Option<TextCondition>) -> Result<TextCondition> {
-        let placement = self.encoder_placement();
-        let on_device = |values: &[f32], shape: [i64; 2]| -> Result<Tensor> {
-            let tensor = Tensor::f_from_slice(values)?.f_reshape(shape)?;
-            Ok(tensor.f_to_device(placement.device)?.f_to_kind(placement.precision.kind())?)
-        };
-        let of_texts: Vec<(i64, i64)> = encoded.iter().flat_map(|encoded| sequences(&encoded.lens)).collect();
-        let mut of_texts = of_texts.into_iter().zip(0..);
-        let (mut states, mut lens, mut embeds, mut positions) = (Vec::new(), Vec::new(), Vec::new(), Vec::<i64>::new());
-        for prompt in prompts {
-            let len = match (prompt, &encoded, &self.conditions) {
-                (Prompt::Text(_), Some(encoded), _) => {
-                    let next = of_texts.next();
-                    let ((start, end), index) = next.ok_or_else(|| Error::Internal("a text was not encoded".into()))?;
-                    states.push(encoded.states.f_narrow(0, start, end - start)?);
-                    embeds.push(encoded.embeds.f_narrow(0, index, 1)?);
-                    positions.extend(0..end - start);
-                    end - start
-                }
-                (Prompt::Condition(row), _, Some(conditions)) if *row < conditions.text_embeds.nrows() => {
-                    let of_row: Vec<usize> = conditions.positions(*row).collect();
-                    let (len, (_, _, width)) = (of_row.len() as i64, conditions.hidden_states.dim());
-                    let kept = conditions.hidden_states.index_axis(Axis(0), *row).select(Axis(0), &of_row);
-                    let embed = conditions.text_embeds.row(*row).to_vec();
-                    states.push(on_device(kept.as_slice().unwrap_or_default(), [len, width as i64])?);
-                    embeds.push(on_device(&embed, [1, embed.len() as i64])?);
-                    positions.extend(of_row.iter().map(|position| *position as i64));
-                    len
-                }
-                _ => return Err(Error::Internal(format!("there is no {prompt}"))),
-            };
-            lens.push(len);
-        }
-        // Without a token that is hidden before others they are counted through.
-        let has_holes = sequences(&lens).zip(&lens).any(|((start, end), len)| {
-            positions[start as usize..end as usize].last().is_some_and(|last| last + 1 != *len)
-        });
-        let positions = match has_holes {
-            true => Some(Tensor::f_from_slice(&positions)?.f_to_device(placement.device)?),
-            false => None,
-        };
-        let (states, embeds) = (Tensor::f_cat(&states, 0)?, Tensor::f_cat(&embeds, 0)?);
-        Ok(TextCondition { states, lens, positions, embeds })
-    }
 }

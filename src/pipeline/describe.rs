@@ -1,8 +1,8 @@
 //! A model's architecture and size, from its configurations and, if they are here, the headers of its weights.
 
 use super::layout::{CONFIG, Layout, ModelFile};
-use super::load::{Networks, read_prior_config, read_scheduler};
-use super::parameters::Parameters;
+use super::load::{read_prior_config, read_scheduler};
+use super::parameters::{Networks, Parameters};
 use crate::Result;
 use crate::config;
 use crate::files::Folder;

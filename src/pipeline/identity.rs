@@ -4,7 +4,8 @@ use super::layout::{
     CONFIG, IMAGE_ENCODER, IMAGE_PROCESSOR, Layout, PREPROCESSOR_CONFIG, PRIOR, SCHEDULER, SCHEDULER_CONFIG,
     TEXT_ENCODER, TOKENIZER, ZERO_IMAGE_EMBED,
 };
-use super::load::{Networks, Pipeline};
+use super::load::Pipeline;
+use super::parameters::Networks;
 use crate::Result;
 use crate::error::Component;
 use crate::files::Folder;

@@ -4,7 +4,7 @@ use super::conditions::Conditions;
 use super::fit::check_fit;
 use super::layout::{CONFIG, Layout, Replacements, SCHEDULER, SCHEDULER_CONFIG};
 use super::negative::NegativeCache;
-use super::parameters::Parameters;
+use super::parameters::{Networks, Parameters};
 use super::progress::Progress;
 use super::request::{Settings, Timings};
 use super::text::TextStage;
@@ -26,17 +26,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// The networks that runs need; the weights of others may be absent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Networks {
-    /// The text encoder and the prior.
-    TextAndPrior,
-    /// The prior: what stands in the place of prompts needs no text encoder.
-    Prior,
-    /// The image encoder.
-    ImageEncoder,
-}
 
 /// A model. Its networks are loaded when they are first needed.
 #[derive(Debug)]

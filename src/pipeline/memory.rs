@@ -1,7 +1,7 @@
 //! The memory plan: the batch size, how many pipelines run side by side, and whether threads are worth it.
 
-use super::load::{Networks, Pipeline};
-use super::parameters::Parameters;
+use super::load::Pipeline;
+use super::parameters::{Networks, Parameters};
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::error::Hint;
 use crate::nn::prior::{NetworkConfig, PriorKind};
@@ -84,6 +84,23 @@ impl Pipeline {
         }
         let hint = Some(if batch > 1 { Hint::UseLessMemory } else { Hint::UseFewerBits });
         Err(Error::OutOfMemory { needed, free, hint })
+    }
+
+    /// Checks that [`Pipeline::zero_embed`] has room beside all that is loaded.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or an error if weights are missing or damaged.
+    #[cfg(feature = "serve")]
+    pub fn check_memory_of_zero_embed(&self) -> Result<()> {
+        if self.layout.zero_image_encoder().is_none() {
+            return Ok(());
+        }
+        let demand = Demand { rows: 1, is_uniform: true, zero_embed: false, free_memory: None };
+        let needed = self.image_needs(demand, self.parameters()?.image_encoder)?.bytes(1, 1);
+        match self.free_bytes() {
+            Some(free) if needed > free => Err(Error::OutOfMemory { needed, free, hint: Some(Hint::UseFewerBits) }),
+            _ => Ok(()),
+        }
     }
 
     /// How many pipelines of a small model run side by side, each on `batch` rows: `max`, or as many as fit into free

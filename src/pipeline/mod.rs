@@ -8,10 +8,10 @@
 //! ```
 //!
 //! [`Pipeline::embed`] is that story. Beside it, [`layout`] finds the components in a folder as diffusers saves it,
-//! [`component`] those that come from elsewhere, `load` opens and loads them, [`memory`](Demand) plans batches,
-//! `pictures` encodes pictures, `from_image` starts from their embeddings, [`mixing`](Mix) runs what is to be mixed,
-//! [`draws`](Draws) chooses the best, `identity` tells models apart, and [`builtin`] is the model that ships with the
-//! library.
+//! [`component`] those that come from elsewhere, `load` opens and loads them, `encode` makes text conditions of prompts,
+//! [`memory`](Demand) plans batches, `pictures` encodes pictures, `from_image` starts from their embeddings,
+//! [`mixing`](Mix) runs what is to be mixed, [`draws`](Draws) chooses the best, `identity` tells models apart, and
+//! [`builtin`] is the model that ships with the library.
 //!
 //! Source: diffusers 0.42 `pipelines/kandinsky2_2/pipeline_kandinsky2_2_prior.py`.
 
@@ -26,6 +26,7 @@ mod draws;
 mod embeds;
 #[cfg(feature = "cli")]
 mod emoji_index;
+mod encode;
 mod fit;
 mod from_image;
 #[cfg(feature = "cli")]
@@ -214,31 +215,6 @@ impl Pipeline {
             }
             None => Ok(embeds),
         }
-    }
-
-    /// Tokenizes and encodes prompts that are texts, and takes the others as they are. `truncated` gets the index of
-    /// each that is too long, counted from `first`, the prompt, the part that was left out, and the maximum number of
-    /// tokens.
-    fn encode(
-        &mut self,
-        prompts: &[Prompt<&str>],
-        first: usize,
-        truncated: &mut dyn FnMut(usize, &str, &str, usize),
-    ) -> Result<TextCondition> {
-        let start = Instant::now();
-        let (texts, places): (Vec<&str>, Vec<usize>) =
-            prompts.iter().zip(first..).filter_map(|(prompt, place)| Some((prompt.text()?, place))).unzip();
-        let max_tokens = self.text.tokenizer.max_length();
-        let mut truncated = |index: usize, removed: &str| truncated(places[index], texts[index], removed, max_tokens);
-        let encodings = self.text.tokenize(&texts, &mut truncated)?;
-        self.timings.tokenize += start.elapsed();
-        let encoded = if texts.is_empty() { None } else { Some(self.text.encode(&encodings)?) };
-        let text = match encoded {
-            Some(encoded) if texts.len() == prompts.len() => encoded,
-            encoded => self.mix(prompts, encoded)?,
-        };
-        self.timings.text += start.elapsed();
-        Ok(text)
     }
 }
 

@@ -1,12 +1,22 @@
-//! How many weights a model has.
+//! The networks that a run needs, and how many weights they have.
 
 use super::layout::Layout;
-use super::load::Networks;
 use crate::Result;
 use crate::files::Folder;
 use crate::nn::image_encoder::ImageEncoder;
 use crate::nn::text_encoder::TextEncoder;
 use crate::weights::checkpoint::Checkpoint;
+
+/// The networks that runs need; the weights of others may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Networks {
+    /// The text encoder and the prior.
+    TextAndPrior,
+    /// The prior: what stands in the place of prompts needs no text encoder.
+    Prior,
+    /// The image encoder.
+    ImageEncoder,
+}
 
 /// Number of weights of each network.
 #[derive(Debug, Clone, Copy)]

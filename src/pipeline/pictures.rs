@@ -5,7 +5,8 @@ use super::fit::check_image_encoder;
 use super::layout::CONFIG;
 #[cfg(feature = "images")]
 use super::layout::{IMAGE_PROCESSOR, PREPROCESSOR_CONFIG};
-use super::load::{Networks, Pipeline};
+use super::load::Pipeline;
+use super::parameters::Networks;
 use super::progress::Progress;
 use crate::config;
 use crate::error::{Component, Hint};
@@ -45,7 +46,10 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::encode_images`], and [`Error::NotFinite`], which names the weights that are to blame.
     pub fn image_embeds(&mut self, pixels: &Tensor) -> Result<Array2<f32>> {
+        self.load_image_encoder(&mut ())?;
+        let start = Instant::now();
         let embeds = to_array(&self.encode_images(pixels)?)?;
+        self.timings.image += start.elapsed();
         if let Some(row) = first_non_finite(&embeds) {
             let what = format!("the embedding of picture {} of {}", row + 1, embeds.nrows());
             return Err(self.explain_non_finite(&what, &[Component::ImageEncoder]));

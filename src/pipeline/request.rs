@@ -90,6 +90,8 @@ pub struct Timings {
     pub tokenize: Duration,
     /// The prior: prefill and denoising.
     pub prior: Duration,
+    /// Encoding pictures with CLIP.
+    pub image: Duration,
 }
 
 impl Settings {
@@ -115,5 +117,6 @@ impl std::ops::AddAssign for Timings {
         self.text += other.text;
         self.tokenize += other.tokenize;
         self.prior += other.prior;
+        self.image += other.image;
     }
 }

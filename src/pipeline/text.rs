@@ -1,16 +1,12 @@
-//! From prompts to the prior's text condition.
+//! The tokenizer and the text encoder.
 
-use super::embeds::to_array;
-use super::load::Pipeline;
-use super::progress::{Progress, Truncation, shorten};
-use super::request::Prompt;
+use super::progress::shorten;
 use crate::error::Hint;
 use crate::nn::prior::TextCondition;
 use crate::nn::text_encoder::{TextEncoder, TextEncoderConfig};
 use crate::tokenizer::{Encoding, Tokenizer};
 use crate::weights::checkpoint::textual_inversion::TextualInversion;
 use crate::{Error, Result};
-use ndarray::Array2;
 use tch::Tensor;
 
 /// The tokenizer, and the text encoder while it is loaded.
@@ -30,7 +26,7 @@ impl TextStage {
     ///
     /// # Errors
     /// [`Error::File`] if there is such a token, or its embeddings do not fit the text encoder.
-    fn add(&mut self, inversion: &TextualInversion) -> Result<()> {
+    pub(super) fn add(&mut self, inversion: &TextualInversion) -> Result<()> {
         let TextualInversion { origin, token, vectors, .. } = inversion;
         let (width, wanted) = (vectors.ncols() as i64, self.config.hidden_size);
         let refused = |reason: String| Error::file(origin, reason);
@@ -93,49 +89,6 @@ impl TextStage {
         let lens: Vec<i64> = encodings.iter().map(|encoding| encoding.len as i64).collect();
         let states = without_padding(output.last_hidden_state, &run, &lens)?;
         Ok(TextCondition { states, lens, positions: None, embeds: output.text_embeds })
-    }
-}
-
-impl Pipeline {
-    /// The CLIP text embeddings of texts, `(texts, text_embedding_dim)`.
-    ///
-    /// # Errors
-    /// As [`Pipeline::embed`].
-    pub fn text_embeds(&mut self, texts: &[&str], progress: &mut dyn Progress) -> Result<Array2<f32>> {
-        self.load_text_encoder(progress)?;
-        let prompts: Vec<Prompt<&str>> = texts.iter().copied().map(Prompt::Text).collect();
-        let mut truncated = |_, prompt: &str, removed: &str, max_tokens| {
-            progress.truncated(&Truncation { prompt, removed, max_tokens, rows: Vec::new() });
-        };
-        to_array(&self.encode(&prompts, 0, &mut truncated)?.embeds)
-    }
-
-    /// The maximum number of tokens of a prompt, start and end included.
-    #[cfg(feature = "serve")]
-    pub fn max_tokens(&self) -> usize {
-        self.text.tokenizer.max_length()
-    }
-
-    /// The number of tokens of a prompt, start and end included, and whether it has more, which are truncated.
-    ///
-    /// # Errors
-    /// [`Error::Prompt`] if the text encoder does not know a token.
-    #[cfg(feature = "serve")]
-    pub fn count_tokens(&self, prompt: &str) -> Result<(usize, bool)> {
-        let mut is_truncated = false;
-        let encodings = self.text.tokenize(&[prompt], &mut |_, _| is_truncated = true)?;
-        Ok((encodings.first().map_or(0, |encoding| encoding.len), is_truncated))
-    }
-
-    /// Adds a learned token to the tokenizer and the text encoder, as `load_textual_inversion` of diffusers does.
-    ///
-    /// # Errors
-    /// [`Error::File`] if there is such a token, or its embeddings do not fit the text encoder.
-    pub fn add_textual_inversion(&mut self, inversion: &TextualInversion) -> Result<()> {
-        self.text.add(inversion)?;
-        // What there is was encoded without it.
-        (self.text.encoder, self.negative) = (None, None);
-        Ok(())
     }
 }
 

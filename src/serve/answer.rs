@@ -1,6 +1,6 @@
 //! Embeddings as the body of a response.
 
-use super::failure::{Failure, FailureBody, Kind, Style};
+use super::failure::{Failure, FailureBody, Style};
 use super::row::{Embedding, Row};
 use super::server::Pending;
 use crate::output::{ArrayName, Arrays, Batch, OutputFormat, OutputRow, numbers, to_bytes};
@@ -9,19 +9,30 @@ use axum::http::{HeaderValue, Response, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+/// The negative embeddings of rows.
+#[derive(Debug, Clone, Default)]
+pub(super) enum NegativeEmbeds {
+    /// None are shown.
+    #[default]
+    None,
+    /// The embedding of each row is followed by its own.
+    Own,
+    /// One for all rows.
+    Shared(Embedding),
+}
+
 /// How rows are shown.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Form {
     /// The number of the first.
     pub(super) first: usize,
-    /// Whether the embedding of each is followed by its negative one.
-    pub(super) has_negatives: bool,
+    pub(super) negatives: NegativeEmbeds,
     /// The shape of a row that is no vector.
     pub(super) row_shape: Option<[usize; 2]>,
     /// Whether embeddings are scaled to length 1.
@@ -29,9 +40,9 @@ pub(super) struct Form {
 }
 
 impl Form {
-    /// Embeddings of a row.
-    fn each(self) -> usize {
-        1 + usize::from(self.has_negatives)
+    /// Computed embeddings of a row.
+    fn each(&self) -> usize {
+        if matches!(self.negatives, NegativeEmbeds::Own) { 2 } else { 1 }
     }
 }
 
@@ -48,14 +59,14 @@ pub(super) struct Embedded {
 
 impl Embedded {
     /// # Errors
-    /// [`Kind::Engine`] if they differ in length.
+    /// [`Failure::internal`] if they differ in length.
     pub(super) fn new(rows: &[Row], embeddings: &[Embedding], form: Form) -> Result<Self, Failure> {
         let each = form.each();
         let array = |skipped: usize| {
             let embeddings = embeddings.iter().skip(skipped).step_by(each);
             let shape = (embeddings.len(), embeddings.clone().next().map_or(0, |embedding| embedding.len()));
             let values: Vec<f32> = embeddings.flat_map(|embedding| embedding.iter().copied()).collect();
-            Array2::from_shape_vec(shape, values).map_err(internal)
+            Array2::from_shape_vec(shape, values).map_err(Failure::internal)
         };
         let row = |(row, place): (&Row, usize)| OutputRow {
             row: place as u64,
@@ -64,8 +75,16 @@ impl Embedded {
             seed: row.seed,
         };
         let rows = rows.iter().step_by(each).zip(form.first..).map(row).collect();
-        let negative = form.has_negatives.then(|| array(1)).transpose()?;
-        Ok(Self { rows, image: array(0)?, negative, form })
+        let image = array(0)?;
+        let negative = match &form.negatives {
+            NegativeEmbeds::None => None,
+            NegativeEmbeds::Own => Some(array(1)?),
+            NegativeEmbeds::Shared(embedding) => {
+                let negative = ArrayView1::from(&**embedding);
+                Some(negative.broadcast(image.raw_dim()).ok_or_else(|| Failure::internal("lengths differ"))?.to_owned())
+            }
+        };
+        Ok(Self { rows, image, negative, form })
     }
 
     fn batch(&self) -> Batch<'_> {
@@ -76,7 +95,7 @@ impl Embedded {
     /// The numbers of each row.
     ///
     /// # Errors
-    /// [`Kind::Engine`].
+    /// [`Failure::internal`].
     pub(super) fn lists(&self) -> Result<Vec<Vec<f32>>, Failure> {
         self.lists_of(ArrayName::Image)
     }
@@ -84,13 +103,13 @@ impl Embedded {
     /// Those of the negative embeddings, if there are any.
     ///
     /// # Errors
-    /// [`Kind::Engine`].
+    /// [`Failure::internal`].
     pub(super) fn negative_lists(&self) -> Result<Option<Vec<Vec<f32>>>, Failure> {
         self.negative.as_ref().map(|_| self.lists_of(ArrayName::Negative)).transpose()
     }
 
     fn lists_of(&self, array: ArrayName) -> Result<Vec<Vec<f32>>, Failure> {
-        let numbers = numbers(&self.batch(), array, self.form.normalize).map_err(internal)?;
+        let numbers = numbers(&self.batch(), array, self.form.normalize).map_err(Failure::internal)?;
         Ok(numbers.chunks(self.image.ncols().max(1)).map(<[f32]>::to_vec).collect())
     }
 
@@ -102,17 +121,11 @@ impl Embedded {
     /// The file that the command line would write.
     ///
     /// # Errors
-    /// [`Kind::Engine`].
+    /// [`Failure::internal`].
     pub(super) fn file(&self, format: OutputFormat) -> Result<Vec<u8>, Failure> {
-        let arrays = if self.form.has_negatives { Arrays::IMAGE.union(Arrays::NEGATIVE) } else { Arrays::IMAGE };
-        to_bytes(format, &self.batch(), arrays, self.form.row_shape, self.form.normalize).map_err(internal)
+        let arrays = if self.negative.is_some() { Arrays::IMAGE.union(Arrays::NEGATIVE) } else { Arrays::IMAGE };
+        to_bytes(format, &self.batch(), arrays, self.form.row_shape, self.form.normalize).map_err(Failure::internal)
     }
-}
-
-/// A failure of the server itself.
-pub(super) fn internal(error: impl ToString) -> Failure {
-    let message = format!("internal error: {}", error.to_string());
-    Failure { logged: Some(message.clone()), ..Failure::new(Kind::Engine, message) }
 }
 
 /// A response of status 200.
@@ -126,7 +139,7 @@ pub(super) fn response(media_type: &'static str, body: impl Into<Body>) -> Respo
 pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(bytes) => response("application/json", bytes),
-        Err(error) => internal(error).response(Style::OpenAi),
+        Err(error) => Failure::internal(error).response(Style::OpenAi),
     }
 }
 
@@ -160,7 +173,7 @@ impl Lines {
         let first = end / each;
         let embeddings: Result<Vec<Embedding>, Failure> = self.begun.drain(..).collect();
         let line = |embeddings: Vec<Embedding>| {
-            Embedded::new(rows, &embeddings, Form { first, ..self.form })?.file(OutputFormat::JsonLines)
+            Embedded::new(rows, &embeddings, Form { first, ..self.form.clone() })?.file(OutputFormat::JsonLines)
         };
         embeddings.and_then(line).unwrap_or_else(|failure| {
             let error = failure.body(Style::OpenAi);

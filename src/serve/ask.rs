@@ -68,10 +68,6 @@ impl Ask {
         let Self { prompts, samples, .. } = self;
         let negatives = self.negatives(options)?;
         self.check(&negatives, options)?;
-        if self.negative_image_embeds && !negatives.is_given() {
-            let message = "negative_image_embeds needs negative_prompts to make them of";
-            return Err(Failure::of("negative_image_embeds", message));
-        }
         if negatives.is_given() {
             model.check_negative().map_err(|failure| failure.about("negative_prompts"))?;
         }
@@ -106,6 +102,11 @@ impl Ask {
             }
         }
         Ok(Asked { rows, settings, tokens: tokens.iter().sum(), truncated })
+    }
+
+    /// Whether there are negative prompts, of the request or of the server.
+    pub(super) fn has_negatives(&self, options: &Options) -> bool {
+        !matches!(self.negative_prompts, Negatives::Default) || options.defaults.negative_prompt.is_some()
     }
 
     /// Checks numbers and sizes, before anything is made of them.

@@ -94,7 +94,7 @@ pub(super) fn start(open: &Opener, options: &Options, metrics: &Arc<Metrics>) ->
         workers,
         version: env!("CARGO_PKG_VERSION"),
     };
-    Ok((Model::new(pipeline, info), queue))
+    Ok((Model::new(pipeline, open, info), queue))
 }
 
 /// What computes a batch.

@@ -75,6 +75,12 @@ impl Failure {
         Self { param: Some(param.into()), ..Self::new(Kind::Invalid, message) }
     }
 
+    /// One of the server itself.
+    pub(super) fn internal(error: impl ToString) -> Self {
+        let message = format!("internal error: {}", error.to_string());
+        Self { logged: Some(message.clone()), ..Self::new(Kind::Engine, message) }
+    }
+
     /// The same about a field.
     pub(super) fn about(self, param: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..self }

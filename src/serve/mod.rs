@@ -33,6 +33,7 @@ mod router;
 mod routes;
 mod row;
 mod server;
+mod zero_embed;
 
 pub use listener::Listener;
 pub use options::{Address, Defaults, Limits, LogFormat, LogOptions, Options, Seeds};

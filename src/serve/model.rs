@@ -2,16 +2,21 @@
 
 use super::failure::{Failure, Kind};
 use super::options::Defaults;
+use super::row::Embedding;
+use super::zero_embed::ZeroEmbed;
+use crate::job::Opener;
 use crate::nn::prior::PriorKind;
 use crate::pipeline::{Pipeline, Settings};
 use serde::Serialize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::task::spawn_blocking;
 
 /// The model as the handlers see it.
 #[derive(Debug)]
 pub(super) struct Model {
     /// Without networks: its tokenizer and its scheduler are what is needed.
     pipeline: Mutex<Pipeline>,
+    zero_embed: Arc<ZeroEmbed>,
     pub(super) info: Info,
 }
 
@@ -56,8 +61,9 @@ pub(super) struct Wanted {
 }
 
 impl Model {
-    pub(super) fn new(pipeline: Pipeline, info: Info) -> Self {
-        Self { pipeline: Mutex::new(pipeline), info }
+    pub(super) fn new(pipeline: Pipeline, open: &Opener, info: Info) -> Self {
+        let zero_embed = Arc::new(ZeroEmbed::new(Arc::clone(open)));
+        Self { pipeline: Mutex::new(pipeline), zero_embed, info }
     }
 
     /// The settings of a request.
@@ -100,6 +106,33 @@ impl Model {
             return Err(Failure::new(Kind::Invalid, message));
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// [`Kind::Invalid`] if [`Model::zero_embed`] would find nothing to make it with.
+    pub(super) fn check_zero_embed(&self) -> Result<(), Failure> {
+        let pipeline = self.lock();
+        match pipeline.kind() {
+            kind if kind == PriorKind::Sequence => {
+                let message = format!("the model has {}, which has no negative embeddings", kind.title());
+                Err(Failure::of("negative_image_embeds", message))
+            }
+            _ if !pipeline.has_zero_embed() => {
+                let message = "negative_image_embeds without negative_prompts is of a black image, and the model has no \
+                               image encoder here to make it with; give negative_prompts";
+                Err(Failure::of("negative_image_embeds", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The embedding of a black image, `(dim)`.
+    ///
+    /// # Errors
+    /// [`Kind::Engine`] if the image encoder is damaged, or there is no memory for it.
+    pub(super) async fn zero_embed(&self) -> Result<Embedding, Failure> {
+        let zero_embed = Arc::clone(&self.zero_embed);
+        spawn_blocking(move || zero_embed.get()).await.map_err(Failure::internal)?
     }
 
     fn lock(&self) -> MutexGuard<'_, Pipeline> {

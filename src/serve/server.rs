@@ -234,11 +234,8 @@ impl Pending {
                 Some(None) => {}
             }
             let Poll::Ready(reply) = self.ticket.poll(context) else { return Poll::Pending };
-            let (place, result) = reply.unwrap_or_else(|| {
-                let lost = "internal error: a row was not computed";
-                let logged = Some(lost.into());
-                (place, Err(Failure { logged, ..Failure::new(Kind::Engine, lost) }))
-            });
+            let lost = || (place, Err(Failure::internal("a row was not computed")));
+            let (place, result) = reply.unwrap_or_else(lost);
             if let (Ok(embedding), Some(key)) = (&result, self.keys.get(place)) {
                 self.working.server.cache().put(*key, Embedding::clone(embedding));
             }

@@ -289,3 +289,63 @@ fn the_built_in_model_encodes_pictures() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji");
     assert_eq!(run(&[], "a.npy"), run(&["--model", folder.to_str().unwrap()], "b.npy"));
 }
+
+#[test]
+fn stats_tell_of_pictures() {
+    let place = Workplace::new();
+    put(&place, &["rgb.png", "exif_6.jpg"]);
+    fs::write(place.path("bad.png"), "bad").unwrap();
+    let stats = |name: &str| -> Value { serde_json::from_slice(&fs::read(place.path(name)).unwrap()).unwrap() };
+    let bytes = |name: &str| fs::metadata(place.path(name)).unwrap().len();
+    let pictures = ["rgb.png", "exif_6.jpg", "bad.png"];
+    let options = ["--on-error", "skip", "--threads", "1", "--batch-size", "2", "--dtype", "int8"];
+    assert_done(encode(&place).args(pictures).args(options).args(["--out", "e.npy", "--stats", "s.json"]));
+    let found = stats("s.json");
+    assert_eq!((&found["rows"], &found["resumed_rows"], &found["skipped_rows"]), (&3.into(), &0.into(), &1.into()));
+    assert_eq!(found["input_bytes"], pictures.map(bytes).iter().sum::<u64>());
+    assert_eq!(found["input_pixels"], 31 * 23 + 20 * 13);
+    let seconds = |name: &str| found["seconds"][name].as_f64().unwrap();
+    let parts = ["load", "list", "decode", "encode", "write"].map(seconds);
+    assert!(parts.iter().all(|part| *part > 0.0), "{found}");
+    // One thread does it all.
+    assert!(parts.iter().sum::<f64>() <= seconds("total"), "{found}");
+    let rate = found["pictures_per_second"].as_f64().unwrap();
+    assert!((rate * seconds("total") - 3.0).abs() < 1e-6, "{found}");
+    assert!(found["peak_rss_bytes"].as_u64().unwrap() > 10_000_000 && found["planned_bytes"].is_u64());
+    let settings = ["image_size", "embedding_dim", "threads", "decoding_threads", "workers", "batch_size"];
+    assert_eq!(settings.map(|key| found["settings"][key].as_u64().unwrap()), [14, 16, 1, 1, 1, 2]);
+    assert_eq!((&found["settings"]["device"], &found["settings"]["dtype"]), (&"cpu".into(), &"f32".into()));
+
+    // A run that finds everything done decodes nothing.
+    let options = [&pictures[..], &options[..], &["--shard", "1/1", "--out", "f.npy"]].concat();
+    assert_done(encode(&place).args(&options));
+    assert_done(encode(&place).args(&options).args(["--resume", "--stats", "t.json"]));
+    let found = stats("t.json");
+    assert_eq!((&found["rows"], &found["resumed_rows"], &found["input_bytes"]), (&3.into(), &3.into(), &0.into()));
+
+    // A quiet stream may skip rows if something counts them.
+    let mut quiet = encode(&place);
+    quiet.args(pictures).args(["-q", "--on-error", "skip", "--out", "-"]);
+    assert_refused(&place, &mut quiet, 2, &["--quiet", "--stats"]);
+    assert_eq!(read_npy(&quiet.args(["--stats", "u.json"]).output().unwrap().stdout).nrows(), 3);
+    assert_eq!(stats("u.json")["skipped_rows"], 1);
+}
+
+#[test]
+fn stats_are_a_file_of_their_own() {
+    let place = Workplace::new();
+    put(&place, &["rgb.png"]);
+    fs::write(place.path("list"), "rgb.png\n").unwrap();
+    fs::write(place.path("s.json"), "precious").unwrap();
+    let cases: [(&[&str], &[&str]); 5] = [
+        (&["rgb.png", "--out", "e.npy", "--stats", "./e.npy"], &["--out and --stats", "same file"]),
+        (&["rgb.png", "--out", "e.npy", "--stats", "s.json"], &["s.json", "--overwrite"]),
+        (&["rgb.png", "--out", "e.npy", "--stats", "none/s.json"], &["none/s.json", "no folder"]),
+        (&["--files", "list", "--overwrite", "--out", "e.npy", "--stats", "list"], &["\"list\"", "would be replaced"]),
+        (&["rgb.png", "--overwrite", "--picture", "rgb.png"], &["rgb.png", "would be replaced"]),
+    ];
+    for (options, words) in cases {
+        assert_refused(&place, encode(&place).args(options), 2, words);
+    }
+    assert_eq!(fs::read(place.path("s.json")).unwrap(), b"precious");
+}

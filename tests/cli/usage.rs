@@ -217,7 +217,10 @@ fn odd_command_lines_are_one_clear_line() {
         ("merge --owerwrite a -o n.npy", "a similar argument exists: '--overwrite'; see prior-embed merge --help"),
         ("merge --steps 3 x -o n.npy", "unexpected argument '--steps' found; see prior-embed merge --help"),
         ("info --jsn", "a similar argument exists: '--json'; see prior-embed info --help"),
-        ("info emoji -m emoji", "cannot be used with"),
+        ("info emoji -m emoji", "cannot be used with '--model <NAME>'; see prior-embed info --help"),
+        ("serve --port x", "invalid digit found in string; see prior-embed serve --help"),
+        ("edit @a --theta x", "; see prior-embed edit --help"),
+        ("-q score --top 0", "; see prior-embed score --help"),
         ("models x", "unexpected argument 'x' found; see prior-embed models --help"),
         ("download a b", "unexpected argument 'b' found; see prior-embed download --help"),
         // What is missing.

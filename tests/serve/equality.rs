@@ -147,8 +147,62 @@ fn negative_embeddings_are_those_of_the_command_line() {
         assert!(reply.status == 400 && reply.text().contains(words), "{reply:?}");
     };
     refused(&[("accept", "application/x-npy")], &body, "holds one array");
+}
+
+#[test]
+fn without_a_negative_prompt_it_is_that_of_a_black_image() {
+    let large = model();
+    let body =
+        json!({ "prompts": ["a red apple", "two cats"], "samples": 2, "seed": 7, "negative_image_embeds": true });
+    // A file has it, or an image encoder makes it.
+    for model in ["emoji", large.to_str().unwrap()] {
+        let place = Workplace::new();
+        let mut command = place.bare();
+        command.args(["-p", "a red apple", "-p", "two cats", "--samples-per-prompt", "2", "--seed", "7", "-q"]);
+        assert_done(command.args(["--model", model, "-o", "out.safetensors"]));
+        let expected = fs::read(place.path("out.safetensors")).unwrap();
+        let expected = SafeTensors::deserialize(&expected).unwrap();
+        let server = Server::start(&["--model", model, "--cache-mb", "0"]);
+        // The first of several asks for it while the others wait.
+        let answers: Vec<Value> = thread::scope(|scope| {
+            let ask = || scope.spawn(|| server.post("/prior", &body).ok());
+            let asked: Vec<_> = (0..4).map(|_| ask()).collect();
+            asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+        });
+        let lines = server.post_with("/prior", &[("accept", "application/x-ndjson")], &body).text();
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let reply = server.post_with("/prior", &[("accept", "application/octet-stream")], &body);
+        let file = SafeTensors::deserialize(&reply.body).unwrap();
+        for name in ["image_embeds", "negative_image_embeds"] {
+            let found = floats(file.tensor(name).unwrap().data());
+            assert_close(&found, &floats(expected.tensor(name).unwrap().data()), name);
+            answers.iter().for_each(|answer| assert_eq!(rows(&answer[name]).concat(), found));
+            assert_eq!(lines.iter().flat_map(|line| numbers(&line[name])).collect::<Vec<_>>(), found);
+        }
+        // No row of the queue is spent on it.
+        assert_eq!(server.metric("prior_embed_rows_total"), 6.0 * 4.0);
+    }
+}
+
+#[test]
+fn what_has_no_black_image_is_refused() {
     let body = json!({ "prompts": "a", "negative_image_embeds": true });
-    refused(&[], &body, "negative_image_embeds needs negative_prompts");
+    let root = model().parent().unwrap().parent().unwrap().to_path_buf();
+    for (model, words) in [
+        ("pipelines/no_image_encoder", "has no image encoder here to make it with; give negative_prompts"),
+        ("shap_e/shap_e", "has no negative embeddings"),
+    ] {
+        let server = Server::start(&["--steps", "3", "--model", root.join(model).to_str().unwrap()]);
+        let reply = server.post("/prior", &body);
+        let param = &reply.json()["error"]["param"];
+        assert!(reply.status == 400 && reply.text().contains(words) && param == "negative_image_embeds", "{reply:?}");
+        assert_eq!(server.metric("prior_embed_rows_total"), 0.0);
+    }
+    // The server's own negative prompt does without.
+    let path = root.join("pipelines/no_image_encoder");
+    let server = Server::start(&["--steps", "3", "--negative-prompt", "dark", "--model", path.to_str().unwrap()]);
+    let given = json!({ "prompts": "a", "negative_image_embeds": true, "negative_prompts": "dark" });
+    assert_eq!(server.post("/prior", &body).ok(), server.post("/prior", &given).ok());
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::context::Context;
 use super::output_args::check_picture;
 use super::prior_args::wants_negative;
 use super::progress::{FetchProgress, RunProgress, rows};
+use super::reports;
 use crate::bad_input;
 use crate::diffusion::guidance::Guidance;
 use crate::hub::{Hub, Model};
@@ -89,7 +90,7 @@ fn compute(args: &Args, request: Request, model: &Model, context: &Context) -> R
         return Ok(code);
     }
     if let Some(destination) = stats {
-        Stats::new(&summary, settings, &progress, context.start.elapsed()).write(destination)?;
+        reports::write(destination, &Stats::new(&summary, settings, &progress, context.start.elapsed()))?;
     }
     Ok(0)
 }

@@ -5,10 +5,10 @@ use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
 use crate::cli::output_args::is_same_file;
-use crate::cli::stdout;
-use crate::job::{IfExists, OnError, Report};
+use crate::cli::{reports, stdout};
+use crate::job::Report;
 use crate::output::destination::Destination;
-use crate::output::{Arrays, OutputFormat, WriteOptions, check, is_stream};
+use crate::output::{Arrays, WriteOptions, check, is_stream};
 use anyhow::Result;
 use std::path::Path;
 
@@ -37,24 +37,9 @@ impl Outputs {
         if args.overwrite && paths().all(is_stream) {
             warn_no_effect("--overwrite", "a stream replaces nothing");
         }
-        let report = report(args, &write.base_path(), context.screen.is_quiet())?;
-        let stats = args.stats.as_ref().map(|path| Destination::open(path, args.overwrite)).transpose()?;
-        let same = stats.as_ref().and_then(|stats| write.outputs.iter().find(|output| stats.is_at(&output.path)));
-        if let Some(output) = same {
-            let name = match output.arrays {
-                _ if output.format == OutputFormat::Picture => "--picture",
-                Arrays::NEGATIVE => "--negative-out",
-                Arrays::TEXT => "--text-out",
-                Arrays::SCORES => "--scores",
-                _ => "--out",
-            };
-            return Err(bad_input!("{name} and --stats are the same file; give two names"));
-        }
-        if let (Some(stats), Some(report)) = (&stats, &report)
-            && stats.is_at(report.path())
-        {
-            return Err(bad_input!("--stats and the report on skipped rows are the same file; give another name"));
-        }
+        let is_counted = !context.screen.is_quiet() || args.stats.is_some();
+        let report = reports::on_rows(&write, args.on_error, is_counted)?;
+        let stats = reports::stats(args.stats.as_deref(), &write, report.as_ref())?;
         let provenance = args.provenance.as_ref();
         let provenance = provenance.map(|path| Destination::open(path, args.overwrite || args.resume)).transpose()?;
         let others = write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
@@ -79,22 +64,6 @@ impl Outputs {
         }
         Ok(Self { write, stats, provenance, report })
     }
-}
-
-/// The report on rows that cannot be used. With --overwrite, that of an earlier run is replaced together with its
-/// output.
-fn report(args: &Args, main: &Path, is_quiet: bool) -> Result<Option<Report>> {
-    let skips = args.on_error == OnError::Skip;
-    if is_stream(main) {
-        if skips && is_quiet && args.stats.is_none() {
-            return Err(bad_input!(
-                "--on-error skip with --quiet and a stream as --out would hide which rows are skipped; leave out \
-                 --quiet, or add --stats FILE, which counts them"
-            ));
-        }
-        return Ok(None);
-    }
-    (skips || args.overwrite).then(|| Report::beside(main, IfExists::of(args.overwrite, args.resume))).transpose()
 }
 
 fn write_options(args: &Args) -> Result<WriteOptions> {

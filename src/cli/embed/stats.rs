@@ -4,8 +4,8 @@ use super::args::Args;
 use super::request::Request;
 use crate::cli::prior_args::PriorSource;
 use crate::cli::progress::RunProgress;
+use crate::cli::reports;
 use crate::job::{Seeding, Summary};
-use crate::output::destination::Destination;
 use crate::pipeline::{self, Pipeline};
 use crate::weights::checkpoint::Placement;
 use anyhow::Result;
@@ -173,28 +173,9 @@ impl Stats {
             skipped_rows: summary.skipped.as_ref().map_or(unreported, |(rows, _)| *rows),
             rows_per_second: rows.saturating_sub(resumed) as f64 / total.as_secs_f64(),
             seconds: Seconds::new(summary, total),
-            peak_rss_bytes: peak_rss_bytes(),
+            peak_rss_bytes: reports::peak_rss_bytes(),
             planned_bytes: memory,
             settings: Settings { threads, workers, batch_size, ..settings },
         }
     }
-
-    /// Writes the report.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub(super) fn write(&self, destination: Destination) -> Result<()> {
-        destination.write(|output| {
-            serde_json::to_writer_pretty(&mut *output, self)?;
-            Ok(writeln!(output)?)
-        })
-    }
-}
-
-/// The most memory that this process has held, in bytes.
-fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
 }

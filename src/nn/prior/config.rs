@@ -195,7 +195,7 @@ impl PriorConfig {
 
     /// The inner dimension of the transformer.
     pub fn inner_dim(&self) -> i64 {
-        self.num_attention_heads.saturating_mul(self.attention_head_dim)
+        inner_dim(self.num_attention_heads, self.attention_head_dim)
     }
 
     /// Number of learned positions.
@@ -238,17 +238,14 @@ impl Config for PriorConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = true;
 
     fn validate(&self) -> Result<()> {
+        check_blocks(self.num_attention_heads, self.attention_head_dim, self.num_layers)?;
         check_sizes(&[
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("num_attention_heads * attention_head_dim", self.inner_dim()),
             ("embedding_dim", self.embedding_dim),
             ("num_embeddings + additional_embeddings", self.positions()),
             ("time_embed_dim", self.time_embed_dim()),
             ("embedding_proj_dim", self.embedding_proj_dim()),
             ("clip_embed_dim", self.clip_embed_dim()),
         ])?;
-        check_layers("num_layers", self.num_layers)?;
         let counts = [("num_embeddings", self.num_embeddings), ("additional_embeddings", self.additional_embeddings)];
         if let Some((key, count)) = counts.into_iter().find(|(_, count)| *count < 0) {
             return Err(Error::key(key, format!("is {count}, it cannot be negative")));
@@ -259,6 +256,24 @@ impl Config for PriorConfig {
         check_choice("added_emb_type", &self.added_emb_type, "prd")?;
         self.time_embed_activation().map(drop)
     }
+}
+
+/// The inner dimension of a transformer with so many heads of a width.
+pub(super) fn inner_dim(heads: i64, head_dim: i64) -> i64 {
+    heads.saturating_mul(head_dim)
+}
+
+/// Checks the sizes of the transformer's blocks, of which priors of both classes are made.
+///
+/// # Errors
+/// [`Error::Config`] that names the key.
+pub(super) fn check_blocks(heads: i64, head_dim: i64, layers: i64) -> Result<()> {
+    check_sizes(&[
+        ("num_attention_heads", heads),
+        ("attention_head_dim", head_dim),
+        ("num_attention_heads * attention_head_dim", inner_dim(heads, head_dim)),
+    ])?;
+    check_layers("num_layers", layers)
 }
 
 fn check_choice(key: &str, value: &Option<String>, only: &str) -> Result<()> {

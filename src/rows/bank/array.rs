@@ -1,6 +1,6 @@
 //! Embeddings in an array of a file: mapped into memory, or of a compressed file in memory.
 
-use super::{EMBEDS, extension, shown};
+use super::names::{EMBEDS, extension, shown};
 use crate::bad_input;
 use crate::files::Bytes;
 use crate::rows::arrays::{ArrayFile, npy_header};

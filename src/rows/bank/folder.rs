@@ -1,7 +1,7 @@
 //! A folder of numbered files: clip-retrieval's `img_emb/img_emb_0000.npy` and `metadata/metadata_0000.parquet`, or
 //! `.npy` files in the folder itself.
 
-use super::{extension, shown};
+use super::names::{extension, shown};
 use crate::bad_input;
 use crate::bad_input::OrBadInput;
 use anyhow::Result;

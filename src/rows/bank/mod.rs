@@ -5,28 +5,20 @@
 
 mod array;
 mod folder;
+mod names;
 mod table;
+
+pub use table::Label;
 
 use crate::bad_input;
 use crate::search::Block;
 use anyhow::Result;
 use array::StoredArray;
+use names::{extension, shown};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use table::Table;
-
-/// The array, or the column of a table, that embeddings are in, if there are several.
-const EMBEDS: &str = "image_embeds";
-
-/// What is known of a row beside its embedding.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Label {
-    /// Its id.
-    pub id: Option<String>,
-    /// Its prompt or caption.
-    pub caption: Option<String>,
-}
 
 /// Embeddings in a file or a folder.
 #[derive(Debug)]
@@ -154,19 +146,6 @@ impl Bank {
             }
         }
         Ok(labels)
-    }
-}
-
-/// The extension of a file, in small letters.
-fn extension(path: &Path) -> Option<String> {
-    path.extension().map(|extension| extension.to_string_lossy().to_lowercase())
-}
-
-/// A path as messages show it.
-fn shown(path: &Path) -> String {
-    match path.as_os_str() == "-" {
-        true => "standard input".into(),
-        false => format!("{:?}", path.display().to_string()),
     }
 }
 

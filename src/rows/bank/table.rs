@@ -1,6 +1,6 @@
 //! Embeddings, and what is known of them, in a Parquet file.
 
-use super::{EMBEDS, Label, shown};
+use super::names::{EMBEDS, shown};
 use crate::bad_input;
 use crate::bad_input::BadInput;
 use crate::rows::parquet::guard::guarded;
@@ -25,6 +25,15 @@ use std::sync::Arc;
 
 /// Rows of text that are decoded together.
 const LABEL_ROWS: usize = 64;
+
+/// What is known of a row beside its embedding.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Label {
+    /// Its id.
+    pub id: Option<String>,
+    /// Its prompt or caption.
+    pub caption: Option<String>,
+}
 
 /// A Parquet file, opened.
 struct Opened {

@@ -1,6 +1,6 @@
 //! `POST /draw`: pictures of the built-in model's embeddings, for the page.
 
-use crate::serve::answer::{internal, json};
+use crate::serve::answer::json;
 use crate::serve::body;
 use crate::serve::failure::{Failure, Kind, Style};
 use crate::serve::server::Server;
@@ -56,10 +56,10 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
     let embeds = rows(asked.image_embeds, info.embedding_dim, server.options.limits.rows)?;
     let server = Arc::clone(server);
     let drawing = tokio::task::spawn_blocking(move || server.artist().and_then(|artist| artist.draw(&embeds)));
-    let drawn = drawing.await.map_err(internal)?;
+    let drawn = drawing.await.map_err(Failure::internal)?;
     let drawn = drawn.map_err(|error| match error.downcast_ref::<crate::Error>() {
         Some(error @ crate::Error::Option { .. }) => Failure::from(error).about("image_embeds"),
-        _ => internal(format!("{error:#}")),
+        _ => Failure::internal(format!("{error:#}")),
     })?;
     let pictures = drawn.into_iter().map(|drawn| Picture {
         png: STANDARD.encode(drawn.png),
@@ -87,5 +87,5 @@ fn rows(lists: Vec<Vec<f32>>, dim: usize, max: usize) -> Result<Array2<f32>, Fai
         };
         return Err(Failure::of("image_embeds", format!("image_embeds[{place}] {reason}")));
     }
-    Array2::from_shape_vec((count, dim), lists.concat()).map_err(internal)
+    Array2::from_shape_vec((count, dim), lists.concat()).map_err(Failure::internal)
 }

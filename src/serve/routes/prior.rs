@@ -1,7 +1,7 @@
 //! `POST /prior`: all that the prior can do.
 
 use crate::output::OutputFormat;
-use crate::serve::answer::{Embedded, Form, Lines, json, response};
+use crate::serve::answer::{Embedded, Form, Lines, NegativeEmbeds, json, response};
 use crate::serve::ask::{Ask, Negatives};
 use crate::serve::body::{self, Texts};
 use crate::serve::failure::{Failure, Kind, Style};
@@ -32,7 +32,7 @@ struct PriorRequest {
     samples: Option<usize>,
     #[serde(default)]
     normalize: bool,
-    /// Whether to give those of the negative prompts too, which decoders of Kandinsky 2.x take.
+    /// Whether to give those that decoders of Kandinsky 2.x take too: of the negative prompts, or else of a black image.
     #[serde(default)]
     negative_image_embeds: bool,
     truncate: Option<bool>,
@@ -109,15 +109,22 @@ async fn answer(server: &Arc<Server>, request: Request<Body>) -> Result<Response
         let message = "negative_image_embeds: application/x-npy holds one array; accept another format";
         return Err(Failure::of("negative_image_embeds", message));
     }
-    let info = &server.model()?.info;
-    let form = Form {
-        first: 0,
-        has_negatives: asked.negative_image_embeds,
-        row_shape: info.row_shape,
-        normalize: asked.normalize,
-    };
-    let ask = ask(asked)?;
+    let model = server.model()?;
+    let info = &model.info;
+    let (has_negatives, normalize) = (asked.negative_image_embeds, asked.normalize);
+    let mut ask = ask(asked)?;
+    let is_of_black_image = has_negatives && !ask.has_negatives(&server.options);
+    if is_of_black_image {
+        model.check_zero_embed()?;
+        ask.negative_image_embeds = false;
+    }
     let mut pending = server.embed(&ask, &parts)?;
+    let negatives = match has_negatives {
+        true if is_of_black_image => NegativeEmbeds::Shared(model.zero_embed().await?),
+        true => NegativeEmbeds::Own,
+        false => NegativeEmbeds::None,
+    };
+    let form = Form { first: 0, negatives, row_shape: info.row_shape, normalize };
     if format == Format::JsonLines {
         return Ok(response(format.media_type(), Lines::body(pending, form)));
     }

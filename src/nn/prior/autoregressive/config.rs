@@ -1,7 +1,8 @@
 //! The configuration of an autoregressive prior.
 
-use crate::config::{Config, check_float, check_layers, check_sizes};
+use crate::config::{Config, check_float, check_sizes};
 use crate::error::{Error, Result};
+use crate::nn::prior::config::{check_blocks, inner_dim};
 use serde::Deserialize;
 
 /// The share of the dot product's distribution that the paper leaves out.
@@ -37,7 +38,7 @@ pub struct AutoregressiveConfig {
 impl AutoregressiveConfig {
     /// The inner dimension of the transformer.
     pub fn inner_dim(&self) -> i64 {
-        self.num_attention_heads.saturating_mul(self.attention_head_dim)
+        inner_dim(self.num_attention_heads, self.attention_head_dim)
     }
 
     /// Number of learned positions: those of the text states, the text embedding, the dot product, and all buckets but
@@ -66,10 +67,8 @@ impl Config for AutoregressiveConfig {
     const WARNS_OF_UNKNOWN_KEYS: bool = true;
 
     fn validate(&self) -> Result<()> {
+        check_blocks(self.num_attention_heads, self.attention_head_dim, self.num_layers)?;
         check_sizes(&[
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("num_attention_heads * attention_head_dim", self.inner_dim()),
             ("embedding_dim", self.embedding_dim),
             ("embedding_proj_dim", self.embedding_proj_dim()),
             ("encoder_hid_dim", self.encoder_hid_dim()),
@@ -79,7 +78,6 @@ impl Config for AutoregressiveConfig {
             ("num_buckets", self.num_buckets),
             ("num_dot_product_buckets", self.num_dot_product_buckets),
         ])?;
-        check_layers("num_layers", self.num_layers)?;
         if self.num_tokens > self.embedding_dim {
             let (tokens, dim) = (self.num_tokens, self.embedding_dim);
             return Err(Error::key("num_tokens", format!("is {tokens}, it cannot be above embedding_dim ({dim})")));
