@@ -33,7 +33,8 @@ from tools.problem import Problem  # noqa: E402
 RECIPES = SCRIPTS / "cluster"
 BATCH, MANIFEST = RECIPES / "slurm.sbatch", RECIPES / "kubernetes.yaml"
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-PROGRAMS = ("slurmctld", "slurmd", "slurmstepd", "munged", "sbatch", "scancel", "scontrol", "squeue")
+PROGRAMS = ("slurmctld", "slurmd", "slurmstepd", "munged", "sbatch", "scancel", "scontrol", "sinfo")
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 SHARDS = 4
 # Of both recipes.
 BLOCK = 64
@@ -89,7 +90,7 @@ def wait_for(condition, what, seconds=900):
     end = time.monotonic() + seconds
     while not (found := condition()):
         expect(time.monotonic() < end, f"{what}: not so after {seconds} s")
-        time.sleep(0.05)
+        time.sleep(0.1)
     return found
 
 
@@ -112,7 +113,7 @@ class Place:
 
 
 def safe_rows(hidden):
-    """Whether a run that gathers its rows in this hidden folder has some that are safe: its journal's header has company."""
+    """Whether the run that works in this hidden folder has rows that are safe: its journal has more than a header."""
     try:
         return (hidden / "journal.jsonl").read_bytes().count(b"\n") > 1
     except OSError:
@@ -172,11 +173,12 @@ def check_schemas(documents):
                 refused += 1
             else:
                 raise Problem(f"a misspelt {'.'.join(map(str, path))} is not refused")
-    print(f"{MANIFEST.name}: valid in Kubernetes {OLDEST_KUBERNETES} and {newest}; each of {refused} fields is refused misspelt")
+    versions = f"{OLDEST_KUBERNETES} and {newest}"
+    print(f"{MANIFEST.name}: valid in Kubernetes {versions}; refused with any of {refused} fields misspelt")
 
 
 def check_job(job):
-    """What no schema says: values that are free there, and what belongs together. The container, and the exit codes given up on."""
+    """What no schema checks: values, and what belongs together. The container, and the exit codes that end the Job."""
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
@@ -242,13 +244,16 @@ def check_pods(container, give_up, place):
     found = [numpy.load(path) for path in sorted((out / "img_emb").glob("*.npy"))]
     expect(len(found) == shards, f"{len(found)} files of {shards} shards")
     for shard, rows in enumerate(found):
-        expect(numpy.array_equal(rows, expected[of_shard == shard]), f"rows of shard {shard + 1} are others than in a single run")
+        same = numpy.array_equal(rows, expected[of_shard == shard])
+        expect(same, f"the rows of shard {shard + 1} are not those of a single run")
     bad = Place(place.folder.parent / "bad", place.binary)
     (bad.folder / "captions.txt").write_bytes(b"\xff\xfe\xff")
     process = container_process(container, 0, bad)
     said = process.communicate()[1]
     expect(process.returncode in give_up, f"bad input ends with {process.returncode}, not one of {give_up}: {said}")
-    print(f"{MANIFEST.name}: the pods' command, run here, gives the rows of a single run; stopped, it goes on; bad input ends the Job")
+    print(
+        f"{MANIFEST.name}: the command of {shards} pods, one of them stopped, gives the rows of a single run; bad input ends the Job"
+    )
 
 
 class Slurm:
@@ -286,13 +291,15 @@ class Slurm:
         (self.home / "slurm.conf").write_text(text, encoding="utf-8")
         (self.home / "key").touch(0o600)
         (self.home / "key").write_bytes(os.urandom(128))
-        files = ("socket", "key-file", "pid-file", "log-file", "seed-file")
+        names = ("socket", "key-file", "pid-file", "log-file", "seed-file")
+        files = [f"--{name}={self.home}/{name.removesuffix('-file')}" for name in names]
         # --force: what it asks of folders is meant for a service.
-        self.daemon("munged", "--foreground", "--force", *(f"--{name}={self.home}/{name.split('-')[0]}" for name in files))
+        self.daemon("munged", "--foreground", "--force", *files)
         wait_for((self.home / "socket").exists, "munged is ready", 30)
         self.daemon("slurmctld", "-D")
         self.daemon("slurmd", "-D")
-        wait_for(lambda: self.ask("sinfo", "--noheader", "--format=%T", fails=True).startswith("idle"), "the node is idle", 60)
+        states = lambda: self.ask("sinfo", "--noheader", "--format=%T", may_fail=True)
+        wait_for(lambda: states().startswith("idle"), "the node is idle", 120)
 
     def daemon(self, name, *options):
         """Starts one."""
@@ -300,11 +307,11 @@ class Slurm:
             quiet = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             self.daemons.append(subprocess.Popen([name, *options], env=self.environment, **quiet))
 
-    def ask(self, *command, fails=False, **variables):
-        """What a command of Slurm prints; it may fail if `fails`."""
+    def ask(self, *command, may_fail=False, **variables):
+        """What a command of Slurm prints."""
         words, environment = [str(word) for word in command], {**self.environment, **variables}
         done = subprocess.run(words, env=environment, cwd=self.folder, capture_output=True, text=True)
-        expect(fails or done.returncode == 0, f"{' '.join(words[:2])} failed: {done.stderr.strip()}")
+        expect(may_fail or done.returncode == 0, f"{' '.join(words[:2])} failed: {done.stderr.strip()}")
         return done.stdout.strip()
 
     def submit(self, *arguments, array=f"1-{SHARDS}"):
@@ -318,7 +325,7 @@ class Slurm:
         return self.ask("sbatch", "--parsable", *options, "--wrap", command)
 
     def tasks(self, job):
-        """The fields of a job's tasks that have begun, by their numbers; those of a job without an array as number 0."""
+        """The fields of a job's tasks that have begun, by their numbers; 0 is a job without an array."""
         lines = self.ask("scontrol", "--oneliner", "show", "job", job).splitlines()
         records = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines]
         return {int(number): record for record in records if (number := record.get("ArrayTaskId", "0")).isdecimal()}
@@ -335,15 +342,19 @@ class Slurm:
 
     def wait_for_end(self, job):
         """The state and exit code of each task."""
-        is_over = lambda record: record["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
-        over = lambda: all(map(is_over, (tasks := self.tasks(job)).values())) and tasks
-        return {number: (record["JobState"], record["ExitCode"]) for number, record in wait_for(over, f"job {job} is over").items()}
+
+        def ends():
+            records = self.tasks(job)
+            is_over = all(record["JobState"] in OVER for record in records.values())
+            return is_over and {number: (record["JobState"], record["ExitCode"]) for number, record in records.items()}
+
+        return wait_for(ends, f"job {job} is over")
 
     def stop(self):
         """Ends jobs and daemons, and what is left of them."""
         if len(self.daemons) == 3:
-            self.ask("scancel", "--full", "--signal=KILL", f"--user={os.getuid()}", fails=True)
-            self.ask("scancel", f"--user={os.getuid()}", fails=True)
+            self.ask("scancel", "--full", "--signal=KILL", f"--user={os.getuid()}", may_fail=True)
+            self.ask("scancel", f"--user={os.getuid()}", may_fail=True)
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
@@ -398,17 +409,18 @@ def check_array(slurm, place):
     for number in range(1, SHARDS + 1):
         log = (place.folder / f"prior-embed-{job}_{number}.log").read_text(encoding="utf-8")
         expect(("resuming after" in log) == (number < 4), f"task {number}: {log}")
-    print(f"{BATCH.name}: {SHARDS} shards, two preempted and one at its time limit, merge into the bytes of a single run")
-    return job, whole
+    print(f"{BATCH.name}: {SHARDS} shards, two preempted, one at its time limit, merge into the bytes of a single run")
+    return whole
 
 
 def check_again(slurm, place, whole):
     """The array sent again: as a whole, which computes nothing, and two of its shards."""
-    parts = {number: place.folder / "parts" / f"{number}.npy" for number in range(1, SHARDS + 1)}
-    times = {number: path.stat().st_mtime_ns for number, path in parts.items()}
+    parts = [place.folder / "parts" / f"{number}.npy" for number in range(1, SHARDS + 1)]
+    times = lambda: [path.stat().st_mtime_ns for path in parts]
+    before = times()
     ends = slurm.wait_for_end(slurm.submit("captions.txt", "parts", *STEPS))
     expect(set(ends.values()) == {("COMPLETED", "0:0")}, f"the array sent again ends with {ends}")
-    expect({number: path.stat().st_mtime_ns for number, path in parts.items()} == times, "the array sent again writes again")
+    expect(times() == before, "the array sent again writes again")
     for path in (place.folder / "parts").glob("[24].npy*"):
         path.unlink()
     job = slurm.submit("captions.txt", "parts", *STEPS, array="2,4")
@@ -432,14 +444,11 @@ def check_refusals(slurm, place):
 def check_slurm(place):
     """The batch script on a cluster."""
     with Slurm(place) as slurm:
-        version = slurm.ask("sbatch", "--version")
-        said = slurm.ask("sbatch", "--test-only", "--mem=500", "--cpus-per-task=1", BATCH, "captions.txt", "parts", fails=True)
-        expect(not said, said)
-        _, whole = check_array(slurm, place)
+        slurm.ask("sbatch", "--test-only", "--cpus-per-task=1", "--mem=500", BATCH, "captions.txt", "parts")
+        whole = check_array(slurm, place)
         check_again(slurm, place, whole)
         check_refusals(slurm, place)
     expect(not slurm.left(), "processes of Slurm are left")
-    return version
 
 
 def missing_programs():
@@ -493,13 +502,13 @@ def main():
         if options.install and missing_programs():
             install()
         missing = [] if options.without_slurm else missing_programs()
-        expect(not missing, f"{', '.join(missing)} missing; apt-get install {' '.join(PACKAGES)}, or --install, or --without-slurm")
+        packages = " ".join(PACKAGES)
+        expect(not missing, f"{', '.join(missing)} missing; apt-get install {packages}, or --install, or --without-slurm")
         python = environments.cluster().ensure(say)
     except (Problem, OSError, subprocess.CalledProcessError) as problem:
         say(str(problem))
         return 1
-    command = [python, __file__, "--check", "--binary", options.binary, *(["--without-slurm"] if options.without_slurm else [])]
-    os.execve(python, [str(word) for word in command], {**os.environ, "PYTHONPATH": str(SCRIPTS)})
+    os.execv(python, [str(python), *sys.argv, "--check"])
 
 
 if __name__ == "__main__":

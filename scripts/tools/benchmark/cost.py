@@ -12,13 +12,13 @@ import statistics
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..built import BINARY, ROOT
 from ..command_line import number
 from . import machine
-from .captions import LIMIT, captions
+from .captions import captions
 from .children import BenchError, measure
 from .report import figure, machine_line, quietness, table
 from .rows import TOLERANCE
@@ -83,7 +83,7 @@ def parse(program, arguments):
     parser.add_argument("--captions", nargs="+", type=number(1), default=[10**6, 10**9], help="default: 1 M and 1 B")
     parser.add_argument("--cores", nargs="+", type=number(1), default=[2, 64, 1024], help="default: 2, 64 and 1024")
     parser.add_argument("--price", type=float, help="of a core-hour, in any currency: costs beside core-hours")
-    parser.add_argument("--rows", type=number(64, LIMIT), help="captions of each run of prior-embed (default: by shape)")
+    parser.add_argument("--quick", action="store_true", help="few captions: shows that it works, and says nothing")
     parser.add_argument("--binary", type=Path, default=BINARY, help="default: what cargo build --release made")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, for programs")
     options = parser.parse_args(arguments)
@@ -129,7 +129,9 @@ def measure_shape(shape, options):
     """Both programs on one shape."""
     plan = PLANS[shape]
     folder = ROOT / "assets" / "emoji" if shape == BUILTIN else ensure_model(shape)
-    prompts = captions(max(options.rows or plan.rows, plan.reference_rows))
+    if options.quick:
+        plan = replace(plan, rows=BLOCK, reference_rows=2)
+    prompts = captions(plan.rows)
     ours = lambda cores: PriorEmbed(options.binary, folder, cores)
     # Into the page cache.
     ours(2).run("f32", prompts[:1], plan.steps)
@@ -184,9 +186,16 @@ def measured_table(results):
             figure(found.each(rates)),
         ]
         for found in results
-        for program, rates in (("prior-embed", found.ours), ("diffusers", found.theirs))
+        for program, rates in (("prior-embed", found.ours), (reference_name(found.shape), found.theirs))
     ]
     return table(["rows a second", *WAYS, "scaling", "a core, both busy"], rows)
+
+
+def reference_name(shape):
+    """What ran beside prior-embed; with a star if it was scaled."""
+    plan = PLANS[shape]
+    name = "diffusers' blocks" if plan.steps is None else "diffusers"
+    return name if plan.reference_steps == plan.steps else f"{name} *"
 
 
 def grouped(value):
@@ -218,7 +227,8 @@ of text). diffusers: core-hours = N / r / 3600, nothing else.
 
 Assumed beyond two cores: shards share nothing but the file of captions, so r stays what it is with two. With a large model, a
 node whose cores share less memory bandwidth than these two is slower. All processes begin at once, no work is lost, and the
-storage keeps up. Float32; 25 steps, but for one-step priors. Of a large prior diffusers ran 3 steps of 8 captions, scaled."""
+storage keeps up. Float32; 25 steps, but for one-step priors.
+* Scaled from 3 steps of 8 captions."""
 
 
 def run(options):
