@@ -183,6 +183,7 @@ def check_job(job):
     (container,) = pod["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     give_up, ignore = spec["podFailurePolicy"]["rules"]
+    limits = container["resources"]["limits"]
     claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     # As Kubernetes' API checks them, and as the recipe means them.
@@ -196,6 +197,8 @@ def check_job(job):
         ("the container of exit codes", give_up["onExitCodes"]["containerName"], container["name"]),
         ("the action of disruptions", ignore["action"], "Ignore"),
         ("the condition", ignore["onPodConditions"], [{"type": "DisruptionTarget", "status": "True"}]),
+        ("what is limited", sorted(limits), ["cpu", "memory"]),
+        ("what is requested", container["resources"]["requests"], limits),
         ("the volumes", set(mounts), set(claims)),
         ("the working folder", container["workingDir"], mounts["data"]),
     ):
