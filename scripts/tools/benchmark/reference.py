@@ -8,6 +8,8 @@ import json
 import sys
 import time
 
+from pathlib import Path
+
 STARTED = time.perf_counter()
 
 
@@ -64,6 +66,29 @@ def embed(pipeline, job):
     return output.image_embeds.float(), [called, *times]
 
 
+def load_one_step_prior(job):
+    """A pipeline with a one-step prior, for which diffusers has blocks but no class; without an image encoder."""
+    import torch
+
+    from ..models.one_step import load_one_step
+
+    imported = time.perf_counter()
+    torch.set_num_threads(job["threads"])
+    return load_one_step(Path(job["model"])), imported
+
+
+def embed_in_one_step(pipeline, job):
+    """What `embed` gives, of a one-step prior."""
+    from ..models.one_step import run_one_step
+    from ..models.pipelines import case
+
+    times = []
+    pipeline.prior.register_forward_pre_hook(lambda *_: times.append(time.perf_counter()))
+    called = time.perf_counter()
+    embeds, _ = run_one_step(pipeline, case(job["prompts"], steps=None, guidance_scale=None, seed=job["seed"]))
+    return embeds, [called, *times, time.perf_counter()]
+
+
 def versions():
     """What the figures of diffusers belong to."""
     import diffusers
@@ -77,9 +102,10 @@ def main():
     """Loads, runs, and writes the embeddings; the report comes after the clock has stopped."""
     with open(sys.argv[1], encoding="utf-8") as file:
         job = json.load(file)
-    pipeline, imported = load(job)
+    is_one_step = job["steps"] is None
+    pipeline, imported = load_one_step_prior(job) if is_one_step else load(job)
     loaded = time.perf_counter()
-    embeds, (called, entered, *ends) = embed(pipeline, job)
+    embeds, (called, entered, *ends) = embed_in_one_step(pipeline, job) if is_one_step else embed(pipeline, job)
 
     import numpy
 

@@ -70,7 +70,8 @@ def read_stats(path):
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
         seconds = {part: float(stats["seconds"][part]) for part in PARTS}
-        return seconds, {"stats_rows": int(stats["rows"]), "stats_peak_rss_bytes": int(stats["peak_rss_bytes"])}
+        counts = stats | {"workers": stats["settings"]["workers"]}
+        return seconds, {f"stats_{name}": int(counts[name]) for name in ("rows", "peak_rss_bytes", "workers")}
     except OSError as error:
         raise BenchError(f"prior-embed left no --stats file: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
