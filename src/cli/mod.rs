@@ -29,6 +29,7 @@ mod models;
 mod output_args;
 mod prior_args;
 mod progress;
+mod rows;
 mod score;
 mod screen;
 #[cfg(feature = "serve")]
