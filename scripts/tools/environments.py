@@ -178,3 +178,9 @@ def clients() -> Environment:
     """Clients of a server, for check_clients.py."""
     packages = ("huggingface_hub==2.4.0", "numpy==2.4.6", "openai==3.57.0", "openapi-spec-validator==0.9.0")
     return Environment("clients", "".join(f"{package}\n" for package in (*packages, "prometheus-client==0.26.0")))
+
+
+def ray() -> Environment:
+    """Ray Data, for check_ray.py."""
+    pins = ("numpy==2.4.6", "pyarrow==22.0.0", "ray[data]==2.60.0")
+    return Environment("ray", "".join(f"{pin}\n" for pin in pins), size=" (500 MB)")
