@@ -21,7 +21,7 @@ from .._errors import PriorError, PriorInputError
 from .._noise import MAX_SEED
 from .._process import run
 from .._stream import program_arguments
-from ._inputs import InputFile, count, find_files
+from ._inputs import InputFile, count, find_files, holds
 from ._plan import MANIFEST, Plan, prompts_per_shard
 from ._progress import Monitor, Progress, say
 from ._worker import Job, Worker, raise_told, told
@@ -135,7 +135,14 @@ def stopped_by_signals() -> Iterator[None]:
 
 def embed(options: argparse.Namespace, progress: Progress) -> None:
     """Makes the shards. Raises PriorError."""
-    paths, output, folder = find_files(options.inputs), os.path.abspath(options.output), os.getcwd()
+    paths = find_files(options.inputs, options.format_in)
+    output, folder = os.path.abspath(options.output), os.getcwd()
+    parent = holds(options.inputs, output)
+    if parent is not None:
+        raise PriorInputError(
+            f"{options.output!r} would lie in the folder of prompts {parent!r}, and be read by the next run; write it "
+            "elsewhere"
+        )
     samples, draws = options.samples_per_prompt or 1, options.best_of or 1
     seed = first_seed(options)
     plan = plan_of_earlier_run(options, output)
@@ -170,7 +177,7 @@ def embed(options: argparse.Namespace, progress: Progress) -> None:
             files = counted(paths, job)
             prompts = sum(file.prompts for file in files)
             if prompts == 0:
-                raise PriorInputError(f"{paths[0]!r} holds no prompts" if len(paths) == 1 else "the files hold no prompts")
+                raise PriorInputError("the files hold no prompts")
             plan = Plan(settings, per_shard or prompts_per_shard(prompts, actors), files)
             if seed is not None and seed + plan.rows * draws - 1 > MAX_SEED:
                 raise PriorInputError(f"--seed {seed} leaves too few seeds below 2^64 for {plan.rows} rows")
@@ -306,9 +313,9 @@ def make_shards(plan: Plan, job: Job, actors: int, progress: Progress) -> None:
     import ray
 
     todo = missing(plan, job.output)
-    before = plan.prompts - sum(plan.shard(index).prompts for index in todo)
+    before = plan.prompts - sum(plan.shard(shard).prompts for shard in todo)
     monitor = ray.remote(num_cpus=0)(Monitor).remote()
-    data = ray.data.from_items([{"index": index} for index in todo], override_num_blocks=min(len(todo), BLOCKS))
+    data = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=min(len(todo), BLOCKS))
     results = data.map(
         Worker,
         fn_constructor_kwargs={"plan": plan, "job": job, "monitor": monitor},
@@ -329,7 +336,7 @@ def missing(plan: Plan, output: str) -> list[int]:
         there = set(os.listdir(output))
     except FileNotFoundError:
         there = set()
-    return [index for index in range(plan.shards) if plan.name(index) not in there]
+    return [shard for shard in range(plan.shards) if plan.name(shard) not in there]
 
 
 def begin(plan: Plan, output: str) -> None:

@@ -14,7 +14,11 @@ from typing import Any, Iterator, NamedTuple
 from .._errors import PriorInputError
 from .._process import failure, run, start
 
-EXTENSIONS = ("txt", "jsonl", "ndjson", "csv", "tsv", "parquet")
+FORMATS = {
+    "txt": ("txt",), "jsonl": ("jsonl", "ndjson"), "csv": ("csv",), "tsv": ("tsv",), "parquet": ("parquet",),
+}  # fmt: skip
+"""The program's names of formats, and their extensions."""
+HIDDEN = (".", "_")
 COMPRESSIONS = ("gz", "zst")
 
 
@@ -34,46 +38,61 @@ class InputFile(NamedTuple):
         return (status.st_size, status.st_mtime_ns) == (self.bytes, self.modified_ns)
 
 
-def find_files(arguments: list[str]) -> list[str]:
-    """The files that paths, globs and folders stand for, absolute: in the order of the arguments, those of one sorted
-    by the bytes of their paths. Raises PriorInputError."""
+def find_files(arguments: list[str], format_in: str | None = None) -> list[str]:
+    """The files that paths, patterns and folders stand for, absolute: in the order of the arguments, those of one by the
+    bytes of their paths, as in the program. Of folders they are those with the extension of a format, or of the one that
+    is given. Raises PriorInputError."""
+    formats = [FORMATS[format_in]] if format_in in FORMATS else list(FORMATS.values())
+    extensions = [extension for format in formats for extension in format]
     files = []
     for argument in arguments:
-        if os.path.isdir(argument):
-            found = [path for path in files_below(argument) if is_prompt_file(path)]
-            if not found:
-                endings = ", ".join(f".{extension}" for extension in EXTENSIONS)
-                raise PriorInputError(f"the folder {argument!r} holds no file that ends in {endings}")
-        elif os.path.exists(argument):
-            found = [argument]
-        elif glob.has_magic(argument):
-            found = [path for path in glob.iglob(argument, recursive=True) if not os.path.isdir(path)]
-            if not found:
-                raise PriorInputError(f"no file matches {argument!r}")
+        if not os.path.exists(argument) and glob.has_magic(argument):
+            matches = glob.glob(argument, recursive=True)
         else:
+            matches = [argument]
+        found: list[str] = []
+        for path in matches:
+            found += files_below(path, extensions) if os.path.isdir(path) else [path]
+        if not found and os.path.isdir(argument):
+            raise PriorInputError(
+                f"{argument!r} holds no prompt files (.{', .'.join(extensions)}); name the files, or a pattern in quotes "
+                "that they match"
+            )
+        if not found:
+            raise PriorInputError(f"{argument!r} matches no files")
+        if not os.path.exists(found[0]):
             raise PriorInputError(f"there is no file or folder {argument!r}")
-        files += sorted(found, key=os.fsencode)
+        files += sorted(set(found), key=os.fsencode)
     return [os.path.abspath(path) for path in files]
 
 
-def files_below(folder: str) -> Iterator[str]:
-    """The files in a folder and those in it, but for hidden ones and those whose names begin with an underscore, which
-    other programs use for what is no data."""
+def files_below(folder: str, extensions: list[str]) -> Iterator[str]:
+    """The prompt files in a folder and in those below it. Names that begin with a dot or an underscore are left out, as
+    they are by others who read data sets, and links to folders."""
     for entry in os.scandir(folder):
-        if entry.name.startswith((".", "_")):
+        if entry.name.startswith(HIDDEN):
             continue
-        if entry.is_dir():
-            yield from files_below(entry.path)
-        elif entry.is_file():
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(entry.path, extensions)
+        elif has_extension(entry.name, extensions) and not entry.is_dir():
             yield entry.path
 
 
-def is_prompt_file(path: str) -> bool:
-    """Whether its name has an extension that the program reads."""
-    extensions = os.path.basename(path).lower().split(".")[1:]
-    if extensions and extensions[-1] in COMPRESSIONS:
-        extensions.pop()
-    return bool(extensions) and extensions[-1] in EXTENSIONS
+def has_extension(name: str, extensions: list[str]) -> bool:
+    """Whether a name ends in one of these, perhaps before that of a compression."""
+    parts = name.lower().split(".")[1:]
+    if parts and parts[-1] in COMPRESSIONS:
+        parts.pop()
+    return bool(parts) and parts[-1] in extensions
+
+
+def holds(arguments: list[str], path: str) -> str | None:
+    """The folder among the arguments that what is written to a path would be found in."""
+    for argument in filter(os.path.isdir, arguments):
+        below = os.path.relpath(os.path.realpath(path), os.path.realpath(argument))
+        if not any(name.startswith(HIDDEN) for name in below.split(os.sep) if name != os.curdir):
+            return argument
+    return None
 
 
 def count(path: str, options: list[str], folder: str) -> InputFile:
@@ -93,8 +112,9 @@ def read(file: InputFile, start_at: int, stop_at: int, options: list[str], folde
         assert child.stdout is not None
         try:
             seen = 0
-            for seen, line in enumerate(io.BufferedReader(child.stdout, 1 << 16), 1):  # type: ignore[type-var]
-                yield json.loads(line)
+            with io.BufferedReader(child.stdout, 1 << 16) as lines:  # type: ignore[type-var]
+                for seen, line in enumerate(lines, 1):
+                    yield json.loads(line)
         except BaseException:
             child.kill()
             raise
@@ -116,3 +136,8 @@ def stat(path: str) -> os.stat_result:
 def changed(path: str) -> PriorInputError:
     """The error for a file whose rows are not those that were counted."""
     return PriorInputError(f"{path!r} was written to after its rows were counted; give another output, or --overwrite")
+
+
+def at(path: str, place: str) -> str:
+    """A row of a file, for a message: as the program names it."""
+    return f"{path}:{place.removeprefix('line ')}" if place.startswith("line ") else f"{path}: {place}"

@@ -34,7 +34,7 @@ class Segment(NamedTuple):
 class Shard(NamedTuple):
     """What one output file holds."""
 
-    index: int
+    number: int
     segments: list[Segment]
 
     @property
@@ -67,10 +67,10 @@ class Plan:
         """How many there are."""
         return -(-self.prompts // self.prompts_per_shard)
 
-    def name(self, index: int) -> str:
+    def name(self, shard: int) -> str:
         """The file of a shard. The order of the names is that of the rows."""
         width = max(5, len(str(self.shards)))
-        return f"part-{index:0{width}d}-of-{self.shards:0{width}d}.parquet"
+        return f"part-{shard:0{width}d}-of-{self.shards:0{width}d}.parquet"
 
     @cached_property
     def _firsts(self) -> tuple[list[int], list[int]]:
@@ -78,10 +78,10 @@ class Plan:
         prompts = accumulate((file.prompts for file in self.files), initial=0)
         return list(prompts), list(accumulate((file.rows for file in self.files), initial=0))
 
-    def shard(self, index: int) -> Shard:
+    def shard(self, number: int) -> Shard:
         """One of them."""
         first_prompts, first_rows = self._firsts
-        start = index * self.prompts_per_shard
+        start = number * self.prompts_per_shard
         stop = min(start + self.prompts_per_shard, self.prompts)
         segments = []
         place = bisect_right(first_prompts, start) - 1
@@ -91,7 +91,7 @@ class Plan:
             if start < end:
                 segments.append(Segment(file, start - first, end - first, first_rows[place]))
             start, place = end, place + 1
-        return Shard(index, segments)
+        return Shard(number, segments)
 
     def write(self, folder: str) -> None:
         """Writes the record."""
@@ -118,9 +118,7 @@ class Plan:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PriorInputError(
-                f"{path!r} cannot be read ({error}); give another output, or --overwrite"
-            ) from None
+            raise PriorInputError(f"{path!r} cannot be read ({error}); give another output, or --overwrite") from None
 
     def difference(self, settings: dict[str, str], paths: list[str], prompts_per_shard: int | None) -> str | None:
         """How another run differs from this, if it does."""

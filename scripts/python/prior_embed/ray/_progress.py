@@ -64,7 +64,7 @@ class Progress:
 
     def took(self) -> str:
         """How long, for a message."""
-        return f", {clock(self._seconds)}" if self._thread is not None else ""
+        return f", in {self._seconds:.1f} s" if self._thread is not None else ""
 
     @property
     def _seconds(self) -> float:
@@ -90,4 +90,10 @@ class Progress:
 def clock(seconds: float) -> str:
     """A time for people."""
     minutes, hours = int(seconds // 60), int(seconds // 3600)
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
+    return (
+        f"{hours} h {minutes % 60} min"
+        if hours
+        else f"{minutes} min {int(seconds % 60)} s"
+        if minutes
+        else f"{int(seconds)} s"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
 from .._errors import PriorError, PriorInputError
 from .._stream import BadRow, Stream, row_line
-from ._inputs import read
+from ._inputs import at, read
 from ._plan import Plan, Shard, publish
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ class Worker:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Makes the file of a shard, unless it is there: an actor that was lost may have been through with it."""
-        shard = self._plan.shard(item["index"])
-        path = os.path.join(self._job.output, self._plan.name(shard.index))
-        problem: Exception | None = None
+        shard = self._plan.shard(item["shard"])
+        path = os.path.join(self._job.output, self._plan.name(shard.number))
+        problem: PriorError | None = None
         try:
             if not os.path.exists(path):
                 publish(path, lambda temporary: self._write(shard, temporary))
-            self._tell(shard.index, shard.prompts)
+            self._tell(shard.number, shard.prompts)
         except PriorError as error:
             problem = error
         except OSError as error:
@@ -99,15 +99,15 @@ class Worker:
     def _write(self, shard: Shard, path: str) -> None:
         from pyarrow.parquet import ParquetWriter
 
-        columns, told = Columns(self._job), time.monotonic()
+        columns, last = Columns(self._job), time.monotonic()
         with ParquetWriter(path, columns.schema, use_dictionary=False) as writer:
             for done, (row, found) in enumerate(self._stream.embed(self._rows(shard)), 1):
                 columns.add(row, found)
                 if len(columns) >= GROUP_ROWS:
                     writer.write_table(columns.take())
-                if time.monotonic() >= told + TELL_EVERY:
-                    told = time.monotonic()
-                    self._tell(shard.index, done)
+                if time.monotonic() >= last + TELL_EVERY:
+                    last = time.monotonic()
+                    self._tell(shard.number, done)
             if len(columns):
                 writer.write_table(columns.take())
 
@@ -117,7 +117,7 @@ class Worker:
         for file, start, stop, first_row in shard.segments:
             for prompt in read(file, start, stop, job.rows_arguments, job.folder):
                 number, samples = first_row + prompt["row"], prompt.get("samples", job.samples)
-                row = Row(number, samples, prompt.get("id"), f"{file.path}: {prompt['place']}", prompt.get("reason"))
+                row = Row(number, samples, prompt.get("id"), at(file.path, prompt["place"]), prompt.get("reason"))
                 if row.reason is not None:
                     yield row, b"", 0
                     continue
@@ -156,7 +156,7 @@ class Columns:
     def add(self, row: Row, found: list[dict[str, Any]] | BadRow) -> None:
         """Adds the embeddings of a prompt. Raises PriorInputError for one that cannot be used, if that is an error."""
         reason = found.reason if isinstance(found, BadRow) else row.reason
-        if reason is None:
+        if reason is None and not isinstance(found, BadRow):
             for number, answer in enumerate(found, row.number):
                 values = answer["prompt"], answer["seed"], answer["image_embeds"], None
                 self._rows.append((number, row.id, *values))
@@ -177,6 +177,9 @@ class Columns:
         numbers = numpy.frombuffer(b"".join(columns[4]), self._dtype)
         columns[4] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(numbers), self._job.dim)
         return pyarrow.table(
-            [pyarrow.array(c, f.type) if isinstance(c, tuple) else c.cast(f.type) for c, f in zip(columns, self.schema)],
+            [
+                pyarrow.array(c, f.type) if isinstance(c, tuple) else c.cast(f.type)
+                for c, f in zip(columns, self.schema)
+            ],
             self.schema,
         )
