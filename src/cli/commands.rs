@@ -3,7 +3,7 @@
 use super::context::Context;
 #[cfg(feature = "serve")]
 use super::serve;
-use super::{convert, download, draw, edit, encode_image, help, info, interpolate, merge, models, score};
+use super::{convert, download, draw, edit, encode_image, help, info, interpolate, merge, models, rows, score};
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -31,6 +31,7 @@ macro_rules! commands {
 // A new command is a file (declared in `mod.rs`) and a line here.
 commands! {
     EncodeImage => encode_image,
+    Rows => rows,
     Models => models,
     Download => download,
     Info => info,

@@ -30,6 +30,7 @@ mod output_args;
 mod prior_args;
 mod progress;
 mod reports;
+mod rows;
 mod score;
 mod screen;
 #[cfg(feature = "serve")]

@@ -128,6 +128,10 @@ pub(super) struct OutputArgs {
     /// zero_image_embed.safetensors in the model.
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(super) negative_out: Option<PathBuf>,
+
+    /// Leave out the negative embeddings that .npz, .safetensors and jsonl-base64 hold otherwise
+    #[arg(help_heading = "Output", long, conflicts_with = "negative_out")]
+    no_negative: bool,
 }
 
 impl OutputArgs {
@@ -137,8 +141,15 @@ impl OutputArgs {
     /// [`crate::bad_input::BadInput`] if one has no format, or two are one file that cannot hold both.
     pub(super) fn write_options(&self, others: &[(&str, &Option<PathBuf>, Arrays)]) -> Result<WriteOptions> {
         let mut options = self.main.write_options()?;
+        options.no_negative = self.no_negative;
         let outputs = &mut options.outputs;
         let format = outputs[0].format;
+        if self.no_negative && !format.prefers_both() {
+            warn_no_effect(
+                "--no-negative",
+                "the output holds negative embeddings only where --negative-out asks for them",
+            );
+        }
         if format == OutputFormat::Picture && self.main.target.format.is_some() && self.negative_out.is_none() {
             warn_no_effect("--format", "a picture is a PNG, and it is for files of embeddings");
         }

@@ -10,6 +10,7 @@ use crate::rows::{FORMATS, PromptFormat};
 use crate::weights::precision::Precision;
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::{Cuda, Device};
 
@@ -41,6 +42,17 @@ pub(super) fn shard(text: &str) -> Result<Shard, String> {
 /// Parses a number that is not NaN or infinite.
 pub(super) fn finite(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "it must be a finite number".into())
+}
+
+/// Parses a range of places, `A..B`, of which either may be missing.
+pub(super) fn range(text: &str) -> Result<Range<u64>, String> {
+    let parse = || {
+        let (start, end) = text.split_once("..")?;
+        let start = if start.is_empty() { 0 } else { start.parse().ok()? };
+        let end = if end.is_empty() { u64::MAX } else { end.parse().ok()? };
+        (start <= end).then_some(start..end)
+    };
+    parse().ok_or_else(|| "it must be A..B with whole numbers, A no larger than B".into())
 }
 
 /// Parses a number from 0 to 1.

@@ -42,7 +42,7 @@ pub use images::Images;
 pub use options::{Given, OnError, RowOptions, Seeding};
 pub use plan::ComputeOptions;
 pub use progress::JobProgress;
-pub use prompts::{Entries, Prompts};
+pub use prompts::{Entries, Prompts, refused};
 pub use provenance::Provenance;
 pub use report::{IfExists, Report};
 pub use stop::{Stop, signal_exit_code};

@@ -99,7 +99,8 @@ impl Iterator for Entries {
 }
 
 /// The error for a row that cannot be used.
-pub(super) fn refused(name: &str, row: &BadRow) -> Error {
+#[must_use]
+pub fn refused(name: &str, row: &BadRow) -> Error {
     match row {
         BadRow { place: Place::Line(number), reason } => bad_input!("{name}:{number}: {reason}"),
         row => bad_input!("{name}: {row}"),

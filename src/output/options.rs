@@ -60,6 +60,8 @@ pub struct WriteOptions {
     pub row_shape: Option<[usize; 2]>,
     /// Numbers in a row of scores, if they are not the only array.
     pub draws: Option<usize>,
+    /// Whether formats that prefer to hold the negative embeddings too do without.
+    pub no_negative: bool,
     /// Rows of the whole (of all shards), if known.
     pub total_rows: Option<u64>,
     /// The shard that the rows are, if they are not all.
@@ -86,6 +88,7 @@ impl WriteOptions {
             dim: None,
             row_shape: None,
             draws: None,
+            no_negative: false,
             total_rows: None,
             shard: None,
             provenance: None,
@@ -148,10 +151,11 @@ impl WriteOptions {
         Ok(())
     }
 
-    /// Whether to write negative embeddings if they can be made: an option asks for them, or the format holds them.
+    /// Whether to write negative embeddings if they can be made: an option asks for them, or the format holds them and no
+    /// option is against it.
     pub fn wants_negative(&self) -> bool {
         let main = self.outputs.first();
-        self.needs_negative() || main.is_some_and(|main| main.format.prefers_both())
+        self.needs_negative() || !self.no_negative && main.is_some_and(|main| main.format.prefers_both())
     }
 
     /// Whether an option asks for negative embeddings.

@@ -71,6 +71,23 @@ fn npz_without_negative_embeddings_holds_the_others() {
 }
 
 #[test]
+fn negative_embeddings_may_be_left_out() {
+    let place = Workplace::new();
+    let run =
+        |options: &[&str]| assert_done(place.command().args(["-p", "a", "-n", "rain", "--no-negative"]).args(options));
+    assert_eq!(run(&["--out", "e.npz"]), "");
+    let mut npz = NpzReader::new(Cursor::new(fs::read(place.path("e.npz")).unwrap())).unwrap();
+    assert_eq!(npz.names().unwrap(), ["image_embeds"]);
+    let both = place.command().args(["-p", "a", "-n", "rain", "--out", "-", "--format", "npz"]).output().unwrap();
+    let alone = read_npz(fs::read(place.path("e.npz")).unwrap(), "image_embeds");
+    assert_eq!(alone, read_npz(both.stdout, "image_embeds"));
+    assert!(run(&["--out", "e.npy"]).contains("--no-negative has no effect"));
+    let mut command = place.command();
+    command.args(["-p", "a", "--no-negative", "--negative-out", "n.npy", "--out", "f.npy"]);
+    assert_refused(&place, &mut command, 2, &["--no-negative", "--negative-out"]);
+}
+
+#[test]
 fn a_black_image_is_the_negative_of_every_row() {
     let place = Workplace::new();
     assert_done(place.command().args(["-p", "a", "-p", "b", "--out", "e.npy", "--negative-out", "n.npy"]));

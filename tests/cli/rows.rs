@@ -44,6 +44,54 @@ fn skipped_rows_are_zeros_and_are_reported() {
 }
 
 #[test]
+fn the_rows_of_a_file_are_printed_as_a_run_numbers_them() {
+    let place = Workplace::new();
+    fs::write(place.path("p.csv"), "id;caption;samples;seed\n1;\"two\nlines\";;\n;b;3;7\n3;;;\n").unwrap();
+    let print = |options: &[&str]| {
+        let output = place.bare().args(["rows", "p.csv"]).args(options).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let lines = [
+        r#"{"row":0,"id":"1","prompt":"two\nlines","place":"line 2"}"#,
+        r#"{"row":2,"prompt":"b","seed":7,"samples":3,"place":"line 4"}"#,
+        r#"{"row":5,"id":"3","prompt":"","place":"line 5"}"#,
+    ];
+    let printed = print(&["--samples-per-prompt", "2"]);
+    assert_eq!(printed.lines().collect::<Vec<_>>(), lines);
+    for (range, expected) in [("1..2", &lines[1..2]), ("2..", &lines[2..]), ("..1", &lines[..1]), ("3..9", &[])] {
+        let printed = print(&["--samples-per-prompt", "2", "--range", range]);
+        assert_eq!(printed.lines().collect::<Vec<_>>(), expected, "{range}");
+    }
+    assert_eq!(print(&["--count", "--samples-per-prompt", "2"]), "{\"prompts\":3,\"rows\":7}\n");
+    // They are a file of prompts themselves, and make the same rows.
+    fs::write(place.path("p.jsonl"), &printed).unwrap();
+    for file in ["p.csv", "p.jsonl"] {
+        assert_done(place.command().args(["-f", file, "--samples-per-prompt", "2", "--out", &format!("{file}.npy")]));
+    }
+    assert_eq!(place.npy("p.csv.npy"), place.npy("p.jsonl.npy"));
+    for range in ["2..1", "1", "a..b", "-1..2"] {
+        let range = format!("--range={range}");
+        assert_refused(&place, place.bare().args(["rows", "p.csv", &range]), 2, &["A..B"]);
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_used_are_refused_or_told() {
+    let place = Workplace::new();
+    fs::write(place.path("p.jsonl"), LINES).unwrap();
+    assert_refused(&place, place.bare().args(["rows", "p.jsonl", "--count"]), 2, &["p.jsonl:2", "prompt"]);
+    assert_refused(&place, place.bare().args(["rows", "nowhere.txt"]), 2, &["nowhere.txt"]);
+    let output = place.bare().args(["rows", "p.jsonl", "--on-error", "skip"]).output().unwrap();
+    let lines: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    assert_eq!((&lines[1]["row"], &lines[1]["place"]), (&json!(1), &json!("line 2")));
+    assert!(lines[1]["reason"].as_str().unwrap().contains("must be text"));
+    assert_eq!(lines[2]["steps"], json!(100_000), "what only a model can tell is not checked");
+}
+
+#[test]
 fn no_report_is_written_without_bad_rows() {
     let place = Workplace::new();
     assert_eq!(assert_done(place.command().args(["-p", "a", "--on-error", "skip", "--out", "e.npy"])), "");

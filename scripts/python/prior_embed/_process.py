@@ -46,7 +46,7 @@ class Ticket:
         return self.answer is not None or self.error is not None
 
 
-def start(arguments: list[str], folder: str, stdin: int) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], folder: str, stdin: int, stderr: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
     """Start the program in a folder, with pipes."""
     try:
         path, environment = _program.command()
@@ -59,7 +59,7 @@ def start(arguments: list[str], folder: str, stdin: int) -> subprocess.Popen[byt
             start_new_session=True,
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
         )
     except Unavailable as error:
         raise PriorError(str(error)) from None
@@ -125,10 +125,10 @@ class Process:
         """Rows that are not answered yet."""
         return len(self._tickets)
 
-    def send(self, lines: list[bytes]) -> list[Ticket]:
-        """Send rows, each a line without its end. May wait while the process is busy; raises nothing if it is gone,
-        which the tickets tell."""
-        tickets = [Ticket() for _ in lines]
+    def send(self, lines: list[bytes], answers: int = 1) -> list[Ticket]:
+        """Send rows, each a line without its end, and each with so many answers. May wait while the process is busy;
+        raises nothing if it is gone, which the tickets tell."""
+        tickets = [Ticket() for _ in lines for _ in range(answers)]
         with self._sending:
             with self._changed:
                 if not self.is_alive:
