@@ -3,10 +3,10 @@
 use super::format::{PromptFormat, ReadOptions};
 use super::formats::format_of_path;
 use super::input::Input;
+use super::prompt_file::PromptFile;
 use super::record::{Notice, Notices, PromptRow, PromptRows};
 use crate::bad_input;
 use anyhow::Result;
-use std::path::Path;
 
 /// The rows of a prompt file, in order. An error is the last item.
 pub struct PromptReader {
@@ -26,7 +26,7 @@ enum ReaderState {
 }
 
 impl PromptReader {
-    /// Opens the file `path`, or standard input if it is `-`.
+    /// Opens a file, or standard input.
     ///
     /// A file's header is checked here. Standard input is not read before the first row is asked for, and then no
     /// further than to the end of the row, so that the program at its other end can wait for answers; but Parquet is
@@ -34,9 +34,27 @@ impl PromptReader {
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if the file cannot be opened, is of an unknown format, or has no prompt column.
-    pub fn open(path: &Path, options: &ReadOptions) -> Result<Self> {
-        let format = options.format.map_or_else(|| format_of_path(path), Ok)?;
-        Self::of_input(Input::open(path, &options.interrupt)?, format, options.clone())
+    pub fn open(file: &PromptFile, options: &ReadOptions) -> Result<Self> {
+        let format = format_of(file, options)?;
+        Self::of_input(Input::open(file, &options.interrupt)?, format, options.clone())
+    }
+
+    /// Opens one of several files. Options that its format has no use for are left out if that of another has.
+    ///
+    /// # Errors
+    /// As [`PromptReader::open`]'s.
+    pub fn open_one_of(file: &PromptFile, files: &[PromptFile], options: &ReadOptions) -> Result<Self> {
+        let format = format_of(file, options)?;
+        let another = |is_for: fn(&PromptFormat) -> bool| {
+            let mut formats = files.iter().filter_map(|file| format_of(file, options).ok());
+            !is_for(format) && formats.any(is_for)
+        };
+        let mut options = options.clone();
+        if options.prompt_column.is_some() && another(|format| format.has_columns) {
+            options.prompt_column = None;
+        }
+        options.no_header &= !another(|format| format.has_header);
+        Self::open(file, &options)
     }
 
     pub(super) fn of_input(input: Input, format: &'static PromptFormat, options: ReadOptions) -> Result<Self> {
@@ -71,6 +89,10 @@ impl PromptReader {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+fn format_of(file: &PromptFile, options: &ReadOptions) -> Result<&'static PromptFormat> {
+    options.format.map_or_else(|| format_of_path(&file.path, &file.name), Ok)
 }
 
 impl Iterator for PromptReader {
