@@ -15,9 +15,10 @@ use super::remote::{Remote, RemoteFile};
 use super::retry::RetryPolicy;
 use super::settings::Connection;
 use super::source::split_revision;
-use super::tree::Files;
+use super::tree::{Files, TreeFile};
 use crate::error::{Error, Hint, HubErrorKind, Result};
 use percent_encoding::percent_decode_str;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -28,7 +29,7 @@ const DATASETS: &str = "hf://datasets/";
 /// How many pages a listing may have: of a thousand files each.
 const MAX_PAGES: usize = 10_000;
 
-/// Which of the files of a commit are wanted; none if none is.
+/// Which of some files of a commit are wanted.
 pub type Selection<'a> = &'a dyn Fn(&[&str]) -> Vec<String>;
 
 /// Files of a data set: `hf://datasets/owner/name[@revision][/path]`, as huggingface_hub's `HfFileSystem` writes it.
@@ -188,12 +189,13 @@ fn cached_files(
         DatasetFiles { commit: commit.into(), files }
     };
     let Some(listed) = cache.tree(commit) else {
-        return (wanted.may_be_file() && snapshot.has(&wanted.path)).then(|| of_commit(vec![wanted.path.clone()]));
+        let files = select(&[&wanted.path]);
+        return (wanted.may_be_file() && snapshot.has(&wanted.path) && !files.is_empty()).then(|| of_commit(files));
     };
     let files = select_of(&listed, select);
     let is_here = |path: &String| {
         let len = std::fs::metadata(snapshot.path().join(path)).map(|metadata| metadata.len());
-        snapshot.has(path) && len.ok() == listed.get(path).map(super::tree::TreeFile::len)
+        snapshot.has(path) && len.ok() == listed.get(path).map(TreeFile::len)
     };
     (!files.is_empty() && files.iter().all(is_here)).then(|| of_commit(files))
 }
@@ -232,24 +234,21 @@ fn fetch(
         _ => None,
     };
     let files: Vec<(String, _)> = match single {
-        Some(metadata) => vec![(wanted.path.clone(), metadata)],
+        Some(metadata) => select(&[&wanted.path]).into_iter().map(|path| (path, metadata.clone())).collect(),
         None => {
             let listed = match listed {
                 Some(listed) => listed,
                 None => list(&client, &at_commit, &cache, retry, progress)?,
             };
             let no_etag = |path: &str| at_commit.protocol_error(format!("the hub gives no usable etag for {path:?}"));
-            let file = |path: String| match listed.get(&path).and_then(super::tree::TreeFile::metadata) {
+            let file = |path: String| match listed.get(&path).and_then(TreeFile::metadata) {
                 Some(metadata) => Ok((path, metadata)),
                 None => Err(no_etag(&path)),
             };
             select_of(&listed, select).into_iter().map(file).collect::<Result<_, _>>()?
         }
     };
-    if let Some((path, _)) = files.iter().find(|(path, _)| !is_safe_path(path)) {
-        let reason = format!("{at_commit} has a file {path:?}, a path that is not safe to use");
-        return Err(at_commit.error(HubErrorKind::Unsafe, reason, None).into());
-    }
+    check_paths(files.iter().map(|(path, _)| path), is_safe_path, &at_commit)?;
     let sizes = files.iter().map(|(path, metadata)| (path.clone(), metadata.size)).collect();
     let remote = Remote::of_commit(name, Listing { commit: commit.clone(), files: sizes }, client, cache);
     let folder = remote.folder().to_path_buf();
@@ -263,6 +262,17 @@ fn fetch(
     Ok(DatasetFiles { commit, files: local })
 }
 
+/// Refuses files whose paths are not safe.
+fn check_paths<'p>(
+    mut paths: impl Iterator<Item = &'p String>,
+    is_safe: impl Fn(&str) -> bool,
+    at_commit: &Resource,
+) -> Result<()> {
+    let Some(path) = paths.find(|path| !is_safe(path)) else { return Ok(()) };
+    let reason = format!("{at_commit} has a file {path:?}, a path that is not safe to use");
+    Err(at_commit.error(HubErrorKind::Unsafe, reason, None).into())
+}
+
 /// Lists all files of a commit, also in the cache.
 fn list(
     client: &Client,
@@ -271,14 +281,20 @@ fn list(
     retry: &RetryPolicy,
     progress: &mut dyn DownloadProgress,
 ) -> Result<Files> {
-    let (mut files, mut next) = (Files::new(), None);
-    for _ in 0..MAX_PAGES {
+    let (mut files, mut next, mut pages) = (Files::new(), None, BTreeSet::new());
+    while pages.len() < MAX_PAGES {
         let (page, after) = retry.run(progress, || client.tree_page(at_commit, next.as_ref()))?;
+        check_paths(page.keys(), |path| !leads_elsewhere(path), at_commit)?;
         files.extend(page);
         next = after;
-        if next.is_none() {
-            cache.set_tree(at_commit.revision, &files);
-            return Ok(files);
+        match &next {
+            None => {
+                cache.set_tree(at_commit.revision, &files);
+                return Ok(files);
+            }
+            // They lead in a circle.
+            Some(page) if !pages.insert(page.to_string()) => break,
+            Some(_) => {}
         }
     }
     Err(at_commit.protocol_error(format!("the list of files of {at_commit} does not end")).into())

@@ -3,6 +3,7 @@
 use crate::bad_input::OrBadInput;
 use anyhow::Result;
 use glob::MatchOptions;
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,12 +16,17 @@ pub(super) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
+/// A pattern with what `**` at its end stands for in shells and in Python: files too.
+pub(super) fn whole(pattern: &str) -> Cow<'_, str> {
+    if pattern == "**" || pattern.ends_with("/**") { format!("{pattern}/*").into() } else { pattern.into() }
+}
+
 /// The files and folders that a pattern matches, each folder's in the order of their names.
 ///
 /// # Errors
 /// [`crate::bad_input::BadInput`] if it is no valid pattern.
 pub(super) fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
-    let paths = glob::glob_with(pattern, OPTIONS)
+    let paths = glob::glob_with(&whole(pattern), OPTIONS)
         .or_bad_input(|| format!("{pattern:?} is neither a file nor a valid pattern"))?;
     Ok(paths.filter_map(Result::ok).collect())
 }

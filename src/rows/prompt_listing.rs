@@ -1,7 +1,7 @@
 //! Prompt files by their names, those of folders, and those that patterns match.
 
 use super::format::PromptFormat;
-use super::formats::{FORMATS, format_of_extension};
+use super::formats::{FORMATS, format_of_extension, format_of_path};
 use super::listing::{self, Filter};
 use super::prompt_file::PromptFile;
 use crate::bad_input;
@@ -64,7 +64,9 @@ impl PromptListing {
             return vec![path.into()];
         }
         let folder = path.strip_suffix('/').unwrap_or(path);
-        let pattern = Some(folder).filter(|folder| listing::is_pattern(folder)).map(Pattern::new);
+        let pattern = Some(folder)
+            .filter(|folder| listing::is_pattern(folder))
+            .map(|pattern| Pattern::new(&listing::whole(pattern)));
         let is_match = |path: &str| match &pattern {
             Some(pattern) => pattern.as_ref().is_ok_and(|pattern| pattern.matches_with(path, listing::OPTIONS)),
             None => path == folder,
@@ -88,6 +90,15 @@ impl PromptListing {
         };
         let path = inner.map_or_else(|| parent.join(name), |inner| parent.join(name).join(inner));
         path.strip_prefix(folder).is_ok_and(|below| self.takes(&below.to_string_lossy()))
+    }
+
+    /// Checks that the format of files of a repository is known.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] if it is not; it calls the file what `name` makes of its path.
+    pub fn check_formats(self, files: &[String], name: impl Fn(&str) -> String) -> Result<()> {
+        let mut files = files.iter().filter(|_| self.format.is_none());
+        files.try_for_each(|file| format_of_path(Path::new(file), &name(file)).map(drop))
     }
 
     /// Checks a pattern for files of a repository.
@@ -130,4 +141,83 @@ impl PromptListing {
 
 fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_encoded_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: [&str; 14] = [
+        "README.md",
+        "a.txt",
+        "a/.git/x.txt",
+        "a/_x/y.csv",
+        "a/b/c.jsonl.zst",
+        "a/b/d.parquet",
+        "a/b.csv",
+        "a/notes",
+        "b[1].txt",
+        "b1.txt",
+        "c/.hidden.txt",
+        "c/_meta.csv",
+        "é/ü.tsv",
+        "z.gz",
+    ];
+
+    /// What a path stands for in a repository and, which must be the same, in a folder.
+    fn found(path: &str, format: Option<&'static PromptFormat>) -> Vec<String> {
+        let folder = tempfile::TempDir::new().unwrap();
+        for file in FILES {
+            let place = folder.path().join(file);
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(place, "").unwrap();
+        }
+        let listing = PromptListing::new(format);
+        let selected = listing.select(path, &FILES);
+        let root = folder.path().to_str().unwrap();
+        let local = listing.files(&folder.path().join(path)).map_or_else(
+            |_| Vec::new(),
+            |files| files.into_iter().map(|file| file.name[root.len() + 1..].to_string()).collect(),
+        );
+        // Of a file that is not there, opening it tells.
+        let is_missing = selected.is_empty() && local == [path];
+        assert!(selected == local || is_missing, "{path}: {selected:?} in a repository, {local:?} in a folder");
+        selected
+    }
+
+    #[test]
+    fn paths_stand_for_the_same_in_a_repository_and_in_a_folder() {
+        let all = ["a.txt", "a/b.csv", "a/b/c.jsonl.zst", "a/b/d.parquet", "b1.txt", "b[1].txt", "é/ü.tsv"];
+        for (path, expected) in [
+            ("", &all[..]),
+            ("a", &all[1..4]),
+            ("a/", &all[1..4]),
+            ("a/b", &all[2..4]),
+            ("a/notes", &["a/notes"]),
+            ("z.gz", &["z.gz"]),
+            ("b[1].txt", &["b[1].txt"]),
+            ("b[0-9].txt", &["b1.txt"]),
+            ("*.txt", &["a.txt", "b1.txt", "b[1].txt"]),
+            ("?/*.csv", &["a/b.csv", "c/_meta.csv"]),
+            // Folders that a pattern matches give what they would by name.
+            ("[aé]", &["a/b.csv", "a/b/c.jsonl.zst", "a/b/d.parquet", "é/ü.tsv"]),
+            ("a/b*", &all[1..4]),
+            ("**/*.parquet", &["a/b/d.parquet"]),
+            ("a/**/b*", &all[1..4]),
+            ("é/**", &["é/ü.tsv"]),
+            ("a/b/**", &all[2..4]),
+            ("none", &[]),
+            ("none/*", &[]),
+            ("a.tx", &[]),
+            ("c", &[]),
+        ] {
+            assert_eq!(found(path, None), expected, "{path}");
+        }
+        assert_eq!(found("", Some(FORMATS[2])), ["a/b.csv"]);
+        assert_eq!(
+            found("a/b*", Some(FORMATS[1])),
+            ["a/b.csv", "a/b/c.jsonl.zst"],
+            "what is named counts whatever it is"
+        );
+    }
 }

@@ -273,7 +273,7 @@ fn read_request(stream: &TcpStream) -> Option<(String, String, BTreeMap<String, 
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
     let first = lines.next()?;
     let mut words = first.split(' ');
-    let (method, path) = (words.next()?.to_string(), words.next()?.replace("%2F", "/"));
+    let (method, path) = (words.next()?.to_string(), words.next()?.replace("%2F", "/").replace("%20", " "));
     let headers = lines.filter_map(|line| {
         let (name, value) = line.split_once(':')?;
         Some((name.to_lowercase(), value.trim().to_string()))

@@ -6,6 +6,7 @@ use crate::cli::progress::FetchProgress;
 use crate::hub::{DatasetFiles, DatasetPath, Datasets, Hub};
 use crate::rows::{PromptFile, PromptFormat, PromptListing};
 use anyhow::Result;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -95,17 +96,29 @@ impl Inputs {
                 }
                 Part::Hub(path) => path,
             };
-            let select = |files: &[&str]| listing.select(path.path(), files);
-            let found = datasets.open(&path, &select, &mut FetchProgress::new(&context.screen))?;
-            let DatasetFiles { commit, files: found } = found;
+            let name = |inner: &str| path.with_path(inner).to_string();
+            let refused = RefCell::new(None);
+            let select = |files: &[&str]| {
+                let found = listing.select(path.path(), files);
+                // Before anything of it is downloaded.
+                match listing.check_formats(&found, name) {
+                    Ok(()) => found,
+                    Err(error) => {
+                        refused.replace(Some(error));
+                        Vec::new()
+                    }
+                }
+            };
+            let found = datasets.open(&path, &select, &mut FetchProgress::new(&context.screen));
+            if let Some(error) = refused.take() {
+                return Err(error);
+            }
+            let DatasetFiles { commit, files: found } = found?;
             if found.is_empty() {
                 return Err(listing.holds_none(&path.to_string()));
             }
             log::info!("{path} is at commit {commit}");
-            files.extend(found.into_iter().map(|(inner, local)| {
-                let name = path.with_path(&inner).to_string();
-                PromptFile { path: local, name }
-            }));
+            files.extend(found.into_iter().map(|(inner, path)| PromptFile { name: name(&inner), path }));
             let known = commits.entry(path.repository()).or_default();
             if !known.contains(&commit) {
                 let separator = if known.is_empty() { "" } else { ", " };
