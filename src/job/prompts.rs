@@ -55,7 +55,7 @@ impl Prompts {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if the file cannot be opened or does not have the format it should have.
     pub fn open(&self) -> Result<Entries> {
-        let reader = self.files.first().map(|file| self.reader(file)).transpose()?;
+        let reader = self.files.first().map(|file| PromptReader::open(file, &self.read)).transpose()?;
         let pictures = self.pictures.as_ref().map(PictureInputs::open).transpose()?;
         let conditions = 0..self.conditions.as_ref().map_or(0, |(_, rows)| *rows);
         let source = self.source(0);
@@ -65,16 +65,16 @@ impl Prompts {
         Ok(Entries { prompts, source, given, conditions, reader, pictures, rows: 0, told, progress: None })
     }
 
-    /// Checks the headers of all files, but not of a pipe.
+    /// Sets the files, and checks the headers of those that are no pipes.
     ///
     /// # Errors
     /// As [`Prompts::open`]'s.
-    pub fn check(&self) -> Result<()> {
-        self.files.iter().filter(|file| !file.is_stream()).try_for_each(|file| self.reader(file).map(drop))
-    }
-
-    fn reader(&self, file: &PromptFile) -> Result<PromptReader> {
-        PromptReader::open_one_of(file, &self.files, &self.read)
+    pub fn set_files(&mut self, files: Vec<PromptFile>) -> Result<()> {
+        self.read = PromptReader::options_for(&files, std::mem::take(&mut self.read));
+        self.files = files.into();
+        // The first is opened before anything else is done.
+        let mut others = self.files.iter().skip(1).filter(|file| !file.is_stream());
+        others.try_for_each(|file| PromptReader::open(file, &self.read).map(drop))
     }
 
     /// What messages call the prompts.
@@ -169,7 +169,7 @@ impl Entries {
             }
             let file = self.prompts.files.get(self.source.index)?.clone();
             self.source = self.prompts.source(self.source.index + 1);
-            match self.prompts.reader(&file) {
+            match PromptReader::open(&file, &self.prompts.read) {
                 Ok(reader) => self.reader = Some(reader),
                 Err(error) => return Some(Err(error)),
             }

@@ -39,34 +39,26 @@ impl PromptReader {
         Self::of_input(Input::open(file, &options.interrupt)?, format, options.clone())
     }
 
-    /// Opens one of several files. Options that its format has no use for are left out if that of another has.
-    ///
-    /// # Errors
-    /// As [`PromptReader::open`]'s.
-    pub fn open_one_of(file: &PromptFile, files: &[PromptFile], options: &ReadOptions) -> Result<Self> {
-        let format = format_of(file, options)?;
-        let another = |is_for: fn(&PromptFormat) -> bool| {
-            let mut formats = files.iter().filter_map(|file| format_of(file, options).ok());
-            !is_for(format) && formats.any(is_for)
-        };
-        let mut options = options.clone();
-        if options.prompt_column.is_some() && another(|format| format.has_columns) {
-            options.prompt_column = None;
+    /// The options for one of several files: those that a format has no use for are an error only if no format has.
+    pub fn options_for(files: &[PromptFile], options: ReadOptions) -> ReadOptions {
+        let (mut has_columns, mut has_header) = (false, false);
+        for format in files.iter().filter_map(|file| format_of(file, &options).ok()) {
+            has_columns |= format.has_columns;
+            has_header |= format.has_header;
         }
-        options.no_header &= !another(|format| format.has_header);
-        Self::open(file, &options)
+        ReadOptions { column_is_for_others: has_columns, header_is_for_others: has_header, ..options }
     }
 
     pub(super) fn of_input(input: Input, format: &'static PromptFormat, options: ReadOptions) -> Result<Self> {
         let (name, notices) = (input.name.clone(), Notices::default());
-        if options.no_header && !format.has_header {
+        if options.no_header && !format.has_header && !options.header_is_for_others {
             return Err(bad_input!(
                 "--no-header: {name} is read as {}, which has no header line; leave the option out, or give \
                  --format-in csv or tsv",
                 format.name
             ));
         }
-        if let (false, Some(column)) = (format.has_columns, &options.prompt_column) {
+        if let (false, Some(column)) = (format.has_columns || options.column_is_for_others, &options.prompt_column) {
             return Err(bad_input!(
                 "--prompt-column {column:?}: {name} is read as text, which has no columns; leave the option out, or \
                  give --format-in"

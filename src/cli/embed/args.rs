@@ -25,7 +25,7 @@ pub(in crate::cli) struct Args {
     /// stands for is sorted by path. hf://datasets/owner/name[@revision]/path is on the hub. All formats but Parquet may
     /// be compressed with gzip or zstd. See `prior-embed help formats`.
     #[arg(help_heading = "Input", short = 'f', long, value_name = "FILE", num_args = 1..)]
-    pub(super) prompts: Vec<PathBuf>,
+    pub(in crate::cli) prompts: Vec<PathBuf>,
 
     /// Text conditions in place of prompts, .npz or .safetensors: text_embeds, text_encoder_hidden_states, text_mask
     ///

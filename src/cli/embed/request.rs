@@ -57,8 +57,8 @@ impl Request {
         let of_model = if inputs.are_on_hub() { HubOptions::default() } else { context.hub.clone() };
         let prior = PriorSource::new(&args.model, &args.scheduler, &args.device, &of_model)?;
         let (files, datasets) = inputs.open(context)?;
-        (prompts.files, prompts.datasets) = (files.into(), datasets);
-        prompts.check()?;
+        prompts.datasets = datasets;
+        prompts.set_files(files)?;
         let entries = prompts.open()?;
         let sampling = &args.sampling;
         let default = Settings::default();
