@@ -1,4 +1,5 @@
-"""Checks that prior-embed and Python's huggingface_hub share a cache: each finds the other's downloads, offline.
+"""Checks that prior-embed and Python's huggingface_hub share a cache: each finds the other's downloads of models and of
+data sets, offline.
 
 Run it with `scripts/reference-python scripts/check_hub_cache.py` after `cargo build --release --bins --examples`. Both
 download from the tests' server, not from the hub. Exits with 1 if anything differs.
@@ -16,6 +17,9 @@ from tools.built import BINARY, RELEASE, ROOT
 
 MODELS = ROOT / "tests/fixtures/pipelines"
 NAMES = ["kandinsky22", "kandinsky22_sharded_bf16", "stable_unclip_layout", "fp16_variant"]
+DATASET = "owner/captions"
+# The files of a data set; those in data/ are rows.
+ROWS = {"README.md": "a card\n", "data/a.txt": "a red apple\n", "data/b/c.csv": "caption\ntwo cats\n"}
 
 PYTHON = """
 import json, sys
@@ -23,6 +27,20 @@ from huggingface_hub import snapshot_download, hf_hub_download, try_to_load_from
 {body}
 """
 DOWNLOAD = "print(json.dumps(snapshot_download(sys.argv[1])))"
+DOWNLOAD_ROWS = "print(json.dumps(snapshot_download(sys.argv[1], repo_type='dataset')))"
+FIND_ROWS = """
+from huggingface_hub import get_cached_repo_tree
+repo = sys.argv[1]
+# Raises unless all files are there that match.
+folder = snapshot_download(repo, repo_type="dataset", local_files_only=True, allow_patterns="data/*")
+listed = {file.path: file.size for file in get_cached_repo_tree(repo, repo_type="dataset")}
+entry = next(entry for entry in scan_cache_dir().repos if entry.repo_type == "dataset")
+warnings = [str(warning) for warning in scan_cache_dir().warnings]
+print(json.dumps({
+    "folder": folder, "listed": listed, "id": entry.repo_id, "files": entry.nb_files, "refs": sorted(entry.refs),
+    "warnings": warnings,
+}))
+"""
 FIND = """
 repo, files = sys.argv[1], json.loads(sys.argv[2])
 paths = [hf_hub_download(repo, file, local_files_only=True) for file in files]
@@ -47,9 +65,9 @@ def check(condition, what):
 
 
 @contextmanager
-def server():
-    """Runs the tests' server with the small models; yields its address."""
-    repositories = [f"owner/{name}={MODELS / name}" for name in NAMES]
+def server(rows):
+    """Runs the tests' server with the small models and a data set in the folder `rows`; yields its address."""
+    repositories = [f"owner/{name}={MODELS / name}" for name in NAMES] + [f"datasets/{DATASET}={rows}"]
     command = [RELEASE / "examples/hub_server", *repositories]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
@@ -57,6 +75,16 @@ def server():
             yield process.stdout.readline().strip()
         finally:
             process.stdin.close()
+
+
+@contextmanager
+def dataset():
+    """Yields a folder with the files of a data set."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in ROWS.items():
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).write_text(text)
+        yield folder
 
 
 class Side:
@@ -84,6 +112,12 @@ class Side:
         out = self.home / "e.npy"
         options = ["-p", "a red apple", "--steps", "3", "--seed", "5", "--overwrite", "--out", out]
         self.run([BINARY, "--model", model, *options], offline)
+        return out.read_bytes()
+
+    def embed_rows(self, prompts, offline=False):
+        """Returns the embeddings of prompts as JSON lines."""
+        out = self.home / "e.jsonl"
+        self.run([BINARY, "--prompts", *prompts, "--steps", "2", "--overwrite", "--out", out], offline)
         return out.read_bytes()
 
 
@@ -124,9 +158,29 @@ def check_theirs_is_ours(endpoint, name):
         check(blobs() == before, f"{name}: files were downloaded again")
 
 
+def check_rows(endpoint):
+    """Each finds the other's download of a data set, offline."""
+    prompts = [f"hf://datasets/{DATASET}/data"]
+    with tempfile.TemporaryDirectory() as folder:
+        side = Side(endpoint, Path(folder))
+        expected = side.embed_rows(prompts)
+        found = side.python(FIND_ROWS, DATASET, offline=True)
+        for path in ["data/a.txt", "data/b/c.csv"]:
+            check((Path(found["folder"]) / path).read_text() == ROWS[path], f"{path} differs")
+        listed = {path: len(text) for path, text in ROWS.items()}
+        check(found["listed"] == listed, f"the list of files is {found['listed']}")
+        check((found["id"], found["refs"], found["files"]) == (DATASET, ["main"], 2), f"the cache has {found}")
+        check(not found["warnings"], f"{found['warnings']}")
+    with tempfile.TemporaryDirectory() as folder:
+        side = Side(endpoint, Path(folder))
+        side.python(DOWNLOAD_ROWS, DATASET, offline=False)
+        for offline in [True, False]:
+            check(side.embed_rows(prompts, offline) == expected, "theirs gives other rows")
+
+
 def main():
-    """Checks both ways for each model."""
-    with server() as endpoint:
+    """Checks both ways for each model, and for a data set."""
+    with dataset() as rows, server(rows) as endpoint:
         for name in NAMES:
             try:
                 check_ours_is_theirs(endpoint, name)
@@ -134,6 +188,11 @@ def main():
             except Failed as failed:
                 sys.exit(f"check_hub_cache: {failed}")
             print(f"{name}: the same cache for both")
+        try:
+            check_rows(endpoint)
+        except Failed as failed:
+            sys.exit(f"check_hub_cache: data set: {failed}")
+        print("data set: the same cache for both")
 
 
 if __name__ == "__main__":

@@ -68,16 +68,14 @@ fn check_places(command: &mut clap::Command, matches: &ArgMatches) -> Result<(),
 /// Refuses a second value where input would be lost. Of a setting the last value counts, which scripts that append
 /// options rely on.
 fn check_repeats(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), Error> {
-    for (id, option, advice) in [
-        ("prompts", "--prompts", "join the files"),
-        ("negative_prompt", "--negative-prompt", "join the texts, or give each row its own in a file of prompts"),
-    ] {
-        let of_command = matches.subcommand().map(|(_, of_command)| of_command);
-        let mut places = std::iter::once(matches).chain(of_command);
-        if places.any(|place| place.try_get_raw(id).ok().flatten().is_some_and(|values| values.len() > 1)) {
-            let line = format!("{option} cannot be used multiple times; {advice}");
-            return Err(command.error(ErrorKind::ArgumentConflict, line));
-        }
+    let of_command = matches.subcommand().map(|(_, of_command)| of_command);
+    let mut places = std::iter::once(matches).chain(of_command);
+    let values =
+        |place: &ArgMatches| place.try_get_raw("negative_prompt").ok().flatten().map_or(0, |values| values.len());
+    if places.any(|place| values(place) > 1) {
+        let advice = "join the texts, or give each row its own in a file of prompts";
+        let line = format!("--negative-prompt cannot be used multiple times; {advice}");
+        return Err(command.error(ErrorKind::ArgumentConflict, line));
     }
     Ok(())
 }
@@ -197,8 +195,8 @@ mod tests {
         let line =
             |text: &str| CommandLine::parse_from(text.split(' ').map(OsString::from)).map_err(|error| error.kind());
         assert_eq!(line("p -p x -o y --steps 3 --steps 5 -o z").unwrap().embed.sampling.steps, Some(5));
-        for text in ["p -o y -f a -f b", "p -p x -o y -n a -n b"] {
-            assert_eq!(line(text).err(), Some(ErrorKind::ArgumentConflict), "{text}");
-        }
+        let files = line("p -f a - -o y -f b*").unwrap().embed.prompts;
+        assert_eq!(files, ["a", "-", "b*"].map(std::path::PathBuf::from));
+        assert_eq!(line("p -p x -o y -n a -n b").err(), Some(ErrorKind::ArgumentConflict));
     }
 }

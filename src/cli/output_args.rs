@@ -13,8 +13,13 @@ use std::path::{Path, PathBuf};
 
 /// Whether both are names of the same existing file.
 pub(super) fn is_same_file(path: &Path, other: &Path) -> bool {
-    let [path, other] = [path, other].map(|path| fs::canonicalize(path).ok().filter(|path| path.is_file()));
+    let [path, other] = [path, other].map(existing_file);
     path.is_some() && path == other
+}
+
+/// The one name of an existing file.
+pub(super) fn existing_file(path: &Path) -> Option<PathBuf> {
+    fs::canonicalize(path).ok().filter(|path| path.is_file())
 }
 
 /// A picture of the embeddings.

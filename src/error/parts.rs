@@ -119,7 +119,7 @@ impl fmt::Display for Hint {
             Self::SaveWeightsAlone => "get the weights as safetensors, or save the state dictionary alone",
             Self::CheckName => "check the name or, if it is private, set HF_TOKEN",
             Self::CheckEndpoint => "is HF_ENDPOINT right, and does no proxy answer in the hub's place?",
-            Self::CheckNetwork => "check the network and HTTPS_PROXY, or use a model that is on this machine",
+            Self::CheckNetwork => "check the network and HTTPS_PROXY, or use what is on this machine",
             Self::RaiseTimeout => "try again, or raise HF_HUB_DOWNLOAD_TIMEOUT",
             Self::Resume => "run the same command again to resume",
             Self::ChooseCache => "set HF_HOME to a folder of yours",

@@ -6,15 +6,17 @@
 //!     snapshots/<commit>/<path>           links to blobs
 //!     refs/<branch or tag>                a commit
 //!     .no_exist/<commit>/<path>           empty: this commit has no such file
+//!     trees/<commit>.json                 all files of a commit
 //! .locks/models--owner--name/<etag>.lock  locked while the blob is written
 //! ```
 //!
-//! Source: huggingface_hub 2.4 `file_download.py`.
+//! A data set's folder begins with `datasets--`. Source: huggingface_hub 2.4 `file_download.py`, `_tree_cache.py`.
 
 use super::failure::Resource;
-use super::name::{HubName, is_commit};
+use super::name::{HubName, RepositoryKind, is_commit};
 use super::plan::{Presence, Tree, is_safe_path};
 use super::progress::DownloadProgress;
+use super::tree::{self, Files};
 use crate::error::{Cause, Error, Hint, HubErrorKind, Result};
 use crate::files::Folder;
 use crate::pipeline::layout::INDEX;
@@ -27,6 +29,9 @@ use tempfile::Builder;
 
 /// The longest reference in bytes: a commit, and room for a line break.
 const MAX_REFERENCE: u64 = 64;
+
+/// The longest listing of a commit, in bytes.
+const MAX_TREE: u64 = 512 << 20;
 
 /// How often to try a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
@@ -43,7 +48,11 @@ pub struct RepositoryCache {
 impl RepositoryCache {
     /// The folder in the cache at `root`; it need not exist.
     pub fn new(root: &Path, name: &HubName) -> Self {
-        let repo = Repo::with_revision(name.repository.clone(), RepoType::Model, name.revision.clone());
+        let kind = match name.kind {
+            RepositoryKind::Model => RepoType::Model,
+            RepositoryKind::Dataset => RepoType::Dataset,
+        };
+        let repo = Repo::with_revision(name.repository.clone(), kind, name.revision.clone());
         let folder_name = repo.folder_name();
         let repository = Cache::new(root.to_path_buf()).repo(repo);
         Self { root: root.to_path_buf(), folder_name, repository, name: name.clone() }
@@ -88,6 +97,29 @@ impl RepositoryCache {
         let path = self.repository.pointer_path(commit);
         let absent = self.folder().join(".no_exist").join(commit);
         Snapshot { title: path.display().to_string(), path, absent }
+    }
+
+    /// All files of a commit, if they were listed before.
+    pub fn tree(&self, commit: &str) -> Option<Files> {
+        let path = self.tree_path(commit);
+        let mut text = Vec::new();
+        // Reading a pipe might never end.
+        if path.is_file() {
+            File::open(path).and_then(|file| file.take(MAX_TREE).read_to_end(&mut text)).ok()?;
+        }
+        tree::parse_cached(&text)
+    }
+
+    /// Keeps the list of all files of a commit. It is best effort: without it, the hub is asked again.
+    pub fn set_tree(&self, commit: &str, files: &Files) {
+        let path = self.tree_path(commit);
+        if let Some(folder) = path.parent() {
+            let _ = replace(&path, folder, |fresh| fs::write(fresh, tree::to_cached(files)));
+        }
+    }
+
+    fn tree_path(&self, commit: &str) -> PathBuf {
+        self.folder().join("trees").join(format!("{commit}.json"))
     }
 
     /// The path of the blob with this name.
@@ -192,8 +224,7 @@ impl RepositoryCache {
     }
 
     fn error(&self, kind: HubErrorKind, reason: String, hint: Hint, source: Option<Cause>) -> Error {
-        let resource = Resource { repository: &self.name.repository, revision: &self.name.revision, path: None };
-        let mut error = resource.error(kind, reason, Some(hint));
+        let mut error = Resource::of(&self.name).error(kind, reason, Some(hint));
         error.source = source;
         error.into()
     }
@@ -291,7 +322,7 @@ mod tests {
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     fn cache(root: &Path, revision: &str) -> RepositoryCache {
-        RepositoryCache::new(root, &HubName { repository: "owner/name".into(), revision: revision.into() })
+        RepositoryCache::new(root, &HubName { revision: revision.into(), ..HubName::newest("owner/name") })
     }
 
     #[test]

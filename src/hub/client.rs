@@ -5,13 +5,15 @@
 
 use super::etag::blob_name;
 use super::failure::{self, Limits, Resource, host};
-use super::name::is_commit;
+use super::name::{HubName, RepositoryKind, is_commit};
 use super::plan::{is_safe_path, leads_elsewhere};
 use super::proxy::Proxies;
 use super::settings::{Connection, environment_error};
+use super::tree::{self, Files};
 use crate::error::{Cause, Error, Hint, HubErrorKind, Result};
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -136,7 +138,7 @@ impl Client {
     ///
     /// # Errors
     /// If there is no such repository or revision, or the hub cannot be reached or does not answer as it should.
-    pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
+    pub fn listing(&self, name: &HubName, revision: &str) -> Result<Listing> {
         #[derive(Deserialize)]
         struct Model {
             sha: String,
@@ -147,31 +149,9 @@ impl Client {
             rfilename: String,
             size: Option<u64>,
         }
-        let resource = Resource { repository, revision, path: None };
-        let limit = Some(self.limits().total);
-        let answer = self.request(Method::GET, &[("accept-encoding", "gzip")], &resource, limit)?;
-        self.check_status(&answer, &resource)?;
-        let host = answer.host();
-        let mut text = Vec::new();
-        let read = answer.into_reader().take(MAX_SMALL_FILE + 1).read_to_end(&mut text);
-        read.map_err(|error| resource.transport_error(error.into(), &host, self.limits()))?;
-        if text.len() as u64 > MAX_SMALL_FILE {
-            return Err(resource.too_large(&host).into());
-        }
-        let model: Model = serde_json::from_slice(&text).map_err(|error| {
-            if error.is_eof() {
-                return resource.transport_error(
-                    io::Error::from(io::ErrorKind::UnexpectedEof).into(),
-                    &host,
-                    self.limits(),
-                );
-            }
-            resource.protocol_error(format!("{host} answers with what is no listing of {resource}")).because(error)
-        })?;
-        if !is_commit(&model.sha) || is_commit(revision) && model.sha != revision {
-            let reason = format!("{host} gives commit {:?} for {resource}", model.sha);
-            return Err(resource.protocol_error(reason).into());
-        }
+        let resource = Resource { revision, ..Resource::of(name) };
+        let (model, host): (Model, _) = self.json(self.info_url(&resource, "blobs=true"), &resource)?;
+        check_commit(&model.sha, &host, &resource)?;
         if let Some(Sibling { rfilename, .. }) = model.siblings.iter().find(|file| leads_elsewhere(&file.rfilename)) {
             let reason =
                 format!("{resource} has a file {rfilename:?}, a path that leads elsewhere; it is not safe to use");
@@ -183,6 +163,66 @@ impl Client {
         Ok(Listing { commit: model.sha, files })
     }
 
+    /// The commit that a revision is at.
+    ///
+    /// # Errors
+    /// As for [`Client::listing`].
+    pub fn commit(&self, resource: &Resource) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Info {
+            sha: String,
+        }
+        let (info, host): (Info, _) = self.json(self.info_url(resource, "expand=sha"), resource)?;
+        check_commit(&info.sha, &host, resource)?;
+        Ok(info.sha)
+    }
+
+    /// A page of all files of a commit, the first or the one at `page`, and the address of the next.
+    ///
+    /// # Errors
+    /// As for [`Client::listing`].
+    pub fn tree_page(&self, resource: &Resource, page: Option<&Url>) -> Result<(Files, Option<Url>)> {
+        let url = page.cloned().unwrap_or_else(|| {
+            let mut url = self.api_url(resource, "tree");
+            url.set_query(Some("recursive=true&expand=false"));
+            url
+        });
+        let (text, host, next) = self.small_text(url, resource)?;
+        let files = tree::parse_page(&text).map_err(|error| self.no_listing(error, &host, resource))?;
+        Ok((files, next))
+    }
+
+    /// The JSON at an address, and the host that it came from.
+    fn json<T: DeserializeOwned>(&self, url: Url, resource: &Resource) -> Result<(T, String)> {
+        let (text, host, _) = self.small_text(url, resource)?;
+        let value = serde_json::from_slice(&text).map_err(|error| self.no_listing(error, &host, resource))?;
+        Ok((value, host))
+    }
+
+    /// The text at an address, the host that it came from, and the address of the next page.
+    fn small_text(&self, url: Url, resource: &Resource) -> Result<(Vec<u8>, String, Option<Url>)> {
+        let limit = Some(self.limits().total);
+        let answer = self.request(Method::GET, url, &[("accept-encoding", "gzip")], resource, limit)?;
+        self.check_status(&answer, resource)?;
+        let (host, next) = (answer.host(), next_page(&answer, resource)?);
+        let mut text = Vec::new();
+        let read = answer.into_reader().take(MAX_SMALL_FILE + 1).read_to_end(&mut text);
+        read.map_err(|error| resource.transport_error(error.into(), &host, self.limits()))?;
+        if text.len() as u64 > MAX_SMALL_FILE {
+            return Err(resource.too_large(&host).into());
+        }
+        Ok((text, host, next))
+    }
+
+    /// What came from a host is no listing, or not all of it.
+    fn no_listing(&self, error: serde_json::Error, host: &str, resource: &Resource) -> Error {
+        if error.is_eof() {
+            let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
+            return resource.transport_error(cut.into(), host, self.limits());
+        }
+        resource.protocol_error(format!("{host} answers with what is no listing of {resource}")).because(error)
+    }
+
     /// The metadata of a file of a commit.
     ///
     /// # Errors
@@ -190,7 +230,7 @@ impl Client {
     pub fn metadata(&self, file: &Resource) -> Result<FileMetadata> {
         // A server that compresses would send the size of the compressed file.
         let headers = [("accept-encoding", "identity")];
-        let answer = self.request(Method::HEAD, &headers, file, Some(self.limits().total))?;
+        let answer = self.request(Method::HEAD, self.file_url(file), &headers, file, Some(self.limits().total))?;
         if !answer.is_redirect {
             self.check_status(&answer, file)?;
         }
@@ -221,7 +261,7 @@ impl Client {
             headers.extend(if_range.map(|etag| ("if-range", etag)));
         }
         let limit = (!is_large).then_some(self.limits().total);
-        let answer = self.request(Method::GET, &headers, file, limit)?;
+        let answer = self.request(Method::GET, self.file_url(file), &headers, file, limit)?;
         let unsatisfiable = |reason| Error::from(file.error(HubErrorKind::RangeNotSatisfiable, reason, None));
         let status = answer.response.status();
         if status == StatusCode::RANGE_NOT_SATISFIABLE {
@@ -262,12 +302,12 @@ impl Client {
     fn request(
         &self,
         method: Method,
+        mut url: Url,
         headers: &[(&str, &str)],
         resource: &Resource,
         limit: Option<Duration>,
     ) -> Result<Answer> {
         let start = Instant::now();
-        let mut url = self.url(resource);
         for _ in 0..=MAX_REDIRECTS {
             let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
             let response = self.send(&method, &url, headers, resource, left)?;
@@ -316,24 +356,67 @@ impl Client {
         Err(failure::of_status(status, headers, &answer.host(), endpoint, has_token, resource))
     }
 
-    /// The address of a listing or a file. Every segment is escaped, and a `/` in a revision too.
-    fn url(&self, resource: &Resource) -> Url {
-        let Resource { repository, revision, path } = *resource;
+    /// The address of a file. Every segment is escaped, and a `/` in a revision too.
+    fn file_url(&self, resource: &Resource) -> Url {
+        let path = resource.path.unwrap_or_default();
+        let title = resource.title();
+        self.url(title.split('/').chain(["resolve", resource.revision]).chain(path.split('/')))
+    }
+
+    /// The address of what the hub says of a repository at a revision.
+    fn info_url(&self, resource: &Resource, query: &str) -> Url {
+        let mut url = self.api_url(resource, "revision");
+        url.set_query(Some(query));
+        url
+    }
+
+    fn api_url(&self, resource: &Resource, route: &str) -> Url {
+        let kind = match resource.kind {
+            RepositoryKind::Model => "models",
+            RepositoryKind::Dataset => "datasets",
+        };
+        self.url(["api", kind].into_iter().chain(resource.repository.split('/')).chain([route, resource.revision]))
+    }
+
+    fn url<'s>(&self, parts: impl Iterator<Item = &'s str>) -> Url {
         let mut url = self.connection.endpoint.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty();
-            match path {
-                Some(path) => {
-                    segments.extend(repository.split('/')).extend(["resolve", revision]).extend(path.split('/'))
-                }
-                None => segments.extend(["api", "models"]).extend(repository.split('/')).extend(["revision", revision]),
-            };
-        }
-        if path.is_none() {
-            url.set_query(Some("blobs=true"));
+            segments.pop_if_empty().extend(parts);
         }
         url
     }
+}
+
+/// Refuses what is no commit, or not the requested one.
+fn check_commit(commit: &str, host: &str, resource: &Resource) -> Result<()> {
+    if is_commit(commit) && (!is_commit(resource.revision) || commit == resource.revision) {
+        return Ok(());
+    }
+    Err(resource.protocol_error(format!("{host} gives commit {commit:?} for {resource}")).into())
+}
+
+/// The address of the page after a response: RFC 8288, as the hub writes it.
+fn next_page(answer: &Answer, resource: &Resource) -> Result<Option<Url>> {
+    let links = answer.header("link").unwrap_or_default().split('<').filter_map(|link| link.split_once('>'));
+    let is_next = |parameters: &str| {
+        let mut parameters = parameters.split([';', ',']).map(str::trim);
+        parameters.any(|parameter| parameter == "rel=\"next\"" || parameter == "rel=next")
+    };
+    let Some((target, _)) = { links }.find(|(_, parameters)| is_next(parameters)) else { return Ok(None) };
+    let next = answer.url.join(target).ok();
+    match next.filter(|next| is_as_safe(next, &answer.url)) {
+        Some(next) => Ok(Some(next)),
+        None => {
+            let reason =
+                format!("{} continues the listing of {resource} at an address that is not safe", answer.host());
+            Err(resource.protocol_error(reason).into())
+        }
+    }
+}
+
+/// Whether an address may be requested because a response from another says so.
+fn is_as_safe(next: &Url, from: &Url) -> bool {
+    next.scheme() == "https" || next.scheme() == "http" && from.scheme() == "http"
 }
 
 /// The address that a response redirects to, if it does.
@@ -342,9 +425,8 @@ fn redirection(answer: &Answer, resource: &Resource) -> Result<Option<Url>> {
         return Ok(None);
     }
     let next = answer.header("location").and_then(|location| answer.url.join(location).ok());
-    let is_as_safe = |next: &Url| next.scheme() == "https" || next.scheme() == "http" && answer.url.scheme() == "http";
     match next {
-        Some(next) if is_as_safe(&next) => Ok(Some(next)),
+        Some(next) if is_as_safe(&next, &answer.url) => Ok(Some(next)),
         _ => {
             let reason = format!("{} redirects {resource} to an address that is not safe", answer.host());
             Err(resource.protocol_error(reason).into())
@@ -388,11 +470,16 @@ mod tests {
         let endpoint = Url::parse("https://hub.example/mirror/").unwrap();
         let connection = Connection { endpoint, token: None, timeout: Duration::from_secs(1), certificates: None };
         let client = Client::new(connection).unwrap();
-        let url = |revision, path| client.url(&Resource { repository: "a/b", revision, path });
-        let listing = "https://hub.example/mirror/api/models/a/b/revision/refs%2Fpr%2F1?blobs=true";
-        assert_eq!(url("refs/pr/1", None).as_str(), listing);
-        let file = url("c0", Some("prior/a b?.json"));
+        let resource = |kind, revision, path| Resource { kind, repository: "a/b", revision, path };
+        let listing = client.info_url(&resource(RepositoryKind::Model, "refs/pr/1", None), "blobs=true");
+        let expected = "https://hub.example/mirror/api/models/a/b/revision/refs%2Fpr%2F1?blobs=true";
+        assert_eq!(listing.as_str(), expected);
+        let file = client.file_url(&resource(RepositoryKind::Model, "c0", Some("prior/a b?.json")));
         assert_eq!(file.as_str(), "https://hub.example/mirror/a/b/resolve/c0/prior/a%20b%3F.json");
+        let rows = client.file_url(&resource(RepositoryKind::Dataset, "c0", Some("a.csv")));
+        assert_eq!(rows.as_str(), "https://hub.example/mirror/datasets/a/b/resolve/c0/a.csv");
+        let tree = client.api_url(&resource(RepositoryKind::Dataset, "c0", None), "tree");
+        assert_eq!(tree.as_str(), "https://hub.example/mirror/api/datasets/a/b/tree/c0");
         assert!(ureq::http::Uri::try_from(file.as_str()).is_ok());
     }
 

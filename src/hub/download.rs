@@ -4,6 +4,7 @@ use super::cache::RepositoryCache;
 use super::client::{Client, FileMetadata, MAX_SMALL_FILE};
 use super::etag;
 use super::failure::{Resource, kind_of};
+use super::name::RepositoryKind;
 use super::pace::Pace;
 use super::progress::DownloadProgress;
 use super::retry::{RetryPolicy, is_progress};
@@ -91,7 +92,7 @@ impl Download<'_> {
     }
 
     fn is_large(&self) -> bool {
-        self.file.path.is_some_and(is_weights)
+        self.file.kind == RepositoryKind::Dataset || self.file.path.is_some_and(is_weights)
     }
 
     /// Downloads until the content is whole and right. An attempt that gets further than all before resets the count,

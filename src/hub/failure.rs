@@ -1,5 +1,6 @@
 //! What failed responses and connections mean, as typed errors.
 
+use super::name::{HubName, RepositoryKind};
 use super::rate_limit;
 use crate::error::{Cause, Error, Hint, HubError, HubErrorKind};
 use std::borrow::Cow;
@@ -13,6 +14,8 @@ use url::Url;
 /// A revision of a repository, or a file in it.
 #[derive(Debug, Clone, Copy)]
 pub struct Resource<'a> {
+    /// What kind of repository it is.
+    pub kind: RepositoryKind,
     /// `owner/name`
     pub repository: &'a str,
     /// A branch, tag or commit.
@@ -24,18 +27,28 @@ pub struct Resource<'a> {
 impl fmt::Display for Resource<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.path {
-            Some(path) => write!(formatter, "{path} of {}", self.repository),
-            None => write!(formatter, "{} at {}", self.repository, self.revision),
+            Some(path) => write!(formatter, "{path} of {}", self.title()),
+            None => write!(formatter, "{} at {}", self.title(), self.revision),
         }
     }
 }
 
-impl Resource<'_> {
+impl<'a> Resource<'a> {
+    /// A repository at its revision.
+    pub fn of(name: &'a HubName) -> Self {
+        Self { kind: name.kind, repository: &name.repository, revision: &name.revision, path: None }
+    }
+
+    /// The repository's name in messages, and its page's address below the hub's.
+    pub fn title(&self) -> String {
+        format!("{}{}", self.kind.prefix(), self.repository)
+    }
+
     /// An error about this resource.
     pub fn error(&self, kind: HubErrorKind, reason: String, hint: Option<Hint>) -> HubError {
         HubError {
             kind,
-            repository: Some(self.repository.into()),
+            repository: Some(self.title()),
             file: self.path.map(String::from),
             status: None,
             reason,
@@ -132,9 +145,13 @@ pub fn of_status(
     resource: &Resource,
 ) -> Error {
     use HubErrorKind::{AccessDenied, Busy, FileNotFound, RepositoryNotFound, RevisionNotFound};
-    let Resource { repository, revision, path } = resource;
+    let (repository, Resource { revision, path, .. }) = (resource.title(), resource);
     let code = headers.get("x-error-code").and_then(|code| code.to_str().ok()).unwrap_or_default();
-    let here = "and no such folder is here";
+    // The name of a model may be that of a folder.
+    let here = match resource.kind {
+        RepositoryKind::Model => ", and no such folder is here",
+        RepositoryKind::Dataset => "",
+    };
     let (kind, reason, hint) = match status.as_u16() {
         401 | 403 if code == "GatedRepo" => {
             let url = format!("{endpoint}{repository}");
@@ -144,7 +161,7 @@ pub fn of_status(
             let url = format!("{endpoint}settings/tokens");
             (AccessDenied, format!("{host} does not accept the token in HF_TOKEN"), Hint::Login { url })
         }
-        401 => (RepositoryNotFound, format!("{host} has no public repository {repository}, {here}"), Hint::CheckName),
+        401 => (RepositoryNotFound, format!("{host} has no public repository {repository}{here}"), Hint::CheckName),
         403 => {
             let hint = other("check the rights of the token in HF_TOKEN, and whether your address is blocked");
             (AccessDenied, format!("{host} forbids access to {resource}"), hint)
@@ -155,10 +172,14 @@ pub fn of_status(
         }
         404 | 410 if path.is_some() && code != "RepoNotFound" => {
             let reason = format!("{host} does not have {resource} (commit {revision})");
-            (FileNotFound, reason, other("give another model or --revision"))
+            let hint = match resource.kind {
+                RepositoryKind::Model => other("give another model or --revision"),
+                RepositoryKind::Dataset => Hint::Other(format!("see {endpoint}{repository}/tree/{revision}").into()),
+            };
+            (FileNotFound, reason, hint)
         }
         404 | 410 => {
-            let reason = format!("{host} has no repository {repository} with a revision {revision:?}, {here}");
+            let reason = format!("{host} has no repository {repository} with a revision {revision:?}{here}");
             (RepositoryNotFound, reason, Hint::CheckName)
         }
         407 => return proxy_login(resource).into(),
@@ -205,7 +226,7 @@ mod tests {
 
     fn of(status: u16, headers: &[(&str, &str)], has_token: bool, path: Option<&str>) -> Error {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        let resource = Resource { repository: "a/b", revision: "main", path };
+        let resource = Resource { kind: RepositoryKind::Model, repository: "a/b", revision: "main", path };
         let endpoint = Url::parse("https://hub.example/").unwrap();
         of_status(StatusCode::from_u16(status).unwrap(), &headers, "hub.example", &endpoint, has_token, &resource)
     }

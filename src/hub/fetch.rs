@@ -19,8 +19,8 @@ use crate::weights::checkpoint::candidates::is_weights;
 /// The hub and its cache.
 #[derive(Debug)]
 pub struct Hub {
-    options: HubOptions,
-    is_offline: bool,
+    pub(super) options: HubOptions,
+    pub(super) is_offline: bool,
 }
 
 impl Hub {
@@ -255,8 +255,7 @@ impl Hub {
         let reason =
             format!("{what} is not in the cache in {folder:?}, and --offline or HF_HUB_OFFLINE forbids to download it");
         let hint = Hint::Download(Box::new(self.command(source, needs)));
-        let resource = Resource { repository: &name.repository, revision: &name.revision, path: None };
-        Ok(resource.error(HubErrorKind::Offline, reason, Some(hint)).into())
+        Ok(Resource::of(name).error(HubErrorKind::Offline, reason, Some(hint)).into())
     }
 
     /// The command that downloads a model for such a run.
@@ -335,8 +334,8 @@ struct Cached {
     commit: String,
 }
 
-/// Whether the cached files are as good as ever, although the hub does not give the model.
-fn leaves_cache(kind: HubErrorKind) -> bool {
+/// Whether the cached files are as good as ever, although the hub does not give the repository.
+pub(super) fn leaves_cache(kind: HubErrorKind) -> bool {
     !matches!(kind, HubErrorKind::RevisionNotFound | HubErrorKind::Incomplete)
 }
 

@@ -23,9 +23,28 @@ pub enum ModelName {
     Hub(HubName),
 }
 
+/// The kind of a repository on the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepositoryKind {
+    Model,
+    Dataset,
+}
+
+impl RepositoryKind {
+    /// What stands before `owner/name` in addresses and messages.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+}
+
 /// A repository on the hub at some revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
+    /// What kind of repository it is.
+    pub kind: RepositoryKind,
     /// `owner/name`.
     pub repository: String,
     /// A branch, a tag or a commit.
@@ -56,9 +75,9 @@ impl ModelName {
 }
 
 impl HubName {
-    /// A repository at its default branch.
+    /// A model's repository at its default branch.
     pub fn newest(repository: &str) -> Self {
-        Self { repository: repository.into(), revision: DEFAULT_REVISION.into() }
+        Self { kind: RepositoryKind::Model, repository: repository.into(), revision: DEFAULT_REVISION.into() }
     }
 
     fn parse(name: &str, revision: Option<&str>) -> Result<Self> {
@@ -87,7 +106,7 @@ impl HubName {
             }
         };
         let revision = revision.or(own_revision);
-        Self::new(repository, revision).ok_or_else(|| {
+        Self::new(RepositoryKind::Model, repository, revision).ok_or_else(|| {
             let reason =
                 format!("{:?} cannot be a revision; give a branch, a tag or a commit", revision.unwrap_or_default());
             invalid("revision", reason)
@@ -95,19 +114,27 @@ impl HubName {
     }
 
     /// A repository at a revision, if both can be one.
-    pub(super) fn new(repository: &str, revision: Option<&str>) -> Option<Self> {
+    pub(super) fn new(kind: RepositoryKind, repository: &str, revision: Option<&str>) -> Option<Self> {
         let revision = revision.unwrap_or(DEFAULT_REVISION);
         // The cache and the hub write commits in lower case.
         let lower = if is_commit(revision) { revision.to_lowercase() } else { revision.to_string() };
-        (is_repository(repository) && is_revision(revision))
-            .then(|| Self { repository: repository.into(), revision: lower })
+        (is_repository(repository) && is_revision(revision)).then(|| Self {
+            kind,
+            repository: repository.into(),
+            revision: lower,
+        })
+    }
+
+    /// Whether it is the default branch.
+    pub(super) fn is_default(&self) -> bool {
+        self.revision == DEFAULT_REVISION
     }
 }
 
 impl std::fmt::Display for HubName {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.repository)?;
-        if self.revision == DEFAULT_REVISION { Ok(()) } else { write!(formatter, "@{}", self.revision) }
+        write!(formatter, "{}{}", self.kind.prefix(), self.repository)?;
+        if self.is_default() { Ok(()) } else { write!(formatter, "@{}", self.revision) }
     }
 }
 
@@ -150,7 +177,8 @@ mod tests {
     use super::*;
 
     fn hub(repository: &str, revision: &str) -> ModelName {
-        ModelName::Hub(HubName { repository: repository.into(), revision: revision.into() })
+        let kind = RepositoryKind::Model;
+        ModelName::Hub(HubName { kind, repository: repository.into(), revision: revision.into() })
     }
 
     #[test]

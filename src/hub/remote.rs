@@ -28,9 +28,11 @@ pub struct Remote {
 }
 
 /// A file of the commit.
-struct RemoteFile<'a> {
-    path: &'a str,
-    metadata: FileMetadata,
+pub struct RemoteFile<'a> {
+    /// Its path in the repository.
+    pub path: &'a str,
+    /// Its metadata.
+    pub metadata: FileMetadata,
 }
 
 impl Remote {
@@ -47,9 +49,15 @@ impl Remote {
         progress: &mut dyn DownloadProgress,
     ) -> Result<Self> {
         let client = Client::new(Connection::from_environment()?)?;
-        let listing = retry.run(progress, || client.listing(&name.repository, revision))?;
+        let listing = retry.run(progress, || client.listing(name, revision))?;
         let snapshot = cache.snapshot(&listing.commit);
         Ok(Self { client, retry, cache, snapshot, listing, name: name.clone(), force })
+    }
+
+    /// A commit whose files are known.
+    pub fn of_commit(name: &HubName, listing: Listing, client: Client, cache: RepositoryCache) -> Self {
+        let (snapshot, retry) = (cache.snapshot(&listing.commit), RetryPolicy::persistent());
+        Self { client, retry, cache, snapshot, listing, name: name.clone(), force: false }
     }
 
     /// The commit.
@@ -82,7 +90,7 @@ impl Remote {
                 Scope::Component { component, .. } => (component, None),
             };
             let reason = format!("{} has no {what} that can be used: it lacks {}", self.name, plan.missing.join(", "));
-            let repository = Resource { repository: &self.name.repository, revision: self.commit(), path: None };
+            let repository = Resource { revision: self.commit(), ..Resource::of(&self.name) };
             return Err(repository.error(HubErrorKind::Incomplete, reason, hint).into());
         }
         Ok(plan)
@@ -97,6 +105,18 @@ impl Remote {
         for path in plan.files.iter().filter(|path| !self.is_here(path)) {
             wanted.push(self.remote_file(path, progress)?);
         }
+        self.fetch_files(&wanted, progress)?;
+        for path in &plan.absent {
+            self.cache.mark_absent(self.commit(), path);
+        }
+        Ok(())
+    }
+
+    /// Downloads files that the snapshot lacks, and links them.
+    ///
+    /// # Errors
+    /// As [`Remote::fetch`]'s.
+    pub fn fetch_files(&self, wanted: &[RemoteFile], progress: &mut dyn DownloadProgress) -> Result<()> {
         let new: Vec<&RemoteFile> = wanted.iter().filter(|file| !self.has_content(file)).collect();
         let size = |file: &RemoteFile| file.metadata.size.unwrap_or(0);
         if !new.is_empty() {
@@ -113,11 +133,8 @@ impl Remote {
         }
         progress.end();
         // A snapshot gets whole files only, and a branch moves when all of its new commit's are there.
-        for file in &wanted {
+        for file in wanted {
             self.link(file)?;
-        }
-        for path in &plan.absent {
-            self.cache.mark_absent(self.commit(), path);
         }
         if self.name.revision == self.commit() {
             return Ok(());
@@ -133,7 +150,7 @@ impl Remote {
     }
 
     fn resource<'a>(&'a self, path: &'a str) -> Resource<'a> {
-        Resource { repository: &self.name.repository, revision: self.commit(), path: Some(path) }
+        Resource { revision: self.commit(), path: Some(path), ..Resource::of(&self.name) }
     }
 
     fn remote_file<'a>(&self, path: &'a str, progress: &mut dyn DownloadProgress) -> Result<RemoteFile<'a>> {
@@ -144,7 +161,7 @@ impl Remote {
     }
 
     /// Whether the snapshot has the file, in the size that is listed.
-    fn is_here(&self, path: &str) -> bool {
+    pub fn is_here(&self, path: &str) -> bool {
         let len = || fs::metadata(self.folder().join(path)).map(|metadata| metadata.len()).ok();
         !self.force && self.snapshot.has(path) && self.listed_size(path).is_none_or(|size| Some(size) == len())
     }

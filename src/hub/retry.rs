@@ -108,10 +108,11 @@ pub fn is_progress(bytes: u64, elapsed: Duration) -> bool {
 mod tests {
     use super::*;
     use crate::hub::failure::Resource;
+    use crate::hub::name::HubName;
 
     fn busy(retry_after: Option<u64>) -> Error {
         let kind = HubErrorKind::Busy { retry_after: retry_after.map(Duration::from_secs) };
-        Resource { repository: "a/b", revision: "main", path: None }.error(kind, "busy".into(), None).into()
+        Resource::of(&HubName::newest("a/b")).error(kind, "busy".into(), None).into()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a model is put together from: a model, and components from elsewhere in the place of its own.
 
-use super::name::{HubName, ModelName};
+use super::name::{HubName, ModelName, RepositoryKind};
 use super::plan::is_safe_path;
 use super::presets::Preset;
 use crate::error::{Component, Error, Result};
@@ -172,7 +172,7 @@ impl ComponentName {
             return Self::parse(source, component);
         }
         let repository = preset.map_or(repository, |preset| preset.repository);
-        let name = HubName::new(repository, revision).ok_or_else(invalid)?;
+        let name = HubName::new(RepositoryKind::Model, repository, revision).ok_or_else(invalid)?;
         Ok(Self::Hub { name, subfolder: subfolder.map(String::from) })
     }
 }
@@ -189,7 +189,7 @@ fn split_repository(text: &str) -> (&str, &str) {
 }
 
 /// The revision and the folder in what follows a repository's name.
-fn split_revision(rest: &str) -> Option<(Option<&str>, Option<&str>)> {
+pub(super) fn split_revision(rest: &str) -> Option<(Option<&str>, Option<&str>)> {
     let (revision, subfolder) = match rest.strip_prefix('@') {
         None => (None, rest),
         Some(rest) => {
@@ -221,7 +221,8 @@ mod tests {
     use super::*;
 
     fn hub(repository: &str, revision: &str, subfolder: Option<&str>) -> ComponentName {
-        let name = HubName { repository: repository.into(), revision: revision.into() };
+        let kind = RepositoryKind::Model;
+        let name = HubName { kind, repository: repository.into(), revision: revision.into() };
         ComponentName::Hub { name, subfolder: subfolder.map(String::from) }
     }
 

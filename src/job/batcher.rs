@@ -1,9 +1,9 @@
 //! Cuts the rows of all prompts into blocks.
 
-use super::first_pass::{FirstPass, Hash};
+use super::first_pass::{End, FirstPass, Hash};
 use super::options::{OnError, RowOptions};
 use super::progress::JobProgress;
-use super::prompts::{Entries, refused};
+use super::prompts::{Entries, Entry, Prompts, refused};
 use super::read_ahead::{Next, ReadAhead};
 use super::report::{SharedReport, lock};
 use crate::output::OutputRow;
@@ -64,14 +64,15 @@ pub(super) struct Block {
     pub(super) bytes: usize,
 }
 
-/// How a file differs at the end of the second pass from what the first found. A run that stops earlier cannot tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How files differ at their ends in the second pass from what the first found, and what messages call the file. A run
+/// that stops earlier cannot tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Change {
     None,
     /// There is more behind what was there.
-    Grown,
+    Grown(String),
     /// What was there is gone.
-    Edited,
+    Edited(String),
 }
 
 /// Where entries come from.
@@ -98,6 +99,13 @@ impl Feed {
             Self::Live(entries) => entries.next(may_wait),
         }
     }
+
+    /// Leaves out the rest of the current file, which nobody waits for.
+    fn skip_file(&mut self) {
+        if let Self::Direct(entries) = self {
+            entries.skip_file();
+        }
+    }
 }
 
 /// A prompt whose rows are not all in a block yet.
@@ -111,8 +119,7 @@ struct Pending {
 
 /// Makes blocks of entries.
 pub(super) struct Batcher {
-    /// What messages call the prompts.
-    pub(super) name: String,
+    pub(super) prompts: Prompts,
     pub(super) feed: Feed,
     pub(super) options: RowOptions,
     pub(super) blocks: Blocks,
@@ -131,6 +138,8 @@ pub(super) struct Batcher {
 #[derive(Default)]
 pub(super) struct Position {
     hash: Hash,
+    /// The source of the last entry.
+    source: usize,
     pending: Option<Pending>,
     /// An error that comes after the block that was begun before it.
     error: Option<anyhow::Error>,
@@ -255,61 +264,97 @@ impl Batcher {
         let next = self.feed.next(may_wait);
         self.position.read += start.elapsed();
         let first = self.position.rows;
-        let entry = match (next, &self.first_pass) {
-            (Next::NotYet, _) => return Ok(false),
-            (next, Some(first_pass)) if first_pass.rows == first => {
-                let change = if matches!(next, Next::End) { Change::None } else { Change::Grown };
-                return Ok(self.finish(change));
+        let is_whole = self.first_pass.as_ref().is_some_and(|first_pass| first_pass.rows == first);
+        let Entry { source, row } = match next {
+            Next::NotYet => return Ok(false),
+            Next::End => return Ok(self.finish()),
+            Next::Entry(Err(_)) if is_whole => {
+                self.grow();
+                return Ok(self.finish());
             }
-            (Next::End, _) => return Ok(self.finish(Change::Edited)),
-            (Next::Entry(entry), _) => entry,
+            Next::Entry(entry) => entry?,
         };
-        if let (Some(_), Ok(entry)) = (&self.first_pass, &entry) {
-            self.position.hash.add(entry);
+        if !self.end_sources(source.index) {
+            return Ok(false);
         }
-        let passed = self.first_pass.is_some() && entry.is_ok() && self.options.on_error == OnError::Fail;
-        let checked = self.options.check(entry?);
-        let record = match checked {
+        if self.end_of(source.index).is_some_and(|end| end.rows == first) {
+            self.grow();
+            self.feed.skip_file();
+            return Ok(!is_whole || self.finish());
+        }
+        if self.first_pass.is_some() {
+            self.position.hash.add(&row);
+        }
+        let passed = self.first_pass.is_some() && self.options.on_error == OnError::Fail;
+        let record = match self.options.check(&source, row) {
             Ok(record) => Some(record),
             // The first pass would have refused it.
-            Err(_) if passed => return Ok(self.finish(Change::Edited)),
+            Err(_) if passed => return Ok(self.edit(&source.name)),
             Err(row) => {
-                self.skip(&row)?;
+                self.skip(&source.name, &row)?;
                 None
             }
         };
         let end = first.saturating_add(self.options.samples_of(record.as_ref()));
-        if self.first_pass.as_ref().is_some_and(|first_pass| first_pass.rows < end) {
-            return Ok(self.finish(Change::Edited));
+        if self.end_of(source.index).is_some_and(|counted| counted.rows < end) {
+            return Ok(self.edit(&source.name));
         }
         self.position.rows = end;
         self.position.pending = Some(Pending { record: record.map(Arc::new), first, rows: first..end });
         Ok(true)
     }
 
-    /// There are no more rows. Without a first pass nothing can have changed, and if all rows were read that it found,
-    /// only the hash tells whether they are the same.
-    fn finish(&mut self, change: Change) -> bool {
+    /// Where the first pass found that a source ends.
+    fn end_of(&self, source: usize) -> Option<&End> {
+        self.first_pass.as_ref()?.ends.get(source)
+    }
+
+    /// Goes on to a source. False if one before it is not what the first pass found.
+    fn end_sources(&mut self, next: usize) -> bool {
+        while self.position.source < next {
+            let (source, rows) = (self.position.source, self.position.rows);
+            if self.end_of(source).is_some_and(|end| !self.position.hash.is_at(end, rows)) {
+                return self.edit(&self.prompts.source(source).name);
+            }
+            self.position.source += 1;
+        }
+        true
+    }
+
+    /// Notes that the current source has more rows than were counted.
+    fn grow(&mut self) {
+        let source = self.prompts.source(self.position.source);
+        self.position.change.get_or_insert(Change::Grown(source.name.clone()));
+    }
+
+    /// Notes that a source has other rows than were counted, and ends.
+    fn edit(&mut self, name: &str) -> bool {
         self.position.has_ended = true;
-        self.position.change = Some(match &self.first_pass {
-            None => Change::None,
-            Some(first_pass) if std::mem::take(&mut self.position.hash).finish() != first_pass.hash => Change::Edited,
-            Some(_) => change,
-        });
+        self.position.change = Some(Change::Edited(name.into()));
+        false
+    }
+
+    /// There are no more rows. Without a first pass nothing can have changed.
+    fn finish(&mut self) -> bool {
+        if self.end_sources(self.prompts.sources()) {
+            self.position.has_ended = true;
+            self.position.change.get_or_insert(Change::None);
+        }
         false
     }
 
     /// Reports the next rows as ones that cannot be used.
-    fn skip(&mut self, bad: &BadRow) -> Result<()> {
+    fn skip(&mut self, name: &str, bad: &BadRow) -> Result<()> {
         if self.options.on_error == OnError::Fail {
-            return Err(refused(&self.name, bad));
+            return Err(refused(name, bad));
         }
         let (row, samples) = (self.position.rows, self.options.samples_of(None));
+        let file = Some(name).filter(|_| self.prompts.files.len() > 1);
         match &self.report {
-            Some(report) if self.blocks.has(self.blocks.of_row(row)) => lock(report).add(row, samples, bad),
+            Some(report) if self.blocks.has(self.blocks.of_row(row)) => lock(report).add(row, samples, file, bad),
             Some(_) => Ok(()),
             None => {
-                self.progress.skipped(samples, &format!("{}: {bad}; row {row} is zeros", self.name));
+                self.progress.skipped(samples, &format!("{name}: {bad}; row {row} is zeros"));
                 Ok(())
             }
         }
@@ -319,16 +364,14 @@ impl Batcher {
 #[cfg(test)]
 mod tests {
     use super::super::first_pass::tests::{first_pass, options, prompts};
-    use super::super::prompts::Prompts;
     use super::*;
     use std::fs::File;
     use std::io::Write;
-    use std::path::PathBuf;
 
     fn batcher(prompts: &Prompts, blocks: Blocks, done: u64, on_error: OnError, is_live: bool) -> Batcher {
         let entries = prompts.open().unwrap();
         Batcher {
-            name: entries.name().into(),
+            prompts: prompts.clone(),
             feed: Feed::new(entries, is_live, &prompts.read.interrupt).unwrap(),
             options: RowOptions { on_error, ..options() },
             blocks,
@@ -443,7 +486,7 @@ mod tests {
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         // Open for reading too, so that opening it does not wait for the other end.
         let mut writer = File::options().read(true).write(true).open(&pipe).unwrap();
-        (prompts.given, prompts.file) = (Vec::new(), Some(PathBuf::from(&pipe)));
+        (prompts.given, prompts.files) = (Vec::new(), [pipe.clone().into()].into());
         let mut batcher = batcher(&prompts, Blocks { rows: 8, shard: None }, 0, OnError::Fail, true);
         let mut number = 0;
         for lines in ["a\n", "b\n"] {
@@ -459,25 +502,80 @@ mod tests {
     #[test]
     fn a_file_that_changed_after_the_first_pass_is_noticed() {
         let lines = "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n";
+        let (none, grown, edited): (_, fn(String) -> Change, fn(String) -> Change) =
+            (|_| Change::None, Change::Grown, Change::Edited);
         for (now, rows, change) in [
-            (lines.to_string(), 6, Change::None),
-            (format!("{lines}{{\"prompt\": \"c\"}}\n"), 6, Change::Grown),
-            (format!("{lines}nonsense\n"), 6, Change::Grown),
-            (lines.replace('b', "c"), 6, Change::Edited),
-            (lines.replace('a', "c"), 6, Change::Edited),
-            (lines.replace("\"b\"", "\"b\", \"samples\": 3"), 4, Change::Edited),
-            (lines.replace("{\"prompt\": \"b\"}", "nonsense"), 4, Change::Edited),
-            (lines[..lines.len() / 2].to_string(), 4, Change::Edited),
+            (lines.to_string(), 6, none as fn(String) -> Change),
+            (format!("{lines}{{\"prompt\": \"c\"}}\n"), 6, grown),
+            (format!("{lines}nonsense\n"), 6, grown),
+            (lines.replace('b', "c"), 6, edited),
+            (lines.replace('a', "c"), 6, edited),
+            (lines.replace("\"b\"", "\"b\", \"samples\": 3"), 4, edited),
+            (lines.replace("{\"prompt\": \"b\"}", "nonsense"), 4, edited),
+            (lines[..lines.len() / 2].to_string(), 4, edited),
         ] {
-            let (_folder, mut prompts) = prompts("p.jsonl", lines);
-            let found = first_pass(&prompts, &options()).unwrap();
-            std::fs::write(prompts.file.as_mut().unwrap(), &now).unwrap();
-            let mut batcher = batcher(&prompts, Blocks { rows: 2, shard: None }, 0, OnError::Fail, false);
-            batcher.first_pass = Some(found);
-            while let Some(block) = batcher.next_block() {
-                assert!(block.unwrap().rows.iter().all(|row| row.row < 6));
+            let (_folder, prompts) = prompts("p.jsonl", lines);
+            let (now, name) = (vec![now], prompts.files[0].name.clone());
+            assert_eq!(read_changed(&prompts, &now, 6), (rows, Some(change(name))), "{now:?}");
+        }
+    }
+
+    /// How many rows are read of files that were changed after the first pass, and how they differ then.
+    fn read_changed(prompts: &Prompts, now: &[String], counted: u64) -> (u64, Option<Change>) {
+        let found = first_pass(prompts, &options()).unwrap();
+        assert_eq!(found.rows, counted);
+        for (file, text) in prompts.files.iter().zip(now) {
+            std::fs::write(&file.path, text).unwrap();
+        }
+        let mut batcher = batcher(prompts, Blocks { rows: 2, shard: None }, 0, OnError::Fail, false);
+        batcher.first_pass = Some(found);
+        let mut next = 0;
+        while let Some(block) = batcher.next_block() {
+            for row in block.unwrap().rows {
+                assert_eq!(row.row, next);
+                next += 1;
             }
-            assert_eq!((batcher.position.rows, batcher.position.change), (rows, Some(change)), "{now}");
+        }
+        assert!(next <= counted);
+        (batcher.position.rows, batcher.position.change)
+    }
+
+    #[test]
+    fn the_file_that_changed_is_named() {
+        let [a, b] = ["a1\na2\n", "b1\nb2\n"].map(String::from);
+        let empty = String::new;
+        let change = |now: [String; 4]| {
+            let folder = tempfile::TempDir::new().unwrap();
+            let files = ["a.txt", "empty.txt", "b.txt", "last.txt"].map(|name| folder.path().join(name));
+            for (path, text) in files.iter().zip([&a, &empty(), &b, &empty()]) {
+                std::fs::write(path, text).unwrap();
+            }
+            let prompts = Prompts { files: files.map(Into::into).into(), ..Prompts::default() };
+            let (rows, change) = read_changed(&prompts, &now, 8);
+            let name = |path: String| path.rsplit('/').next().unwrap().to_string();
+            let change = match change.unwrap() {
+                Change::None => "none".into(),
+                Change::Grown(path) => format!("{} grown", name(path)),
+                Change::Edited(path) => format!("{} edited", name(path)),
+            };
+            (rows, change)
+        };
+        let both = |one: &str, other: &str| [one.to_string(), empty(), other.to_string(), empty()];
+        for (now, rows, expected) in [
+            (both(&a, &b), 8, "none"),
+            // The rows of the next file keep their numbers.
+            (both("a1\na2\na3\n", &b), 8, "a.txt grown"),
+            (both(&a, "b1\nb2\nb3\n"), 8, "b.txt grown"),
+            ([a.clone(), "new\n".into(), b.clone(), empty()], 8, "empty.txt grown"),
+            ([a.clone(), empty(), b.clone(), "new\n".into()], 8, "last.txt grown"),
+            (both("a1\n", &b), 2, "a.txt edited"),
+            (both("a1\nx\n", &b), 4, "a.txt edited"),
+            (both("", &b), 0, "a.txt edited"),
+            (both(&a, "b1\n"), 6, "b.txt edited"),
+            (both(&a, "x\nb2\n"), 8, "b.txt edited"),
+            (both(&b, &a), 4, "a.txt edited"),
+        ] {
+            assert_eq!(change(now.clone()), (rows, expected.to_string()), "{now:?}");
         }
     }
 }

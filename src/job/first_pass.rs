@@ -1,7 +1,7 @@
 //! The first pass over prompts that can be read twice: it counts the rows, checks every entry, and hashes them all.
 
 use super::options::{OnError, RowOptions};
-use super::prompts::{Entries, no_prompts, refused};
+use super::prompts::{Entry, Prompts, no_prompts, refused};
 use super::stop::Stop;
 use crate::bad_input;
 use crate::output::Interrupted;
@@ -18,44 +18,62 @@ pub(super) struct FirstPass {
     pub(super) hash: String,
     /// Whether all rows can share batches: no prompt has settings of its own, or a negative embedding that others lack.
     pub(super) is_uniform: bool,
+    /// Where each source ends.
+    pub(super) ends: Vec<End>,
+}
+
+/// The end of a file, or of what is before all files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct End {
+    /// Rows of all prompts up to there.
+    pub(super) rows: u64,
+    /// A hash over all entries up to there.
+    pub(super) hash: String,
 }
 
 impl FirstPass {
     /// Reads all entries.
     ///
     /// # Errors
-    /// [`crate::bad_input::BadInput`] if there are none, the file is damaged, or a row cannot be used and that is an error;
+    /// [`crate::bad_input::BadInput`] if there are none, a file is damaged, or a row cannot be used and that is an error;
     /// [`Interrupted`] if `stop` is raised.
-    pub(super) fn over(entries: Entries, options: &RowOptions, stop: &Stop) -> Result<Self> {
-        let name = entries.name().to_string();
-        let mut hash = Hash::default();
+    pub(super) fn over(
+        prompts: &Prompts,
+        entries: impl Iterator<Item = Result<Entry>>,
+        options: &RowOptions,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let (mut hash, mut ends) = (Hash::default(), Vec::new());
         let (mut rows, mut is_uniform) = (0_u64, true);
         for entry in entries {
             if stop.signal().is_some() {
                 return Err(Interrupted.into());
             }
-            let entry = entry?;
-            hash.add(&entry);
-            let samples = match options.check(entry) {
+            let Entry { source, row } = entry?;
+            hash.end_sources(&mut ends, source.index, rows);
+            hash.add(&row);
+            let samples = match options.check(&source, row) {
                 Ok(record) => {
                     is_uniform &= options.is_plain(&record);
                     options.samples_of(Some(&record))
                 }
-                Err(row) if options.on_error == OnError::Fail => return Err(refused(&name, &row)),
+                Err(row) if options.on_error == OnError::Fail => return Err(refused(&source.name, &row)),
                 Err(_) => options.samples_of(None),
             };
-            rows = rows.checked_add(samples).ok_or_else(|| bad_input!("{name}: more rows than can be counted"))?;
+            let all = rows.checked_add(samples);
+            rows = all.ok_or_else(|| bad_input!("{}: more rows than can be counted", source.name))?;
         }
         if rows == 0 {
-            return Err(no_prompts(&name));
+            return Err(no_prompts(&prompts.name()));
         }
-        Ok(Self { rows, hash: hash.finish(), is_uniform })
+        hash.end_sources(&mut ends, prompts.sources(), rows);
+        Ok(Self { rows, hash: hash.finish(), is_uniform, ends })
     }
 }
 
 /// A hash over entries. Every field is hashed with its type and length in front, so that different entries never give
 /// the same bytes.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Hash(Sha256);
 
 impl Hash {
@@ -136,6 +154,18 @@ impl Hash {
         numbers.unwrap_or_default().iter().for_each(|number| self.0.update(number.to_le_bytes()));
     }
 
+    /// Ends the sources before `next`, after so many rows.
+    fn end_sources(&self, ends: &mut Vec<End>, next: usize, rows: u64) {
+        if ends.len() < next {
+            ends.resize(next, End { rows, hash: self.clone().finish() });
+        }
+    }
+
+    /// Whether a source ends here, after so many rows.
+    pub(super) fn is_at(&self, end: &End, rows: u64) -> bool {
+        end.rows == rows && self.clone().finish() == end.hash
+    }
+
     pub(super) fn finish(self) -> String {
         format!("{:.32x}", self.0.finalize())
     }
@@ -149,6 +179,7 @@ pub(super) mod tests {
     use crate::nn::prior::PriorKind;
     use crate::pipeline::Settings;
     use crate::rows::BadRow;
+    use std::path::PathBuf;
     use tempfile::TempDir;
 
     pub fn options() -> RowOptions {
@@ -178,11 +209,11 @@ pub(super) mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        (folder, Prompts { given: vec!["given".into()], file: Some(path), ..Prompts::default() })
+        (folder, Prompts { given: vec!["given".into()], files: [path.into()].into(), ..Prompts::default() })
     }
 
     pub fn first_pass(prompts: &Prompts, options: &RowOptions) -> Result<FirstPass> {
-        FirstPass::over(prompts.open().unwrap(), options, &Stop::default())
+        FirstPass::over(prompts, prompts.open().unwrap(), options, &Stop::default())
     }
 
     const LINES: &str = "{\"prompt\": \"a\"}\n{\"prompt\": \"b\", \"samples\": 5}\n";
@@ -192,7 +223,8 @@ pub(super) mod tests {
         let (_folder, prompts) = prompts("p.jsonl", LINES);
         assert_eq!(first_pass(&prompts, &options()).unwrap().rows, 2 + 2 + 5);
         assert!(!prompts.is_stream());
-        assert!(Prompts { file: Some("-".into()), ..Prompts::default() }.is_stream());
+        let stdin = PathBuf::from("-").into();
+        assert!(Prompts { files: [stdin].into(), ..Prompts::default() }.is_stream());
     }
 
     #[test]
@@ -218,7 +250,7 @@ pub(super) mod tests {
              \"guidance_scale\": 2.5, \"steps\": 3, \"samples\": 4}\n\n{}\n",
         );
         let mut hash = Hash::default();
-        prompts.open().unwrap().for_each(|entry| hash.add(&entry.unwrap()));
+        prompts.open().unwrap().for_each(|entry| hash.add(&entry.unwrap().row));
         let number = |kind: &str, number: u64| [kind.as_bytes(), &number.to_le_bytes()].concat();
         let text = |kind: &str, text: &str| [number(kind, text.len() as u64), text.into()].concat();
         let bytes = [

@@ -18,8 +18,6 @@ pub struct Images {
     pub strength: f64,
     /// Where a row starts from whose prompt has no image of its own; from noise if not given.
     pub given: Option<Item>,
-    /// The folder in which the paths of prompts' own images begin.
-    pub folder: PathBuf,
     /// Its embedding, once it is known.
     given_embed: Option<Array1<f32>>,
     /// The embedding dimension.
@@ -30,9 +28,8 @@ pub struct Images {
 
 impl Images {
     /// Nothing is read yet.
-    pub fn new(strength: f64, given: Option<Item>, folder: &Path) -> Self {
-        let folder = folder.to_path_buf();
-        Self { strength, given, folder, given_embed: None, dim: 0, files: Arc::default() }
+    pub fn new(strength: f64, given: Option<Item>) -> Self {
+        Self { strength, given, given_embed: None, dim: 0, files: Arc::default() }
     }
 
     /// The same for a model, which makes the embedding of a given picture.
@@ -52,11 +49,6 @@ impl Images {
         Ok(self)
     }
 
-    /// What a prompt's rows start from, if it has an image of its own.
-    fn item(&self, record: &PromptRecord) -> Option<Item> {
-        record.image.as_ref().map(|item| item.within(&self.folder))
-    }
-
     /// Whether a prompt's rows start from an image.
     pub(super) fn has(&self, record: &PromptRecord) -> bool {
         record.image.is_some() || self.given.is_some()
@@ -67,7 +59,7 @@ impl Images {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if it cannot be read, or does not fit the model.
     pub(super) fn check(&self, record: &PromptRecord) -> Result<()> {
-        match &self.item(record) {
+        match record.image.as_deref() {
             Some(item @ Item::Row(path, row)) => self.row(item, path, *row).map(|_| ()),
             Some(Item::Picture(path)) if !path.is_file() => {
                 Err(bad_input!("there is no file {:?}", path.display().to_string()))
@@ -85,9 +77,8 @@ impl Images {
         records: &[Option<Arc<PromptRecord>>],
         pipeline: &mut Pipeline,
     ) -> Result<Vec<Option<Array1<f32>>>> {
-        let items: Vec<Option<Item>> =
-            records.iter().map(|record| record.as_ref().and_then(|record| self.item(record))).collect();
-        let mut pictures: Vec<&Path> = items.iter().flatten().filter_map(Item::picture).collect();
+        let items = records.iter().map(|record| record.as_ref().and_then(|record| record.image.as_deref()));
+        let mut pictures: Vec<&Path> = items.clone().flatten().filter_map(Item::picture).collect();
         pictures.sort_unstable();
         pictures.dedup();
         let encoded = if pictures.is_empty() { None } else { Some(pipeline.encode_pictures(&pictures)?) };
@@ -99,11 +90,11 @@ impl Images {
             }
         };
         let given = |record: &Option<Arc<PromptRecord>>| record.as_ref().and(self.given_embed.clone());
-        let of_row = |(item, record): (&Option<Item>, _)| match item {
+        let of_row = |(item, record): (Option<&Item>, _)| match item {
             Some(item) => embed(item),
             None => Ok(given(record)),
         };
-        items.iter().zip(records).map(of_row).collect()
+        items.zip(records).map(of_row).collect()
     }
 
     fn row(&self, item: &Item, path: &Path, row: Option<usize>) -> Result<Array1<f32>> {

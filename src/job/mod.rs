@@ -5,8 +5,8 @@
 //!            one row    64 rows            one thread each                the caller's thread, in order
 //! ```
 //!
-//! - A file is read twice: [`first_pass`] counts its rows, checks and hashes them before anything is loaded, and the
-//!   [`batcher`] reads it again block by block. A pipe is read once.
+//! - Files are read twice: [`first_pass`] counts their rows, checks and hashes them before anything is loaded, and the
+//!   [`batcher`] reads them again block by block. A pipe is read once.
 //! - Pictures are prompts of another kind: a worker reads, decodes and encodes those of its block. A worker that is alone
 //!   has the next block decoded, in several threads, while it computes ([`decode`]).
 //! - Workers take blocks from the batcher when they are free: it is an iterator behind a lock. Only a live stream (a pipe
@@ -125,7 +125,7 @@ impl Job {
         let (first_pass, entries) = if is_stream {
             (None, self.entries)
         } else {
-            (Some(FirstPass::over(self.entries, &self.options, stop)?), self.prompts.open()?)
+            (Some(FirstPass::over(&self.prompts, self.entries, &self.options, stop)?), self.prompts.open()?)
         };
         let read = start.elapsed();
         let rows = first_pass.as_ref().map(|first_pass| first_pass.rows);
@@ -139,6 +139,9 @@ impl Job {
         let plan = Plan::new(&self.pipeline, &self.options, first_pass.as_ref(), &self.write, self.compute)?;
         if let Some(first_pass) = first_pass.as_ref().filter(|_| plan.may_resume) {
             plan.add_to(&mut self.write.fingerprint, &self.pipeline, &self.options, first_pass)?;
+            for (name, commit) in &self.prompts.datasets {
+                self.write.fingerprint.push(&format!("the commit of {name}"), commit);
+            }
         }
         (self.write.dim, self.write.total_rows) = (Some(self.pipeline.embedding_dim()), rows);
         self.write.row_shape = self.pipeline.row_shape();
@@ -171,10 +174,10 @@ impl Job {
             }
         }
         let report = self.report.map(|report| Arc::new(Mutex::new(report)));
-        let interrupt = self.prompts.read.interrupt;
+        let interrupt = Arc::clone(&self.prompts.read.interrupt);
         let batcher = Batcher {
-            name: entries.name().into(),
             feed: Feed::new(entries, plan.is_live, &interrupt)?,
+            prompts: self.prompts,
             options: self.options,
             blocks: plan.blocks,
             first_pass,
@@ -208,10 +211,9 @@ impl Job {
 
     /// Refuses options that need prompts which can be read twice.
     fn check_rereading(&self) -> Result<()> {
-        let name = self.entries.name();
+        let Some(name) = self.prompts.stream_name() else { return Ok(()) };
         let what = if self.options.pictures.is_some() { "paths" } else { "prompts" };
         match &self.write {
-            _ if !self.prompts.is_stream() => Ok(()),
             write if write.resume => {
                 Err(bad_input!("--resume needs {what} that can be read again, and {name} cannot; write them to a file"))
             }

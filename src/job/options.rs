@@ -1,6 +1,7 @@
 //! What applies to every row unless its prompt says otherwise.
 
 use super::images::Images;
+use super::prompts::Source;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::noise::seed_of;
 use crate::images::ImageProcessor;
@@ -105,15 +106,18 @@ impl RowOptions {
         self.wants_negative && !self.has_negatives()
     }
 
-    /// Checks an entry against the limits.
+    /// Checks a row of a source against the limits.
     ///
     /// # Errors
     /// Why its rows cannot be used.
-    pub(super) fn check(&self, entry: PromptRow) -> Result<PromptRecord, BadRow> {
-        let (place, record) = match entry {
+    pub(super) fn check(&self, source: &Source, row: PromptRow) -> Result<PromptRecord, BadRow> {
+        let (place, mut record) = match row {
             PromptRow::Prompt { place, record } => (place, record),
             PromptRow::Bad(row) => return Err(row),
         };
+        if let Some(image) = &mut record.image {
+            **image = image.within(&source.folder);
+        }
         let bad = |reason: String| Err(BadRow { place, reason });
         if let Some(PictureFile { name, len: Err(reason), .. }) = record.picture.as_deref()
             && self.on_error == OnError::Fail

@@ -258,7 +258,7 @@ mod tests {
         let negative_prompt = negative.then(|| "rain".to_string());
         let rows = RowOptions { negative_prompt, wants_negative: negative, ..options() };
         let write = WriteOptions { shard, ..WriteOptions::new(Vec::new()) };
-        let first_pass = total.map(|rows| FirstPass { rows, hash: String::new(), is_uniform: true });
+        let first_pass = total.map(|rows| FirstPass { rows, hash: String::new(), is_uniform: true, ends: Vec::new() });
         let compute = ComputeOptions { batch_size, threads: Some(3), ..ComputeOptions::default() };
         Plan::new(&pipeline(), &rows, first_pass.as_ref(), &write, compute).unwrap()
     }

@@ -49,7 +49,7 @@ impl Provenance {
         let (loras, inversions) = pipeline.addition_hashes()?;
         let (name, commit) = &self.model;
         let hash = if prompts.conditions.is_none() { Some(hash_of(prompts)?) } else { None };
-        let text = json!({
+        let mut text = json!({
             "prior_embed": env!("CARGO_PKG_VERSION"),
             "libtorch": libtorch_version(),
             "model": {
@@ -70,6 +70,9 @@ impl Provenance {
             "settings": self.settings,
             SHARD_KEY: shard.map(|shard| shard.to_string()),
         });
+        if !prompts.datasets.is_empty() {
+            text["prompts"]["datasets"] = json!(prompts.datasets);
+        }
         let text: Arc<str> = text.to_string().into();
         if let Some(path) = &self.keeps
             && let Ok(found) = fs::read_to_string(path)
@@ -97,7 +100,7 @@ impl Provenance {
 fn hash_of(prompts: &Prompts) -> Result<String> {
     let mut hasher = Sha256::new();
     for entry in prompts.open()? {
-        if let PromptRow::Prompt { record, .. } = entry? {
+        if let PromptRow::Prompt { record, .. } = entry?.row {
             hasher.update(&*record.prompt);
         }
         hasher.update("\n");

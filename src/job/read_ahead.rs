@@ -1,7 +1,6 @@
 //! Reads a live stream in a thread of its own, so that rows that are there can be computed while others are awaited.
 
-use super::prompts::Entries;
-use crate::rows::PromptRow;
+use super::prompts::{Entries, Entry};
 use anyhow::{Context, Result, anyhow};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +16,7 @@ const GRACE: Duration = Duration::from_millis(1);
 
 /// What comes next.
 pub(super) enum Next {
-    Entry(Result<PromptRow>),
+    Entry(Result<Entry>),
     /// Nothing yet.
     NotYet,
     /// There are no more.
@@ -27,7 +26,7 @@ pub(super) enum Next {
 /// The entries of a stream. The thread that reads them ends with this.
 pub(super) struct ReadAhead {
     /// Until it is dropped.
-    entries: Option<Receiver<Result<PromptRow>>>,
+    entries: Option<Receiver<Result<Entry>>>,
     thread: Option<JoinHandle<()>>,
     /// Ends a read that waits for data: [`crate::rows::ReadOptions::interrupt`].
     interrupt: Arc<AtomicBool>,

@@ -48,6 +48,9 @@ struct Line<'a> {
     /// The first of its rows, which are zeros.
     row: u64,
     rows: u64,
+    /// Where there are several.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    file: Option<Cow<'a, str>>,
     place: String,
     reason: Cow<'a, str>,
 }
@@ -128,15 +131,16 @@ impl Report {
         self.part.as_mut().map_or(Ok(()), Write::flush).with_context(|| format!("cannot write the report {name:?}"))
     }
 
-    /// Adds a prompt that cannot be used and has `rows` rows from `row` on.
+    /// Adds a prompt that cannot be used and has `rows` rows from `row` on; with its file, if there are several.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn add(&mut self, row: u64, rows: u64, bad: &BadRow) -> Result<()> {
+    pub(super) fn add(&mut self, row: u64, rows: u64, file: Option<&str>, bad: &BadRow) -> Result<()> {
         if self.known.contains(&row) {
             return Ok(());
         }
-        self.write(&Line { row, rows, place: bad.place.to_string(), reason: bad.reason.as_str().into() })
+        let (file, reason) = (file.map(Cow::from), bad.reason.as_str().into());
+        self.write(&Line { row, rows, file, place: bad.place.to_string(), reason })
     }
 
     fn write(&mut self, line: &Line) -> Result<()> {
@@ -242,7 +246,7 @@ mod tests {
         let mut report = Report::beside(&folder.path().join("e.npy"), if_exists)?;
         report.make_in(Dir::open(&hidden).unwrap());
         let bad = BadRow { place: Place::Line(3), reason: "no \"prompt\"".into() };
-        (0..rows).try_for_each(|row| report.add(row, 1, &bad))?;
+        (0..rows).try_for_each(|row| report.add(row, 1, None, &bad))?;
         Ok(report)
     }
 

@@ -76,15 +76,15 @@ impl Run {
         };
         match summary.outcome {
             Outcome::Done => {
-                match batcher.position.change {
-                    Some(Change::Edited) => {
+                match batcher.position.change.take() {
+                    Some(Change::Edited(name)) => {
                         writer.discard()?;
-                        return Err(edited(&batcher.name));
+                        return Err(edited(&name));
                     }
-                    Some(Change::Grown) => {
-                        log::warn!("{} has grown since its rows were counted; the new ones are left out", batcher.name);
+                    Some(Change::Grown(name)) => {
+                        log::warn!("{name} has grown since its rows were counted; the new ones are left out");
                     }
-                    _ if batcher.position.rows == 0 => return Err(no_prompts(&batcher.name)),
+                    _ if batcher.position.rows == 0 => return Err(no_prompts(&batcher.prompts.name())),
                     _ => {}
                 }
                 writer.set_total_rows(batcher.position.rows);
@@ -231,7 +231,7 @@ impl<'a> Written<'a> {
         for (row, bad) in skipped {
             match &self.shared.report {
                 // Before the row is safe, so that a run which resumes need not look at it again.
-                Some(report) => lock(report).add(*row, 1, bad)?,
+                Some(report) => lock(report).add(*row, 1, None, bad)?,
                 None => self.shared.progress.skipped(1, &format!("{bad}; row {row} is zeros")),
             }
         }

@@ -24,7 +24,7 @@ fn opener() -> Opener {
 /// A job that writes `out` in `folder`, of batches of 4 rows unless free memory decides, with 3 workers.
 fn job(folder: &TempDir, prompts: &str, out: &str, format: OutputFormat) -> Job {
     let open = opener();
-    let prompts = Prompts { file: Some(folder.path().join(prompts)), ..Prompts::default() };
+    let prompts = Prompts { files: [folder.path().join(prompts).into()].into(), ..Prompts::default() };
     let output = Output { path: folder.path().join(out), format, arrays: Arrays::IMAGE };
     Job {
         entries: prompts.open().unwrap(),

@@ -4,6 +4,7 @@ use super::compression::{Compression, Refused};
 use super::encoding::{Decoder, Encoding};
 use super::interruptible::Interruptible;
 use super::peek::Peek;
+use super::prompt_file::PromptFile;
 use super::record::{Notices, Place};
 use crate::bad_input;
 use crate::bad_input::{BadInput, OrBadInput};
@@ -36,13 +37,14 @@ enum Handle {
 }
 
 impl Input {
-    /// Opens the file `path`, or standard input if it is `-`.
-    pub(super) fn open(path: &Path, interrupt: &Arc<AtomicBool>) -> Result<Self> {
+    /// Opens a file, or standard input.
+    pub(super) fn open(file: &PromptFile, interrupt: &Arc<AtomicBool>) -> Result<Self> {
+        let PromptFile { path, name } = file.clone();
         if path.as_os_str() == "-" {
             let stdin = Interruptible::stdin(Arc::clone(interrupt)).context("cannot read standard input")?;
-            return Ok(Self::of_stream("standard input", stdin));
+            return Ok(Self::of_stream(&name, stdin));
         }
-        let name = path.display().to_string();
+        let path = path.as_path();
         let cannot = || format!("cannot read the prompts file {name:?}");
         let file = File::open(path).or_bad_input(cannot)?;
         let metadata = file.metadata().or_bad_input(cannot)?;

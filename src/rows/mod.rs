@@ -12,6 +12,8 @@
 //!   lines are skipped. What quotes mean stands in `csv.rs`.
 //! - `parquet`: columns as in `csv`; null is no value.
 //!
+//! [`PromptListing`] finds the files in folders, and those that patterns match.
+//!
 //! Pictures are rows too: [`PictureReader`] lists them, from files, folders, `.tar` shards and lists of paths.
 //!
 //! A row that cannot be used is a [`PromptRow::Bad`], and reading goes on after it. Damage that makes the rest of the
@@ -33,10 +35,13 @@ mod interruptible;
 mod item;
 mod jsonl;
 mod lines;
+mod listing;
 pub(crate) mod parquet;
 mod peek;
 mod picture_file;
 mod pictures;
+mod prompt_file;
+mod prompt_listing;
 mod reader;
 mod record;
 mod records;
@@ -54,5 +59,7 @@ pub use formats::FORMATS;
 pub use item::Item;
 pub use picture_file::PictureFile;
 pub use pictures::{PictureInputs, PictureReader};
+pub use prompt_file::PromptFile;
+pub use prompt_listing::PromptListing;
 pub use reader::PromptReader;
 pub use record::{BadRow, GivenNoise, Notice, Place, PromptRecord, PromptRow};

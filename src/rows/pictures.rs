@@ -1,6 +1,7 @@
 //! Pictures as rows: files, folders of them, `.tar` shards of them (webdataset), and lists of paths.
 
 use super::input::Input;
+use super::listing::{self, Filter};
 use super::picture_file::{PictureFile, modified};
 use super::record::{Place, PromptRecord, PromptRow};
 use crate::bad_input;
@@ -60,7 +61,7 @@ impl PictureInputs {
                 sources.push_back(Source::List(self.open_list(path)?));
                 continue;
             }
-            match (fs::metadata(path), path.to_str().filter(|text| text.contains(['*', '?', '[']))) {
+            match (fs::metadata(path), path.to_str().filter(|text| listing::is_pattern(text))) {
                 (Ok(metadata), _) if metadata.is_dir() => sources.push_back(Source::Folder(path.clone())),
                 (Ok(_), _) => sources.push_back(Source::File(path.clone())),
                 (Err(_), Some(pattern)) => sources.extend(matches(pattern)?.into_iter().map(Source::File)),
@@ -87,13 +88,10 @@ impl PictureInputs {
     }
 }
 
-/// The files that a pattern matches, sorted.
+/// The files that a pattern matches.
 fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
-    // As in a shell, hidden files need a pattern that begins with a dot.
-    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::default() };
-    let paths = glob::glob_with(pattern, options)
-        .or_bad_input(|| format!("{pattern:?} is neither a file nor a valid pattern"))?;
-    let paths: Vec<PathBuf> = paths.filter_map(Result::ok).filter(|path| path.is_file()).collect();
+    let mut paths = listing::matches(pattern)?;
+    paths.retain(|path| path.is_file());
     if paths.is_empty() { Err(bad_input!("{pattern:?} matches no files")) } else { Ok(paths) }
 }
 
@@ -169,7 +167,8 @@ impl PictureReader {
                 Some(Source::File(path)) => self.add_file(&path)?,
                 Some(Source::Folder(folder)) => {
                     let mut files = Vec::new();
-                    walk(&folder, &mut files)?;
+                    let takes = |path: &Path| is_picture(path) || is_shard(path);
+                    Filter { hidden: b".", takes: &takes }.walk(&folder, &mut files)?;
                     if files.is_empty() {
                         let (name, known) = (folder.display().to_string(), EXTENSIONS.join(", ."));
                         return Err(bad_input!("{name:?} holds no pictures (.{known}, or .tar of these)"));
@@ -212,25 +211,6 @@ impl Iterator for PictureReader {
         self.rows += 1;
         Some(record.map(|record| PromptRow::Prompt { place: Place::Row(self.rows), record }))
     }
-}
-
-/// Adds the pictures and shards in a folder and in those below it, each folder's in the order of their names. Hidden
-/// files are left out, and links to folders are not followed.
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let cannot = || format!("cannot read the folder {:?}", folder.display().to_string());
-    let entries = fs::read_dir(folder).or_bad_input(cannot)?;
-    let mut entries = entries.collect::<Result<Vec<_>, _>>().or_bad_input(cannot)?;
-    entries.retain(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        if entry.file_type().or_bad_input(cannot)?.is_dir() {
-            walk(&path, files)?;
-        } else if (is_picture(&path) || is_shard(&path)) && !path.is_dir() {
-            files.push(path);
-        }
-    }
-    Ok(())
 }
 
 /// The pictures in a shard, in its order. Only headers are read.

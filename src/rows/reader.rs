@@ -3,10 +3,10 @@
 use super::format::{PromptFormat, ReadOptions};
 use super::formats::format_of_path;
 use super::input::Input;
+use super::prompt_file::PromptFile;
 use super::record::{Notice, Notices, PromptRow, PromptRows};
 use crate::bad_input;
 use anyhow::Result;
-use std::path::Path;
 
 /// The rows of a prompt file, in order. An error is the last item.
 pub struct PromptReader {
@@ -26,7 +26,7 @@ enum ReaderState {
 }
 
 impl PromptReader {
-    /// Opens the file `path`, or standard input if it is `-`.
+    /// Opens a file, or standard input.
     ///
     /// A file's header is checked here. Standard input is not read before the first row is asked for, and then no
     /// further than to the end of the row, so that the program at its other end can wait for answers; but Parquet is
@@ -34,21 +34,31 @@ impl PromptReader {
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if the file cannot be opened, is of an unknown format, or has no prompt column.
-    pub fn open(path: &Path, options: &ReadOptions) -> Result<Self> {
-        let format = options.format.map_or_else(|| format_of_path(path), Ok)?;
-        Self::of_input(Input::open(path, &options.interrupt)?, format, options.clone())
+    pub fn open(file: &PromptFile, options: &ReadOptions) -> Result<Self> {
+        let format = format_of(file, options)?;
+        Self::of_input(Input::open(file, &options.interrupt)?, format, options.clone())
+    }
+
+    /// The options for one of several files: those that a format has no use for are an error only if no format has.
+    pub fn options_for(files: &[PromptFile], options: ReadOptions) -> ReadOptions {
+        let (mut has_columns, mut has_header) = (false, false);
+        for format in files.iter().filter_map(|file| format_of(file, &options).ok()) {
+            has_columns |= format.has_columns;
+            has_header |= format.has_header;
+        }
+        ReadOptions { column_is_for_others: has_columns, header_is_for_others: has_header, ..options }
     }
 
     pub(super) fn of_input(input: Input, format: &'static PromptFormat, options: ReadOptions) -> Result<Self> {
         let (name, notices) = (input.name.clone(), Notices::default());
-        if options.no_header && !format.has_header {
+        if options.no_header && !format.has_header && !options.header_is_for_others {
             return Err(bad_input!(
                 "--no-header: {name} is read as {}, which has no header line; leave the option out, or give \
                  --format-in csv or tsv",
                 format.name
             ));
         }
-        if let (false, Some(column)) = (format.has_columns, &options.prompt_column) {
+        if let (false, Some(column)) = (format.has_columns || options.column_is_for_others, &options.prompt_column) {
             return Err(bad_input!(
                 "--prompt-column {column:?}: {name} is read as text, which has no columns; leave the option out, or \
                  give --format-in"
@@ -71,6 +81,10 @@ impl PromptReader {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+fn format_of(file: &PromptFile, options: &ReadOptions) -> Result<&'static PromptFormat> {
+    options.format.map_or_else(|| format_of_path(&file.path, &file.name), Ok)
 }
 
 impl Iterator for PromptReader {

@@ -231,9 +231,9 @@ fn a_file_name_tells_the_format() {
         ("a.gz", &TXT),
         ("a.parquet", &PARQUET),
     ] {
-        assert_eq!(format_of_path(Path::new(name)).unwrap(), format, "{name}");
+        assert_eq!(format_of_path(Path::new(name), name).unwrap(), format, "{name}");
     }
-    let error = format_of_path(Path::new("captions.pdf.gz")).unwrap_err();
+    let error = format_of_path(Path::new("captions.pdf.gz"), "x.pdf").unwrap_err();
     assert!(error.to_string().contains(".pdf") && error.to_string().contains("--format-in"), "{error}");
     assert!(error.to_string().ends_with("--format-in txt, jsonl, csv, tsv or parquet"), "{error}");
 }
@@ -246,7 +246,9 @@ fn files_are_checked_when_they_are_opened() {
         std::fs::write(&path, bytes).unwrap();
         path
     };
-    let open = |path: &Path, format| PromptReader::open(path, &ReadOptions { format, ..ReadOptions::default() });
+    let open = |path: &Path, format| {
+        PromptReader::open(&path.to_path_buf().into(), &ReadOptions { format, ..ReadOptions::default() })
+    };
     let refused = |path: &Path, format| {
         let error = open(path, format).err().unwrap();
         assert_eq!(crate::cli::errors::exit_code(&error), 2);
@@ -265,7 +267,7 @@ fn files_are_checked_when_they_are_opened() {
     assert!(refused(folder.path(), None).contains("is a folder"));
     assert!(refused(&folder.path().join("none.txt"), None).contains("cannot read the prompts file"));
     let options = ReadOptions { prompt_column: Some("caption".into()), ..ReadOptions::default() };
-    let error = PromptReader::open(&path("e.txt", b"a\n"), &options).err().unwrap();
+    let error = PromptReader::open(&path("e.txt", b"a\n").into(), &options).err().unwrap();
     assert!(error.to_string().contains("--prompt-column"), "{error}");
     assert!(read(&path("f.txt", b"\n \r\n")).is_empty());
 }

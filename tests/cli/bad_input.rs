@@ -10,6 +10,7 @@ use std::path::Path;
 #[test]
 fn wrong_usage_is_one_line() {
     let place = Workplace::new();
+    fs::create_dir(place.path("empty")).unwrap();
     let cases: &[(&[&str], &str)] = &[
         (&["--out", "e.npy"], "no prompt"),
         (&["-p", "x"], "--out"),
@@ -35,7 +36,7 @@ fn wrong_usage_is_one_line() {
         (&["-p", "x", "--out", "e.npy", "--stats", "./e.npy", "--overwrite"], "--stats"),
         (&["-p", "x", "--out", "-", "--stats", "-"], "--stats"),
         (&["-p", "x", "--out", "e.npy", "--stats", "none/s.json"], "none/s.json"),
-        (&["-f", "/", "--out", "e.npy"], "\"/\""),
+        (&["-f", "empty", "--out", "e.npy"], "\"empty\" holds no prompt files (.txt, .jsonl"),
         (&["-p", "x", "--out", "e.npy", "--dtype", "f64"], "--dtype"),
         (&["-p", "x", "--out", "e.npy", "--scheduler", "pndm"], "--scheduler"),
         (&["-p", "x", "--out", "e.npy", "--format", "csv"], "--format"),

@@ -18,6 +18,7 @@ mod faults;
 mod foreign;
 mod formats;
 mod given;
+mod inputs;
 mod lora;
 mod mixing;
 mod one_step;

@@ -232,7 +232,7 @@ fn odd_command_lines_are_one_clear_line() {
         ("-p -o n.npy", "a text that looks like an option is given as --prompt=TEXT"),
         ("-p x -n --steps 3 -o n.npy", "a text that looks like an option is given as --negative-prompt=TEXT"),
         ("-p x -o ''", "a value is required for '--out <FILE>'"),
-        ("-f '' -o n.npy", "a value is required for '--prompts <FILE>'"),
+        ("-f '' -o n.npy", "a value is required for '--prompts <FILE>...'"),
         ("merge", "not provided: --out <FILE> <PART>...; see prior-embed merge --help"),
         ("merge -o n.npy", "not provided: <PART>...; see prior-embed merge --help"),
         ("download", "not provided: <NAME>; see prior-embed download --help"),
@@ -286,7 +286,8 @@ fn odd_command_lines_are_one_clear_line() {
         ("-p x merge a -o n.npy", "--prompt does not go before the command merge; leave it out"),
         ("--overwrite merge a -o n.npy", "--overwrite does not go before the command merge; give it after merge"),
         ("-m karlo info", "--model does not go before the command info; give it after info"),
-        ("-f p.txt -f two.csv -o n.npy", "--prompts cannot be used multiple times; join the files"),
+        ("-f p.txt - -f - -o n.npy", "--prompts: standard input is named twice, and can be read only once"),
+        ("-f hf://datasets/a -o n.npy", "--prompts: \"hf://datasets/a\" is no path of a data set"),
         ("-p x -n a -n b -o n.npy", "--negative-prompt cannot be used multiple times"),
         ("-p x -o n.npy --out-dir d", "the argument '--out <FILE>' cannot be used with '--out-dir <DIR>'"),
         (

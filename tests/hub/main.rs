@@ -9,6 +9,7 @@ mod commands;
 #[allow(dead_code)]
 mod common;
 mod components;
+mod datasets;
 mod download;
 mod patience;
 mod place;

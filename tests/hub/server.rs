@@ -93,7 +93,10 @@ pub struct Logged {
 
 #[derive(Default)]
 struct State {
+    /// By `owner/name`, of data sets `datasets/owner/name`.
     repositories: BTreeMap<String, Repository>,
+    /// Entries on a page of a tree; all if not given.
+    page_size: Option<usize>,
     rules: Vec<Rule>,
     log: Vec<Logged>,
 }
@@ -155,6 +158,11 @@ impl Server {
     /// The value for `HF_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Splits trees into pages of so many entries.
+    pub fn set_page_size(&self, entries: usize) {
+        self.state.lock().unwrap().page_size = Some(entries);
     }
 
     /// Adds or replaces a repository.
@@ -265,7 +273,7 @@ fn read_request(stream: &TcpStream) -> Option<(String, String, BTreeMap<String, 
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
     let first = lines.next()?;
     let mut words = first.split(' ');
-    let (method, path) = (words.next()?.to_string(), words.next()?.replace("%2F", "/"));
+    let (method, path) = (words.next()?.to_string(), words.next()?.replace("%2F", "/").replace("%20", " "));
     let headers = lines.filter_map(|line| {
         let (name, value) = line.split_once(':')?;
         Some((name.to_lowercase(), value.trim().to_string()))
@@ -274,7 +282,7 @@ fn read_request(stream: &TcpStream) -> Option<(String, String, BTreeMap<String, 
 }
 
 fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: SocketAddr, is_cdn: bool) -> Reply {
-    let path = path.split('?').next().unwrap_or_default();
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let (path, is_cdn) = path.strip_prefix("/store").map_or((path, is_cdn), |path| (path, true));
     if is_cdn {
         let contents = state.repositories.values().flat_map(|repository| repository.files.values());
@@ -284,8 +292,9 @@ fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: Soc
     }
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match parts.as_slice() {
-        ["api", "models", owner, name, rest @ ..] => {
-            let Some(repository) = find(state, owner, name) else { return Reply::refused(401, "RepoNotFound") };
+        ["api", kind @ ("models" | "datasets"), owner, name, rest @ ..] => {
+            let prefix = if *kind == "models" { "" } else { "datasets/" };
+            let Some(repository) = find(state, prefix, owner, name) else { return Reply::refused(401, "RepoNotFound") };
             if !repository.is_gated && !may(repository, headers) {
                 return refuse(repository, headers);
             }
@@ -297,42 +306,73 @@ fn route(state: &State, path: &str, headers: &BTreeMap<String, String>, cdn: Soc
             if !knows(repository, &revision) {
                 return Reply::refused(404, "RevisionNotFound");
             }
-            let body = if is_tree { tree(repository) } else { info(repository, owner, name) };
+            if is_tree {
+                return tree_page(repository, query, state.page_size, &format!("http://{}{path}", headers["host"]));
+            }
+            let body = info(repository, owner, name, query.contains("expand="));
             Reply { body: body.to_string().into_bytes(), ..Reply::new(200) }
         }
+        ["datasets", owner, name, "resolve", revision, file @ ..] => {
+            resolve(find(state, "datasets/", owner, name), revision, &file.join("/"), headers, cdn)
+        }
         [owner, name, "resolve", revision, file @ ..] => {
-            let Some(repository) = find(state, owner, name) else { return Reply::refused(401, "RepoNotFound") };
-            if !may(repository, headers) {
-                return refuse(repository, headers);
-            }
-            if !knows(repository, revision) {
-                return Reply::refused(404, "RevisionNotFound");
-            }
-            let path = file.join("/");
-            let Some(content) = repository.files.get(&path) else { return Reply::refused(404, "EntryNotFound") };
-            let commit = &repository.commit;
-            if !is_large(&path) {
-                let etag = format!("\"{}\"", git_hash(content));
-                return ranged(content, &etag, headers).header("etag", etag).header("x-repo-commit", commit);
-            }
-            let hash = sha256(content);
-            let location = format!("http://{cdn}/{hash}");
-            let reply = Reply::new(302).header("location", location).header("x-repo-commit", commit);
-            reply.header("x-linked-etag", format!("\"{hash}\"")).header("x-linked-size", content.len())
+            resolve(find(state, "", owner, name), revision, &file.join("/"), headers, cdn)
         }
         _ => Reply::new(404),
     }
 }
 
-/// The response of `/api/models/…/revision/…`.
-fn info(repository: &Repository, owner: &str, name: &str) -> serde_json::Value {
+/// The response for a file.
+fn resolve(
+    repository: Option<&Repository>,
+    revision: &str,
+    path: &str,
+    headers: &BTreeMap<String, String>,
+    cdn: SocketAddr,
+) -> Reply {
+    let Some(repository) = repository else { return Reply::refused(401, "RepoNotFound") };
+    if !may(repository, headers) {
+        return refuse(repository, headers);
+    }
+    if !knows(repository, revision) {
+        return Reply::refused(404, "RevisionNotFound");
+    }
+    let Some(content) = repository.files.get(path) else { return Reply::refused(404, "EntryNotFound") };
+    let commit = &repository.commit;
+    if !is_large(path) {
+        let etag = format!("\"{}\"", git_hash(content));
+        return ranged(content, &etag, headers).header("etag", etag).header("x-repo-commit", commit);
+    }
+    let hash = sha256(content);
+    let location = format!("http://{cdn}/{hash}");
+    let reply = Reply::new(302).header("location", location).header("x-repo-commit", commit);
+    reply.header("x-linked-etag", format!("\"{hash}\"")).header("x-linked-size", content.len())
+}
+
+/// The response of `/api/models/…/revision/…`, or what it has with `expand=sha`.
+fn info(repository: &Repository, owner: &str, name: &str, is_short: bool) -> serde_json::Value {
+    if is_short {
+        return serde_json::json!({"id": format!("{owner}/{name}"), "sha": repository.commit});
+    }
     let sibling = |(name, content): (&String, &Vec<u8>)| serde_json::json!({"rfilename": name, "size": content.len()});
     let siblings: Vec<_> = repository.files.iter().map(sibling).collect();
     serde_json::json!({"id": format!("{owner}/{name}"), "sha": repository.commit, "siblings": siblings})
 }
 
-/// The response of `/api/models/…/tree/…`, which Python's library requests.
-fn tree(repository: &Repository) -> serde_json::Value {
+/// The response of `/api/…/tree/…`, or a page of it.
+fn tree_page(repository: &Repository, query: &str, size: Option<usize>, url: &str) -> Reply {
+    let entries = tree(repository);
+    let cursor = query.split('&').find_map(|pair| pair.strip_prefix("cursor=")).map_or(0, |text| text.parse().unwrap());
+    let end = entries.len().min(cursor + size.unwrap_or(usize::MAX - cursor));
+    let body = serde_json::Value::from(entries[cursor..end].to_vec()).to_string();
+    let reply = Reply { body: body.into_bytes(), ..Reply::new(200) };
+    if end == entries.len() {
+        return reply;
+    }
+    reply.header("link", format!("<{url}?recursive=true&cursor={end}>; rel=\"next\""))
+}
+
+fn tree(repository: &Repository) -> Vec<serde_json::Value> {
     let entry = |(path, content): (&String, &Vec<u8>)| {
         let mut entry =
             serde_json::json!({"type": "file", "path": path, "size": content.len(), "oid": git_hash(content)});
@@ -341,11 +381,14 @@ fn tree(repository: &Repository) -> serde_json::Value {
         }
         entry
     };
-    repository.files.iter().map(entry).collect()
+    let folders = repository.files.keys().filter_map(|path| Some(path.rsplit_once('/')?.0));
+    let folders: std::collections::BTreeSet<&str> = folders.collect();
+    let folder = |path: &str| serde_json::json!({"type": "directory", "path": path, "size": 0, "oid": "0"});
+    folders.into_iter().map(folder).chain(repository.files.iter().map(entry)).collect()
 }
 
-fn find<'a>(state: &'a State, owner: &str, name: &str) -> Option<&'a Repository> {
-    state.repositories.get(&format!("{owner}/{name}"))
+fn find<'a>(state: &'a State, prefix: &str, owner: &str, name: &str) -> Option<&'a Repository> {
+    state.repositories.get(&format!("{prefix}{owner}/{name}"))
 }
 
 fn knows(repository: &Repository, revision: &str) -> bool {
@@ -382,7 +425,7 @@ fn ranged(content: &[u8], etag: &str, headers: &BTreeMap<String, String>) -> Rep
 
 /// Whether the hub redirects such a file to the other host.
 pub fn is_large(path: &str) -> bool {
-    path.ends_with(".safetensors") || path.ends_with(".bin")
+    [".safetensors", ".bin", ".parquet"].iter().any(|extension| path.ends_with(extension))
 }
 
 /// The ETag of a large file.

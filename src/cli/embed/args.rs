@@ -19,11 +19,13 @@ pub(in crate::cli) struct Args {
     #[arg(help_heading = "Input", short, long, value_name = "TEXT", value_parser = text())]
     pub(in crate::cli) prompt: Vec<String>,
 
-    /// File of prompts: .txt (one a line), .jsonl, .csv, .tsv or .parquet; `-` for standard input
+    /// Files of prompts: .txt (one a line), .jsonl, .csv, .tsv or .parquet; folders, patterns, `-` for standard input
     ///
-    /// All formats but Parquet may be compressed with gzip or zstd. See `prior-embed help formats`.
-    #[arg(help_heading = "Input", short = 'f', long, value_name = "FILE", action = clap::ArgAction::Append)]
-    pub(super) prompts: Option<PathBuf>,
+    /// Rows are numbered through, file after file, in the order given; what a folder or a pattern like "captions/*.csv"
+    /// stands for is sorted by path. hf://datasets/owner/name[@revision]/path is on the hub. All formats but Parquet may
+    /// be compressed with gzip or zstd. See `prior-embed help formats`.
+    #[arg(help_heading = "Input", short = 'f', long, value_name = "FILE", num_args = 1..)]
+    pub(in crate::cli) prompts: Vec<PathBuf>,
 
     /// Text conditions in place of prompts, .npz or .safetensors: text_embeds, text_encoder_hidden_states, text_mask
     ///
@@ -50,7 +52,7 @@ pub(in crate::cli) struct Args {
     /// Start from the embedding of a picture, or a row of a .npy, .npz or .safetensors file (embs.npy[3]), not from noise
     ///
     /// As diffusers' KandinskyV22PriorEmb2EmbPipeline; needs the scheduler unclip. With --strength, a column or key
-    /// `image` in --prompts gives a prompt its own, as a path from the folder of that file.
+    /// `image` in a file of --prompts gives a prompt its own, as a path from the folder of that file.
     #[arg(help_heading = "Input", long, value_name = "ITEM", conflicts_with = "latents",
           value_parser = text().try_map(|text| Item::parse_image(&text)))]
     pub(super) image: Option<Item>,

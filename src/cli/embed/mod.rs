@@ -1,6 +1,7 @@
 //! `prior-embed --prompt … --out …`: runs a job as the options say, and reports how it ended.
 
 mod args;
+mod inputs;
 mod outputs;
 mod request;
 mod stats;

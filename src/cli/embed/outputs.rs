@@ -1,16 +1,17 @@
 //! The files that the options name.
 
 use super::args::Args;
+use super::inputs::Inputs;
 use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
-use crate::cli::output_args::is_same_file;
+use crate::cli::output_args::existing_file;
 use crate::cli::{reports, stdout};
 use crate::job::Report;
 use crate::output::destination::Destination;
 use crate::output::{Arrays, WriteOptions, check, is_stream};
 use anyhow::Result;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What to write, checked before the work begins.
 pub(super) struct Outputs {
@@ -22,11 +23,11 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// Checks that all outputs can be written.
+    /// Checks that all outputs can be written, and replace no input.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if one cannot.
-    pub(super) fn open(args: &Args, context: &Context) -> Result<Self> {
+    pub(super) fn open(args: &Args, inputs: &Inputs, context: &Context) -> Result<Self> {
         let write = write_options(args)?;
         let paths = || write.outputs.iter().map(|output| output.path.as_path()).chain(args.stats.as_deref());
         let paths = || paths().chain(args.provenance.as_deref());
@@ -53,12 +54,21 @@ impl Outputs {
             .chain(args.provenance.as_deref())
             .chain(report.as_ref().map(Report::path))
             .collect();
-        let inputs = [("prompts", &args.prompts), ("conditions", &args.conditions), ("latents", &args.latents)];
-        let inputs = inputs.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?)));
+        for path in &replaced {
+            let is_folder =
+                write.outputs.iter().any(|output| output.path == *path && output.format == OutputFormat::Folder);
+            inputs.check_output(path, is_folder.then_some("metadata/metadata_0000.parquet"))?;
+        }
+        let prompts = inputs.local().map(|file| ("prompts", file.path.as_path()));
+        let inputs = [("conditions", &args.conditions), ("latents", &args.latents)];
+        let inputs = inputs.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?))).chain(prompts);
         let inputs = inputs.chain(args.image.iter().filter_map(|item| Some(("image", item.path()?))));
         let inversions = args.model.textual_inversion.iter().map(|option| ("textual inversion", option.path.as_path()));
         let mut inputs = inputs.chain(inversions);
-        if let Some((what, input)) = inputs.find(|(_, input)| replaced.iter().any(|path| is_same_file(input, path))) {
+        // There may be many inputs, and mostly nothing is replaced.
+        let replaced: Vec<PathBuf> = replaced.into_iter().filter_map(existing_file).collect();
+        let is_replaced = |input: &Path| existing_file(input).is_some_and(|input| replaced.contains(&input));
+        if let Some((what, input)) = inputs.find(|(_, input)| !replaced.is_empty() && is_replaced(input)) {
             let name = input.display().to_string();
             return Err(bad_input!("{name:?} holds the {what} and would be replaced; give the output another name"));
         }

@@ -1,20 +1,20 @@
 //! What the options ask for, resolved once.
 
 use super::args::Args;
+use super::inputs::Inputs;
 use super::outputs::Outputs;
 use crate::bad_input;
 use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
 use crate::cli::prior_args::PriorSource;
 use crate::cli::values::BatchSize;
-use crate::hub::{Model, Needs, Wish};
+use crate::hub::{HubOptions, Model, Needs, Wish};
 use crate::job::{ComputeOptions, Entries, Given, Images, Opener, Prompts, RowOptions, Seeding};
 use crate::nn::prior::PriorKind;
 use crate::pipeline::{Conditions, Settings};
 use crate::rows::{Extras, ReadOptions, read_conditions, read_latents};
 use crate::weights::precision::Precision;
 use anyhow::Result;
-use std::path::Path;
 use std::sync::Arc;
 
 /// A request, checked as far as it can be without the model.
@@ -30,12 +30,16 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// # Errors [`crate::bad_input::BadInput`] for options that do not fit each other or this machine, prompts that cannot
-    /// be read and outputs that cannot be written.
+    /// Downloads prompts that are on the hub.
+    ///
+    /// # Errors
+    /// [`crate::bad_input::BadInput`] for options that do not fit each other or this machine, prompts that cannot be read
+    /// and outputs that cannot be written; whatever goes wrong with a download.
     pub(super) fn new(args: &Args, context: &Context) -> Result<Self> {
         check_seeding(args)?;
+        let inputs = Inputs::find(&args.prompts, args.format_in)?;
         let mut prompts = prompts(args)?;
-        let outputs = Outputs::open(args, context)?;
+        let outputs = Outputs::open(args, &inputs, context)?;
         let conditions = args.conditions.as_deref().map(read_conditions).transpose()?;
         let conditions = conditions.map(|(value, name, hash)| Given { name, hash, value: Arc::new(value) });
         let has_prompt = args.sampling.negative_prompt.is_some();
@@ -49,8 +53,13 @@ impl Request {
         prompts.conditions = conditions.as_ref().map(|given| (given.name.clone(), given.value.rows()));
         let latents = args.latents.as_deref().map(read_latents).transpose()?;
         let latents = latents.map(|(value, name, hash)| Given { name, hash, value: Arc::new(value) });
+        // With data sets on the hub, --cache-dir has an effect whatever the model is.
+        let of_model = if inputs.are_on_hub() { HubOptions::default() } else { context.hub.clone() };
+        let prior = PriorSource::new(&args.model, &args.scheduler, &args.device, &of_model)?;
+        let (files, datasets) = inputs.open(context)?;
+        prompts.datasets = datasets;
+        prompts.set_files(files)?;
         let entries = prompts.open()?;
-        let prior = PriorSource::new(&args.model, &args.scheduler, &args.device, &context.hub)?;
         let sampling = &args.sampling;
         let default = Settings::default();
         let rows = RowOptions {
@@ -136,10 +145,10 @@ fn check_seeding(args: &Args) -> Result<()> {
 }
 
 fn prompts(args: &Args) -> Result<Prompts> {
-    if args.prompt.is_empty() && args.prompts.is_none() && args.conditions.is_none() {
+    if args.prompt.is_empty() && args.prompts.is_empty() && args.conditions.is_none() {
         return Err(bad_input!("no prompt; give --prompt TEXT, or --prompts FILE with one a line"));
     }
-    if args.prompts.is_none() && args.conditions.is_none() {
+    if args.prompts.is_empty() && args.conditions.is_none() {
         let file_options = [
             ("--format-in", args.format_in.is_some()),
             ("--prompt-column", args.prompt_column.is_some()),
@@ -157,7 +166,7 @@ fn prompts(args: &Args) -> Result<Prompts> {
         extras: Extras { images: args.strength.is_some(), noise: args.row_noise },
         ..ReadOptions::default()
     };
-    Ok(Prompts { given: args.prompt.clone(), file: args.prompts.clone(), read, ..Prompts::default() })
+    Ok(Prompts { given: args.prompt.clone(), read, ..Prompts::default() })
 }
 
 /// What rows start from, if not from noise alone.
@@ -166,13 +175,10 @@ fn images(args: &Args) -> Result<Option<Images>> {
     const STRENGTH: f64 = 0.3;
     match (&args.image, args.strength) {
         (None, None) => Ok(None),
-        (None, Some(_)) if args.prompts.is_none() => {
+        (None, Some(_)) if args.prompts.is_empty() => {
             Err(bad_input!("--strength is how far to go from an image; give --image, or a column image in --prompts"))
         }
-        (given, strength) => {
-            let folder = args.prompts.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
-            Ok(Some(Images::new(strength.unwrap_or(STRENGTH), given.clone(), folder)))
-        }
+        (given, strength) => Ok(Some(Images::new(strength.unwrap_or(STRENGTH), given.clone()))),
     }
 }
 

@@ -266,7 +266,7 @@ fn the_sample_of_a_file_is_longer_than_that_of_a_stream() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("p.txt");
     std::fs::write(&path, &bytes).unwrap();
-    let read: Vec<String> = PromptReader::open(&path, &ReadOptions::default()).unwrap().map(summary).collect();
+    let read: Vec<String> = PromptReader::open(&path.into(), &ReadOptions::default()).unwrap().map(summary).collect();
     assert_eq!(read, ["line 1: 一个红苹果", "line 2: 两只猫"]);
     let read = read_with(bytes, &TXT, None);
     assert!(read.iter().any(|entry| entry.contains('!')), "nothing of it passes for text: {read:?}");
