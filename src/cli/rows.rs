@@ -104,7 +104,7 @@ pub(super) fn run(args: &Args, _: &Context) -> Result<u8> {
         no_header: args.no_header,
         ..ReadOptions::default()
     };
-    let mut rows = Rows { reader: PromptReader::open(&args.file, &read)?, args, prompts: 0, rows: 0 };
+    let mut rows = Rows { reader: PromptReader::open(&args.file.clone().into(), &read)?, args, prompts: 0, rows: 0 };
     if args.count {
         while rows.next_row()?.is_some() {}
         print(&serde_json::to_string(&Count { prompts: rows.prompts, rows: rows.rows })?)?;

@@ -9,7 +9,7 @@ use crate::cli::output_args::existing_file;
 use crate::cli::{reports, stdout};
 use crate::job::Report;
 use crate::output::destination::Destination;
-use crate::output::{Arrays, WriteOptions, check, is_stream};
+use crate::output::{Arrays, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
