@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(arc(one.view(), zero.view(), 1.0), Err(NoArc::Zero(1)));
         assert_eq!(arc(one.view(), (-3.0 * &one).view(), 0.5), Err(NoArc::Opposite));
         // The same direction is an arc of length 0, and only the length changes.
-        assert_eq!(arc(one.view(), (3.0 * &one).view(), 0.5), Ok(2.0 * one));
+        assert_eq!(arc(one.view(), (3.0 * &one).view(), 0.5), Ok(2.0 * &one));
         assert_eq!(turn(one.view(), zero.view(), 0.0), Err(NoArc::Zero(1)));
         assert_eq!(turn(zero.view(), one.view(), 0.0), Err(NoArc::Zero(0)));
         let (nearly, other) = (array![1.0, 1e-7_f32], array![1.0, 0.0]);
