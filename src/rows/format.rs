@@ -45,9 +45,9 @@ pub struct ReadOptions {
     /// Whether a text table has no header.
     pub no_header: bool,
     /// Whether another file has columns that `prompt_column` may be the name of.
-    pub(super) column_is_for_others: bool,
+    pub column_is_for_others: bool,
     /// Whether another file is one that may have no header.
-    pub(super) header_is_for_others: bool,
+    pub header_is_for_others: bool,
     /// Columns or keys that count beside those that always do.
     pub extras: Extras,
     /// Once set, reading a pipe ends with an error instead of waiting for data.

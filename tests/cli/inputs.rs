@@ -143,6 +143,7 @@ fn what_gives_no_files_is_one_clear_line() {
     // Neither these outputs nor hidden ones would be read.
     for out in ["in/e.npy", "in/_e.parquet"] {
         assert_done(place.command().args(["-f", "in", "--out", out]));
+        assert_done(place.command().args(["-f", "in", "--out", out, "--overwrite"]));
     }
     assert_eq!(order(&place, &["-f", "in"]), "one two three four five six");
 }

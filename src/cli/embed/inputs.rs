@@ -101,13 +101,10 @@ impl Inputs {
             let select = |files: &[&str]| {
                 let found = listing.select(path.path(), files);
                 // Before anything of it is downloaded.
-                match listing.check_formats(&found, name) {
-                    Ok(()) => found,
-                    Err(error) => {
-                        refused.replace(Some(error));
-                        Vec::new()
-                    }
-                }
+                let checked = listing.check_formats(&found, name);
+                let is_known = checked.is_ok();
+                refused.replace(checked.err());
+                if is_known { found } else { Vec::new() }
             };
             let found = datasets.open(&path, &select, &mut FetchProgress::new(&context.screen));
             if let Some(error) = refused.take() {

@@ -54,7 +54,8 @@ impl Outputs {
             .chain(args.provenance.as_deref())
             .chain(report.as_ref().map(Report::path))
             .collect();
-        for path in &replaced {
+        let never_written = report.as_ref().map(Report::path).filter(|_| args.on_error == OnError::Fail);
+        for path in replaced.iter().filter(|path| Some(**path) != never_written) {
             let is_folder =
                 write.outputs.iter().any(|output| output.path == *path && output.format == OutputFormat::Folder);
             inputs.check_output(path, is_folder.then_some("metadata/metadata_0000.parquet"))?;
