@@ -214,7 +214,7 @@ def check_bad_input(place):
     (place.folder / "empty.txt").write_text("\n")
     for arguments, words in [
         (["bad.jsonl"], "bad.jsonl:2: "),
-        (["many.jsonl"], 'many.jsonl:2: "steps" is 5000'),
+        (["many.jsonl", "--rows-per-file", "2"], 'many.jsonl:2: "steps" is 5000'),
         (["cut.parquet"], "cut.parquet"),
         (["empty.txt"], "no prompts"),
         (["many.txt", "--steps", "many"], "--steps"),
@@ -307,10 +307,10 @@ def check_embedder(place):
     (place.folder / "p.txt").write_text("\n".join(texts), encoding="utf-8")
     of_rows = place.expected("-f", "p.txt", "--seed", "3", "--steps", "5")["numbers"]
     of_prompts = place.expected("-f", "p.txt", "--seed-by", "prompt", "--steps", "5")["numbers"]
-    ray.init(place.cluster.address, log_to_driver=False)
+    ray.init(place.cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        context.enable_progress_bars = context.print_on_execution_start = False
         items = [{"row": row, "text": text} for row, text in enumerate(texts)]
         data = ray.data.from_items(items, override_num_blocks=5)
         for seed, batch_format, expected in ((3, "pyarrow", of_rows), (None, "numpy", of_prompts)):
