@@ -7,7 +7,7 @@ use crate::cli::args::warn_no_effect;
 use crate::cli::context::Context;
 use crate::cli::output_args::existing_file;
 use crate::cli::{reports, stdout};
-use crate::job::Report;
+use crate::job::{OnError, Report};
 use crate::output::destination::Destination;
 use crate::output::{Arrays, OutputFormat, WriteOptions, check, is_stream};
 use anyhow::Result;
