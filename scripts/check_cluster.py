@@ -254,9 +254,8 @@ def check_pods(container, give_up, place):
     process = container_process(container, 0, bad)
     said = process.communicate()[1]
     expect(process.returncode in give_up, f"bad input ends with {process.returncode}, not one of {give_up}: {said}")
-    print(
-        f"{MANIFEST.name}: the command of {shards} pods, one of them stopped, gives the rows of a single run; bad input ends the Job"
-    )
+    rows = f"the command of {shards} pods, one of them stopped, gives the rows of a single run"
+    print(f"{MANIFEST.name}: {rows}; bad input ends the Job")
 
 
 class Slurm:

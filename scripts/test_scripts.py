@@ -18,7 +18,7 @@ from tools.decoding import environment  # noqa: E402
 from tools.problem import Problem  # noqa: E402
 
 TESTS = [f"tools.tests.test_{name}" for name in ("libtorch", "decode_script", "decode_input", "decode_options", "environments")]
-TESTS += ["python.tests.test_fetch"]
+TESTS += ["tools.tests.test_cost", "python.tests.test_fetch"]
 REFERENCE_TESTS = [f"tools.tests.test_{name}" for name in ("decode_diffusers", "decode_guided", "elsewhere")]
 REFERENCE_TESTS += ["python.tests.test_diffusers"]
 

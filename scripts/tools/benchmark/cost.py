@@ -203,17 +203,17 @@ def grouped(value):
     return f"{value:,.0f}" if value >= 1000 else figure(value)
 
 
-def worked_out_table(results, read_seconds, options, price=1.0):
+def worked_out_table(results, read_seconds, options, price=None):
     """Core-hours, or what they cost, and hours."""
-    rows = []
+    rows, factor = [], price or 1
     for found in results:
         for count in options.captions:
             theirs = count / found.each(found.theirs) / 3600
             times = [(cores, hours(found, read_seconds, count, cores)) for cores in options.cores]
-            ours = [f"{grouped(price * cores * time)} ({grouped(time)} h)" for cores, time in times]
+            ours = [f"{grouped(factor * cores * time)} ({grouped(time)} h)" for cores, time in times]
             output = f"{figure(4 * count * found.dim / 1e9)} GB"
-            rows.append([f"{found.shape}, {count:,} captions", output, grouped(price * theirs), *ours])
-    unit = "core-hours" if price == 1.0 else f"cost, {price:g} a core-hour"
+            rows.append([f"{found.shape}, {count:,} captions", output, grouped(factor * theirs), *ours])
+    unit = "core-hours" if price is None else f"cost, {price:g} a core-hour"
     return table([unit, "output", "diffusers", *(f"prior-embed, {cores} cores" for cores in options.cores)], rows)
 
 
@@ -227,8 +227,7 @@ of text). diffusers: core-hours = N / r / 3600, nothing else.
 
 Assumed beyond two cores: shards share nothing but the file of captions, so r stays what it is with two. With a large model, a
 node whose cores share less memory bandwidth than these two is slower. All processes begin at once, no work is lost, and the
-storage keeps up. Float32; 25 steps, but for one-step priors.
-* Scaled from 3 steps of 8 captions."""
+storage keeps up. Float32; 25 steps, but for one-step priors. * Scaled from 3 steps of 8 captions."""
 
 
 def run(options):
