@@ -32,8 +32,8 @@ pub(crate) enum NoArc {
 /// ```
 ///
 /// # Errors
-/// [`Error::Option`] if `t` is not between 0 and 1, or there is no arc: they differ in length, one is all zeros, or they are
-/// opposite.
+/// [`Error::Option`] if `t` is not between 0 and 1, or there is no arc: they are of different dimensions, one is all zeros, or
+/// they are opposite.
 pub fn slerp(start: ArrayView1<f32>, end: ArrayView1<f32>, t: f64) -> Result<Array1<f32>> {
     let refused = |option, reason| Err(Error::Option { option, reason });
     if !(0.0..=1.0).contains(&t) {

@@ -408,7 +408,8 @@ fn a_step_on_a_static_cache_only_queues_what_is_new() {
                 _ => Ok(()),
             }
         };
-        sampler.sample(&mut *scheduler, condition, Some(condition), &noise, &mut after_step).unwrap();
+        let embeds = sampler.sample(&mut *scheduler, condition, Some(condition), &noise, &mut after_step).unwrap();
+        assert_eq!(embeds.size(), [3, 12]);
         let of_name = |name: &str| operations.iter().filter(|operation| operation.name == name).count();
         assert!(of_name("aten::scaled_dot_product_attention") == 3, "{class:?}: {operations:?}");
         // What the host has to wait for.
