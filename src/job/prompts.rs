@@ -203,7 +203,6 @@ impl Iterator for Entries {
 }
 
 /// The error for a row that cannot be used.
-#[must_use]
 pub fn refused(name: &str, row: &BadRow) -> Error {
     match row {
         BadRow { place: Place::Line(number), reason } => bad_input!("{name}:{number}: {reason}"),

@@ -9,10 +9,14 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import numpy
 from prior_embed import PriorInputError
+from prior_embed.ray import PriorEmbedder
 from prior_embed.ray._command import main
 from prior_embed.ray._inputs import InputFile, find_files, holds, read
 from prior_embed.ray._plan import MANIFEST, Plan, prompts_per_shard, publish
+
+from .common import MODEL, embed
 
 
 class FolderTest(unittest.TestCase):
@@ -197,6 +201,48 @@ class ReadTest(FolderTest):
             list(read(file, 0, 2, [], "."))
         found = list(read(file, 0, 2, ["--on-error=skip"], "."))
         self.assertRegex(found[1]["reason"], "must be text")
+
+
+class EmbedderTest(unittest.TestCase):
+    """PriorEmbedder outside of Ray, with batches of numpy."""
+
+    def setUp(self):
+        self.embedder = PriorEmbedder(MODEL, prompt_column="text", threads=1, steps=3)
+        self.addCleanup(self.embedder._stream.close)
+
+    def test_columns_of_the_batch_count(self):
+        batch = {
+            "text": numpy.array(["a", "a", "a", "a"], dtype=object),
+            "seed": numpy.array([5.0, 5.0, numpy.nan, numpy.nan]),
+            "negative_prompt": numpy.array([None, "rain", None, None], dtype=object),
+        }
+        out = self.embedder(batch)
+        self.assertEqual(set(out), {*batch, "embedding"})
+        embeddings = out["embedding"]
+        self.assertEqual((embeddings.dtype, embeddings.shape), ("float32", (4, self.embedder.embedding_dim)))
+        with tempfile.TemporaryDirectory() as folder:
+            options = ["--model", MODEL, "--steps", 3, "--prompt", "a"]
+            seeded = embed(Path(folder), *options, "--seed", 5)["image_embeds"][0]
+            by_prompt = embed(Path(folder), *options, "--seed-by", "prompt")["image_embeds"][0]
+        numpy.testing.assert_array_equal(embeddings[0], seeded)
+        self.assertFalse((embeddings[1] == seeded).all())
+        numpy.testing.assert_array_equal(embeddings[2:], [by_prompt, by_prompt])
+
+    def test_no_rows_are_no_embeddings(self):
+        out = self.embedder({"text": numpy.array([], dtype=object)})
+        self.assertEqual(out["embedding"].shape, (0, self.embedder.embedding_dim))
+
+    def test_what_cannot_be_embedded_is_named(self):
+        with self.assertRaisesRegex(PriorInputError, "no column 'text', only 'prompt'"):
+            self.embedder({"prompt": numpy.array(["a"], dtype=object)})
+        with self.assertRaisesRegex(PriorInputError, "'text' holds texts, and in one row 5"):
+            self.embedder({"text": numpy.array(["a", 5], dtype=object)})
+        with self.assertRaisesRegex(PriorInputError, "the row of 'a': \"steps\" is 5000"):
+            self.embedder({"text": numpy.array(["a"], dtype=object), "steps": numpy.array([5000])})
+        with self.assertRaisesRegex(PriorInputError, "column 'row'"):
+            PriorEmbedder(MODEL, seed=1, threads=1)({"prompt": numpy.array(["a"], dtype=object)})
+        with self.assertRaisesRegex(PriorInputError, "batch_format"):
+            self.embedder([1, 2])
 
 
 class CommandTest(FolderTest):

@@ -237,15 +237,13 @@ def plan_of_earlier_run(options: argparse.Namespace, output: str) -> Plan | None
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
     """A connection to Ray. Raises PriorError if there is none."""
-    # What Ray says of its own doings is in its logs. Of every pool of actors it would say, as an error, what happens if
-    # their arguments are lost: they are as long as this process is here.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise PriorError(f"Ray Data is missing ({error}); install it: pip install 'ray[data]'") from None
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    # What Ray says of its own doings is in its logs.
     own = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, logging_level=logging.ERROR, **own)

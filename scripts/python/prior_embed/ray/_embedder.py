@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+from functools import cached_property
 from typing import Any, Iterator, Sequence
 
 from .._errors import PriorInputError
 from .._noise import as_seed
+from .._pipeline import BUILT_IN, info_arguments
+from .._process import run
 from .._stream import SETTINGS, BadRow, Stream, program_arguments, row_line
 
 
@@ -57,8 +61,16 @@ class PriorEmbedder:
         """
         self._prompt_column, self._output_column = prompt_column, output_column
         self._seed = None if seed is None else as_seed(seed)
-        arguments = program_arguments({"model": model, "seed_by": "prompt" if seed is None else None, **options})
-        self._stream: Stream[int] = Stream(arguments, os.getcwd(), threads or cpus())
+        options = {"seed_by": "prompt" if seed is None else None, **options}
+        name = BUILT_IN if model is None else os.fspath(model)
+        self._arguments, self._folder = ["--model", name, *program_arguments(options)], os.getcwd()
+        self._stream: Stream[int] = Stream(self._arguments, self._folder, threads or cpus())
+
+    @cached_property
+    def embedding_dim(self) -> int:
+        """Numbers in an embedding. Raises PriorError if there is no such model."""
+        info = json.loads(run(["info", "--json", *info_arguments(self._arguments)], self._folder))
+        return int(info["prior"]["embedding_dim"])
 
     def __call__(self, batch: Any) -> Any:
         """The batch with the column, in the format that it came in: a dict of numpy arrays or a pyarrow.Table.
@@ -88,7 +100,9 @@ class PriorEmbedder:
                 prompt = columns[self._prompt_column][row]
                 raise PriorInputError(f"the row of {prompt!r}: {found.reason}")
             numbers.append(found[0]["image_embeds"])
-        array = numpy.frombuffer(bytearray(b"".join(numbers)), "<f4").reshape(len(numbers), -1 if numbers else 0)
+        # Of no rows, the column has the type that it has of others.
+        shape = (len(numbers), -1 if numbers else self.embedding_dim)
+        array = numpy.frombuffer(bytearray(b"".join(numbers)), "<f4").reshape(shape)
         if not is_arrow:
             return {**batch, self._output_column: array}
         import pyarrow
