@@ -72,9 +72,9 @@ impl Prompts {
     pub fn set_files(&mut self, files: Vec<PromptFile>) -> Result<()> {
         self.read = PromptReader::options_for(&files, std::mem::take(&mut self.read));
         self.files = files.into();
-        // The first is opened before anything else is done.
-        let mut others = self.files.iter().skip(1).filter(|file| !file.is_stream());
-        others.try_for_each(|file| PromptReader::open(file, &self.read).map(drop))
+        // A single one is opened before anything else is done.
+        let mut checked = self.files.iter().filter(|file| self.files.len() > 1 && !file.is_stream());
+        checked.try_for_each(|file| PromptReader::open(file, &self.read).map(drop))
     }
 
     /// What messages call the prompts.
