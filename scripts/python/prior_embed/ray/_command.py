@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import signal
+import socket
 from contextlib import contextmanager, suppress
 from typing import Any, Iterable, Iterator
 
@@ -243,6 +244,13 @@ def cluster(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise PriorError(f"Ray Data is missing ({error}); install it: pip install 'ray[data]'") from None
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal() and "://" not in host:
+        # Ray itself would try for minutes.
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise PriorError(f"there is no cluster at {address!r} ({error})") from None
     # What Ray says of its own doings is in its logs.
     own = {"include_dashboard": False} if address == "local" else {}
     try:
