@@ -52,6 +52,7 @@
 // The program uses parts of the modules that the library alone does not.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports, unused_macros))]
 
+mod arithmetic;
 #[cfg(feature = "cli")]
 mod atomic;
 mod bad_input;
@@ -85,16 +86,15 @@ mod rows;
 mod search;
 #[cfg(feature = "serve")]
 mod serve;
-#[cfg(feature = "cli")]
-mod slerp;
 mod text;
 mod tokenizer;
 mod weights;
 
+pub use arithmetic::slerp;
 pub(crate) use bad_input::bad_input;
 pub use error::{Component, DownloadCommand, Error, Hint, HubError, HubErrorKind, Result};
 pub use pipeline::{Conditions, Progress, Truncation};
-pub use prior::{ComponentSource, Device, EmbedOptions, Embeddings, LoadOptions, Prior};
+pub use prior::{ComponentSource, Device, EmbedOptions, Embeddings, Item, LoadOptions, Prior};
 pub use weights::precision::Precision;
 
 /// For `tests/tools/tokenize.rs`.

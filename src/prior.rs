@@ -3,10 +3,13 @@
 mod component_source;
 mod device;
 mod embed_options;
+mod item;
+mod mixing;
 
 pub use component_source::ComponentSource;
 pub use device::Device;
 pub use embed_options::EmbedOptions;
+pub use item::Item;
 
 use crate::diffusion::scheduler::SchedulerOptions;
 use crate::diffusion::schedulers;
@@ -30,8 +33,6 @@ use ndarray::{Array1, Array2, Axis, concatenate};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-#[cfg(feature = "images")]
-use tch::Tensor;
 
 /// How to load a [`Prior`]: a builder in the manner of [`std::fs::OpenOptions`].
 ///
@@ -362,24 +363,8 @@ impl Prior {
     /// [`Error::File`] if a picture cannot be read or decoded.
     #[cfg(feature = "images")]
     pub fn encode_images<P: AsRef<Path>>(&mut self, paths: &[P]) -> Result<Array2<f32>> {
-        const BATCH: usize = 16;
-        let processor = self.pipeline.image_processor()?;
-        let size = self.pipeline.image_size()?;
-        let mut embeds = vec![Array2::zeros((0, self.embedding_dim()))];
-        for paths in paths.chunks(BATCH) {
-            let mut values = Vec::new();
-            for path in paths {
-                let name = path.as_ref().display().to_string();
-                let bytes = std::fs::read(path).map_err(|error| Error::unreadable(&name, error))?;
-                let pixels = processor.pixel_values(&bytes, size, |_| ());
-                values.extend(pixels.map_err(|reason| Error::file(&name, reason))?);
-            }
-            let [count, size] = [paths.len(), size].map(|length| length as i64);
-            let pixels = Tensor::f_from_slice(&values)?.f_reshape([count, 3, size, size])?;
-            embeds.push(self.pipeline.image_embeds(&pixels)?);
-        }
-        let views: Vec<_> = embeds.iter().map(|embeds| embeds.view()).collect();
-        concatenate(Axis(0), &views).map_err(|error| Error::Internal(error.to_string()))
+        let paths: Vec<&Path> = paths.iter().map(AsRef::as_ref).collect();
+        self.pipeline.encode_files(&paths)
     }
 
     /// Pictures of the built-in model's image embeddings, `(rows, embedding_dim)`, by its own decoder: `(rows, height,

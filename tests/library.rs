@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ndarray::{Array2, Array3, ArrayView2, s};
-use prior_embed::{Component, Conditions, Device, EmbedOptions, Error, Hint, LoadOptions, Prior, Progress, Truncation};
+use prior_embed::{
+    Component, Conditions, Device, EmbedOptions, Error, Hint, Item, LoadOptions, Prior, Progress, Truncation,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -463,4 +465,95 @@ fn embeddings_of_the_built_in_model_are_drawn() {
     let mut other = kandinsky();
     let embeds = other.embed(&["a red apple"], &few_steps()).unwrap().image_embeds;
     assert!(matches!(other.draw(&embeds), Err(Error::Option { option: "embeds", .. })));
+}
+
+/// The numbers of `prior-embed interpolate` and `edit` with the small model, and the negative ones.
+#[cfg(feature = "cli")]
+fn by_program(folder: &TempDir, arguments: &[&str]) -> [Array2<f32>; 2] {
+    use ndarray_npy::ReadNpyExt;
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_prior-embed"));
+    command.args(arguments).args(["--steps", "3", "--seed", "5", "--overwrite", "--quiet", "--model"]);
+    command.arg(fixture("pipelines/kandinsky22")).args(["--out", "e.npy", "--negative-out", "n.npy"]);
+    assert!(command.current_dir(folder.path()).status().unwrap().success());
+    ["e.npy", "n.npy"].map(|name| Array2::read_npy(fs::File::open(folder.path().join(name)).unwrap()).unwrap())
+}
+
+#[cfg(all(feature = "cli", feature = "images"))]
+#[test]
+fn mixes_are_those_of_the_program() {
+    use ndarray_npy::WriteNpyExt;
+    let folder = TempDir::new().unwrap();
+    let mut prior = kandinsky();
+    let row = prior.embed(&["a house"], &few_steps().seed(9)).unwrap().image_embeds;
+    row.write_npy(fs::File::create(folder.path().join("row.npy")).unwrap()).unwrap();
+    fs::copy(fixture("images/rgb.png"), folder.path().join("rgb.png")).unwrap();
+    let picture = prior.encode_images(&[fixture("images/rgb.png")]).unwrap();
+    let items = ["a red apple".into(), picture.row(0).into(), "two cats".into(), row.row(0).into()];
+    let weights = [0.5, -0.25, 1.0, 0.125];
+    let of_program = ["interpolate", "a red apple", "@rgb.png", "two cats", "@row.npy", "--weights=0.5,-0.25,1,0.125"];
+    let options = few_steps().seed(5).negative_image_embeds(true);
+    for (given, options) in [
+        (&[][..], options.clone()),
+        (&["-n", "rain"], options.clone().negative_prompt("rain")),
+        (&["--decoder-negative-prompt", "ugly"], options.clone().decoder_negative_prompt("ugly")),
+        (&["-n", "rain", "--seed-layout", "call"], options.clone().negative_prompt("rain").one_generator(5)),
+    ] {
+        let [image, negative] = by_program(&folder, &[&of_program[..], given].concat());
+        let mix = prior.interpolate(&items, &weights, &options).unwrap();
+        assert!(difference(mix.image_embeds.view(), image.view()) < 1e-5, "{given:?}");
+        assert!(difference(mix.negative_image_embeds.unwrap().view(), negative.view()) < 1e-5, "{given:?}");
+    }
+    // It leaves the prior as it was, with a batch size too.
+    let options = few_steps().seed(5);
+    let alone = prior.interpolate(&items, &weights, &options.clone().batch_size(1)).unwrap();
+    let together = prior.interpolate(&items, &weights, &options).unwrap();
+    assert!(difference(alone.image_embeds.view(), together.image_embeds.view()) < 1e-5);
+    assert_eq!((together.negative_image_embeds, together.text_embeds), (None, None));
+    assert_eq!(prior.embed(&["a house"], &few_steps().seed(9)).unwrap().image_embeds, row);
+
+    let [edited, _] =
+        by_program(&folder, &["edit", "@row.npy", "--from", "a house", "--to", "a cat", "--theta", "0.3"]);
+    let found = prior.edit(&row, "a house", "a cat", 0.3).unwrap();
+    assert!(difference(found.view(), edited.view()) < 1e-5);
+    assert_eq!(prior.edit(&row, "a house", "a cat", 0.0).unwrap(), row);
+}
+
+#[test]
+fn what_cannot_be_mixed_is_told_by_its_option() {
+    let mut prior = kandinsky();
+    let (short, zeros) = (Array2::zeros((1, 3)), Array2::zeros((2, prior.embedding_dim())));
+    let two = ["a cat".into(), "a dog".into()];
+    let mut refused = |items: &[Item], weights: &[f64], options: EmbedOptions, option: &str| {
+        let error = prior.interpolate(items, weights, &options).unwrap_err();
+        assert!(matches!(error, Error::Option { option: found, .. } if found == option), "{option}: {error}");
+    };
+    refused(&[], &[], few_steps(), "items");
+    refused(&[short.row(0).into()], &[1.0], few_steps(), "items");
+    refused(&two, &[1.0], few_steps(), "weights");
+    refused(&two, &[1.0, f64::NAN], few_steps(), "weights");
+    for (option, options) in [
+        ("samples", few_steps().samples(2)),
+        ("best_of", few_steps().best_of(2)),
+        ("seeds", few_steps().seeds([1, 2])),
+        ("seed_by_prompt", few_steps().seed_by_prompt()),
+        ("negative_prompts", few_steps().negative_prompts(["a", "b"])),
+        ("latents", few_steps().latents(zeros.clone())),
+        ("image", few_steps().image(zeros.clone(), 0.5)),
+        ("text_embeds", few_steps().text_embeds(true)),
+        ("steps", few_steps().steps(1001)),
+    ] {
+        refused(&two, &[0.5, 0.5], options, option);
+    }
+    let mut refused = |embeds: &Array2<f32>, to: &str, theta: f64, option: &str| {
+        let error = prior.edit(embeds, "a cat", to, theta).unwrap_err();
+        assert!(matches!(error, Error::Option { option: found, .. } if found == option), "{option}: {error}");
+    };
+    let ones = Array2::ones((2, zeros.ncols()));
+    refused(&short, "a dog", 0.5, "embeds");
+    refused(&zeros, "a dog", 0.5, "embeds");
+    refused(&ones, "a dog", 1.5, "theta");
+    refused(&ones, "a dog", f64::NAN, "theta");
+    refused(&ones, "a cat", 0.5, "to");
+    let mut shap_e = Prior::open(fixture("shap_e/shap_e")).unwrap();
+    assert!(matches!(shap_e.interpolate(&two, &[0.5, 0.5], &few_steps()), Err(Error::Option { option: "items", .. })));
 }

@@ -3,9 +3,9 @@
 use super::args::{at_least_one, text};
 use super::context::Context;
 use super::mixing::{Embeds, MixArgs, MixedRow, Mixing};
+use crate::arithmetic::{NoArc, turn};
 use crate::bad_input;
 use crate::rows::Item;
-use crate::slerp::{NoArc, length, slerp};
 use anyhow::Result;
 use clap::builder::TypedValueParser;
 
@@ -91,14 +91,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let Embeds { items: embeds, negative } = mixing.embeds()?;
     let source = embeds[0].view();
     let direction = &texts.row(1) - &texts.row(0);
-    // As long as the source, so that every point of the arc is.
-    let scale = match length(direction.view()) {
-        0.0 => return Err(bad_input!("--from and --to have the same text embedding, which is no direction")),
-        norm => (length(source) / norm) as f32,
-    };
-    let direction = direction * scale;
     let frame = |theta: f64| {
-        let embedding = slerp(source, direction.view(), theta).map_err(|error| match error {
+        let embedding = turn(source, direction.view(), theta).map_err(|error| match error {
+            NoArc::Zero(1) => bad_input!("--from and --to have the same text embedding, which is no direction"),
             NoArc::Zero(_) => bad_input!("{item} cannot be turned: {error}"),
             NoArc::Opposite => bad_input!("{item} cannot be turned from {from:?} to {to:?}: {error}"),
         })?;

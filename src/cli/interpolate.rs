@@ -3,9 +3,9 @@
 use super::args::{at_least_one, text};
 use super::context::Context;
 use super::mixing::{Embeds, MixArgs, MixedRow, Mixing};
+use crate::arithmetic::{NoArc, arc, weighted_sum};
 use crate::bad_input;
 use crate::rows::Item;
-use crate::slerp::{NoArc, slerp};
 use anyhow::Result;
 use clap::builder::TypedValueParser;
 use ndarray::Array1;
@@ -88,12 +88,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
 
 /// The weighted sum.
 fn sum(items: &[Item], embeds: &[Array1<f32>], weights: &[f64]) -> MixedRow {
-    let dim = embeds.first().map_or(0, Array1::len);
-    let number = |place: usize| -> f64 {
-        weights.iter().zip(embeds).map(|(weight, embed)| weight * f64::from(embed[place])).sum()
-    };
+    let views: Vec<_> = embeds.iter().map(|embed| embed.view()).collect();
     let terms: Vec<String> = items.iter().zip(weights).map(|(item, weight)| format!("{weight} * {item}")).collect();
-    MixedRow { embedding: (0..dim).map(|place| number(place) as f32).collect(), caption: terms.join(" + ") }
+    MixedRow { embedding: weighted_sum(&views, weights), caption: terms.join(" + ") }
 }
 
 /// The frames of a sequence, evenly along the arcs from each embedding to the next.
@@ -101,11 +98,12 @@ fn sequence(items: &[Item], embeds: &[Array1<f32>], frames: usize) -> Result<Vec
     let (arcs, steps) = (items.len() - 1, frames - 1);
     let frame = |frame: usize| {
         // In whole numbers, so that an item which is reached is reached exactly.
-        let (arc, rest) = if frame == steps { (arcs - 1, steps) } else { (frame * arcs / steps, frame * arcs % steps) };
+        let (place, rest) =
+            if frame == steps { (arcs - 1, steps) } else { (frame * arcs / steps, frame * arcs % steps) };
         let t = rest as f64 / steps as f64;
-        let (start, end) = (&items[arc], &items[arc + 1]);
-        let embedding = slerp(embeds[arc].view(), embeds[arc + 1].view(), t).map_err(|error| match error {
-            NoArc::Zero(place) => bad_input!("no arc begins or ends at {}: {error}", items[arc + place]),
+        let (start, end) = (&items[place], &items[place + 1]);
+        let embedding = arc(embeds[place].view(), embeds[place + 1].view(), t).map_err(|error| match error {
+            NoArc::Zero(end) => bad_input!("no arc begins or ends at {}: {error}", items[place + end]),
             NoArc::Opposite => bad_input!("there is no arc from {start} to {end}: {error}; put an item between them"),
         })?;
         Ok(MixedRow { embedding, caption: format!("{start} -> {end} @ {t}") })

@@ -163,6 +163,7 @@ impl<'a> Mixing<'a> {
             decoder_negative_prompt: decoder_negative_prompt(self.sampling),
             seed: self.sampling.seed,
             is_call: self.sampling.seed_layout == Seeding::Call,
+            batch_size: None,
         };
         let (of_prompts, negative) = self.pipeline.embed_mix(&mix, &self.settings, self.wants_negative, &mut ())?;
         let (mut of_prompts, mut of_pictures) = (of_prompts.rows().into_iter(), of_pictures.rows().into_iter());

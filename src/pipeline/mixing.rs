@@ -26,6 +26,8 @@ pub struct Mix<'a> {
     pub seed: u64,
     /// Whether one generator draws for all instead, call by call.
     pub is_call: bool,
+    /// Rows computed together, in place of as many as fit into free memory.
+    pub batch_size: Option<usize>,
 }
 
 impl<'a> Mix<'a> {
@@ -80,7 +82,7 @@ impl Pipeline {
         };
         let rows = mix.rows(wants_negative);
         let demand = Demand { rows: rows.len(), is_uniform: true, zero_embed: false, free_memory: None };
-        let batch_size = self.plan_batch(demand, None)?;
+        let batch_size = self.plan_batch(demand, mix.batch_size.map(|size| size.max(1)))?;
         self.keep_text_encoder(rows.len() > batch_size);
         let mut embeds = Array2::zeros((0, self.embedding_dim()));
         for batch in rows.chunks(batch_size) {
@@ -110,6 +112,7 @@ mod tests {
             decoder_negative_prompt: Some("ugly"),
             seed: 7,
             is_call: false,
+            batch_size: None,
         };
         assert_eq!(noise(mix), [7, 9, 10].map(NoiseSource::from));
         assert_eq!(mix.rows(false).len(), 2);

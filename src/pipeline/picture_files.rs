@@ -10,15 +10,12 @@ use tch::Tensor;
 const BATCH: usize = 16;
 
 impl Pipeline {
-    /// The image embeddings of pictures, `(pictures, dim)`. The image encoder is loaded for them alone, and freed.
+    /// The image embeddings of pictures, `(pictures, dim)`. The image encoder stays loaded.
     ///
     /// # Errors
     /// As [`Pipeline::image_processor`] and [`Pipeline::image_embeds`]; [`Error::File`] if a picture cannot be read.
-    pub fn encode_pictures(&mut self, paths: &[&Path]) -> Result<Array2<f32>> {
+    pub fn encode_files(&mut self, paths: &[&Path]) -> Result<Array2<f32>> {
         let mut embeds = Array2::zeros((0, self.embedding_dim()));
-        if paths.is_empty() {
-            return Ok(embeds);
-        }
         let (processor, size) = (self.image_processor()?, self.image_size()?);
         for paths in paths.chunks(BATCH) {
             let mut values = Vec::new();
@@ -33,6 +30,18 @@ impl Pipeline {
             let of_batch = self.image_embeds(&pixels)?;
             embeds.append(Axis(0), of_batch.view()).map_err(|error| Error::Internal(error.to_string()))?;
         }
+        Ok(embeds)
+    }
+
+    /// The same of pictures that are all there are: the image encoder is loaded for them alone, and freed.
+    ///
+    /// # Errors
+    /// As [`Pipeline::encode_files`].
+    pub fn encode_pictures(&mut self, paths: &[&Path]) -> Result<Array2<f32>> {
+        if paths.is_empty() {
+            return Ok(Array2::zeros((0, self.embedding_dim())));
+        }
+        let embeds = self.encode_files(paths)?;
         self.image_encoder = None;
         Ok(embeds)
     }
