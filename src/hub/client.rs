@@ -3,7 +3,7 @@
 //! Redirects are followed here and not by ureq: the response that redirects to a large file has its size and hash, another
 //! host must not see the user's token, and each host has a proxy of its own.
 
-use super::etag::blob_name;
+use super::etag::{FileMetadata, blob_name};
 use super::failure::{self, Limits, Resource, host};
 use super::name::{HubName, RepositoryKind, is_commit};
 use super::plan::{is_safe_path, leads_elsewhere};
@@ -41,15 +41,6 @@ pub struct Listing {
     pub commit: String,
     /// Paths, with sizes where the hub has them.
     pub files: BTreeMap<String, Option<u64>>,
-}
-
-/// The metadata of a file.
-#[derive(Debug, Clone)]
-pub struct FileMetadata {
-    /// The name of its blob: SHA-256 for large files, Git's SHA-1 for small ones.
-    pub etag: String,
-    /// Its size in bytes.
-    pub size: Option<u64>,
 }
 
 /// The response to a download.

@@ -1,8 +1,9 @@
 //! Downloads one file into the cache: resumed where an earlier attempt stopped, checked, and there whole or not at all.
 
 use super::cache::RepositoryCache;
-use super::client::{Client, FileMetadata, MAX_SMALL_FILE};
+use super::client::{Client, MAX_SMALL_FILE};
 use super::etag;
+use super::etag::FileMetadata;
 use super::failure::{Resource, kind_of};
 use super::name::RepositoryKind;
 use super::pace::Pace;

@@ -6,6 +6,15 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::path::is_separator;
 
+/// The metadata of a file.
+#[derive(Debug, Clone)]
+pub struct FileMetadata {
+    /// The name of its blob: SHA-256 for large files, Git's SHA-1 for small ones.
+    pub etag: String,
+    /// Its size in bytes.
+    pub size: Option<u64>,
+}
+
 /// The longest name of a blob, so that it still fits a file name's 255 bytes with the suffix of an unfinished download.
 const MAX_BLOB_NAME: usize = 255 - ".01234567.incomplete".len();
 

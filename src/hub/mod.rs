@@ -9,7 +9,8 @@
 //!
 //! [`name`] parses the names of models, [`source`] those of components, [`plan`] lists the files that a run needs,
 //! [`cache`] keeps them, [`client`] has the hub's routes, [`retry`] repeats requests, [`download`] downloads a file,
-//! [`remote`] a commit, and [`fetch`] finds a model. [`dataset`] finds files of rows, of which [`tree`] is the list. The network is used only to download files.
+//! [`remote`] a commit, and [`fetch`] finds a model. [`dataset`] finds files of rows, of which [`tree`] is the list. The
+//! network is used only to download files.
 //!
 //! The cache is shared with Python's huggingface_hub; its layout is hf-hub's. The transfer is our own: hf-hub 0.5 has no
 //! time-outs, hashes or rate limits, and 1.0 does not resume over plain HTTP.

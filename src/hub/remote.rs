@@ -1,9 +1,10 @@
 //! A commit on the hub, and the way of its files into the cache.
 
 use super::cache::{RepositoryCache, Snapshot};
-use super::client::{Client, FileMetadata, Listing};
+use super::client::{Client, Listing};
 use super::download::{Download, has_blob, remaining};
 use super::etag;
+use super::etag::FileMetadata;
 use super::failure::Resource;
 use super::name::HubName;
 use super::plan::{Needs, Plan, Presence, Scope, Tree};

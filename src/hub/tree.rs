@@ -1,8 +1,7 @@
 //! The files of a commit with what is needed to download them, as the hub lists them page by page and as the cache keeps
 //! them.
 
-use super::client::FileMetadata;
-use super::etag::blob_name;
+use super::etag::{FileMetadata, blob_name};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
