@@ -312,7 +312,7 @@ fn odd_command_lines_are_one_clear_line() {
         // Files to read.
         ("-f none.txt -o n.npy", "cannot read the prompts file \"none.txt\" (No such file or directory)"),
         ("-f loop -o n.npy", "cannot read the prompts file \"loop\" (Too many levels of symbolic links)"),
-        ("-f folder -o n.npy", "prompts file \"folder\" is a folder; give a file in it"),
+        ("-f folder -o n.npy", "\"folder\" holds no prompt files (.txt, .jsonl"),
         ("-f p.pdf -o n.npy", "ends in .pdf; rename it, or say what it holds with --format-in"),
         ("-f empty.txt -o n.npy", "empty.txt holds no prompts; write one a line"),
         ("-f empty.csv -o n.npy", "empty.csv is empty; a header"),
