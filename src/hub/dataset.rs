@@ -243,9 +243,9 @@ fn fetch(
             let no_etag = |path: &str| at_commit.protocol_error(format!("the hub gives no usable etag for {path:?}"));
             let file = |path: String| match listed.get(&path).and_then(TreeFile::metadata) {
                 Some(metadata) => Ok((path, metadata)),
-                None => Err(no_etag(&path)),
+                None => Err(Error::from(no_etag(&path))),
             };
-            select_of(&listed, select).into_iter().map(file).collect::<Result<_, _>>()?
+            select_of(&listed, select).into_iter().map(file).collect::<Result<_>>()?
         }
     };
     check_paths(files.iter().map(|(path, _)| path), is_safe_path, &at_commit)?;

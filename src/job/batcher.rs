@@ -502,10 +502,9 @@ mod tests {
     #[test]
     fn a_file_that_changed_after_the_first_pass_is_noticed() {
         let lines = "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n";
-        let (none, grown, edited): (_, fn(String) -> Change, fn(String) -> Change) =
-            (|_| Change::None, Change::Grown, Change::Edited);
+        let [none, grown, edited]: [fn(String) -> Change; 3] = [|_| Change::None, Change::Grown, Change::Edited];
         for (now, rows, change) in [
-            (lines.to_string(), 6, none as fn(String) -> Change),
+            (lines.to_string(), 6, none),
             (format!("{lines}{{\"prompt\": \"c\"}}\n"), 6, grown),
             (format!("{lines}nonsense\n"), 6, grown),
             (lines.replace('b', "c"), 6, edited),

@@ -102,7 +102,7 @@ impl Job {
     pub fn run(self, progress: Arc<dyn JobProgress>, stop: &Stop) -> Result<Summary> {
         match self.prepare(&progress, stop) {
             Ok(Prepared::Run(run)) => run.run(stop),
-            Ok(Prepared::Finished(summary)) => Ok(summary),
+            Ok(Prepared::Finished(summary)) => Ok(*summary),
             // What an earlier run kept is still there.
             Err(error) if error.is::<Interrupted>() => {
                 let outcome = Outcome::Stopped { signal: stop.signal().unwrap_or_default(), kept: true };
@@ -160,7 +160,7 @@ impl Job {
             }
             let (outcome, total, batch_size) = (Outcome::WasDone, Some(rows), plan.batch_size);
             let summary = Summary { outcome, rows, resumed: rows, total, batch_size, read, ..Summary::default() };
-            return Ok(Prepared::Finished(summary));
+            return Ok(Prepared::Finished(Box::new(summary)));
         }
         let output = self.write.outputs.first().map(|output| output.path.display().to_string()).unwrap_or_default();
         let writer = EmbeddingWriter::open(self.write)?;
@@ -240,7 +240,7 @@ enum Prepared {
     /// There is work to do.
     Run(Box<Run>),
     /// An earlier run has done it.
-    Finished(Summary),
+    Finished(Box<Summary>),
 }
 
 /// How to compute blocks, with the embedding of a black image if rows need it.
