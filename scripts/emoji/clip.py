@@ -111,19 +111,27 @@ def cosines(some, others):
 def embed_pictures(image, pixels, patches=None):
     """Embeddings by an image tower, step by step; of so many `patches` of each picture, if not of all."""
     tower = image.vision_model
-    hidden = tower.embeddings(pixels)
     if patches:
-        chosen = nn.functional.pad(1 + full_patches(pixels, patches), (1, 0))
-        hidden = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[2]))
+        hidden = embed_patches(tower.embeddings, pixels, patches)
+    else:
+        hidden = tower.embeddings(pixels)
     hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state
     return image.visual_projection(tower.post_layernorm(hidden[:, 0]))
 
 
-def full_patches(pixels, count):
-    """Of each picture `count` patches, at random, but the ones of one colour last: `(pictures, count)`."""
-    pieces = nn.functional.unfold(pixels, PATCH, stride=PATCH)
-    chance = torch.rand(len(pieces), pieces.shape[2]) + (pieces.std(1) > 0)
-    return chance.topk(count).indices
+def embed_patches(embeddings, pixels, count):
+    """What `embeddings` gives for the class token and `count` patches of each picture, at random, but the ones of one colour
+    last: `(pictures, 1 + count, width)`."""
+    side = CANVAS // PATCH
+    pieces = pixels.unflatten(3, (side, PATCH)).unflatten(2, (side, PATCH))
+    pieces = pieces.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    chance = torch.rand(pieces.shape[:2]) + (pieces.view(*pieces.shape[:2], 3, -1).diff(dim=3).abs().amax((2, 3)) > 0)
+    chosen = chance.topk(count).indices
+    pieces = pieces.gather(1, chosen[..., None].expand(-1, -1, pieces.shape[2]))
+    hidden = nn.functional.linear(pieces, embeddings.patch_embedding.weight.flatten(1))
+    positions = embeddings.position_embedding.weight
+    first = (embeddings.class_embedding + positions[0]).expand(len(pixels), 1, -1)
+    return torch.cat([first, hidden + positions[1 + chosen]], dim=1)
 
 
 def mean(values):

@@ -58,7 +58,7 @@ def retrieval(world, towers, tokenizer):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 4000, rate=2e-3)
+    options = arguments(__doc__, 1900, rate=2e-3)
     world = World()
     tokenizer = make_tokenizer(world, cache() / "run" / "tokenizer", options.seed)
     towers = Towers(tokenizer, classes(world))
