@@ -18,6 +18,17 @@ class BenchError(Exception):
     """What ends a benchmark, in words for its reader."""
 
 
+def exit_status(run, failure="embeddings differ", name="bench"):
+    """0 if `run()` holds. What did not hold, or what ended it, is told on standard error."""
+    try:
+        if run():
+            return 0
+        print(f"{name}: {failure}", file=sys.stderr)
+    except BenchError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+    return 1
+
+
 @dataclass
 class Measured:
     """A process that ended well."""

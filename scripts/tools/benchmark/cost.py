@@ -19,7 +19,7 @@ from ..built import BINARY, ROOT
 from ..command_line import number
 from . import machine
 from .captions import captions
-from .children import BenchError, measure
+from .children import exit_status, measure
 from .report import figure, machine_line, quietness, table
 from .rows import TOLERANCE
 from .runs import Diffusers, PriorEmbed, read_stats, relative_error
@@ -254,10 +254,4 @@ def run(options):
 
 def main(program, arguments):
     """Exit status 0 if both programs ran and agree."""
-    try:
-        if run(parse(program, arguments)):
-            return 0
-        print("bench: embeddings differ", file=sys.stderr)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-    return 1
+    return exit_status(lambda: run(parse(program, arguments)))

@@ -16,7 +16,7 @@ import numpy as np
 from ..built import BINARY, ROOT
 from ..command_line import number
 from . import machine
-from .children import BenchError, measure, module_command
+from .children import exit_status, measure, module_command
 from .report import machine_line
 
 # The distance that decoders of JPEG may make, by cosine.
@@ -154,13 +154,7 @@ def run(options):
 
 def main(program, arguments):
     """Exit status 0 if both programs ran and agree."""
-    try:
-        if run(parse(program, arguments)):
-            return 0
-        print("bench: embeddings differ", file=sys.stderr)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-    return 1
+    return exit_status(lambda: run(parse(program, arguments)))
 
 
 if __name__ == "__main__":

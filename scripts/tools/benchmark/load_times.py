@@ -8,7 +8,6 @@ page cache warm: all of a run but its denoising and writing. Close other program
 import argparse
 import shutil
 import statistics
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from ..built import BINARY
 from ..command_line import number, parse_with_extra
 from . import machine
-from .children import BenchError
+from .children import BenchError, exit_status
 from .report import machine_line, table
 from .runs import PriorEmbed, cosines
 from .shapes import SHAPES, ensure_model
@@ -86,10 +85,4 @@ def run(options):
 
 def main(program, arguments):
     """Exit status 0 if no goal is missed."""
-    try:
-        if run(parse(program, arguments)):
-            return 0
-        print("load-times: a goal is missed", file=sys.stderr)
-    except BenchError as error:
-        print(f"load-times: {error}", file=sys.stderr)
-    return 1
+    return exit_status(lambda: run(parse(program, arguments)), "a goal is missed", "load-times")

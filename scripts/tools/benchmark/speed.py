@@ -7,13 +7,12 @@ differ or a run fails. Arguments after `--` go to prior-embed as they are.
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 from ..built import BINARY
 from ..command_line import number, parse_with_extra
 from . import machine
-from .children import BenchError
+from .children import BenchError, exit_status
 from .floor import best_of, probe, step_weights
 from .report import agreement_table, floor_entries, floor_table, machine_line, main_table, quietness
 from .rows import ROWS, Bench
@@ -142,10 +141,4 @@ def run(options):
 
 def main(program, arguments):
     """Exit status 0 if both programs ran and agree."""
-    try:
-        if run(parse(program, arguments)):
-            return 0
-        print("bench: embeddings differ", file=sys.stderr)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-    return 1
+    return exit_status(lambda: run(parse(program, arguments)))
