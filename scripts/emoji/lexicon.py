@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .packages import cache, read_members, unpack_sentence_model
+from .precision import reduced
 from .wordings import known_keywords
 from .wordnet import FILES
 
@@ -57,7 +58,7 @@ def sentence_embeddings(texts, batch=256):
     for at in range(0, len(order), batch):
         part = order[at : at + batch]
         tokens = tokenizer([texts[one] for one in part], padding=True, truncation=True, max_length=48, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             hidden = model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"][..., None]
         found[torch.tensor(part)] = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)

@@ -13,13 +13,16 @@ from .bank import SHOWN
 from .batches import Batches, by_length, normalize
 from .lexicon import Lexicon
 from .packages import cache
+from .precision import reduced
 from .wordings import choose
 
 SINGLES, GROUPS, GROUP_SIZE = 128, 8, 16
 SIZE = SINGLES + GROUPS * GROUP_SIZE
 """Pictures a batch; the first are single emoji."""
-BATCHES = 800
+BATCHES = 600
 SEED = 7
+PART = 64
+"""Pictures that are embedded at once."""
 WORDS = 48
 """Words and definitions of the lexicon in a batch of captions."""
 
@@ -56,8 +59,10 @@ def make(world, towers, tokenizer, folder):
     batches = Batches(world, tokenizer, SEED, 0, BATCHES, SINGLES, GROUPS, GROUP_SIZE, 0)
     embeds, labels = [], {}
     for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4):
-        with torch.autocast("cpu", torch.bfloat16):
-            embeds.append(towers.image(pixel_values=normalize(batch["pictures"])).image_embeds.half())
+        with reduced():
+            # A few at a time stay in the processor's cache.
+            for part in normalize(batch["pictures"]).split(PART):
+                embeds.append(towers.image(pixel_values=part).image_embeds.half())
         for name, values in batch["labels"].items():
             labels.setdefault(name, []).append(values.short())
     np.savez(folder / "labels.npz", **{name: torch.cat(values).numpy() for name, values in labels.items()})

@@ -8,6 +8,7 @@ import torch
 from .batches import encode
 from .packages import cache
 from .pool import Pool, load_captions
+from .precision import reduced
 from .train_prior import Denoiser, encode_captions, make_prior, make_scheduler, of_prior
 from .trained_clip import load_clip
 from .training import Average, Optimizer, Run, arguments, trained
@@ -31,7 +32,7 @@ def main():
     for batch in load_captions(world, pool, tokenizer, options.seed + 4, run):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             with torch.no_grad():
                 captions = list(encode_captions(denoiser.text, batch["captions"], empty, rng))
                 words = list(encode_captions(denoiser.text, batch["words"], empty, rng))

@@ -17,6 +17,7 @@ from emoji import scene_templates, scenes, views, wordings  # noqa: E402
 from emoji.batches import by_length, encode  # noqa: E402
 from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, text_tower  # noqa: E402
 from emoji.drawing import CANVAS, Placed, Sprites  # noqa: E402
+from emoji.muon import Muon  # noqa: E402
 from emoji.train_prior import Denoiser, encode_captions, make_prior, make_scheduler, of_words, weights  # noqa: E402
 from emoji.training import Average  # noqa: E402
 from tools.built import ROOT  # noqa: E402
@@ -43,6 +44,23 @@ class DenoiserTest(unittest.TestCase):
             together = Denoiser(prior, None)(noisy, timesteps, embeds, states[:, :12], mask[:, :12])
         expected = torch.stack([output.predicted_image_embedding for output in alone], 1)
         self.assertLess((together - expected).abs().max(), 1e-5 * expected.abs().max())
+
+
+class MuonTest(unittest.TestCase):
+    def test_steps_are_those_of_torch_but_for_its_rounding(self):
+        torch.manual_seed(0)
+        start = [torch.randn(shape) for shape in ((64, 64), (256, 64), (64, 256), (64, 64))]
+        ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+        muon = Muon(ours, 0.02)
+        reference = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+        muon.param_groups[0]["lr"] = 1e-2
+        for _ in range(4):
+            for weight, other in zip(ours, theirs):
+                weight.grad = torch.randn_like(weight)
+                other.grad = weight.grad.clone()
+            muon.step(), reference.step()
+        for weight, other, before in zip(ours, theirs, start):
+            self.assertLess((weight - other).norm(), 0.03 * (other - before).norm())
 
 
 class CaptionsTest(unittest.TestCase):

@@ -13,6 +13,7 @@ from .batches import encode
 from .clip import EMBEDDING_DIM, MAX_LENGTH
 from .packages import cache
 from .pool import Captions, Pool, load_captions
+from .precision import reduced
 from .train_prior import encode_captions
 from .trained_clip import load_clip
 from .training import Average, Optimizer, Run, arguments
@@ -89,7 +90,7 @@ def train(model, text, pool, empty, batches, run, seed):
     for batch in batches:
         rng = np.random.default_rng((seed, run.step))
         generator = torch.Generator().manual_seed(seed * 2**32 + run.step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             with torch.no_grad():
                 captions, words = (list(encode_captions(text, batch[name], empty, rng)) for name in ("captions", "words"))
             loss, made_of = of_parts(model, captions, pool.embeds[batch["rows"]], generator)

@@ -11,6 +11,7 @@ from .clip import MAX_LENGTH, MERGES, Towers
 from .drawing import Placed
 from .packages import cache, unpack_sentence_model
 from .pictures import STYLES
+from .precision import reduced
 from .training import Optimizer, Run, arguments, load_batches
 from .wordings import held_out_wordings
 
@@ -42,7 +43,7 @@ def retrieval(world, towers, tokenizer):
     pixels = normalize(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
     rng = np.random.default_rng(0)
     wordings = [w for one in world.emoji[::4] for w in held_out_wordings(one, world.emoji, rng) if w.kind in ("template", "keywords")]
-    with torch.autocast("cpu", torch.bfloat16):
+    with reduced():
         images = torch.cat([towers.image(pixel_values=part).image_embeds for part in pixels.split(500)]).float()
         texts = towers.text(**encode(tokenizer, [w.text for w in wordings])).text_embeds.float()
     scores = torch.nn.functional.normalize(texts, dim=-1) @ torch.nn.functional.normalize(images, dim=-1).T
@@ -65,7 +66,7 @@ def main():
     run = Run(cache() / "run" / "clip", towers, Optimizer(towers, 0.05), options.steps, options.rate)
     for batch in load_batches(world, tokenizer, options.seed, run, SINGLES, GROUPS, GROUP_SIZE, 1):
         patches = PATCHES if run.step < MASKED * options.steps else None
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             loss, parts = towers(normalize(batch["pictures"]), batch["captions"], batch["labels"], patches)
         run.backward(loss, parts)
         if run.step % 500 == 0 or run.step == options.steps:

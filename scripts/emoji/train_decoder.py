@@ -14,6 +14,7 @@ from .batches import Batches, normalize
 from .decoder import Decoder
 from .packages import cache
 from .pool import BATCHES, GROUP_SIZE, GROUPS, SEED, SINGLES, SIZE, Pool
+from .precision import reduced
 from .trained_clip import load_clip
 from .training import Average, Optimizer, Run, arguments
 
@@ -87,7 +88,7 @@ class Critic:
 
     def learn(self, drawn, pictures, embeds):
         """One step, with the hinge loss."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             (true, _), (false, _) = self.model(pictures, embeds), self.model(drawn.detach(), embeds)
         loss = nn.functional.relu(1 - true.float()).mean() + nn.functional.relu(1 + false.float()).mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -98,7 +99,7 @@ class Critic:
     def judge(self, drawn, pictures, embeds):
         """`(how false drawn pictures seem, distance of their features)`."""
         self.model.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             score, found = self.model(drawn, embeds)
             with torch.no_grad():
                 _, wanted = self.model(pictures, embeds)
@@ -126,7 +127,7 @@ def main():
         pictures, told = normalize(pictures), embeds[rows]
         noise = NOISE * torch.rand(len(rows), 1, generator=generator) * decoder.std
         told = told + noise * torch.randn(told.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             drawn = decoder(told)
         drawn = drawn.float()
         pixels, sharp = near(drawn, pictures)

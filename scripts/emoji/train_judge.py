@@ -10,6 +10,7 @@ from torch import nn
 from .batches import World, classes, normalize
 from .clip import embed_pictures, image_tower
 from .packages import cache
+from .precision import reduced
 from .training import Average, Optimizer, Run, arguments, load_batches, trained
 
 NAMES = ("thing0", "thing1", "thing2")
@@ -50,7 +51,7 @@ def train(steps, rate=2e-3, seed=0):
     run = Run(cache() / "run" / "judge", judge, Optimizer(judge, 0.05), steps, rate, Average(judge, 0.995))
     for batch in load_batches(world, None, seed + 9, run, SINGLES, GROUPS, GROUP_SIZE, 0):
         patches = PATCHES if run.step < MASKED * steps else None
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             scores = judge(normalize(batch["pictures"]), patches)
             losses = [nn.functional.cross_entropy(s, batch["labels"][name]) for s, name in zip(scores, NAMES)]
         right = (scores[0].argmax(1) == batch["labels"]["thing0"]).float().mean()

@@ -25,6 +25,7 @@ from .batches import encode
 from .clip import EMBEDDING_DIM, MAX_LENGTH, SCALE, cosines
 from .packages import cache
 from .pool import Pool, load_captions
+from .precision import reduced
 from .train_clip import retrieval
 from .trained_clip import load_clip
 from .training import Average, Optimizer, Run, arguments
@@ -196,7 +197,7 @@ def main():
     for batch in load_captions(world, pool, tokenizer, options.seed + 2, run):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             captions = list(encode_captions(towers.text, batch["captions"], empty, rng))
             words = list(encode_captions(towers.text, batch["words"], empty, rng))
             error, ranges = of_prior(denoiser, scheduler, captions, pool.embeds[batch["rows"]], generator)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .batches import Batches
+from .muon import Muon
 from .packages import cache
 
 BLOCKS = ("layers.", "blocks.")
@@ -50,7 +51,7 @@ class Optimizer:
         decays = lambda name, weight: weight.ndim > 1 and "embedding" not in name
         matrices = [weight for name, weight in weights if in_block(name, weight)]
         others = [(name, weight) for name, weight in weights if not in_block(name, weight)]
-        self.muon = torch.optim.Muon(matrices, lr=1e-3, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(matrices, weight_decay)
         groups = [
             {"params": [w for n, w in others if decays(n, w)], "weight_decay": weight_decay},
             {"params": [w for n, w in others if not decays(n, w)], "weight_decay": 0.0},
