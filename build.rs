@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 const KERNELS: &str = "src/kernels";
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "activation.cpp",
     "attention.cpp",
     "bfloat16.cpp",
     "foreign.cpp",
     "int8.cpp",
     "linear.cpp",
+    "panels.cpp",
     "process.cpp",
     "processor.cpp",
     "record.cpp",
@@ -20,7 +21,7 @@ const SOURCES: [&str; 9] = [
 /// Compiled with flags of its own.
 const NORMALS: &str = "normals.cpp";
 
-const HEADERS: [&str; 2] = ["activation.h", "border.h"];
+const HEADERS: [&str; 3] = ["activation.h", "border.h", "panels_tile.h"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -240,7 +240,7 @@ impl LoadOptions {
         }
         let scheduler =
             SchedulerOptions { class: schedulers::named(&self.scheduler)?, ..self.scheduler_options.clone() };
-        let placement = Placement { device, precision: self.precision };
+        let placement = Placement { device, precision: self.precision.on(device) };
         let mut pipeline = Pipeline::open_with(folder, replacements, placement, scheduler)?;
         pipeline.keep_text_encoder(self.keep_text_encoder);
         Ok(Prior {

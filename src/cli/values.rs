@@ -180,7 +180,7 @@ impl Dtype {
     /// # Errors
     /// [`crate::bad_input::BadInput`] if the device does not support int8.
     pub(super) fn precision(self, device: Device) -> anyhow::Result<Precision> {
-        let wanted = self.wanted();
+        let wanted = self.wanted().on(device);
         let name = wanted.name();
         match wanted {
             wanted if wanted.is_fast_on(device) => Ok(wanted),

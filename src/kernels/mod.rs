@@ -8,6 +8,7 @@
 
 mod epilogue;
 mod message;
+mod panels;
 #[cfg(feature = "cli")]
 pub mod process;
 #[cfg(feature = "cli")]
@@ -19,6 +20,7 @@ mod rounding;
 use crate::Result;
 pub use epilogue::Epilogue;
 use message::{Failure, error_of};
+pub use panels::{PanelWeight, panel_width};
 use rounding::on_rounded_rows;
 use std::ptr::{null, null_mut};
 use tch::{Device, Kind, Tensor};
@@ -382,6 +384,46 @@ mod tests {
         }
     }
 
+    /// The widths of panels that the processor has, with each type of weights.
+    fn panels() -> impl Iterator<Item = (i64, Kind)> {
+        let widths = [16, 32].into_iter().filter(|width| panel_width().is_some_and(|widest| *width <= widest));
+        widths.flat_map(|width| [Kind::Float, Kind::Half, Kind::BFloat16].map(|kind| (width, kind)))
+    }
+
+    #[test]
+    fn layers_in_panels_are_libtorchs() {
+        // The largest have several blocks of rows, of inputs and of outputs, with some left over.
+        let large: [(&[i64], i64); 3] = [(&[205, 1030], 530), (&[7, 513], 264), (&[49, 1536], 16)];
+        for ((shape, outputs), (width, kind)) in
+            SHAPES.into_iter().chain(large).flat_map(|shape| panels().map(move |panel| (shape, panel)))
+        {
+            let weight = random(&[outputs, shape[shape.len() - 1]]).to_kind(kind);
+            let packed = PanelWeight::pack(&weight, width).unwrap();
+            let linear = |x: &Tensor, bias: Option<&Tensor>, then: Epilogue| packed.linear(x, bias, then).unwrap();
+            check(linear, &random(shape), &weight.to_kind(Kind::Float), 2e-6);
+        }
+    }
+
+    #[test]
+    fn layers_in_panels_do_not_depend_on_the_number_of_threads() {
+        let threads = tch::get_num_threads();
+        for (rows, inputs, outputs) in [(1, 64, 200), (30, 700, 90), (100, 96, 333), (300, 40, 64)] {
+            let (x, weight) = (random(&[rows, inputs]), random(&[outputs, inputs]));
+            for (width, kind) in panels() {
+                let packed = PanelWeight::pack(&weight.to_kind(kind), width).unwrap();
+                let with = |threads: i32| {
+                    tch::set_num_threads(threads);
+                    packed.linear(&x, None, Epilogue::None).unwrap()
+                };
+                let expected = with(1);
+                for threads in [2, 3, 7, 16] {
+                    assert_eq!(with(threads), expected, "{rows} x {inputs} x {outputs}, {threads} threads");
+                }
+            }
+        }
+        tch::set_num_threads(threads);
+    }
+
     #[test]
     fn bfloat16_layers_come_near() {
         for (shape, outputs) in
@@ -447,6 +489,11 @@ mod tests {
             if has_bfloat16() {
                 let packed = Bfloat16Weight::pack(&weight).unwrap();
                 check_rows("bf16", &x, &other, |x, then| packed.linear(x, Some(&bias), then).unwrap());
+            }
+            for (width, kind) in panels() {
+                let packed = PanelWeight::pack(&weight.to_kind(kind), width).unwrap();
+                let name = format!("{kind:?} in panels of {width}");
+                check_rows(&name, &x, &other, |x, then| packed.linear(x, Some(&bias), then).unwrap());
             }
         }
     }
@@ -552,6 +599,7 @@ mod tests {
         let pack = || (pack_linear(&weight).unwrap(), Int8Weight::pack(&weight, 255).unwrap());
         let packed = has_packed_linear().then(pack);
         let bfloat16 = Bfloat16Weight::pack(&weight).unwrap();
+        let panel = PanelWeight::pack(&weight, 16).unwrap();
         type Layer<'a> = Box<dyn Fn(&Tensor, Option<&Tensor>, Epilogue) -> Result<Tensor> + 'a>;
         let mut layers: Vec<(&str, Layer)> = Vec::new();
         if let Some((f32, int8)) = &packed {
@@ -567,6 +615,11 @@ mod tests {
         check_hostile("weight", &weight, &["larger"], |weight| Ok(Bfloat16Weight::pack(weight)?.packed));
         if has_bfloat16() {
             layers.push(("bf16", Box::new(|x, bias, then| bfloat16.linear(x, bias, then))));
+        }
+        check_hostile("weight", &weight, &["larger"], |weight| PanelWeight::pack(weight, 16).map(|_| Tensor::new()));
+        assert!(PanelWeight::pack(&weight, 24).is_err());
+        if panel_width().is_some() {
+            layers.push(("panels", Box::new(|x, bias, then| panel.linear(x, bias, then))));
         }
         for (name, layer) in layers {
             check_hostile(&format!("{name} input"), &x, &[], |x| layer(x, Some(&bias), Epilogue::None));

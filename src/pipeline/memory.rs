@@ -131,7 +131,7 @@ impl Pipeline {
         let encoder_bytes = |weights: u64| weights.saturating_mul(self.placement.precision.unquantized().bytes());
         let activations = ACTIVATIONS
             * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
-            * self.placement.precision.unquantized().bytes();
+            * self.element_bytes();
         let tokens = self.prior_config.num_embeddings().unsigned_abs();
         // A one-step prior keeps nothing from block to block, and neither does one of latents, whose rows are long: those
         // of a text embedding and a timestep, and the same without a text.
@@ -158,7 +158,7 @@ impl Pipeline {
         let config = self.image_encoder_config()?;
         let bytes = self.placement.precision.unquantized().bytes();
         let widest = config.hidden_size.max(config.intermediate_size).unsigned_abs();
-        let activations = IMAGE_ACTIVATIONS.saturating_mul(widest).saturating_mul(bytes);
+        let activations = IMAGE_ACTIVATIONS.saturating_mul(widest).saturating_mul(self.element_bytes());
         Ok(MemoryNeeds {
             prior: weights.saturating_mul(bytes),
             text_encoder: 0,
@@ -182,7 +182,12 @@ impl Pipeline {
     /// Bytes of one token's keys and values in all blocks.
     fn token_bytes(&self) -> u64 {
         let config = &self.prior_config;
-        (2 * config.num_layers() * config.inner_dim()) as u64 * self.placement.precision.unquantized().bytes()
+        (2 * config.num_layers() * config.inner_dim()) as u64 * self.element_bytes()
+    }
+
+    /// Bytes of a number that is no weight.
+    fn element_bytes(&self) -> u64 {
+        self.placement.precision.kind().elt_size_in_bytes() as u64
     }
 
     /// The tokens of an image embedding.

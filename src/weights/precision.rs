@@ -10,6 +10,9 @@ pub enum Precision {
     F32,
     /// Products in bfloat16.
     Bf16,
+    /// Large weights in bfloat16, all else in float32: what [`Precision::Bf16`] becomes on a CPU that has no products in
+    /// bfloat16.
+    Bf16Weights,
     /// Products in float16.
     F16,
     /// Large weights in int8 with a scale per channel, their inputs in uint8 with a scale per token, all else in
@@ -24,7 +27,7 @@ impl Precision {
     /// rest, and it is small.
     pub fn kind(self) -> Kind {
         match self {
-            Self::F32 | Self::Int8 => Kind::Float,
+            Self::F32 | Self::Bf16Weights | Self::Int8 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
             Self::F16 => Kind::Half,
         }
@@ -34,7 +37,7 @@ impl Precision {
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
+            Self::Bf16 | Self::Bf16Weights | Self::F16 => 2,
             Self::Int8 => 1,
         }
     }
@@ -43,7 +46,7 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
-            Self::Bf16 => "bf16",
+            Self::Bf16 | Self::Bf16Weights => "bf16",
             Self::F16 => "f16",
             Self::Int8 => "int8",
         }
@@ -54,12 +57,19 @@ impl Precision {
         if self == Self::Int8 { Self::F32 } else { self }
     }
 
+    /// What it becomes on `device`: itself, or [`Precision::Bf16Weights`].
+    pub fn on(self, device: Device) -> Self {
+        let is_instead = self == Self::Bf16 && !self.is_fast_on(device) && Self::Bf16Weights.is_fast_on(device);
+        if is_instead { Self::Bf16Weights } else { self }
+    }
+
     /// Whether `device` has instructions for products in this type; without them they are slower than in float32.
     pub fn is_fast_on(self, device: Device) -> bool {
         match (self, device) {
             (Self::F32, _) => true,
             (Self::Int8, device) => device == Device::Cpu && kernels::has_packed_linear(),
             (Self::Bf16, Device::Cpu) => cpu_has_bfloat16(),
+            (Self::Bf16Weights, device) => device == Device::Cpu && kernels::panel_width().is_some(),
             (Self::F16, Device::Cpu) => false,
             (Self::Bf16 | Self::F16, _) => true,
         }
