@@ -21,7 +21,7 @@ const SOURCES: [&str; 10] = [
 /// Compiled with flags of its own.
 const NORMALS: &str = "normals.cpp";
 
-const HEADERS: [&str; 3] = ["activation.h", "border.h", "panels_tile.h"];
+const HEADERS: [&str; 4] = ["activation.h", "border.h", "panels.h", "panels_tile.h"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

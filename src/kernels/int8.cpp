@@ -1,8 +1,11 @@
 // Linear layers with int8 weights, one scale a channel, and dynamically quantized uint8 inputs, one scale and zero
 // point a row, so that a row does not depend on those beside it.
+//
+// The products are oneDNN's, or of panels, as the weight was packed: sums of integers, they are the same numbers.
 
 #include "activation.h"
 #include "border.h"
+#include "panels.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -11,7 +14,13 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <utility>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
 
 using prior_embed::check_input;
 using prior_embed::check_weight;
@@ -109,6 +118,65 @@ PRIOR_EMBED_WIDEST void finish_row(float* y, int64_t size, float scale, float ze
     }
 }
 
+// Inputs of one output that are multiplied together, four bytes side by side.
+using Quad = int32_t;
+constexpr int64_t quad = sizeof(Quad);
+// Outputs of a panel.
+constexpr int64_t width = 16;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#define NUMBER Quad
+#define TARGET __attribute__((target("avx2")))
+#define NAMED(name) name##_avx2
+#define VECTOR __m256i
+#define LANES 8
+#define ZERO _mm256_setzero_si256
+#define LOAD(from) _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+#define STORE(to, value) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value)
+#define ADD _mm256_add_epi32
+#define BROADCAST _mm256_set1_epi32
+#define MULTIPLY_ADD add_products_avx2
+
+TARGET inline __m256i widen_avx2(const Quad* weights) {
+    return LOAD(weights);
+}
+
+// Sums of two products do not overflow 16 bits if inputs have 7.
+TARGET inline __m256i add_products_avx2(__m256i x, __m256i weights, __m256i sums) {
+    const __m256i pairs = _mm256_maddubs_epi16(x, weights);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+#include "panels_tile.h"
+
+bool has_panels() {
+    return __builtin_cpu_supports("avx2");
+}
+
+void multiply_panels(const prior_embed::Product<Quad, Quad>& product, const float* scales, float* y) {
+    // Four rows and their products fill the registers.
+    static constexpr auto tiles = tiles_avx2<Quad>(std::make_index_sequence<4>());
+    prior_embed::multiply(product, {tiles.data(), tiles.size()},
+                          [&](int64_t row, int64_t first, int64_t size, const Quad* sums) {
+                              for (int64_t i = 0; i < size; ++i) {
+                                  y[row * product.outputs + first + i] = static_cast<float>(sums[i]) * scales[first + i];
+                              }
+                          });
+}
+
+#else
+
+bool has_panels() {
+    return false;
+}
+
+void multiply_panels(const prior_embed::Product<Quad, Quad>&, const float*, float*) {
+    TORCH_CHECK(false, "int8 linear: not for this processor");
+}
+
+#endif
+
 // Rows worth a thread.
 int64_t grain_of(int64_t size) {
     return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, size));
@@ -118,14 +186,22 @@ int64_t grain_of(int64_t size) {
 
 extern "C" {
 
-// Quantizes and packs a weight (outputs, inputs); also gives the channels' scales and their scaled sums.
-char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** scaled_sums, const at::Tensor* weight) {
+// Whether weights can be packed in panels, for inputs of 7 bits.
+bool prior_embed_has_int8_panels() {
+    return has_panels();
+}
+
+// Quantizes and packs a weight (outputs, inputs) for oneDNN or in panels; also gives the channels' scales and their scaled
+// sums.
+char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** scaled_sums, const at::Tensor* weight,
+                            bool in_panels) {
     return guarded([&] {
         static const auto prepack = operation<Prepack>("onednn::qlinear_prepack");
         check_weight(*weight);
         const at::Tensor source = weight->to(at::kFloat).contiguous();
         const int64_t outputs = source.size(0), inputs = source.size(1);
-        at::Tensor quantized = at::empty({outputs, inputs}, source.options().dtype(at::kChar));
+        const int64_t quads = (inputs + quad - 1) / quad, stride = in_panels ? quads * quad : inputs;
+        at::Tensor quantized = at::zeros({outputs, stride}, source.options().dtype(at::kChar));
         at::Tensor scale = at::empty({outputs}, source.options());
         at::Tensor sum = at::empty({outputs}, source.options());
         const float* from = source.const_data_ptr<float>();
@@ -133,10 +209,17 @@ char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** 
         float *scale_to = scale.mutable_data_ptr<float>(), *sum_to = sum.mutable_data_ptr<float>();
         at::parallel_for(0, outputs, grain_of(inputs), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
-                quantize_channel(from + row * inputs, inputs, to + row * inputs, scale_to + row, sum_to + row);
+                quantize_channel(from + row * inputs, inputs, to + row * stride, scale_to + row, sum_to + row);
             }
         });
-        *out = owned(prepack.call(quantized, std::nullopt));
+        if (in_panels) {
+            at::Tensor packed = at::empty({(outputs + width - 1) / width, quads, width}, quantized.options().dtype(at::kInt));
+            const auto* whole = static_cast<const Quad*>(quantized.const_data_ptr());
+            prior_embed::pack_panels(whole, outputs, quads, width, packed.mutable_data_ptr<Quad>());
+            *out = owned(std::move(packed));
+        } else {
+            *out = owned(prepack.call(quantized, std::nullopt));
+        }
         *scaled_sums = owned(sum.mul(scale));
         *scales = owned(std::move(scale));
     });
@@ -148,10 +231,17 @@ char* prior_embed_int8_linear(at::Tensor** out, const at::Tensor* x, const at::T
                               const at::Tensor* other, bool gelu, int64_t levels) {
     return guarded([&] {
         static const auto multiply = operation<Multiply>("onednn::qlinear_pointwise");
-        TORCH_CHECK(weight->defined() && weight->layout() == at::kMkldnn && weight->scalar_type() == at::kChar &&
-                        weight->numel() == inputs * outputs && weight->numel() > 0,
-                    "int8 linear: not a packed weight");
-        TORCH_CHECK(0 < levels && levels <= 255, "int8 linear: ", levels, " levels");
+        const int64_t quads = (inputs + quad - 1) / quad, panels = (outputs + width - 1) / width;
+        TORCH_CHECK(weight->defined() && inputs > 0 && outputs > 0, "int8 linear: nothing to multiply");
+        const bool in_panels = weight->layout() == at::kStrided;
+        if (in_panels) {
+            checked_vector<Quad>(*weight, panels * quads * width, "weight");
+        } else {
+            TORCH_CHECK(weight->layout() == at::kMkldnn && weight->scalar_type() == at::kChar &&
+                            weight->numel() == inputs * outputs,
+                        "int8 linear: not a packed weight");
+        }
+        TORCH_CHECK(0 < levels && levels <= (in_panels ? 127 : 255), "int8 linear: ", levels, " levels");
         check_input(*x, inputs);
         TORCH_CHECK(x->scalar_type() == at::kFloat, "int8 linear: float32 input is needed");
         checked_vector<float>(*scales, outputs, "scales");
@@ -162,7 +252,8 @@ char* prior_embed_int8_linear(at::Tensor** out, const at::Tensor* x, const at::T
         const float* other_from = other == nullptr ? nullptr : residual.const_data_ptr<float>();
         const at::Tensor source = x->reshape({-1, inputs}).contiguous();
         const int64_t rows = source.size(0);
-        at::Tensor quantized = at::empty({rows, inputs}, source.options().dtype(at::kByte));
+        const int64_t stride = in_panels ? quads * quad : inputs;
+        at::Tensor quantized = at::empty({rows, stride}, source.options().dtype(at::kByte));
         at::Tensor row_scale = at::empty({rows}, source.options());
         at::Tensor zero_point = at::empty({rows}, source.options());
         const float* from = source.const_data_ptr<float>();
@@ -170,15 +261,24 @@ char* prior_embed_int8_linear(at::Tensor** out, const at::Tensor* x, const at::T
         float *scale_to = row_scale.mutable_data_ptr<float>(), *zero_to = zero_point.mutable_data_ptr<float>();
         at::parallel_for(0, rows, grain_of(inputs), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
-                quantize_row(from + row * inputs, inputs, static_cast<float>(levels), to + row * inputs, scale_to + row,
+                quantize_row(from + row * inputs, inputs, static_cast<float>(levels), to + row * stride, scale_to + row,
                              zero_to + row);
+                std::fill(to + row * stride + inputs, to + (row + 1) * stride, uint8_t{0});
             }
         });
 
-        const at::Tensor no_zero_points = at::zeros({outputs}, scales->options().dtype(at::kInt));
-        at::Tensor y = multiply.call(quantized, 1.0, 0, *weight, *scales, no_zero_points, std::nullopt, 1.0, 0,
-                                     at::kFloat, "none", Scalars(), "");
-        TORCH_CHECK(y.is_contiguous() && y.size(0) == rows && y.size(1) == outputs, "int8 linear: wrong output");
+        at::Tensor y;
+        if (in_panels) {
+            y = at::empty({rows, outputs}, source.options());
+            const auto* whole = static_cast<const Quad*>(quantized.const_data_ptr());
+            multiply_panels({rows, quads, outputs, width, whole, weight->const_data_ptr<Quad>()},
+                            scales->const_data_ptr<float>(), y.mutable_data_ptr<float>());
+        } else {
+            const at::Tensor no_zero_points = at::zeros({outputs}, scales->options().dtype(at::kInt));
+            y = multiply.call(quantized, 1.0, 0, *weight, *scales, no_zero_points, std::nullopt, 1.0, 0, at::kFloat,
+                              "none", Scalars(), "");
+            TORCH_CHECK(y.is_contiguous() && y.size(0) == rows && y.size(1) == outputs, "int8 linear: wrong output");
+        }
 
         float* output = y.mutable_data_ptr<float>();
         at::parallel_for(0, rows, grain_of(outputs), [&](int64_t begin, int64_t end) {

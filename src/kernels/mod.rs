@@ -60,7 +60,9 @@ unsafe extern "C" {
         scales: *mut *mut C_tensor,
         scaled_sums: *mut *mut C_tensor,
         weight: *const C_tensor,
+        in_panels: bool,
     ) -> Failure;
+    fn prior_embed_has_int8_panels() -> bool;
     fn prior_embed_int8_linear(
         out: *mut *mut C_tensor,
         x: *const C_tensor,
@@ -174,6 +176,12 @@ impl Bfloat16Weight {
     }
 }
 
+/// Whether the processor has AVX2, which weights of [`Int8Weight::pack_panels`] need.
+pub fn has_int8_panels() -> bool {
+    // SAFETY: takes and gives no pointers.
+    unsafe { prior_embed_has_int8_panels() }
+}
+
 /// A weight quantized to int8.
 #[derive(Debug)]
 pub struct Int8Weight {
@@ -189,15 +197,30 @@ pub struct Int8Weight {
 }
 
 impl Int8Weight {
-    /// Quantizes a weight `(outputs, inputs)` of any float type on the CPU, with one scale a channel, and packs it.
-    /// Inputs are quantized to `0..=levels`, at most 255.
+    /// Quantizes a weight `(outputs, inputs)` of any float type on the CPU, with one scale a channel, and packs it for
+    /// oneDNN. Inputs are quantized to `0..=levels`, at most 255.
     ///
     /// # Errors
     /// As [`Bfloat16Weight::pack`].
     pub fn pack(weight: &Tensor, levels: u8) -> Result<Self> {
+        Self::pack_for(weight, levels, false)
+    }
+
+    /// As [`Int8Weight::pack`], in panels for our own kernel, whose sums are exact up to 127 levels. It gives the same
+    /// numbers.
+    ///
+    /// # Errors
+    /// As [`Bfloat16Weight::pack`].
+    pub fn pack_panels(weight: &Tensor) -> Result<Self> {
+        Self::pack_for(weight, u8::MAX / 2, true)
+    }
+
+    fn pack_for(weight: &Tensor, levels: u8, in_panels: bool) -> Result<Self> {
         let (mut scales, mut scaled_sums) = (null_mut(), null_mut());
         // SAFETY: the pointer is a live tensor's; the C++ side fills in all three outputs, or none.
-        let packed = take(|out| unsafe { prior_embed_pack_int8(out, &mut scales, &mut scaled_sums, weight.as_ptr()) })?;
+        let packed = take(|out| unsafe {
+            prior_embed_pack_int8(out, &mut scales, &mut scaled_sums, weight.as_ptr(), in_panels)
+        })?;
         // SAFETY: after success both are new tensors without another owner.
         let (scales, scaled_sums) = unsafe { (Tensor::from_ptr(scales), Tensor::from_ptr(scaled_sums)) };
         let (outputs, inputs) = weight.size2()?;
@@ -486,6 +509,10 @@ mod tests {
                     check_rows("int8", &x, &other, |x, then| packed.linear(x, Some(&bias), then).unwrap());
                 }
             }
+            if has_int8_panels() {
+                let packed = Int8Weight::pack_panels(&weight).unwrap();
+                check_rows("int8 panels", &x, &other, |x, then| packed.linear(x, Some(&bias), then).unwrap());
+            }
             if has_bfloat16() {
                 let packed = Bfloat16Weight::pack(&weight).unwrap();
                 check_rows("bf16", &x, &other, |x, then| packed.linear(x, Some(&bias), then).unwrap());
@@ -526,6 +553,23 @@ mod tests {
         let expected = [x.silu(), x.mish(), x.gelu("none"), &x * (&x * 1.702).sigmoid(), x.relu()];
         for (function, expected) in ACTIVATIONS.into_iter().zip(expected) {
             assert_eq!(activate(&x, function).unwrap(), expected, "{function:?}");
+        }
+    }
+
+    #[test]
+    fn int8_in_panels_gives_onednns_numbers() {
+        if !has_packed_linear() || !has_int8_panels() {
+            return;
+        }
+        for (shape, outputs) in SHAPES.into_iter().chain([(&[205, 1030][..], 530), (&[7, 4100], 264)]) {
+            let (x, weight) = (random(shape), random(&[outputs, shape[shape.len() - 1]]));
+            // The largest of all products that there can be.
+            let (ones, largest_weight) = (x.ones_like(), weight.ones_like());
+            for (x, weight) in [(&x, &weight), (&ones, &largest_weight), (&ones, &-&largest_weight)] {
+                let [expected, actual] = [Int8Weight::pack(weight, 127), Int8Weight::pack_panels(weight)]
+                    .map(|packed| packed.unwrap().linear(x, None, Epilogue::None).unwrap());
+                assert!(largest(&(&actual - &expected)) <= 1e-6 * largest(&expected), "{shape:?} to {outputs}");
+            }
         }
     }
 
@@ -600,6 +644,7 @@ mod tests {
         let packed = has_packed_linear().then(pack);
         let bfloat16 = Bfloat16Weight::pack(&weight).unwrap();
         let panel = PanelWeight::pack(&weight, 16).unwrap();
+        let int8_panel = Int8Weight::pack_panels(&weight).unwrap();
         type Layer<'a> = Box<dyn Fn(&Tensor, Option<&Tensor>, Epilogue) -> Result<Tensor> + 'a>;
         let mut layers: Vec<(&str, Layer)> = Vec::new();
         if let Some((f32, int8)) = &packed {
@@ -620,6 +665,10 @@ mod tests {
         assert!(PanelWeight::pack(&weight, 24).is_err());
         if panel_width().is_some() {
             layers.push(("panels", Box::new(|x, bias, then| panel.linear(x, bias, then))));
+        }
+        check_hostile("weight", &weight, &["larger"], |weight| Ok(Int8Weight::pack_panels(weight)?.scales));
+        if has_int8_panels() {
+            layers.push(("int8 panels", Box::new(|x, bias, then| int8_panel.linear(x, bias, then))));
         }
         for (name, layer) in layers {
             check_hostile(&format!("{name} input"), &x, &[], |x| layer(x, Some(&bias), Epilogue::None));

@@ -1,12 +1,10 @@
-// The inner loop of panels.cpp for one instruction set, which the macros of the file that includes this describe:
+// The tile of panels.h for one instruction set, which the macros of the file that includes this describe:
 //
-// TARGET, the attribute of its functions; NAMED(name), a name with its suffix; VECTOR, of LANES numbers; ZERO, LOAD, STORE,
-// ADD, FMA and BROADCAST. `widen` loads LANES weights as float32.
+// TARGET, the attribute of its functions; NAMED(name), a name with its suffix; VECTOR, of LANES numbers of the type NUMBER;
+// ZERO, LOAD, STORE, ADD, BROADCAST, and MULTIPLY_ADD(x, weights, sums). `widen` loads the weights of LANES outputs.
 
-// sums (rows, 2 * LANES) += x (inputs, rows) . weights (inputs, 2 * LANES), or = for the first of the inputs. Meanwhile what
-// comes next, `ahead`, is fetched: `ahead_step` bytes for each input.
 template <int rows, class Weight>
-TARGET void NAMED(tile)(const float* x, const Weight* weights, int64_t inputs, float* sums, bool first,
+TARGET void NAMED(tile)(const NUMBER* x, const Weight* weights, int64_t inputs, NUMBER* sums, bool first,
                         const char* ahead, int64_t ahead_step) {
     VECTOR total[rows][2];
     for (int row = 0; row < rows; ++row) {
@@ -21,14 +19,19 @@ TARGET void NAMED(tile)(const float* x, const Weight* weights, int64_t inputs, f
         weights += 2 * LANES;
         for (int row = 0; row < rows; ++row) {
             const VECTOR value = BROADCAST(*x++);
-            total[row][0] = FMA(value, left, total[row][0]);
-            total[row][1] = FMA(value, right, total[row][1]);
+            total[row][0] = MULTIPLY_ADD(value, left, total[row][0]);
+            total[row][1] = MULTIPLY_ADD(value, right, total[row][1]);
         }
     }
     for (int row = 0; row < rows; ++row) {
         for (int half = 0; half < 2; ++half) {
-            float* to = sums + (2 * row + half) * LANES;
+            NUMBER* to = sums + (2 * row + half) * LANES;
             STORE(to, first ? total[row][half] : ADD(LOAD(to), total[row][half]));
         }
     }
+}
+
+template <class Weight, size_t... rows>
+constexpr std::array<prior_embed::Tile<NUMBER, Weight>, sizeof...(rows)> NAMED(tiles)(std::index_sequence<rows...>) {
+    return {NAMED(tile)<rows + 1, Weight>...};
 }
