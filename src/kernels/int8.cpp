@@ -157,12 +157,12 @@ bool has_panels() {
 void multiply_panels(const prior_embed::Product<Quad, Quad>& product, const float* scales, float* y) {
     // Four rows and their products fill the registers.
     static constexpr auto tiles = tiles_avx2<Quad>(std::make_index_sequence<4>());
-    prior_embed::multiply(product, {tiles.data(), tiles.size()},
-                          [&](int64_t row, int64_t first, int64_t size, const Quad* sums) {
-                              for (int64_t i = 0; i < size; ++i) {
-                                  y[row * product.outputs + first + i] = static_cast<float>(sums[i]) * scales[first + i];
-                              }
-                          });
+    const auto scale = [&](int64_t row, int64_t first, int64_t size, const Quad* sums) {
+        for (int64_t i = 0; i < size; ++i) {
+            y[row * product.outputs + first + i] = static_cast<float>(sums[i]) * scales[first + i];
+        }
+    };
+    prior_embed::multiply(product, {tiles.data(), tiles.size()}, scale);
 }
 
 #else
@@ -191,8 +191,8 @@ bool prior_embed_has_int8_panels() {
     return has_panels();
 }
 
-// Quantizes and packs a weight (outputs, inputs) for oneDNN or in panels; also gives the channels' scales and their scaled
-// sums.
+// Quantizes and packs a weight (outputs, inputs) for oneDNN or in panels; also gives the channels' scales and their
+// scaled sums.
 char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** scaled_sums, const at::Tensor* weight,
                             bool in_panels) {
     return guarded([&] {
@@ -213,7 +213,8 @@ char* prior_embed_pack_int8(at::Tensor** out, at::Tensor** scales, at::Tensor** 
             }
         });
         if (in_panels) {
-            at::Tensor packed = at::empty({(outputs + width - 1) / width, quads, width}, quantized.options().dtype(at::kInt));
+            const auto options = quantized.options().dtype(at::kInt);
+            at::Tensor packed = at::empty({(outputs + width - 1) / width, quads, width}, options);
             const auto* whole = static_cast<const Quad*>(quantized.const_data_ptr());
             prior_embed::pack_panels(whole, outputs, quads, width, packed.mutable_data_ptr<Quad>());
             *out = owned(std::move(packed));

@@ -19,7 +19,7 @@ mod rounding;
 
 use crate::Result;
 pub use epilogue::Epilogue;
-use message::{Failure, error_of};
+use message::{Failure, take};
 pub use panels::{PanelWeight, panel_width};
 use rounding::on_rounded_rows;
 use std::ptr::{null, null_mut};
@@ -311,18 +311,6 @@ pub fn attend(query: &Tensor, heads: i64, segments: &[Segment]) -> Result<Tensor
 pub fn normals(seed: u64, draws: i64, count: i64) -> Result<Tensor> {
     // SAFETY: no pointer goes in.
     take(|out| unsafe { prior_embed_normals(out, seed, draws, count) })
-}
-
-/// Calls a C++ function that fills in a new tensor, and takes ownership of it, or makes an error of the message.
-fn take(call: impl FnOnce(*mut *mut C_tensor) -> Failure) -> Result<Tensor> {
-    let mut out = null_mut();
-    let failure = call(&mut out);
-    if failure.is_null() {
-        // SAFETY: after success, `out` is a new tensor without another owner.
-        return Ok(unsafe { Tensor::from_ptr(out) });
-    }
-    // SAFETY: `failure` is a message that this thread's last call left.
-    Err(unsafe { error_of(failure) })
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-// Linear layers in float32 on weights of float32, float16 or bfloat16. Those of 16 bits are widened in registers: a product of
-// few rows takes the time of reading its weights, which are half as many bytes.
+// Linear layers in float32 on weights of float32, float16 or bfloat16. Those of 16 bits are widened in registers: a
+// product of few rows takes the time of reading its weights, which are half as many bytes.
 
 #include "activation.h"
 #include "border.h"
@@ -180,7 +180,8 @@ char* prior_embed_panel_linear(at::Tensor** out, const at::Tensor* x, const at::
         TORCH_CHECK(weight->dim() == 3 && weight->is_contiguous() && weight->numel() > 0, "weight: not a packed one");
         const int64_t inputs = weight->size(1), width = weight->size(2);
         TORCH_CHECK((width == 16 || width == 32) && width <= widest_panel(), "panels: not for this processor");
-        TORCH_CHECK(outputs > 0 && weight->size(0) == (outputs + width - 1) / width, "weight: not of ", outputs, " outputs");
+        TORCH_CHECK(outputs > 0 && weight->size(0) == (outputs + width - 1) / width, "weight: not of ", outputs,
+                    " outputs");
         check_input(*x, inputs);
         TORCH_CHECK(x->scalar_type() == at::kFloat, "panels: float32 input is needed, not ", x->scalar_type());
         const at::Tensor source = x->reshape({-1, inputs}).contiguous();

@@ -1,5 +1,5 @@
-// Products on weights in panels: a panel has the weights of some outputs, input after input. A tile is a panel times some rows,
-// whose sums stay in registers. The sums of a row are always in the same order, whatever rows are beside it.
+// Products on weights in panels: a panel has the weights of some outputs, input after input. A tile is a panel times
+// some rows, whose sums stay in registers. The sums of a row are always in the same order, whatever rows are beside it.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -10,11 +10,11 @@
 
 namespace prior_embed {
 
-// sums (rows, width) += x (inputs, rows) . weights (inputs, width), or = for the first of the inputs. Meanwhile what comes
-// next, `ahead`, is fetched: `ahead_step` bytes for each input.
+// sums (rows, width) += x (inputs, rows) . weights (inputs, width), or = for the first of the inputs. Meanwhile what
+// comes next, `ahead`, is fetched: `ahead_step` bytes for each input.
 template <class Number, class Weight>
-using Tile = void (*)(const Number* x, const Weight* weights, int64_t inputs, Number* sums, bool first, const char* ahead,
-                      int64_t ahead_step);
+using Tile = void (*)(const Number* x, const Weight* weights, int64_t inputs, Number* sums, bool first,
+                      const char* ahead, int64_t ahead_step);
 
 // The tiles of an instruction set, by their number of rows less one, as many as there are registers for their sums.
 template <class Number, class Weight>
@@ -108,7 +108,8 @@ void multiply_block(const Product<Number, Weight>& product, const TileSet<Number
     }
 }
 
-// Calls `emit(row, output, size, sums)` with the sums of `size` outputs of a row from `output` on, from several threads.
+// Calls `emit(row, output, size, sums)` with the sums of `size` outputs of a row from `output` on, from several
+// threads.
 template <class Number, class Weight, class Emit>
 void multiply(const Product<Number, Weight>& product, const TileSet<Number, Weight>& set, const Emit& emit) {
     if (product.rows == 0) {

@@ -1,8 +1,7 @@
 //! Weights in panels of outputs: a linear layer in float32 whose weights are read once, in the type they are stored in.
 
 use super::epilogue::Epilogue;
-use super::message::Failure;
-use super::take;
+use super::message::{Failure, take};
 use crate::Result;
 use std::ptr::null;
 use tch::Tensor;
@@ -22,15 +21,16 @@ unsafe extern "C" {
     ) -> Failure;
 }
 
-/// The outputs of a panel of a [`PanelWeight`] on this processor: 32 with AVX-512, 16 with AVX2; `None` if it has neither.
+/// The outputs of a panel of a [`PanelWeight`] on this processor: 32 with AVX-512, 16 with AVX2; `None` if it has
+/// neither.
 pub fn panel_width() -> Option<i64> {
     // SAFETY: takes and gives no pointers.
     let width = unsafe { prior_embed_panel_width() };
     (width > 0).then_some(width)
 }
 
-/// A weight of float32, float16 or bfloat16 for products in float32, packed in the order in which the kernel reads it. To the
-/// last bit, a row of a product does not depend on the rows beside it.
+/// A weight of float32, float16 or bfloat16 for products in float32, packed in the order in which the kernel reads it.
+/// To the last bit, a row of a product does not depend on the rows beside it.
 #[derive(Debug)]
 pub struct PanelWeight {
     packed: Tensor,
@@ -38,8 +38,8 @@ pub struct PanelWeight {
 }
 
 impl PanelWeight {
-    /// Packs a weight `(outputs, inputs)` on the CPU, in its own type, into panels of `width` outputs: a [`panel_width`], or
-    /// a smaller one.
+    /// Packs a weight `(outputs, inputs)` on the CPU, in its own type, into panels of `width` outputs: [`panel_width`], or
+    /// less.
     ///
     /// # Errors
     /// If it is of another type or on another device, or memory runs out.

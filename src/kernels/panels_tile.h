@@ -1,7 +1,8 @@
 // The tile of panels.h for one instruction set, which the macros of the file that includes this describe:
 //
-// TARGET, the attribute of its functions; NAMED(name), a name with its suffix; VECTOR, of LANES numbers of the type NUMBER;
-// ZERO, LOAD, STORE, ADD, BROADCAST, and MULTIPLY_ADD(x, weights, sums). `widen` loads the weights of LANES outputs.
+// TARGET, the attribute of its functions; NAMED(name), a name with its suffix; VECTOR, of LANES numbers of the type
+// NUMBER; ZERO, LOAD, STORE, ADD, BROADCAST, and MULTIPLY_ADD(x, weights, sums). `widen` loads the weights of LANES
+// outputs.
 
 template <int rows, class Weight>
 TARGET void NAMED(tile)(const NUMBER* x, const Weight* weights, int64_t inputs, NUMBER* sums, bool first,

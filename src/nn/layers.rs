@@ -161,8 +161,8 @@ impl Kernel {
     }
 }
 
-/// Whether weights of a type are multiplied in panels: of 16 bits always, of float32 with AVX2, where this was measured to be
-/// faster than oneDNN for any number of rows. Packing takes no other types.
+/// Whether weights of a type are multiplied in panels: of 16 bits always, of float32 with AVX2, where this was measured
+/// to be faster than oneDNN for any number of rows. Packing takes no other types.
 fn is_fast_in_panels(stored: Kind, width: i64) -> bool {
     match stored {
         Kind::Half | Kind::BFloat16 => true,
@@ -171,8 +171,8 @@ fn is_fast_in_panels(stored: Kind, width: i64) -> bool {
     }
 }
 
-/// Packs a weight in int8, in panels where oneDNN has no instructions for its products: there, with AVX2, panels were measured
-/// to be faster for any number of rows.
+/// Packs a weight in int8, in panels where the processor has no instructions for its products: with AVX2 these were
+/// measured to be as fast as oneDNN or faster for any number of rows.
 ///
 /// # Errors
 /// As [`Int8Weight::pack`].
