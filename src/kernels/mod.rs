@@ -416,6 +416,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_weight_in_panels_is_stored_in_changes_no_number() {
+        let (x, weight) = (random(&[30, 600]), random(&[70, 600]));
+        for (width, kind) in panels() {
+            let rounded = weight.to_kind(kind);
+            let [stored, widened] = [rounded.shallow_clone(), rounded.to_kind(Kind::Float)]
+                .map(|weight| PanelWeight::pack(&weight, width).unwrap().linear(&x, None, Epilogue::None).unwrap());
+            assert_eq!(stored, widened, "{kind:?} in panels of {width}");
+        }
+    }
+
+    #[test]
     fn layers_in_panels_do_not_depend_on_the_number_of_threads() {
         let threads = tch::get_num_threads();
         for (rows, inputs, outputs) in [(1, 64, 200), (30, 700, 90), (100, 96, 333), (300, 40, 64)] {

@@ -136,10 +136,10 @@ impl Kernel {
         let packs = is_on_cpu && kernels::has_packed_linear();
         let shape = [outputs, inputs];
         let Some(weight) = StackedWeight::borrow(parts, &shape)? else { return Ok(Self::Plain(Tensor::new())) };
-        let stored = weight.tensor().kind();
-        let panel_width = kernels::panel_width().filter(|_| is_on_cpu);
-        match (precision, panel_width) {
-            (Precision::F32, Some(width)) if is_fast_in_panels(stored, width) => {
+        // Whatever type weights are stored in, their products in float32 are the same: all are summed up in one order.
+        let fits_panels = matches!(weight.tensor().kind(), Kind::Float | Kind::Half | Kind::BFloat16);
+        match (precision, kernels::panel_width().filter(|_| is_on_cpu)) {
+            (Precision::F32, Some(width)) if fits_panels => {
                 return Ok(Self::Panels(PanelWeight::pack(weight.tensor(), width)?));
             }
             (Precision::Bf16Weights, Some(width)) => {
@@ -158,16 +158,6 @@ impl Kernel {
             }
             _ => weight.to_owned(precision.kind(), parts.first().map_or(Device::Cpu, Weights::device)).map(Self::Plain),
         }
-    }
-}
-
-/// Whether weights of a type are multiplied in panels: of 16 bits always, of float32 with AVX2, where this was measured
-/// to be faster than oneDNN for any number of rows. Packing takes no other types.
-fn is_fast_in_panels(stored: Kind, width: i64) -> bool {
-    match stored {
-        Kind::Half | Kind::BFloat16 => true,
-        Kind::Float => width == 16,
-        _ => false,
     }
 }
 
