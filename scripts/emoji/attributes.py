@@ -8,6 +8,7 @@ from torch import nn
 
 from . import views
 from .batches import COLOR_INDEX, single
+from .drawing import color
 from .pictures import STYLES
 from .views import ANGLES, PLACES, SHARES, SIZES, View
 from .wordings import choose
@@ -28,9 +29,13 @@ class Probe:
     std: torch.Tensor
     layer: nn.Linear
 
+    def scores(self, embeds):
+        """Logits, `(rows, classes)`."""
+        return self.layer((embeds.float() - self.mean) / self.std)
+
     def __call__(self, embeds):
         """Class numbers."""
-        return self.layer((embeds.float() - self.mean) / self.std).argmax(1)
+        return self.scores(embeds).argmax(1)
 
 
 def fit(embeds, labels, classes):
@@ -68,6 +73,26 @@ def train_probes(world, encoders, seed):
         probes[name] = fit(embeds[learn], labels[learn], len(values))
         right[name] = (probes[name](embeds[test]) == labels[test]).float().mean().item()
     return probes, right
+
+
+def likeness(world, encoders, probes, embeds, emoji, seed):
+    """The cosine of each embedding to a true picture of its emoji, `(places of emoji)`, that looks as it does: in the style, on
+    the background and in the pose that the probes read off it. No finite set of pictures has all of these."""
+    rng, pictures = np.random.default_rng((seed, 14)), []
+    read = {name: probe(embeds).tolist() for name, probe in probes.items() if name != "style"}
+    styles = probes["style"].scores(embeds)
+    for row, place in enumerate(emoji.tolist()):
+        one = world.emoji[place]
+        drawn = torch.tensor([world.sprites.has(one.code, style) for style in STYLES])
+        style = STYLES[int(styles[row].masked_fill(~drawn, -torch.inf).argmax())]
+        values = {name: CLASSES[name][classes[row]] for name, classes in read.items()}
+        if values["size"] == "large":
+            values["place"] = "center"
+        for mirrored in (False, True):
+            view = View(style=style, mirrored=mirrored, **values)
+            pictures.append(world.sprites.draw(color(view.background), view.objects(one.code, rng), style))
+    truth = encoders.pictures(pictures).view(len(embeds), 2, -1)
+    return nn.functional.cosine_similarity(truth, embeds[:, None].float(), dim=2).amax(1)
 
 
 def open_captions(world, seed):

@@ -6,8 +6,8 @@ from torch import nn
 from .clip import EMBEDDING_DIM
 from .drawing import CANVAS
 
-PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH, DETAIL_WIDTH = 12, 256, 4, 4, 32, 768
-CHANNELS, EDGE_CHANNELS = 8, 24
+PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH, DETAIL_WIDTH = 12, 256, 4, 2, 32, 1280
+CHANNELS, EDGE_CHANNELS = 8, 12
 """Of the map that the patches make, and of the convolutions that make a picture of it."""
 SIDE = CANVAS // PATCH
 PATCHES = SIDE**2

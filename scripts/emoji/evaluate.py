@@ -19,7 +19,7 @@ from tools.benchmark.shapes import ensure_model
 from tools.built import BINARY, ROOT
 
 from . import few_steps
-from .attributes import SEEDS, open_captions, spread, told_captions, train_probes
+from .attributes import SEEDS, likeness, open_captions, spread, told_captions, train_probes
 from .batches import World
 from .evaluation import Encoders, check_split, cosine, direction, diversity, emoji_task, rank_emoji, rank_scenes, scene_task
 from .judged import judge_pictures
@@ -141,7 +141,7 @@ def seeds(prior, world, probes, figures, seed):
     print(table(["told by the caption", "captions", *(f"guidance {scale:g}" for scale in SCALES)], rows), "\n")
 
 
-def chains(prior, encoders, emoji, figures):
+def chains(prior, world, encoders, probes, emoji, figures, seed):
     """More steps at guidance 1; more guidance at 25 steps."""
     rows, texts = [], direction(encoders.texts(emoji.texts))
     settings = [("steps", steps, FAIR | {"steps": steps}) for steps in CHAINS]
@@ -149,7 +149,8 @@ def chains(prior, encoders, emoji, figures):
     near, variety, likeness = {}, [], []
     for name, value, setting in settings:
         found = prior.embed(emoji.texts, **setting)
-        (first, five), truth = rank_emoji(emoji, found), emoji.nearest_truth(found).mean().item()
+        (first, five), truth = rank_emoji(emoji, found), emoji.nearest_truth(found)
+        truth = truth.maximum(likeness(world, encoders, probes, found, emoji.answer, seed)).mean().item()
         between = diversity(prior.embed(emoji.texts[:100], samples=8, **setting), 8)
         like = (direction(found) * texts).sum(1).mean().item()
         if name == "steps":
@@ -210,7 +211,7 @@ def main():
     names(prior, encoders, emoji, figures)
     in_scenes(prior, encoders, scene_task(world, encoders, options.scenes, options.seed), figures)
     some = few_steps.subset(emoji, options.sweep, options.seed)
-    chains(prior, encoders, some, figures)
+    chains(prior, world, encoders, probes, some, figures, options.seed)
     best_of(prior, encoders, some, figures)
     judge_pictures(prior, world, figures, options.seed)
     passed = judge(figures)

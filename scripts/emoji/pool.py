@@ -70,42 +70,59 @@ def make(world, towers, tokenizer, folder):
     os.replace(folder / "new.npy", folder / "embeds.npy")
 
 
+def in_parts(seed, first, last, parts, begin):
+    """Batches `first` to `last` of a run, `parts` of them from one of the pool, which come in another order each time. Batch i
+    is the same in every run.
+
+    `begin(drawn, rng)` begins one of the pool; what it returns makes of places in that one, and an `rng`, a batch.
+    """
+    for at in range(first // parts, -(-last // parts)):
+        order = np.random.default_rng((seed, at // BATCHES, 1)).permutation(BATCHES)
+        make_of = begin(int(order[at % BATCHES]), np.random.default_rng((seed, at, 2)))
+        mixed = np.random.default_rng((seed, at, 3)).permutation(SIZE)
+        for part, places in enumerate(mixed.reshape(parts, -1)):
+            if first <= at * parts + part < last:
+                yield make_of(places, np.random.default_rng((seed, at, 4, part)))
+
+
 class Captions(IterableDataset):
-    """Batches of captions for the pool's pictures, and of words. Batch i is the same in every run.
+    """Batches of captions for the pool's pictures, and of words.
 
     `rows` has the row in the pool of each caption's picture; `word_rows` that of a picture that each word may mean;
     `meant` the emoji that it may mean, and `probability` how much.
     """
 
-    def __init__(self, world, pool, tokenizer, seed, first, last):
-        self.world, self.pool, self.tokenizer, self.seed = world, pool, tokenizer, seed
-        self.first, self.last = first, last
+    def __init__(self, world, pool, tokenizer, seed, first, last, parts=1):
+        self.world, self.pool, self.tokenizer = world, pool, tokenizer
+        self.seed, self.first, self.last, self.parts = seed, first, last, parts
         self.lexicon = Lexicon(world.emoji)
         self.recipes = Batches(world, tokenizer, SEED, 0, 1, SINGLES, GROUPS, GROUP_SIZE, 1)
 
     def __iter__(self):
-        for at in range(self.first, self.last):
-            # In another order each time.
-            order = np.random.default_rng((self.seed, at // BATCHES, 1)).permutation(BATCHES)
-            yield self.batch(int(order[at % BATCHES]), np.random.default_rng((self.seed, at, 2)))
+        return in_parts(self.seed, self.first, self.last, self.parts, self.begin)
 
-    def batch(self, drawn, rng):
+    def begin(self, drawn, rng):
         """New captions for a batch of the pool."""
         samples = self.recipes.samples(np.random.default_rng((SEED, drawn)), rng)
-        places = self.lexicon.sample(WORDS, rng)
-        meant = self.lexicon.meant(places, rng)
-        word_rows = [choose(rng, self.pool.of_emoji[at]) for at in meant]
+        return lambda places, rng: {
+            "captions": by_length(self.tokenizer, [samples[place].texts[0] for place in places]),
+            "rows": drawn * SIZE + torch.from_numpy(places),
+            **self.words(rng),
+        }
+
+    def words(self, rng):
+        """Words, and what they may mean."""
+        places = self.lexicon.sample(WORDS // self.parts, rng)
+        rows = [choose(rng, self.pool.of_emoji[at]) for at in self.lexicon.meant(places, rng)]
         return {
-            "captions": by_length(self.tokenizer, [sample.texts[0] for sample in samples]),
-            "rows": drawn * SIZE + torch.arange(SIZE),
             "words": by_length(self.tokenizer, [self.lexicon.texts[at] for at in places]),
-            "word_rows": torch.tensor(np.array(word_rows)),
+            "word_rows": torch.tensor(np.array(rows)),
             "meant": torch.from_numpy(self.lexicon.emoji[places].astype(np.int64)),
             "probability": torch.from_numpy(self.lexicon.probability[places]),
         }
 
 
-def load_captions(world, pool, tokenizer, seed, run):
+def load_captions(world, pool, tokenizer, seed, run, parts=1):
     """The batches that are left of a run, made by a process of their own."""
-    captions = Captions(world, pool, tokenizer, seed, run.step, run.steps)
+    captions = Captions(world, pool, tokenizer, seed, run.step, run.steps, parts)
     return DataLoader(captions, batch_size=None, num_workers=1, prefetch_factor=4)

@@ -13,13 +13,14 @@ from .train_prior import Denoiser, encode_captions, make_prior, make_scheduler, 
 from .trained_clip import load_clip
 from .training import Average, Optimizer, Run, arguments, trained
 
-PROBLEMS = 4
-"""Denoising problems a caption."""
+PROBLEMS, PARTS = 8, 2
+"""Denoising problems a caption, and batches that one of the pool makes: two thirds of a batch's tokens would be text with half
+as many problems and all captions at once."""
 
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 10000)
+    options = arguments(__doc__, 6000)
     world, tokenizer, towers = load_clip()
     pool, scheduler = Pool(world, towers, tokenizer), make_scheduler()
     denoiser = trained("prior", Denoiser(make_prior(), towers.text)).train()
@@ -29,7 +30,7 @@ def main():
         cache() / "run" / "refined", denoiser, Optimizer(denoiser, 0.01), options.steps, options.rate, Average(denoiser, 0.9995)
     )
     empty = encode(tokenizer, [""])
-    for batch in load_captions(world, pool, tokenizer, options.seed + 4, run):
+    for batch in load_captions(world, pool, tokenizer, options.seed + 4, run, PARTS):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
         with reduced():

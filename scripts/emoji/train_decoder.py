@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from .batches import Batches, normalize
 from .decoder import Decoder
 from .packages import cache
-from .pool import BATCHES, GROUP_SIZE, GROUPS, SEED, SINGLES, SIZE, Pool
+from .pool import GROUP_SIZE, GROUPS, SEED, SINGLES, SIZE, Pool, in_parts
 from .precision import reduced
 from .trained_clip import load_clip
 from .training import Average, Optimizer, Run, arguments
 
+PARTS = 4
+"""That a batch of the pool is learned in."""
 NOISE = 0.2
 """The prior's embeddings are not exact; neither are these, in standard deviations: so much at most."""
 ADVERSARIAL = 0.7
@@ -27,20 +29,24 @@ SHARP, MATCHING = 0.02, 0.5
 
 
 class Pictures(IterableDataset):
-    """The pool's pictures, a batch of it at a time, drawn again, in another order each time: `(rows, pictures)`."""
+    """The pool's pictures, drawn again: `(rows, pictures)`."""
 
     def __init__(self, world, tokenizer, seed, first, last):
         self.recipes = Batches(world, tokenizer, SEED, 0, 1, SINGLES, GROUPS, GROUP_SIZE, 0)
         self.seed, self.first, self.last = seed, first, last
 
     def __iter__(self):
-        for at in range(self.first, self.last):
-            order = np.random.default_rng((self.seed, at // BATCHES, 1)).permutation(BATCHES)
-            drawn = int(order[at % BATCHES])
-            rng = np.random.default_rng((SEED, drawn))
-            samples = self.recipes.samples(rng, np.random.default_rng(0))
-            pictures = torch.from_numpy(np.stack([sample.draw() for sample in samples]))
-            yield drawn * SIZE + torch.arange(SIZE), pictures.permute(0, 3, 1, 2).contiguous()
+        return in_parts(self.seed, self.first, self.last, PARTS, self.begin)
+
+    def begin(self, drawn, _):
+        """A batch of the pool."""
+        samples = self.recipes.samples(np.random.default_rng((SEED, drawn)), np.random.default_rng(0))
+
+        def draw(places, _):
+            pictures = torch.from_numpy(np.stack([samples[place].draw() for place in places]))
+            return drawn * SIZE + torch.from_numpy(places), pictures.permute(0, 3, 1, 2).contiguous()
+
+        return draw
 
 
 class Discriminator(nn.Module):
@@ -113,7 +119,7 @@ class Critic:
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 8000, rate=1.5e-3)
+    options = arguments(__doc__, 5000, rate=1.2e-3)
     world, tokenizer, towers = load_clip()
     pool, decoder = Pool(world, towers, tokenizer), Decoder()
     embeds = direction(pool.embeds, dim=1)

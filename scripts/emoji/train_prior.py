@@ -24,18 +24,20 @@ from .bank import Bank
 from .batches import encode
 from .clip import EMBEDDING_DIM, MAX_LENGTH, SCALE, cosines
 from .packages import cache
-from .pool import Pool, load_captions
+from .pool import SINGLES, SIZE, Pool, load_captions
 from .precision import reduced
 from .train_clip import retrieval
 from .trained_clip import load_clip
 from .training import Average, Optimizer, Run, arguments
 
-PROBLEMS = 3
-"""Denoising problems a caption."""
+PROBLEMS, PARTS = 4, 2
+"""Denoising problems a caption, and batches that one of the pool makes."""
 TEXT = 0.3
 """The weight of telling pictures apart by the text embeddings, which is CLIP's loss."""
 WORDS = 0.3
 """The weight of what the lexicon says, in the same measure."""
+NAMES = 0.5
+"""The weight of telling emoji apart by the text embeddings of captions of one."""
 DROPPED = 0.1
 """The share of captions that are emptied, for guidance."""
 LEAST_WEIGHT, LARGEST_WEIGHT = 0.05, 5.0
@@ -168,6 +170,15 @@ def of_text(parts, rows, pool, bank):
     return nn.functional.cross_entropy(scores, place)
 
 
+def of_names(parts, rows, pool, means):
+    """The cross entropy of the emoji nearest to captions of one emoji: by the means of all their pictures, as the index has
+    them."""
+    rows = rows[torch.cat([part.place for part in parts])]
+    single = rows % SIZE < SINGLES
+    found = cosines(torch.cat([part.texts for part in parts])[single], means) * SCALE
+    return nn.functional.cross_entropy(found, pool.labels["thing0"][rows[single]])
+
+
 def of_words(parts, batch, means):
     """How far the emoji nearest to the lexicon's words are from those that they may mean: a Kullback-Leibler divergence."""
     texts = torch.cat([part.texts for part in parts])
@@ -184,7 +195,7 @@ def statistics(images):
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 1500, rate=2e-3)
+    options = arguments(__doc__, 3000, rate=1.6e-3)
     world, tokenizer, towers = load_clip()
     pool, scheduler = Pool(world, towers, tokenizer), make_scheduler()
     denoiser, bank = Denoiser(make_prior(), towers.text.requires_grad_(True)).train(), Bank(EMBEDDING_DIM)
@@ -194,18 +205,19 @@ def main():
         cache() / "run" / "prior", denoiser, Optimizer(denoiser, 0.02), options.steps, options.rate, Average(denoiser, 0.998)
     )
     empty, means = encode(tokenizer, [""]), pool.emoji_means()
-    for batch in load_captions(world, pool, tokenizer, options.seed + 2, run):
+    for batch in load_captions(world, pool, tokenizer, options.seed + 2, run, PARTS):
         rng = np.random.default_rng((options.seed, run.step))
         generator = torch.Generator().manual_seed(options.seed * 2**32 + run.step)
         with reduced():
             captions = list(encode_captions(towers.text, batch["captions"], empty, rng))
             words = list(encode_captions(towers.text, batch["words"], empty, rng))
             error, ranges = of_prior(denoiser, scheduler, captions, pool.embeds[batch["rows"]], generator)
-            of_others, _ = of_prior(denoiser, scheduler, words, pool.embeds[batch["word_rows"]], generator, 1)
+            of_others, _ = of_prior(denoiser, scheduler, words, pool.embeds[batch["word_rows"]], generator, 2)
         text, meaning = of_text(captions, batch["rows"], pool, bank), of_words(words, batch, means)
+        names = of_names(captions, batch["rows"], pool, means)
         bank.add(pool.embeds[batch["rows"]], pool.shown[batch["rows"]])
-        loss = error + 0.2 * of_others + TEXT * text + WORDS * meaning
-        made_of = {"error": error, "words_error": of_others, "text": text, "words": meaning}
+        loss = error + 0.2 * of_others + TEXT * text + WORDS * meaning + NAMES * names
+        made_of = {"error": error, "words_error": of_others, "text": text, "words": meaning, "names": names}
         run.backward(loss, {name: value.detach() for name, value in made_of.items()} | ranges)
         if run.step % 250 == 0 or run.step == options.steps:
             run.write(**retrieval(world, towers, tokenizer))
