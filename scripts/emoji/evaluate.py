@@ -146,7 +146,7 @@ def chains(prior, world, encoders, probes, emoji, figures, seed):
     rows, texts = [], direction(encoders.texts(emoji.texts))
     settings = [("steps", steps, FAIR | {"steps": steps}) for steps in CHAINS]
     settings += [("guidance", scale, {"guidance_scale": scale}) for scale in SCALES]
-    near, variety, likeness = {}, [], []
+    near, variety, likenesses = {}, [], []
     for name, value, setting in settings:
         found = prior.embed(emoji.texts, **setting)
         (first, five), truth = rank_emoji(emoji, found), emoji.nearest_truth(found)
@@ -156,7 +156,7 @@ def chains(prior, world, encoders, probes, emoji, figures, seed):
         if name == "steps":
             near[value] = truth
         else:
-            variety.append(1 - between), likeness.append(like)
+            variety.append(1 - between), likenesses.append(like)
         rows.append([f"{name} {value:g}", percent(first.mean().item()), percent(five.mean().item()), f"{truth:.3f}",
                      f"{between:.3f}", f"{like:.3f}"])  # fmt: skip
         print(f"evaluate: {name} {value:g}", file=sys.stderr)
@@ -164,7 +164,7 @@ def chains(prior, world, encoders, probes, emoji, figures, seed):
     print(table(head, rows), "\n")
     rising = lambda values: float(all(a < b for a, b in zip(values, values[1:])))
     figures |= {"25 steps over 2": near[25] - near[2], "100 steps over 25": near[100] - near[25],
-                "variety falls with guidance": rising(variety[::-1]), "likeness grows with guidance": rising(likeness)}  # fmt: skip
+                "variety falls with guidance": rising(variety[::-1]), "likeness grows with guidance": rising(likenesses)}  # fmt: skip
 
 
 def best_of(prior, encoders, emoji, figures):
