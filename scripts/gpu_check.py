@@ -3,7 +3,7 @@
 
 Run it with a Python that has torch for this GPU, diffusers and transformers. First the embeddings of diffusers that the tests
 hold, in float32 and in 16 bits, and rows alone and in batches; then a table against diffusers in float16 on the same GPU, with
-random models that are made in the cache (9 GB). All takes less than eight minutes. Ends with 1 if a number is wrong.
+random models that are made in the cache (9 GB). It is meant to take less than eight minutes. Ends with 1 if a number is wrong.
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -12,14 +13,14 @@ import torch
 from safetensors import safe_open
 
 from ..built import ROOT
-from .captions import captions
+from .captions import LIMIT, captions
 from .children import BenchError, child_environment, exit_status, measure, module_command
 from .floor import EMPTY_PREFIX, step_weights
 from .probe import best_seconds
 from .report import figure, table
 from .rows import LOWEST_COSINE, TOLERANCE
 from .runs import GUIDANCE_SCALE, SEED, cosines, load_embeds, read_stats, relative_error
-from .shapes import ensure_model
+from .shapes import ONE_STEP, SHAPES, ensure_model
 from .speed import write_json
 
 FIXTURES = ROOT / "tests" / "fixtures" / "pipelines"
@@ -41,7 +42,19 @@ def parse(arguments):
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured")
     options = parser.parse_args(arguments)
     options.shapes, options.types = options.shapes.split(","), options.types.split(",")
-    options.prompts = [int(count) for count in options.prompts.split(",")]
+    for name, given, known in (("shapes", options.shapes, set(SHAPES) - set(ONE_STEP.values())), ("types", options.types, TYPES)):
+        if unknown := set(given) - set(known):
+            parser.error(f"--{name}: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    counts = options.prompts.split(",")
+    if not all(count.isdecimal() and 0 < int(count) <= LIMIT for count in counts):
+        parser.error(f"--prompts {options.prompts}: numbers from 1 to {LIMIT} are needed, with commas between")
+    options.prompts = [int(count) for count in counts]
+    if not os.access(options.binary, os.X_OK) or options.binary.is_dir():
+        parser.error(f"no program at {options.binary}")
+    if options.json and not options.json.resolve().parent.is_dir():
+        parser.error(f"--json {options.json}: its folder is not there")
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: this torch sees no GPU")
     return options
 
 
