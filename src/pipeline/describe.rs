@@ -10,9 +10,11 @@ use crate::nn::prior::{NetworkConfig, PriorKind};
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights::checkpoint::candidates::is_weights;
+use crate::weights::parameter_count::ParameterCount;
 use crate::weights::precision::Precision;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use tch::Device;
 
 /// A model's architecture and size.
 #[derive(Debug, Serialize)]
@@ -23,7 +25,7 @@ pub struct Description {
     pub text_encoder: TextEncoderShape,
     /// Weight counts, if they are known.
     pub parameters: Option<ParameterCounts>,
-    /// Bytes of the weights of prior and text encoder in each `--dtype`. Encoders are never quantized.
+    /// Bytes of the weights of prior and text encoder in each `--dtype` on this CPU. Encoders are never quantized.
     pub memory_bytes: Option<BTreeMap<&'static str, u64>>,
     /// The scheduler; a prior that takes no steps has none.
     pub scheduler: Option<SchedulerShape>,
@@ -125,11 +127,11 @@ pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
     let scheduler = if prior.kind().has_steps() { Some(read_scheduler(layout)?) } else { None };
     // For its errors.
     Tokenizer::open(&layout.tokenizer, text.max_position_embeddings as usize)?;
-    let parameters = count_parameters(layout, files, &text)?;
-    let memory_bytes = parameters.as_ref().map(|parameters| {
+    let counts = count_parameters(layout, files, &text)?;
+    let memory_bytes = counts.as_ref().map(|counts| {
         let bytes = |precision: Precision| {
-            let prior = parameters.prior.saturating_mul(precision.bytes());
-            prior.saturating_add(parameters.text_encoder.saturating_mul(precision.unquantized().bytes()))
+            let prior = counts.prior.bytes(precision, Device::Cpu);
+            prior.saturating_add(counts.text_encoder.bytes(precision.unquantized(), Device::Cpu))
         };
         let precisions = [Precision::F32, Precision::Bf16, Precision::F16, Precision::Int8];
         precisions.map(|precision| (precision.name(), bytes(precision))).into()
@@ -155,7 +157,11 @@ pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
             num_attention_heads: text.num_attention_heads,
             projection_dim: text.projection_dim,
         },
-        parameters,
+        parameters: counts.map(|counts| ParameterCounts {
+            prior: counts.prior.all,
+            text_encoder: counts.text_encoder.all,
+            is_estimate: counts.is_estimate,
+        }),
         memory_bytes,
         scheduler: scheduler.map(|scheduler| SchedulerShape {
             class: layout.scheduler_class.class_name,
@@ -166,24 +172,38 @@ pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
     })
 }
 
-fn count_parameters(layout: &Layout, files: &[ModelFile], text: &TextEncoderConfig) -> Result<Option<ParameterCounts>> {
+/// The parameters of both networks.
+struct Counts {
+    prior: ParameterCount,
+    text_encoder: ParameterCount,
+    is_estimate: bool,
+}
+
+fn count_parameters(layout: &Layout, files: &[ModelFile], text: &TextEncoderConfig) -> Result<Option<Counts>> {
     let parts = [&layout.prior, &layout.text_encoder];
     let weights_of = |part: &Folder| -> Vec<&ModelFile> {
         files.iter().filter(|file| is_weights(&file.path) && file.is_in(part)).collect()
     };
     if parts.iter().all(|part| weights_of(part).iter().all(|file| file.is_here)) {
         let Parameters { prior, text_encoder, .. } = Parameters::count(layout, Networks::TextAndPrior)?;
-        return Ok(Some(ParameterCounts { prior, text_encoder, is_estimate: false }));
+        return Ok(Some(Counts { prior, text_encoder, is_estimate: false }));
     }
     // Headers are a few kilobytes; the rest is weights, of 2 bytes each if the file's name says so. Those of a text
     // encoder may be in the file of a whole CLIPModel.
-    let estimate = |part: &Folder| {
-        let weight = |file: &&ModelFile| {
-            let is_sixteen_bit = file.path.contains(".fp16") || file.path.contains(".bf16");
-            file.bytes.map(|bytes| bytes / if is_sixteen_bit { 2 } else { 4 })
-        };
+    let is_sixteen_bit = |file: &&ModelFile| file.path.contains(".fp16") || file.path.contains(".bf16");
+    let of_files = |part: &Folder| {
+        let weight = |file: &&ModelFile| file.bytes.map(|bytes| bytes / if is_sixteen_bit(file) { 2 } else { 4 });
         weights_of(part).iter().map(weight).sum::<Option<u64>>()
     };
-    let Some(prior) = estimate(&layout.prior) else { return Ok(None) };
-    Ok(Some(ParameterCounts { prior, text_encoder: text.parameters(), is_estimate: true }))
+    let count = |part: &Folder, all: u64| {
+        let files = weights_of(part);
+        let stays = !files.is_empty() && files.iter().all(is_sixteen_bit);
+        ParameterCount { all, sixteen_bit: if stays { all } else { 0 } }
+    };
+    let Some(prior) = of_files(&layout.prior) else { return Ok(None) };
+    Ok(Some(Counts {
+        prior: count(&layout.prior, prior),
+        text_encoder: count(&layout.text_encoder, text.parameters()),
+        is_estimate: true,
+    }))
 }

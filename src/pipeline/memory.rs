@@ -5,6 +5,8 @@ use super::parameters::{Networks, Parameters};
 use crate::diffusion::sampler::MAX_TIMESTEP_TOKENS;
 use crate::error::Hint;
 use crate::nn::prior::{NetworkConfig, PriorKind};
+use crate::weights::checkpoint::Placement;
+use crate::weights::parameter_count::ParameterCount;
 use crate::{Error, Result};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;
@@ -56,7 +58,7 @@ impl Pipeline {
     /// If weights are missing or damaged.
     pub fn is_small(&self) -> Result<bool> {
         let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
-        Ok(prior.max(text_encoder).max(image_encoder) <= SMALL_WEIGHTS)
+        Ok(prior.all.max(text_encoder.all).max(image_encoder.all) <= SMALL_WEIGHTS)
     }
 
     /// The batch size: `wanted`, or the largest useful one that fits into free memory.
@@ -128,7 +130,10 @@ impl Pipeline {
         if self.networks == Networks::ImageEncoder {
             return self.image_needs(demand, image_encoder);
         }
-        let encoder_bytes = |weights: u64| weights.saturating_mul(self.placement.precision.unquantized().bytes());
+        let Placement { device, precision } = self.placement;
+        let encoder_bytes = |count: ParameterCount| count.bytes(precision.unquantized(), device);
+        // A LoRA is added in float32.
+        let prior = if self.loras.is_empty() { prior } else { ParameterCount { sixteen_bit: 0, ..prior } };
         let activations = ACTIVATIONS
             * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
             * self.element_bytes();
@@ -143,7 +148,7 @@ impl Pipeline {
             PriorKind::Autoregressive => (self.token_bytes(), 2 * (tokens + 1 + self.row_tokens())),
         };
         Ok(MemoryNeeds {
-            prior: prior.saturating_mul(self.placement.precision.bytes()),
+            prior: prior.bytes(precision, device),
             text_encoder: encoder_bytes(text_encoder),
             image_encoder: if demand.zero_embed { encoder_bytes(image_encoder) } else { 0 },
             token,
@@ -154,13 +159,13 @@ impl Pipeline {
     }
 
     /// The same where the image encoder is the only network. It keeps nothing but the activations of a layer.
-    fn image_needs(&self, demand: Demand, weights: u64) -> Result<MemoryNeeds> {
+    fn image_needs(&self, demand: Demand, weights: ParameterCount) -> Result<MemoryNeeds> {
         let config = self.image_encoder_config()?;
-        let bytes = self.placement.precision.unquantized().bytes();
+        let Placement { device, precision } = self.placement;
         let widest = config.hidden_size.max(config.intermediate_size).unsigned_abs();
         let activations = IMAGE_ACTIVATIONS.saturating_mul(widest).saturating_mul(self.element_bytes());
         Ok(MemoryNeeds {
-            prior: weights.saturating_mul(bytes),
+            prior: weights.bytes(precision.unquantized(), device),
             text_encoder: 0,
             image_encoder: 0,
             token: activations,
@@ -170,7 +175,7 @@ impl Pipeline {
         })
     }
 
-    /// The number of weights; the headers are read once.
+    /// How many there are; the headers are read once.
     fn parameters(&self) -> Result<Parameters> {
         if let Some(known) = self.parameters.get() {
             return Ok(*known);
@@ -264,7 +269,6 @@ fn largest_that_fits(max: usize, free: u64, needed: &dyn Fn(usize) -> u64) -> us
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::checkpoint::Placement;
     use crate::weights::precision::Precision;
     use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The networks that a run needs, and how many weights they have.
+//! The networks that a run needs, and how many parameters they have.
 
 use super::layout::Layout;
 use crate::Result;
@@ -6,6 +6,7 @@ use crate::files::Folder;
 use crate::nn::image_encoder::ImageEncoder;
 use crate::nn::text_encoder::TextEncoder;
 use crate::weights::checkpoint::Checkpoint;
+use crate::weights::parameter_count::ParameterCount;
 
 /// The networks that runs need; the weights of others may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,15 +19,15 @@ pub(super) enum Networks {
     ImageEncoder,
 }
 
-/// Number of weights of each network.
+/// How many each network has.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parameters {
     /// 0 if it is not needed.
-    pub(super) prior: u64,
+    pub(super) prior: ParameterCount,
     /// 0 if it is not needed.
-    pub(super) text_encoder: u64,
+    pub(super) text_encoder: ParameterCount,
     /// 0 if the model has none.
-    pub(super) image_encoder: u64,
+    pub(super) image_encoder: ParameterCount,
 }
 
 impl Parameters {
@@ -35,7 +36,7 @@ impl Parameters {
     /// # Errors
     /// If weights are missing or damaged.
     pub(super) fn count(layout: &Layout, networks: Networks) -> Result<Self> {
-        let count = |folder: &Folder, others: &[&str]| -> Result<u64> {
+        let count = |folder: &Folder, others: &[&str]| -> Result<ParameterCount> {
             Ok(Checkpoint::open_folder(folder)?.parameters_beside(others))
         };
         let prior = Some(&layout.prior).filter(|_| networks != Networks::ImageEncoder);
@@ -44,10 +45,11 @@ impl Parameters {
             Networks::ImageEncoder => layout.image_encoder.as_ref(),
             _ => layout.zero_image_encoder(),
         };
+        let none = ParameterCount::default();
         Ok(Self {
-            prior: prior.map_or(Ok(0), |folder| count(folder, &[]))?,
-            text_encoder: text_encoder.map_or(Ok(0), |folder| count(folder, &TextEncoder::REST_OF_CLIP))?,
-            image_encoder: image_encoder.map_or(Ok(0), |folder| count(folder, &ImageEncoder::REST_OF_CLIP))?,
+            prior: prior.map_or(Ok(none), |folder| count(folder, &[]))?,
+            text_encoder: text_encoder.map_or(Ok(none), |folder| count(folder, &TextEncoder::REST_OF_CLIP))?,
+            image_encoder: image_encoder.map_or(Ok(none), |folder| count(folder, &ImageEncoder::REST_OF_CLIP))?,
         })
     }
 }

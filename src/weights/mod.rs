@@ -5,5 +5,6 @@
 pub mod checkpoint;
 mod delta;
 pub mod lora;
+pub mod parameter_count;
 pub mod pickle;
 pub mod precision;

@@ -62,8 +62,19 @@ fn the_weights_of_a_clip_are_counted_by_halves() {
     let clip = Checkpoint::open_folder(&folder).unwrap();
     // Embeddings, one layer, norm, projection; a buffer and a mask that count nowhere else.
     let text = 600 * 12 + 24 * 12 + 1584 + 24 + 144 + 24 + 24 * 24;
-    assert_eq!(clip.parameters_beside(&TextEncoder::REST_OF_CLIP), text);
+    assert_eq!(clip.parameters_beside(&TextEncoder::REST_OF_CLIP).all, text);
     assert!(clip.parameters() > text);
+}
+
+#[test]
+fn matrices_of_16_bits_are_counted() {
+    let folder = Folder::from(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji/text_encoder"));
+    let clip = Checkpoint::open_folder(&folder).unwrap();
+    let count = clip.parameters_beside(&[]);
+    // Those of products: four of attention and two of the MLP in each of 4 layers, and the projection.
+    let width = 192;
+    assert_eq!(count.sixteen_bit, 4 * (4 * width * width + 2 * 4 * width * width) + width * width);
+    assert_eq!(count.all, clip.parameters());
 }
 
 /// A prior's weights by name, in float32.

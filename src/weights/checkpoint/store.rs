@@ -9,6 +9,8 @@ use crate::error::{Error, Hint, Result};
 use crate::files::{Bytes, Folder};
 use crate::text;
 use crate::weights::delta::Delta;
+use crate::weights::parameter_count::ParameterCount;
+use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -154,13 +156,22 @@ impl Checkpoint {
 
     /// The element count of all tensors.
     pub fn parameters(&self) -> u64 {
-        self.parameters_beside(&[])
+        self.parameters_beside(&[]).all
     }
 
-    /// The element count of the tensors whose names start with none of `prefixes`, which are those of other networks.
-    pub fn parameters_beside(&self, prefixes: &[&str]) -> u64 {
+    /// The elements of the tensors whose names start with none of `prefixes`, which are those of other networks.
+    pub fn parameters_beside(&self, prefixes: &[&str]) -> ParameterCount {
         let own = self.tensors.iter().filter(|(name, _)| !prefixes.iter().any(|prefix| name.starts_with(prefix)));
-        own.map(|(_, entry)| entry.elements()).fold(0, u64::saturating_add)
+        own.fold(ParameterCount::default(), |sum, (name, entry)| {
+            let elements = entry.elements();
+            // A table of embeddings is looked up, in the type of what is computed.
+            let is_of_products = entry.shape.len() == 2 && name.ends_with("weight") && !name.contains("embedding.");
+            let stays = is_of_products && matches!(entry.dtype, Dtype::F16 | Dtype::BF16);
+            ParameterCount {
+                all: sum.all.saturating_add(elements),
+                sixteen_bit: sum.sixteen_bit.saturating_add(if stays { elements } else { 0 }),
+            }
+        })
     }
 
     /// Its name in messages.
