@@ -29,6 +29,7 @@ fn main() {
         println!("cargo:rerun-if-changed={KERNELS}/{file}");
     }
     find_image_encoder();
+    find_autoregressive();
     find_decoder();
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     // Set by torch-sys' build script; absent in its `doc-only` build.
@@ -54,19 +55,33 @@ fn find_image_encoder() {
     }
 }
 
+/// So is the autoregressive prior.
+fn find_autoregressive() {
+    const MODEL: &str = "assets/emoji-ar";
+    println!("cargo:rustc-check-cfg=cfg(builtin_autoregressive)");
+    watch(MODEL);
+    if Path::new(MODEL).is_dir() {
+        println!("cargo:rustc-cfg=builtin_autoregressive");
+    }
+}
+
 /// So are its decoder and its index of emoji, by the feature `draw`.
 fn find_decoder() {
     const FILES: [&str; 3] = ["decoder/decoder.safetensors", "index/index.safetensors", "index/emoji.json"];
     println!("cargo:rustc-check-cfg=cfg(builtin_decoder)");
-    for folder in ["assets/decoder", "assets/index"] {
-        // What is not there would have changed at every build.
-        let watched = if Path::new(folder).is_dir() { folder } else { "assets" };
-        println!("cargo:rerun-if-changed={watched}");
-    }
+    watch("assets/decoder");
+    watch("assets/index");
     let is_wanted = std::env::var_os("CARGO_FEATURE_DRAW").is_some();
     if is_wanted && FILES.iter().all(|file| Path::new("assets").join(file).is_file()) {
         println!("cargo:rustc-cfg=builtin_decoder");
     }
+}
+
+/// Builds anew when a folder of assets changes, or comes.
+fn watch(folder: &str) {
+    // What is not there would have changed at every build.
+    let watched = if Path::new(folder).is_dir() { folder } else { "assets" };
+    println!("cargo:rerun-if-changed={watched}");
 }
 
 /// Link arguments do not reach the programs that depend on the library. Cargo runs and tests them with the link search

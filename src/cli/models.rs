@@ -63,7 +63,7 @@ impl Cached {
 /// If there is no place for a cache, or printing fails.
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
     let hub = Hub::new(context.hub.clone());
-    let mut models: Vec<ListedModel> = builtin::MODELS.into_iter().map(builtin_entry).collect();
+    let mut models: Vec<ListedModel> = builtin::MODELS.iter().copied().map(builtin_entry).collect();
     for preset in &PRESETS {
         let cached = look_up(&hub, &ModelSource::of_preset(preset)?);
         let state = cached.as_ref().map_or(Cached::No, |(_, state)| *state);

@@ -100,6 +100,6 @@ pub const EMOJI_LICENCE: &str = "CC BY 4.0";
 /// The short names, for messages.
 pub fn names() -> String {
     let presets = PRESETS.map(|preset| preset.name).join(", ");
-    let builtin = builtin::MODELS.map(|model| model.name).join(" and ");
-    format!("the built-in {builtin}, {presets}")
+    let builtin: Vec<&str> = builtin::MODELS.iter().map(|model| model.name).collect();
+    format!("the built-in {}, {presets}", builtin.join(" and "))
 }

@@ -1,9 +1,9 @@
 //! The built-in models: small, trained on pictures of emoji, compiled in.
 //!
-//! Their files are those of the folders of their names in `assets/`, in diffusers' layout. The image encoder is in builds
-//! from the repository only: the package on crates.io is to stay small. The one embedding that runs from texts need of it
-//! is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED). So are, by the feature `draw`, the decoder that draws its
-//! embeddings and the index that names the emoji near to them.
+//! Their files are those of the folders of their names in `assets/`, in diffusers' layout. In builds from the repository
+//! only, since the package on crates.io is to stay small, are the image encoder, of which the one embedding that runs from
+//! texts need is in [`ZERO_IMAGE_EMBED`](super::layout::ZERO_IMAGE_EMBED); the autoregressive prior; and, by the feature
+//! `draw`, the decoder that draws embeddings and the index that names the emoji near to them.
 
 use crate::files::{BuiltinFile, BuiltinModel, Folder};
 
@@ -59,6 +59,22 @@ pub static EMOJI_MODEL: BuiltinModel = BuiltinModel {
     ],
 };
 
+/// The default model's CLIP with an autoregressive prior, in builds from the repository.
+#[cfg(builtin_autoregressive)]
+pub static EMOJI_AR_MODEL: BuiltinModel = BuiltinModel {
+    name: "emoji-ar",
+    files: &[
+        file!("emoji-ar", "model_index.json"),
+        file!("emoji-ar", "prior/config.json"),
+        file!("emoji-ar", "prior/diffusion_pytorch_model.safetensors"),
+        CLIP[0],
+        CLIP[1],
+        CLIP[2],
+        CLIP[3],
+        CLIP[4],
+    ],
+};
+
 /// The decoder's weights.
 pub const DECODER_WEIGHTS: &str = "decoder.safetensors";
 
@@ -87,11 +103,15 @@ pub fn drawing_files() -> Option<Folder> {
 }
 
 /// All built-in models.
-pub static MODELS: [&BuiltinModel; 1] = [&EMOJI_MODEL];
+pub static MODELS: &[&BuiltinModel] = &[
+    &EMOJI_MODEL,
+    #[cfg(builtin_autoregressive)]
+    &EMOJI_AR_MODEL,
+];
 
 /// The built-in model of a name.
 pub fn named(name: &str) -> Option<&'static BuiltinModel> {
-    MODELS.into_iter().find(|model| model.name == name)
+    MODELS.iter().copied().find(|model| model.name == name)
 }
 
 #[cfg(test)]

@@ -129,6 +129,28 @@ fn it_computes_in_every_type() {
     }
 }
 
+/// The two kinds of prior of the unCLIP paper, on one CLIP.
+#[cfg(builtin_autoregressive)]
+#[test]
+fn its_text_has_an_autoregressive_prior_too() {
+    let place = Workplace::new();
+    let run = |options: &[&str]| {
+        let mut command = place.bare();
+        assert_done(command.args(["-p", "a red apple", "--out", "e.npz", "--overwrite"]).args(options));
+        let bytes = fs::read(place.path("e.npz")).unwrap();
+        (read_npz(bytes.clone(), "image_embeds"), read_npz(bytes, "negative_image_embeds"))
+    };
+    let (drawn, negative) = run(&["-m", "emoji-ar"]);
+    let (denoised, same_negative) = run(&["-m", "emoji"]);
+    assert_eq!(negative, same_negative);
+    let cosine = lowest_cosine(&drawn, &denoised);
+    assert!(cosine > 0.5, "cosine {cosine}");
+    assert_ne!(run(&["-m", "emoji-ar", "--seed", "1"]).0, drawn);
+    let mut command = place.bare();
+    command.args(["-p", "x", "-m", "emoji-ar", "--steps", "5", "--out", "f.npy"]);
+    assert_refused(&place, &mut command, 2, &["--steps"]);
+}
+
 #[test]
 fn statistics_name_it_and_its_one_thread() {
     let place = Workplace::new();

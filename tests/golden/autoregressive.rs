@@ -73,6 +73,27 @@ fn embed(pipeline: &mut Pipeline, rows: &[Row], settings: &Settings) -> Tensor {
     Tensor::from_slice(embeds.as_slice().unwrap()).reshape([rows.len() as i64, -1])
 }
 
+impl Case {
+    /// Compares its embeddings with those of the reference. Another token would be off by far more.
+    fn check(&self, pipeline: &mut Pipeline, expected: &Fixture, index: usize) {
+        let settings =
+            Settings { steps: 1, guidance_scale: self.guidance_scale, temperature: self.temperature, strength: None };
+        let negative = self.negative_prompt.as_deref().unwrap_or_default();
+        let prompts = self.prompts.iter().flat_map(|prompt| repeat_n(prompt, self.samples_per_prompt));
+        let rows: Vec<Row> = zip(prompts, self.seed..).map(|(prompt, seed)| Row::new(prompt, negative, seed)).collect();
+        let embeds = embed(pipeline, &rows, &settings);
+        let path = expected.path.display();
+        let error = relative_error(&embeds, expected.tensor(&format!("{index}.image_embeds")));
+        assert!(error < 1e-5, "{path} case {index}: off by {error:.1e}");
+        if let Some(negatives) = expected.get(&format!("{index}.negative_image_embeds")) {
+            let seeds = (self.seed + rows.len() as u64..).take(rows.len());
+            let rows: Vec<Row> = seeds.map(|seed| Row::new(negative, negative, seed)).collect();
+            let error = relative_error(&embed(pipeline, &rows, &settings), negatives);
+            assert!(error < 1e-5, "{path} case {index}: negative off by {error:.1e}");
+        }
+    }
+}
+
 #[test]
 fn pipelines_draw_the_tokens_of_the_reference() {
     for name in ["small", "odd"] {
@@ -85,28 +106,22 @@ fn pipelines_draw_the_tokens_of_the_reference() {
         for keeps_text_encoder in [true, false] {
             pipeline.keep_text_encoder(keeps_text_encoder);
             for (index, case) in cases.iter().enumerate() {
-                let settings = Settings {
-                    steps: 1,
-                    guidance_scale: case.guidance_scale,
-                    temperature: case.temperature,
-                    strength: None,
-                };
-                let negative = case.negative_prompt.as_deref().unwrap_or_default();
-                let prompts = case.prompts.iter().flat_map(|prompt| repeat_n(prompt, case.samples_per_prompt));
-                let rows: Vec<Row> =
-                    zip(prompts, case.seed..).map(|(prompt, seed)| Row::new(prompt, negative, seed)).collect();
-                let embeds = embed(&mut pipeline, &rows, &settings);
-                // Another token would be off by far more.
-                let error = relative_error(&embeds, expected.tensor(&format!("{index}.image_embeds")));
-                assert!(error < 1e-5, "{name} case {index}: off by {error:.1e}");
-                if let Some(negatives) = expected.get(&format!("{index}.negative_image_embeds")) {
-                    let seeds = (case.seed + rows.len() as u64..).take(rows.len());
-                    let rows: Vec<Row> = seeds.map(|seed| Row::new(negative, negative, seed)).collect();
-                    let error = relative_error(&embed(&mut pipeline, &rows, &settings), negatives);
-                    assert!(error < 1e-5, "{name} case {index}: negative off by {error:.1e}");
-                }
+                case.check(&mut pipeline, &expected, index);
             }
         }
+    }
+}
+
+#[cfg(builtin_autoregressive)]
+#[test]
+fn the_builtin_prior_draws_the_tokens_of_the_reference() {
+    use crate::pipeline::builtin::EMOJI_AR_MODEL;
+    let expected = Fixture::open(&fixtures().join("builtin/autoregressive.safetensors"));
+    let cases: Vec<Case> = serde_json::from_str(expected.metadata("cases")).unwrap();
+    let mut pipeline = Pipeline::open(Folder::builtin(&EMOJI_AR_MODEL), OPTIONS).unwrap();
+    assert!(cases.len() >= 3);
+    for (index, case) in cases.iter().enumerate() {
+        case.check(&mut pipeline, &expected, index);
     }
 }
 
