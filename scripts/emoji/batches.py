@@ -4,9 +4,7 @@ What its pictures show is drawn from one generator, what is said of them from an
 the one before and new captions.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -52,9 +50,16 @@ class Sample:
     """A picture with some captions, and what it shows."""
 
     texts: list
-    draw: Callable
-    """Draws the picture."""
+    sprites: Sprites
+    background: str
+    objects: list
+    """What is placed on it."""
+    style: str
     labels: dict
+
+    def draw(self):
+        """The picture, `(96, 96, 3)` uint8."""
+        return self.sprites.draw(color(self.background), self.objects, self.style)
 
 
 ABSENT = -100
@@ -89,8 +94,8 @@ def single(world, emoji, rng, caption_rng, captions=CAPTIONS, style=None):
     view = views.random_view(emoji, world.sprites, rng, style)
     placed = view.objects(emoji.code, rng)
     texts = [single_caption(emoji, view, caption_rng) for _ in range(captions)]
-    draw = lambda: world.sprites.draw(color(view.background), placed, view.style)
-    return Sample(texts, draw, labels(world, (emoji.code,), "single", view.background, view.style, view))
+    shown = labels(world, (emoji.code,), "single", view.background, view.style, view)
+    return Sample(texts, world.sprites, view.background, placed, view.style, shown)
 
 
 def single_caption(emoji, view, rng):
@@ -118,8 +123,8 @@ def scene_group(world, size, rng, caption_rng, captions=CAPTIONS):
     for scene in [first, *others][:size]:
         style, place_rng = random_style(scene, world.sprites, rng), np.random.default_rng(rng.integers(2**63))
         texts = [world.scene_caption(scene, caption_rng, style=style, exact=exact) for _ in range(captions)]
-        draw = partial(scenes.draw, scene, world.sprites, style, place_rng)
-        yield Sample(texts, draw, labels(world, scene.things, scene.layout(), scene.background, style))
+        shown = labels(world, scene.things, scene.layout(), scene.background, style)
+        yield Sample(texts, world.sprites, scene.background, scene.objects(place_rng), style, shown)
 
 
 class Batches(IterableDataset):

@@ -1,35 +1,85 @@
-"""A small decoder: an embedding to a picture of 96 x 96 pixels, 12 x 12 patches at a time."""
+"""A small decoder: an embedding to a picture of 96 x 96 pixels with up to four things on a plain background.
+
+It remembers what all things look like, upright and large, as sprites; an embedding says which of them are in the picture, by
+attention to their keys, and in which pose. So it learns what a thing looks like once and not in every place, and its
+edges are as sharp in any of them.
+"""
 
 import torch
 from torch import nn
+from torch.nn.functional import affine_grid, avg_pool2d, gelu, grid_sample, normalize
 
 from .clip import EMBEDDING_DIM
 from .drawing import CANVAS
 
-PATCH, WIDTH, HEADS, LAYERS, SEED_WIDTH, DETAIL_WIDTH = 12, 256, 4, 2, 32, 1280
-CHANNELS, EDGE_CHANNELS = 8, 12
-"""Of the map that the patches make, and of the convolutions that make a picture of it."""
-SIDE = CANVAS // PATCH
-PATCHES = SIDE**2
+WIDTH, LAYERS, SLOTS, KEY_WIDTH = 1024, 2, 4, 96
+THINGS, LATENT_WIDTH, SPRITE, CHANNELS = 16412, 192, 64, 32
+"""Sprites, the numbers that each is remembered by, its height and width in pixels, and the width of what sharpens it."""
+RGBA = 4
+POSE = 7
+"""Whether a thing is there, x and y of its middle, the logarithm of its size, sine and cosine of its angle, and whether it is
+mirrored; the first and the last as logits. Lengths are in half canvases."""
+SHARPNESS = 2.0
+"""What attention's scores are multiplied with: a mixture of two things looks like neither."""
+SAMPLES = 2
+"""Pixels of the canvas are means of so many places across and down."""
 
 
 class Block(nn.Module):
-    """A transformer block, norms first."""
+    """A residual layer."""
 
     def __init__(self):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.norm, self.linear = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, hidden):
-        """`(batch, patches, width)` to the same."""
-        batch, patches, _ = hidden.shape
-        query, key, value = self.qkv(self.norm1(hidden)).view(batch, patches, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        scores = query @ key.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5
-        mixed = scores.softmax(-1).to(value.dtype) @ value
-        hidden = hidden + self.out(mixed.transpose(1, 2).reshape(batch, patches, WIDTH))
-        return hidden + self.down(nn.functional.gelu(self.up(self.norm2(hidden)), approximate="tanh"))
+        """`(batch, width)` to the same."""
+        return hidden + gelu(self.linear(self.norm(hidden)), approximate="tanh")
+
+
+class Arranger(nn.Module):
+    """What an embedding says of a picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(EMBEDDING_DIM), requires_grad=False)
+        self.std = nn.Parameter(torch.ones(EMBEDDING_DIM), requires_grad=False)
+        self.embed = nn.Linear(EMBEDDING_DIM, WIDTH)
+        self.trunk = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.background = nn.Linear(WIDTH, 3)
+        self.poses = nn.Linear(WIDTH, SLOTS * POSE)
+        self.queries = nn.Linear(WIDTH, SLOTS * KEY_WIDTH)
+        self.keys = nn.Linear(KEY_WIDTH, THINGS)
+
+    def forward(self, embeds):
+        """The background `(batch, 3)`, poses `(batch, slots, 7)` and queries `(batch, slots, key)` of embeddings. An embedding's
+        length, which guidance changes, says nothing."""
+        hidden = self.embed((normalize(embeds, dim=1) - self.mean) / self.std)
+        for block in self.trunk:
+            hidden = block(hidden)
+        hidden = self.norm(hidden)
+        return self.background(hidden), self.poses(hidden).unflatten(1, (SLOTS, POSE)), self.queries(hidden).unflatten(1, (SLOTS, KEY_WIDTH))
+
+
+class Sprites(nn.Module):
+    """What things look like: their leading principal components, and convolutions that make edges of these."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = nn.Linear(THINGS, LATENT_WIDTH, bias=False)
+        self.components = nn.Linear(LATENT_WIDTH, RGBA * SPRITE * SPRITE)
+        self.first = nn.Conv2d(RGBA, CHANNELS, 5, padding=2)
+        self.second = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.third = nn.Conv2d(CHANNELS, RGBA, 3, padding=1)
+
+    def forward(self, latents):
+        """`(batch, latent)` to `(batch, 4, sprite, sprite)` from 0 to 1, or a little outside: colours with alpha multiplied in, and
+        alpha."""
+        rough = self.components(latents).view(-1, RGBA, SPRITE, SPRITE)
+        hidden = gelu(self.first(rough), approximate="tanh")
+        hidden = hidden + gelu(self.second(hidden), approximate="tanh")
+        return rough + self.third(hidden)
 
 
 class Decoder(nn.Module):
@@ -37,32 +87,29 @@ class Decoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(EMBEDDING_DIM), requires_grad=False)
-        self.std = nn.Parameter(torch.ones(EMBEDDING_DIM), requires_grad=False)
-        self.seed = nn.Linear(EMBEDDING_DIM, PATCHES * SEED_WIDTH)
-        # Run once a picture, not once a patch: the cheapest place to know by heart what things look like.
-        self.detail = nn.Sequential(
-            nn.Linear(EMBEDDING_DIM, DETAIL_WIDTH), nn.GELU(approximate="tanh"),
-            nn.Linear(DETAIL_WIDTH, DETAIL_WIDTH), nn.GELU(approximate="tanh"),
-            nn.Linear(DETAIL_WIDTH, PATCHES * SEED_WIDTH),
-        )  # fmt: skip
-        self.widen = nn.Linear(SEED_WIDTH, WIDTH)
-        self.whole = nn.Linear(EMBEDDING_DIM, WIDTH)
-        self.positions = nn.Parameter(0.02 * torch.randn(PATCHES, WIDTH))
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.pixels = nn.Linear(WIDTH, CHANNELS * PATCH * PATCH)
-        # Patches do not see where their neighbours' edges end.
-        self.edges = nn.Conv2d(CHANNELS, EDGE_CHANNELS, 3, padding=1)
-        self.colors = nn.Conv2d(EDGE_CHANNELS, 3, 3, padding=1)
+        self.arranger, self.sprites = Arranger(), Sprites()
 
     def forward(self, embeds):
-        """`(batch, 192)` to `(batch, 3, 96, 96)`, from -1 to 1. An embedding's length, which guidance changes, says nothing."""
-        embeds = (nn.functional.normalize(embeds, dim=1) - self.mean) / self.std
-        seeds = (self.seed(embeds) + self.detail(embeds)).view(-1, PATCHES, SEED_WIDTH)
-        hidden = self.widen(seeds) + self.whole(embeds)[:, None] + self.positions
-        for block in self.blocks:
-            hidden = block(hidden)
-        patches = self.pixels(self.norm(hidden)).view(-1, SIDE, SIDE, CHANNELS, PATCH, PATCH)
-        features = patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, CHANNELS, CANVAS, CANVAS)
-        return self.colors(nn.functional.gelu(self.edges(features), approximate="tanh"))
+        """`(batch, dim)` to `(batch, 3, 96, 96)`, from 0 to 1."""
+        background, poses, queries = self.arranger(embeds)
+        canvas = background.clamp(0, 1)[..., None, None].expand(-1, -1, SAMPLES * CANVAS, SAMPLES * CANVAS)
+        for slot in range(SLOTS):
+            weights = (SHARPNESS * self.arranger.keys(queries[:, slot])).softmax(1)
+            canvas = paste(self.sprites(self.sprites.values(weights)), poses[:, slot], canvas)
+        return avg_pool2d(canvas, SAMPLES)
+
+
+def paste(sprites, poses, canvas):
+    """Puts a sprite in its pose onto each canvas `(batch, 3, height, width)`."""
+    there, x, y, log_size, sine, cosine, mirrored = poses.unbind(1)
+    length = (sine.square() + cosine.square()).sqrt().clamp_min(1e-6)
+    scale = (-log_size).exp()
+    sine, cosine = sine / length * scale, cosine / length * scale
+    # From a place on the canvas to one in the sprite.
+    mirror = torch.where(mirrored > 0, -1.0, 1.0)
+    across = torch.stack([mirror * cosine, mirror * sine, -mirror * (cosine * x + sine * y)], 1)
+    down = torch.stack([-sine, cosine, sine * x - cosine * y], 1)
+    grid = affine_grid(torch.stack([across, down], 1), canvas.shape, align_corners=False)
+    layer = grid_sample(sprites.clamp(0, 1), grid, mode="bilinear", align_corners=False)
+    layer = layer * there.sigmoid()[:, None, None, None]
+    return canvas * (1 - layer[:, 3:]) + layer[:, :3]

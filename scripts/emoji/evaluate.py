@@ -20,7 +20,7 @@ from tools.built import BINARY, ROOT
 
 from . import few_steps
 from .attributes import SEEDS, likeness, open_captions, spread, told_captions, train_probes
-from .batches import World
+from .batches import World, single
 from .evaluation import Encoders, check_split, cosine, direction, diversity, emoji_task, rank_emoji, rank_scenes, scene_task
 from .judged import judge_pictures
 
@@ -28,6 +28,8 @@ BASE = {"steps": 25, "guidance_scale": 4.0, "dtype": "f32", "scheduler": "auto"}
 FAIR = {"guidance_scale": 1.0}
 """At this guidance a prior draws from the distribution it has learned."""
 CHAINS, SCALES = (2, 5, 25, 100), (1.0, 2.0, 4.0, 8.0)
+SOME = 100
+"""Wordings of which several seeds are compared."""
 BARS = {
     "probe style": 0.90, "probe background": 0.95, "probe place": 0.85,
     "fair style": -0.25, "fair background": -0.25, "fair rotation": -0.25, "fair size": -0.25,
@@ -142,24 +144,33 @@ def seeds(prior, world, probes, figures, seed):
 
 
 def chains(prior, world, encoders, probes, emoji, figures, seed):
-    """More steps at guidance 1; more guidance at 25 steps."""
+    """More steps at guidance 1; more guidance at 25 steps; and true pictures."""
     rows, texts = [], direction(encoders.texts(emoji.texts))
     settings = [("steps", steps, FAIR | {"steps": steps}) for steps in CHAINS]
     settings += [("guidance", scale, {"guidance_scale": scale}) for scale in SCALES]
     near, variety, likenesses = {}, [], []
-    for name, value, setting in settings:
-        found = prior.embed(emoji.texts, **setting)
+
+    def measure(label, found, samples):
+        """A row: of an embedding for each wording, and of 8 for each of the first."""
         (first, five), truth = rank_emoji(emoji, found), emoji.nearest_truth(found)
         truth = truth.maximum(likeness(world, encoders, probes, found, emoji.answer, seed)).mean().item()
-        between = diversity(prior.embed(emoji.texts[:100], samples=8, **setting), 8)
-        like = (direction(found) * texts).sum(1).mean().item()
+        between, like = diversity(samples, 8), (direction(found) * texts).sum(1).mean().item()
+        cells = percent(first.mean().item()), percent(five.mean().item()), f"{truth:.3f}", f"{between:.3f}", f"{like:.3f}"
+        rows.append([label, *cells])
+        print(f"evaluate: {label}", file=sys.stderr)
+        return truth, between, like
+
+    rng = np.random.default_rng((seed, 4))
+    drawn = lambda places: encoders.pictures([single(world, world.emoji[at], rng, rng, 0).draw() for at in places])
+    # What an exact prior would do at guidance 1.
+    measure("true pictures", drawn(emoji.answer.tolist()), drawn(emoji.answer[:SOME].repeat_interleave(8).tolist()))
+    for name, value, setting in settings:
+        samples = prior.embed(emoji.texts[:SOME], samples=8, **setting)
+        truth, between, like = measure(f"{name} {value:g}", prior.embed(emoji.texts, **setting), samples)
         if name == "steps":
             near[value] = truth
         else:
             variety.append(1 - between), likenesses.append(like)
-        rows.append([f"{name} {value:g}", percent(first.mean().item()), percent(five.mean().item()), f"{truth:.3f}",
-                     f"{between:.3f}", f"{like:.3f}"])  # fmt: skip
-        print(f"evaluate: {name} {value:g}", file=sys.stderr)
     head = ["setting", "first", "in five", "cosine to the nearest", "cosine between seeds", "cosine to the text"]
     print(table(head, rows), "\n")
     rising = lambda values: float(all(a < b for a, b in zip(values, values[1:])))

@@ -91,9 +91,10 @@ def main():
         zero = towers.image.float()(pixel_values=torch.zeros(1, 3, CANVAS, CANVAS)).image_embeds
     save_file({"image_embeds": zero}, options.assets / "emoji" / "zero_image_embed.safetensors")
     write_index(world, pool.emoji_means(), options.assets / "index")
-    decoder = trained("decoder", Decoder()).half()
+    decoder = Decoder()
+    trained("decoder", decoder.arranger), trained("sprites", decoder.sprites)
     (options.assets / "decoder").mkdir(parents=True, exist_ok=True)
-    save_file(decoder.state_dict(), options.assets / "decoder" / "decoder.safetensors")
+    save_file(decoder.half().state_dict(), options.assets / "decoder" / "decoder.safetensors")
     for path in options.assets.rglob("*.safetensors"):
         # Written as private files.
         path.chmod(0o644)

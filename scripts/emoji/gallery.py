@@ -26,7 +26,7 @@ SCENES = (
     "two bananas on a pink background", "a big pumpkin next to a small ghost", "a sun, a moon and a star in a row",
     "four bees on a light blue background",
 )  # fmt: skip
-SEEDS, GUIDANCE, BEST_OF = "a butterfly", "a teapot", "a lighthouse"
+SEEDS, GUIDANCE, BEST_OF = "a butterfly", "a teapot", "a penguin"
 ENDS, EDIT = ("a red apple", "a rocket"), ("a car", "a car", "a fire engine")
 SIZE, MARGIN, LABEL, COLUMNS = 96, 8, 36, 8
 

@@ -20,7 +20,7 @@ as many problems and all captions at once."""
 
 def main():
     """Trains."""
-    options = arguments(__doc__, 6000)
+    options = arguments(__doc__, 3200)
     world, tokenizer, towers = load_clip()
     pool, scheduler = Pool(world, towers, tokenizer), make_scheduler()
     denoiser = trained("prior", Denoiser(make_prior(), towers.text)).train()

@@ -16,9 +16,12 @@ from transformers import CLIPTokenizer  # noqa: E402
 from emoji import scene_templates, scenes, views, wordings  # noqa: E402
 from emoji.batches import by_length, encode  # noqa: E402
 from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, text_tower  # noqa: E402
+from emoji.decoder import paste  # noqa: E402
 from emoji.drawing import CANVAS, Placed, Sprites  # noqa: E402
 from emoji.muon import Muon  # noqa: E402
+from emoji.train_decoder import pose  # noqa: E402
 from emoji.train_prior import Denoiser, encode_captions, make_prior, make_scheduler, of_words, weights  # noqa: E402
+from emoji.train_sprites import SpriteTable  # noqa: E402
 from emoji.training import Average  # noqa: E402
 from tools.built import ROOT  # noqa: E402
 
@@ -143,6 +146,27 @@ class DrawingTest(unittest.TestCase):
             amount = (255 - drawn[..., 1]) / 255
             self.assertAlmostEqual(amount.sum(), (size / 3) ** 2, delta=0.1 * (size / 3) ** 2)
             self.assertAlmostEqual((amount.sum(0) @ np.arange(96)) / amount.sum(), 50 - size / 4 - 0.5, delta=0.5)
+
+
+class DecoderTest(unittest.TestCase):
+    def test_sprites_in_their_poses_are_the_pictures_they_are_learned_from(self):
+        picture = np.zeros((96, 96, 4), np.uint8)
+        picture[8:60, 20:44], picture[50:86, 20:80] = (255, 0, 0, 255), (0, 60, 255, 200)  # no turn looks like another
+        key = ("A", "noto", None)
+        drawn_by, sprites = Sprites({key: picture}), SpriteTable({key: picture})
+        for placed in (
+            Placed("A", 84, 48, 48), Placed("A", 60, 30, 61, None, 25.0), Placed("A", 37, 70, 23, None, 180.0, True),
+            Placed("A", 40, 20, 70, None, -80.0, True), Placed("A", 28, 15, 15, mirrored=True),
+        ):  # fmt: skip
+            true = drawn_by.draw((150.0, 205.0, 245.0), [placed], "noto") / 255
+            poses = torch.tensor([pose(placed)], dtype=torch.float32)
+            # As logits.
+            poses[:, 0], poses[:, -1] = 20.0, 20.0 * (2 * poses[:, -1] - 1)
+            canvas = torch.tensor([150.0, 205.0, 245.0]).view(1, 3, 1, 1).expand(1, 3, 192, 192) / 255
+            found = torch.nn.functional.avg_pool2d(paste(sprites.of(torch.tensor([0])), poses, canvas), 2)[0]
+            off = np.abs(found.permute(1, 2, 0).numpy() - true)
+            plain = np.abs(true - true[0, 95]).mean()
+            self.assertLess(off.mean(), 0.1 * plain, placed)
 
 
 class ViewsTest(unittest.TestCase):

@@ -51,16 +51,16 @@ class Optimizer:
         decays = lambda name, weight: weight.ndim > 1 and "embedding" not in name
         matrices = [weight for name, weight in weights if in_block(name, weight)]
         others = [(name, weight) for name, weight in weights if not in_block(name, weight)]
-        self.muon = Muon(matrices, weight_decay)
+        self.parts = {"muon": Muon(matrices, weight_decay)} if matrices else {}
         groups = [
             {"params": [w for n, w in others if decays(n, w)], "weight_decay": weight_decay},
             {"params": [w for n, w in others if not decays(n, w)], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+        self.parts["adamw"] = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
 
     def step(self, rate):
         """One step at this learning rate; the gradients are gone after it."""
-        for part in (self.muon, self.adamw):
+        for part in self.parts.values():
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
@@ -68,12 +68,12 @@ class Optimizer:
 
     def state_dict(self):
         """Of both."""
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state):
         """Of both."""
-        self.muon.load_state_dict(state["muon"])
-        self.adamw.load_state_dict(state["adamw"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
 
 def trained(name, model):

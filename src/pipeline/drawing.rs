@@ -40,7 +40,7 @@ impl BuiltinDecoder {
 
     /// Height and width of its pictures in pixels.
     pub fn side(&self) -> usize {
-        size(self.0.config().pixels())
+        size(DecoderConfig::PIXELS)
     }
 
     /// The embedding dimension that it takes, and the height and width of its pictures; reads no weights.
@@ -49,7 +49,7 @@ impl BuiltinDecoder {
     /// As [`BuiltinDecoder::open`].
     pub fn sizes() -> Result<(usize, usize)> {
         let config = DecoderConfig::of(&checkpoint()?);
-        Ok((size(config.dim), size(config.pixels())))
+        Ok((size(config.dim), size(DecoderConfig::PIXELS)))
     }
 
     /// Draws embeddings, `(rows, dim)`, the first of which messages call row `first`: `(rows, height, width, 3)`, red,
@@ -76,7 +76,7 @@ impl BuiltinDecoder {
                 let reason = format!("row {row} is no embedding of the built-in model: its numbers are too large");
                 return Err(Error::Option { option: "embeds", reason });
             }
-            let levels = pixels.f_clamp(-1.0, 1.0)?.f_add_scalar(1.0)?.f_mul_scalar(127.5)?.f_round()?;
+            let levels = pixels.f_clamp(0.0, 1.0)?.f_mul_scalar(255.0)?.f_round()?;
             let levels = levels.f_to_kind(Kind::Uint8)?.f_permute([0, 2, 3, 1])?.f_contiguous()?;
             let len = bytes.len();
             levels.f_copy_data_u8(&mut bytes, len)?;

@@ -158,7 +158,7 @@ fn a_run_that_resumes_and_shards_draw_their_rows() {
 #[test]
 fn mixes_and_pictures_are_drawn() {
     let place = Workplace::new();
-    let mix = ["interpolate", "a red apple", "a blue car", "--slerp", "--frames", "4", "--steps", "2", "-q"];
+    let mix = ["interpolate", "a red apple", "a blue car", "--slerp", "--frames", "4", "-q"];
     assert_done(place.bare().args(mix).args(["--out", "e.npy", "--picture", "e.png"]));
     let frames = read(&place, "e.png");
     let size = frames.width() / 2;

@@ -20,12 +20,13 @@ fn pictures_match() {
     let expected = DecoderConfig {
         dim: 12,
         width: 16,
-        seed_width: 5,
-        detail_width: 7,
-        side: 3,
-        patch: 4,
         layers: 2,
-        channels: Some((5, 6)),
+        slots: 3,
+        key_width: 5,
+        things: 11,
+        latent_width: 7,
+        sprite: 18,
+        channels: 6,
     };
     assert_eq!(config, expected);
     let placement = Placement { device: Device::Cpu, precision: Precision::F32 };
