@@ -1,6 +1,5 @@
 """The tasks that the model is judged by: the right emoji among all, the right scene among a hundred hard ones."""
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,8 +91,9 @@ def emoji_task(world: World, encoders, seed):
     rng = np.random.default_rng((seed, 1))
     wordings = [wording for one in world.emoji for wording in held_out_wordings(one, world.emoji, rng)]
     # A keyword that no other emoji has either is a word that training never saw.
-    known = Counter(word for one in world.emoji for word in {*known_keywords(one), *one.words, *one.names})
-    kind = ["new word" if one.kind == "unseen" and not known[one.text] else one.kind for one in wordings]
+    of_names = lambda one: {word for name in one.names for word in (name, *name.lower().split())}
+    known = {word for one in world.emoji for word in (*known_keywords(one), *of_names(one))}
+    kind = ["new word" if one.kind == "unseen" and one.text not in known else one.kind for one in wordings]
     drawn = [(at, style) for at, one in enumerate(world.emoji) for style in STYLES if world.sprites.has(one.code, style)]
     plain = [world.sprites.draw((255.0,) * 3, [Placed(world.emoji[at].code, 84, 48, 48)], style) for at, style in drawn]
     looks = {}
