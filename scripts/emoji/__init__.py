@@ -11,6 +11,7 @@
     train_*, refine_prior, training  a stage of training each, and what they share
     pool, bank                       the trained image tower's embeddings, which later stages learn from
     trained_clip, export             trained parts loaded, and written to assets/
+    from_assets                      checkpoints of what is in assets/, to be trained on
     autoregressive, export_*         the paper's other prior: its definition, and how it is written to assets/
     evaluate, evaluation             figures on what training never saw (scripts/evaluate.py)
     attributes, judged, few_steps    what embeddings tell by probes; decoded pictures by a classifier; few steps
