@@ -115,7 +115,7 @@ class Run:
             optimizer.load_state_dict(saved["optimizer"])
             self.step = saved["step"]
             if average:
-                average.weights = saved["average"]
+                average.weights = saved.get("average")
         self.log = open(folder / "log.jsonl", "a", encoding="utf-8")
         self.sums, self.summed = {}, 0
         self.since = self.last_save = time.time()
