@@ -18,7 +18,7 @@ THINGS, LATENT_WIDTH, SPRITE, CHANNELS = 16412, 192, 64, 32
 RGBA = 4
 POSE = 7
 """Whether a thing is there, x and y of its middle, the logarithm of its size, sine and cosine of its angle, and whether it is
-mirrored; the first and the last as logits. Lengths are in half canvases."""
+mirrored; the first and the last as logits. Places are in half canvases from the middle, sizes in whole ones."""
 SHARPNESS = 2.0
 """What attention's scores are multiplied with: a mixture of two things looks like neither."""
 SAMPLES = 2
@@ -62,7 +62,7 @@ class Arranger(nn.Module):
         return self.background(hidden), self.poses(hidden).unflatten(1, (SLOTS, POSE)), self.queries(hidden).unflatten(1, (SLOTS, KEY_WIDTH))
 
 
-class Sprites(nn.Module):
+class SpriteMemory(nn.Module):
     """What things look like: their leading principal components, and convolutions that make edges of these."""
 
     def __init__(self):
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.arranger, self.sprites = Arranger(), Sprites()
+        self.arranger, self.sprites = Arranger(), SpriteMemory()
 
     def forward(self, embeds):
         """`(batch, dim)` to `(batch, 3, 96, 96)`, from 0 to 1."""

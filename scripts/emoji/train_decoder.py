@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 from torch.nn.functional import normalize as direction
 
-from .batches import Batches
+from .batches import ABSENT, Batches
 from .decoder import POSE, SLOTS, Arranger
 from .drawing import CANVAS, color
 from .packages import cache
@@ -22,7 +22,6 @@ from .training import Average, Optimizer, Run, arguments
 BATCH = 256
 NOISE = 0.4
 """The prior's embeddings are not exact; neither are these, in standard deviations: so much at most."""
-ABSENT = -1
 WEIGHTS = {"thing": 0.1, "background": 1.0, "there": 0.2, "pose": 2.0, "mirrored": 0.02}
 """Of the parts of the loss."""
 

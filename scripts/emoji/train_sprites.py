@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from .batches import World
-from .decoder import LATENT_WIDTH, SPRITE, Sprites
+from .decoder import LATENT_WIDTH, SPRITE, SpriteMemory
 from .packages import cache
 from .precision import reduced
 from .training import Average, Optimizer, Run, arguments
@@ -56,7 +56,7 @@ def edges(pictures):
 def main():
     """Trains."""
     options = arguments(__doc__, 2500, rate=3e-3)
-    table, sprites = SpriteTable(World().sprites.pictures), Sprites()
+    table, sprites = SpriteTable(World().sprites.pictures), SpriteMemory()
     folder = cache() / "run" / "sprites"
     if not (folder / "checkpoint.pt").is_file():
         principal_components(sprites, table.pixels)

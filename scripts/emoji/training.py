@@ -67,11 +67,11 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self):
-        """Of both."""
+        """Of each part."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state):
-        """Of both."""
+        """Of each part."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 

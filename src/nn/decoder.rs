@@ -19,7 +19,8 @@ const MIN_ANGLE: f64 = 1e-6;
 const RGBA: i64 = 4;
 
 /// Numbers of a pose: whether the thing is there, x and y of its middle, the logarithm of its size, sine and cosine of its
-/// angle, and whether it is mirrored; the first and the last as logits. Lengths are in half pictures.
+/// angle, and whether it is mirrored; the first and the last as logits. Places are in half pictures from the
+/// middle, sizes in whole ones.
 const POSE: i64 = 7;
 
 /// Pixels of a picture are means of so many places across and down: a small sprite has more pixels than it covers.
@@ -80,7 +81,7 @@ impl DecoderConfig {
 #[derive(Debug)]
 pub struct Decoder {
     arranger: Arranger,
-    sprites: Sprites,
+    sprites: SpriteMemory,
     config: DecoderConfig,
 }
 
@@ -92,7 +93,7 @@ impl Decoder {
     pub fn load(weights: &Weights, config: &DecoderConfig) -> Result<Self> {
         Ok(Self {
             arranger: Arranger::load(&weights.sub("arranger"), config)?,
-            sprites: Sprites::load(&weights.sub("sprites"), config)?,
+            sprites: SpriteMemory::load(&weights.sub("sprites"), config)?,
             config: *config,
         })
     }
@@ -197,14 +198,14 @@ impl Arranger {
 
 /// What things look like: their leading principal components, and convolutions that make edges of these.
 #[derive(Debug)]
-struct Sprites {
+struct SpriteMemory {
     values: Linear,
     components: Linear,
     convolutions: [Convolution; 3],
     sprite: i64,
 }
 
-impl Sprites {
+impl SpriteMemory {
     fn load(weights: &Weights, config: &DecoderConfig) -> Result<Self> {
         let DecoderConfig { things, latent_width, sprite, channels, .. } = *config;
         let convolution =
