@@ -14,8 +14,8 @@ import torch  # noqa: E402
 from transformers import CLIPTokenizer  # noqa: E402
 
 from emoji import scene_templates, scenes, views, wordings  # noqa: E402
-from emoji.batches import by_length, encode  # noqa: E402
-from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, text_tower  # noqa: E402
+from emoji.batches import ABSENT, by_length, encode  # noqa: E402
+from emoji.clip import EMBEDDING_DIM, MAX_LENGTH, Composition, text_tower  # noqa: E402
 from emoji.decoder import paste  # noqa: E402
 from emoji.drawing import CANVAS, Placed, Sprites  # noqa: E402
 from emoji.muon import Muon  # noqa: E402
@@ -89,6 +89,23 @@ class CaptionsTest(unittest.TestCase):
                 seen += part.place.tolist()
         self.assertEqual(sorted(seen), list(range(len(texts))))
         self.assertTrue(0 < emptied < len(texts))
+
+
+class CompositionTest(unittest.TestCase):
+    def test_an_embedding_is_the_sum_of_what_its_picture_shows(self):
+        counts = {"thing0": 4, "thing1": 4, "thing2": 4, "layout": 2, "style": 2, "tone": 3}
+        composition = Composition(counts).requires_grad_(False)
+        # One thing alone, and a scene of two: 3 is none.
+        labels = {"thing0": [1, 2], "thing1": [3, 0], "thing2": [3, 3], "layout": [0, 1], "style": [1, 0], "tone": [2, ABSENT]}
+        labels = {name: torch.tensor(values) for name, values in labels.items()}
+        things, tables = composition.things.weight, {name: table.weight for name, table in composition.tables.items()}
+        turn = lambda name, vector: composition.turned[name].weight @ vector
+        alone = things[1] + tables["layout"][0] + tables["style"][1] + tables["tone"][2]
+        scene = turn("thing0", things[2]) + turn("thing1", things[0]) + tables["layout"][1] + tables["style"][0]
+        found = composition(labels)
+        torch.testing.assert_close(found, torch.stack([alone, scene]))
+        self.assertAlmostEqual(composition.error(3 * found, labels).item(), 0, places=5)
+        self.assertAlmostEqual(composition.error(-found, labels).item(), 2, places=5)
 
 
 class LossTest(unittest.TestCase):
