@@ -298,6 +298,18 @@ impl Bytes {
         }
     }
 
+    /// Has a range read from its disk, without waiting for all of it. Pages that are read when they are first touched come
+    /// a few at a time.
+    pub fn read_ahead(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Backing::Mapped(mmap) = &self.0 {
+            // A failure costs time and nothing else.
+            let _ = mmap.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// Drops the pages of a range from the process' memory. They can still be read, from the file again.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]

@@ -30,6 +30,10 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
 
+    /// Say what runs take on this CPU
+    #[arg(long)]
+    memory: bool,
+
     #[command(flatten)]
     components: ComponentArgs,
 
@@ -127,12 +131,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8> {
         description,
         files: found.files.into_iter().map(file).collect(),
     };
-    print(&if args.json { serde_json::to_string_pretty(&info)? } else { lines(&info) })?;
+    print(&if args.json { serde_json::to_string_pretty(&info)? } else { lines(&info, args.memory) })?;
     Ok(0)
 }
 
-fn lines(info: &Info) -> String {
-    let Description { prior, text_encoder, parameters, memory_bytes, scheduler, tokenizer } = &info.description;
+fn lines(info: &Info, with_memory: bool) -> String {
+    let Description { prior, text_encoder, parameters, memory_bytes, run_bytes, scheduler, tokenizer } =
+        &info.description;
     let mut lines = vec![line("model", &info.model)];
     if let (Some(repository), Some(revision)) = (&info.repository, &info.revision) {
         let commit = info.commit.as_ref().map_or_else(String::new, |commit| format!(" (commit {commit})"));
@@ -177,6 +182,13 @@ fn lines(info: &Info) -> String {
     if let Some(memory) = memory_bytes {
         let memory = memory.iter().map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes)));
         lines.push(line("weights take", &memory.collect::<Vec<_>>().join(", ")));
+    }
+    for (dtype, memory) in run_bytes.iter().flatten().filter(|_| with_memory) {
+        let [one, short, long] = [memory.one_prompt, memory.short_prompts, memory.long_prompts].map(size);
+        lines.push(line(
+            "a run takes",
+            &format!("{dtype} {one} for a prompt, {short} to {long} for short to long ones in batches"),
+        ));
     }
     if let Some(scheduler) = scheduler {
         let scheduler_line = format!("{}, {} training timesteps", scheduler.class, scheduler.num_train_timesteps);

@@ -2,6 +2,7 @@
 
 use super::layout::{CONFIG, Layout, ModelFile};
 use super::load::{read_prior_config, read_scheduler};
+use super::memory::{RunMemory, Sizes};
 use super::parameters::{Networks, Parameters};
 use crate::Result;
 use crate::config;
@@ -9,6 +10,7 @@ use crate::files::Folder;
 use crate::nn::prior::{NetworkConfig, PriorKind};
 use crate::nn::text_encoder::TextEncoderConfig;
 use crate::tokenizer::Tokenizer;
+use crate::weights::checkpoint::Placement;
 use crate::weights::checkpoint::candidates::is_weights;
 use crate::weights::parameter_count::ParameterCount;
 use crate::weights::precision::Precision;
@@ -27,6 +29,8 @@ pub struct Description {
     pub parameters: Option<ParameterCounts>,
     /// Bytes of the weights of prior and text encoder in each `--dtype` on this CPU. Encoders are never quantized.
     pub memory_bytes: Option<BTreeMap<&'static str, u64>>,
+    /// What runs take on this CPU, in each `--dtype` that it computes in.
+    pub run_bytes: Option<BTreeMap<&'static str, RunMemory>>,
     /// The scheduler; a prior that takes no steps has none.
     pub scheduler: Option<SchedulerShape>,
     /// The tokenizer.
@@ -136,6 +140,16 @@ pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
         let precisions = [Precision::F32, Precision::Bf16, Precision::F16, Precision::Int8];
         precisions.map(|precision| (precision.name(), bytes(precision))).into()
     });
+    let run_bytes = counts.as_ref().map(|counts| {
+        let Counts { prior: of_prior, text_encoder, .. } = *counts;
+        let parameters = Parameters { prior: of_prior, text_encoder, image_encoder: ParameterCount::default() };
+        let of = |precision: Precision| {
+            let placement = Placement { device: Device::Cpu, precision: precision.on(Device::Cpu) };
+            let text_width = text.hidden_size;
+            Sizes { prior: &prior, text_width, parameters, placement, has_loras: false }.run_memory()
+        };
+        [Precision::F32, Precision::Bf16, Precision::Int8].map(|precision| (precision.name(), of(precision))).into()
+    });
     Ok(Description {
         prior: PriorShape {
             num_attention_heads: prior.num_attention_heads(),
@@ -163,6 +177,7 @@ pub fn describe(layout: &Layout, files: &[ModelFile]) -> Result<Description> {
             is_estimate: counts.is_estimate,
         }),
         memory_bytes,
+        run_bytes,
         scheduler: scheduler.map(|scheduler| SchedulerShape {
             class: layout.scheduler_class.class_name,
             num_train_timesteps: scheduler.num_train_timesteps(),

@@ -7,7 +7,9 @@ use crate::error::Hint;
 use crate::nn::prior::{NetworkConfig, PriorKind};
 use crate::weights::checkpoint::Placement;
 use crate::weights::parameter_count::ParameterCount;
+use crate::weights::precision::Precision;
 use crate::{Error, Result};
+use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tch::Device;
 
@@ -18,15 +20,26 @@ const MAX_BATCH: usize = 64;
 /// The same of pictures on the CPU: each is hundreds of tokens already.
 const MAX_PICTURES: usize = 16;
 
-/// Memory of libtorch, the tokenizer and the activations of a batch.
-const BASE_BYTES: u64 = 512 << 20;
+/// Memory of libtorch, the tokenizer and the program.
+const BASE_BYTES: u64 = 144 << 20;
+
+/// What a run on pictures takes besides: decoded pictures, and a layer's activations that [`IMAGE_ACTIVATIONS`] has not.
+const PICTURE_BYTES: u64 = 384 << 20;
+
+/// A plan is a seventh above what a run is expected to take: allocators keep some of what they are given back.
+const MARGIN: u64 = 7;
 
 /// Memory of a further pipeline beside weights, caches and activations: a tokenizer, and the allocator's arena of its
 /// thread.
 const FURTHER_BYTES: u64 = 64 << 20;
 
-/// Activations of a token, in multiples of the network's width. The built-in model has about 20.
-const ACTIVATIONS: u64 = 24;
+/// Activations of a token, in float32 numbers and multiples of the network's width: products with panels are computed a
+/// part of the rows at a time, others all at once.
+const PANEL_ACTIVATIONS: u64 = 6;
+const ACTIVATIONS: u64 = 20;
+
+/// What a matrix takes, in multiples of its size in its file, while it is converted: its pages, a copy, what is packed.
+const CONVERTED: u64 = 3;
 
 /// Activations of a token of a picture, in multiples of the width inside the MLP: its input, its output, and four of a
 /// quarter of that width.
@@ -46,6 +59,117 @@ pub struct Demand {
     pub zero_embed: bool,
     /// Bytes of memory to plan with, in place of what is free.
     pub free_memory: Option<u64>,
+}
+
+/// What runs on the CPU are expected to take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RunMemory {
+    /// One prompt.
+    pub one_prompt: u64,
+    /// Many prompts of 16 tokens, in batches of 64.
+    pub short_prompts: u64,
+    /// Many prompts of as many tokens as the prior takes, in batches of 64.
+    pub long_prompts: u64,
+}
+
+/// The tokens of a short prompt.
+const SHORT_PROMPT: u64 = 16;
+
+/// Denoising steps where nothing else is said.
+const STEPS: u64 = 25;
+
+/// What the memory of a run depends on in its model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes<'a> {
+    pub(super) prior: &'a NetworkConfig,
+    /// The width of the text encoder.
+    pub(super) text_width: i64,
+    pub(super) parameters: Parameters,
+    pub(super) placement: Placement,
+    /// Whether something is added to the prior's weights, in float32.
+    pub(super) has_loras: bool,
+}
+
+impl Sizes<'_> {
+    /// What runs take on the CPU.
+    pub(super) fn run_memory(&self) -> RunMemory {
+        let batch = if self.prior.is_sequence() { 1 } else { MAX_BATCH };
+        let expected = |rows: usize, tokens: u64| {
+            let demand = Demand { rows, is_uniform: true, zero_embed: false, free_memory: None };
+            // All rows are guided away from one prompt.
+            let needs = MemoryNeeds { steps: STEPS, branches: 1, ..self.needs(demand, tokens) };
+            needs.expected(batch.min(rows), 1)
+        };
+        let long = self.prior.num_embeddings().unsigned_abs();
+        let short = SHORT_PROMPT.min(long);
+        RunMemory {
+            one_prompt: expected(1, short),
+            short_prompts: expected(usize::MAX, short),
+            long_prompts: expected(usize::MAX, long),
+        }
+    }
+
+    /// The needs of a run whose prompts have so many tokens.
+    fn needs(&self, demand: Demand, tokens: u64) -> MemoryNeeds {
+        let Parameters { prior, text_encoder, image_encoder } = self.parameters;
+        let Placement { device, precision } = self.placement;
+        let encoder_bytes = |count: ParameterCount| count.bytes(precision.unquantized(), device);
+        let stored = if prior.sixteen_bit > 0 { 2 } else { 4 };
+        // A LoRA is added in float32.
+        let prior = if self.has_loras { ParameterCount { sixteen_bit: 0, ..prior } } else { prior };
+        let width = self.prior.inner_dim().unsigned_abs();
+        let has_panels =
+            matches!(precision, Precision::F32 | Precision::Bf16Weights) && Precision::Bf16Weights.is_fast_on(device);
+        let each = if has_panels { PANEL_ACTIVATIONS } else { ACTIVATIONS };
+        let activations = (4 * each).saturating_mul(width.max(self.text_width.unsigned_abs()));
+        // The largest matrix is that of an MLP, four times as high as wide.
+        let largest = (4 * width).saturating_mul(width);
+        let converted = match precision {
+            Precision::F32 if has_panels => 0,
+            Precision::Int8 => 4,
+            _ => stored,
+        };
+        // A one-step prior keeps nothing from block to block, and neither does one of latents, whose rows are long: those
+        // of a text embedding and a timestep, and the same without a text.
+        let (token, prompt_tokens) = match self.prior.kind() {
+            PriorKind::Diffusion => (self.token_bytes(), tokens + 1),
+            PriorKind::OneStep => (0, tokens + 3),
+            PriorKind::Sequence => (activations, 2 * (tokens + 2)),
+            // A prompt, one that it is guided away from, and the tokens of both.
+            PriorKind::Autoregressive => (self.token_bytes(), 2 * (tokens + 1 + self.row_tokens())),
+        };
+        MemoryNeeds {
+            base: BASE_BYTES,
+            prior: prior.bytes(precision, device),
+            text_encoder: encoder_bytes(text_encoder),
+            image_encoder: if demand.zero_embed { encoder_bytes(image_encoder) } else { 0 },
+            token,
+            activations,
+            prompt_tokens,
+            steps: u64::MAX,
+            branches: 2,
+            converting: CONVERTED.saturating_mul(converted).saturating_mul(largest),
+            demand,
+        }
+    }
+
+    /// Bytes of one token's keys and values in all blocks.
+    fn token_bytes(&self) -> u64 {
+        (2 * self.prior.num_layers() * self.prior.inner_dim()) as u64 * element_bytes(self.placement)
+    }
+
+    /// The tokens of an image embedding.
+    fn row_tokens(&self) -> u64 {
+        match self.prior {
+            NetworkConfig::Autoregressive(config) => config.num_tokens.unsigned_abs(),
+            NetworkConfig::Transformer(_) => 1,
+        }
+    }
+}
+
+/// Bytes of a number that is no weight.
+fn element_bytes(placement: Placement) -> u64 {
+    placement.precision.kind().elt_size_in_bytes() as u64
 }
 
 impl Pipeline {
@@ -126,36 +250,18 @@ impl Pipeline {
     }
 
     fn needs(&self, demand: Demand) -> Result<MemoryNeeds> {
-        let Parameters { prior, text_encoder, image_encoder } = self.parameters()?;
+        let parameters = self.parameters()?;
         if self.networks == Networks::ImageEncoder {
-            return self.image_needs(demand, image_encoder);
+            return self.image_needs(demand, parameters.image_encoder);
         }
-        let Placement { device, precision } = self.placement;
-        let encoder_bytes = |count: ParameterCount| count.bytes(precision.unquantized(), device);
-        // A LoRA is added in float32.
-        let prior = if self.loras.is_empty() { prior } else { ParameterCount { sixteen_bit: 0, ..prior } };
-        let activations = ACTIVATIONS
-            * self.prior_config.inner_dim().max(self.text.config.hidden_size).unsigned_abs()
-            * self.element_bytes();
-        let tokens = self.prior_config.num_embeddings().unsigned_abs();
-        // A one-step prior keeps nothing from block to block, and neither does one of latents, whose rows are long: those
-        // of a text embedding and a timestep, and the same without a text.
-        let (token, prompt_tokens) = match self.kind() {
-            PriorKind::Diffusion => (self.token_bytes(), tokens + 1),
-            PriorKind::OneStep => (0, tokens + 3),
-            PriorKind::Sequence => (activations, 2 * (tokens + 2)),
-            // A prompt, one that it is guided away from, and the tokens of both.
-            PriorKind::Autoregressive => (self.token_bytes(), 2 * (tokens + 1 + self.row_tokens())),
+        let sizes = Sizes {
+            prior: &self.prior_config,
+            text_width: self.text.config.hidden_size,
+            parameters,
+            placement: self.placement,
+            has_loras: !self.loras.is_empty(),
         };
-        Ok(MemoryNeeds {
-            prior: prior.bytes(precision, device),
-            text_encoder: encoder_bytes(text_encoder),
-            image_encoder: if demand.zero_embed { encoder_bytes(image_encoder) } else { 0 },
-            token,
-            activations,
-            prompt_tokens,
-            demand,
-        })
+        Ok(sizes.needs(demand, self.prior_config.num_embeddings().unsigned_abs()))
     }
 
     /// The same where the image encoder is the only network. It keeps nothing but the activations of a layer.
@@ -163,14 +269,18 @@ impl Pipeline {
         let config = self.image_encoder_config()?;
         let Placement { device, precision } = self.placement;
         let widest = config.hidden_size.max(config.intermediate_size).unsigned_abs();
-        let activations = IMAGE_ACTIVATIONS.saturating_mul(widest).saturating_mul(self.element_bytes());
+        let activations = IMAGE_ACTIVATIONS.saturating_mul(widest).saturating_mul(element_bytes(self.placement));
         Ok(MemoryNeeds {
+            base: BASE_BYTES + PICTURE_BYTES,
             prior: weights.bytes(precision.unquantized(), device),
             text_encoder: 0,
             image_encoder: 0,
             token: activations,
             activations: 0,
             prompt_tokens: config.num_positions().unsigned_abs(),
+            steps: 0,
+            branches: 1,
+            converting: 0,
             demand,
         })
     }
@@ -182,25 +292,6 @@ impl Pipeline {
         }
         let found = Parameters::count(&self.layout, self.networks)?;
         Ok(*self.parameters.get_or_init(|| found))
-    }
-
-    /// Bytes of one token's keys and values in all blocks.
-    fn token_bytes(&self) -> u64 {
-        let config = &self.prior_config;
-        (2 * config.num_layers() * config.inner_dim()) as u64 * self.element_bytes()
-    }
-
-    /// Bytes of a number that is no weight.
-    fn element_bytes(&self) -> u64 {
-        self.placement.precision.kind().elt_size_in_bytes() as u64
-    }
-
-    /// The tokens of an image embedding.
-    fn row_tokens(&self) -> u64 {
-        match &self.prior_config {
-            NetworkConfig::Autoregressive(config) => config.num_tokens.unsigned_abs(),
-            NetworkConfig::Transformer(_) => 1,
-        }
     }
 
     /// Free memory in bytes, of the machine or of the container; `None` if the networks run elsewhere, or it is not
@@ -222,6 +313,7 @@ impl Pipeline {
 /// Memory needs in bytes: the weights of each network, and a token's keys and values in all blocks and its activations.
 #[derive(Debug, Clone, Copy)]
 struct MemoryNeeds {
+    base: u64,
     prior: u64,
     text_encoder: u64,
     /// 0 if the run does not need it.
@@ -230,25 +322,38 @@ struct MemoryNeeds {
     activations: u64,
     /// The maximum number of tokens of a prompt.
     prompt_tokens: u64,
+    /// The maximum number of steps.
+    steps: u64,
+    /// The branches of guidance whose rows have prompts of their own.
+    branches: u64,
+    /// While weights are packed.
+    converting: u64,
     demand: Demand,
 }
 
 impl MemoryNeeds {
-    /// The memory of `workers` pipelines side by side, each on `batch` rows.
+    /// The memory that `workers` pipelines side by side, each on `batch` rows, take at most.
     fn bytes(&self, batch: usize, workers: usize) -> u64 {
+        let expected = self.expected(batch, workers);
+        expected.saturating_add(expected / MARGIN)
+    }
+
+    fn expected(&self, batch: usize, workers: usize) -> u64 {
         let Demand { rows, is_uniform, .. } = self.demand;
-        // Each row has a prompt of its own, of maximum length, and timesteps.
-        let tokens = (batch.min(rows) as u64).saturating_mul(self.prompt_tokens);
-        let caches = self.token.saturating_mul(tokens.saturating_add(2 * MAX_TIMESTEP_TOKENS as u64));
+        // Each row has a prompt of its own, and timesteps.
+        let prompts = batch.min(rows) as u64;
+        let tokens = prompts.saturating_mul(self.prompt_tokens);
+        let timesteps = prompts.saturating_mul(self.steps).min(MAX_TIMESTEP_TOKENS as u64);
+        let caches = self.token.saturating_mul(tokens.saturating_add(self.branches * timesteps));
         // In a run of a single batch, the text encoder is freed before the prior is loaded.
         let is_only = is_uniform && batch >= rows;
         let weights =
             if is_only { self.prior.max(self.text_encoder) } else { self.prior.saturating_add(self.text_encoder) };
-        let each = weights.saturating_add(caches);
-        let further = each.saturating_add(self.activations.saturating_mul(tokens)).saturating_add(FURTHER_BYTES);
-        let further = (workers as u64).saturating_sub(1).saturating_mul(further);
+        let running = caches.saturating_add(self.activations.saturating_mul(tokens));
+        let each = weights.saturating_add(running.max(self.converting));
+        let further = (workers as u64).saturating_sub(1).saturating_mul(each.saturating_add(FURTHER_BYTES));
         // The image encoder is loaded before the others, and freed.
-        each.saturating_add(further).max(self.image_encoder).saturating_add(BASE_BYTES)
+        each.saturating_add(further).max(self.image_encoder).saturating_add(self.base)
     }
 }
 
@@ -269,18 +374,22 @@ fn largest_that_fits(max: usize, free: u64, needed: &dyn Fn(usize) -> u64) -> us
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::precision::Precision;
+    use crate::nn::prior::PriorConfig;
     use std::path::Path;
 
     fn needs(rows: usize) -> MemoryNeeds {
         let demand = Demand { rows, is_uniform: true, zero_embed: true, free_memory: None };
         MemoryNeeds {
+            base: BASE_BYTES,
             prior: 60 << 20,
             text_encoder: 40 << 20,
             image_encoder: 4 << 30,
             token: 4096,
             activations: 10_000,
             prompt_tokens: 81,
+            steps: 25,
+            branches: 2,
+            converting: 20 << 20,
             demand,
         }
     }
@@ -288,13 +397,46 @@ mod tests {
     #[test]
     fn each_worker_needs_its_own_weights_and_caches() {
         let needs = needs(10_000);
-        let caches = |rows: u64| 4096 * (81 * rows + 2 * MAX_TIMESTEP_TOKENS as u64);
-        let of_one = (100 << 20) + caches(64);
-        assert_eq!(needs.bytes(64, 1), BASE_BYTES + (4 << 30), "the image encoder, which comes before them");
-        let further = |rows: u64| 10_000 * 81 * rows + FURTHER_BYTES;
-        assert_eq!(needs.bytes(64, 100), BASE_BYTES + 100 * of_one + 99 * further(64));
-        assert_eq!(needs.bytes(usize::MAX, 1), BASE_BYTES + (4 << 30));
-        assert_eq!(needs.bytes(1, 1000), BASE_BYTES + 1000 * ((100 << 20) + caches(1)) + 999 * further(1));
+        let timesteps = |rows: u64| 2 * (25 * rows).min(MAX_TIMESTEP_TOKENS as u64);
+        let running = |rows: u64| 4096 * (81 * rows + timesteps(rows)) + 10_000 * 81 * rows;
+        let of_one = (100 << 20) + running(64);
+        assert_eq!(needs.expected(64, 1), BASE_BYTES + (4 << 30), "the image encoder, which comes before them");
+        assert_eq!(needs.expected(64, 100), BASE_BYTES + 100 * of_one + 99 * FURTHER_BYTES);
+        let of_one = (100 << 20) + (20 << 20);
+        assert_eq!(needs.expected(1, 1000), BASE_BYTES + 1000 * of_one + 999 * FURTHER_BYTES, "while it is loaded");
+        let alone = MemoryNeeds { image_encoder: 0, ..needs };
+        assert_eq!(alone.expected(10_000, 1), BASE_BYTES + (60 << 20) + running(10_000), "the text encoder is freed");
+        let expected = needs.expected(1, 1);
+        assert_eq!(needs.bytes(1, 1), expected + expected / 7);
+    }
+
+    #[test]
+    fn what_a_run_takes_is_what_was_measured() {
+        // Karlo's shape, megabytes at the peak: of one prompt, and of 64 of 77 tokens in one batch of two steps. Others keep
+        // the text encoder, and more timesteps.
+        let prior = PriorConfig { num_embeddings: 77, ..PriorConfig::default() };
+        let prior = NetworkConfig::Transformer(prior);
+        let of = |precision: Precision, sixteen_bit: u64| {
+            let count = |all| ParameterCount { all, sixteen_bit: all * sixteen_bit };
+            let parameters =
+                Parameters { prior: count(1_022_036_992), text_encoder: count(123_653_376), image_encoder: count(0) };
+            let placement = Placement { device: Device::Cpu, precision };
+            let sizes = Sizes { prior: &prior, text_width: 768, parameters, placement, has_loras: false };
+            let RunMemory { one_prompt, short_prompts, long_prompts } = sizes.run_memory();
+            assert!(one_prompt < short_prompts && short_prompts < long_prompts);
+            [one_prompt, long_prompts].map(|bytes| bytes / 1_000_000)
+        };
+        let near = |found: [u64; 2], measured: [u64; 2]| {
+            let is_near = |(found, measured): (u64, u64)| found.abs_diff(measured) * 10 <= measured;
+            assert!(found.into_iter().zip(measured).all(is_near), "{found:?}, not {measured:?}");
+        };
+        if Precision::Bf16Weights.is_fast_on(Device::Cpu) {
+            near(of(Precision::F32, 0), [4230, 6144 + 494 + 127]);
+            near(of(Precision::F32, 1), [2191, 4152 + 247 + 127]);
+        }
+        near(of(Precision::Bf16, 0), [2415, 3956 + 247 + 64]);
+        near(of(Precision::Bf16, 1), [2230, 3668 + 247 + 64]);
+        near(of(Precision::Int8, 0), [1373, 3574 + 494 + 127]);
     }
 
     #[test]

@@ -133,3 +133,21 @@ fn several_workers_take_no_more_memory_than_was_planned() {
     let [planned, peak] = [0, 1].map(|place| several[place].saturating_sub(one[place]));
     assert!(peak <= planned, "the others add {peak} of {planned} bytes");
 }
+
+/// What `info --memory` says of the built-in model, most of which is libtorch's own, beside what a run took.
+#[test]
+fn info_says_what_a_run_takes() {
+    let place = Workplace::new();
+    let output = place.bare().args(["info", "--memory"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().filter(|line| line.starts_with("a run takes")).count(), 3, "{text}");
+    let output = place.bare().args(["info", "--json"]).output().unwrap();
+    let info: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let said = info["run_bytes"]["f32"]["one_prompt"].as_u64().unwrap();
+    let mut command = place.bare();
+    command.args(["-q", "-p", "a cat", "--out", "e.npy", "--stats", "s.json", "--threads", "1", "--dtype", "f32"]);
+    assert_done(&mut command);
+    let stats: Value = serde_json::from_str(&fs::read_to_string(place.path("s.json")).unwrap()).unwrap();
+    let took = stats["peak_rss_bytes"].as_u64().unwrap();
+    assert!((said / 2..2 * said).contains(&took), "{took} bytes, and not about {said}");
+}

@@ -90,7 +90,7 @@ fn info_downloads_no_weights() {
     assert_done(&mut place.download(REPOSITORY));
     let here = info(REPOSITORY);
     let folder = info(model().to_str().unwrap());
-    for key in ["prior", "text_encoder", "parameters", "memory_bytes", "scheduler", "tokenizer"] {
+    for key in ["prior", "text_encoder", "parameters", "memory_bytes", "run_bytes", "scheduler", "tokenizer"] {
         assert_eq!(here[key], folder[key], "{key}");
     }
     assert_eq!(here["parameters"]["is_estimate"], false);

@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 pub(crate) struct Report {
     /// The names of all tensors that the module asks for.
     pub(super) seen: BTreeSet<String>,
+    /// The same, in the order that it asks for them.
+    pub(super) in_order: Vec<String>,
     /// Prefixes of tensors that belong to other modules.
     pub(super) ignored: Vec<String>,
     pub(super) missing: Vec<String>,
@@ -18,18 +20,23 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Compares the names below `prefix` with those that the module asked for.
+    /// Compares the names below `prefix` with those that the module asked for, and gives these in their order.
     ///
     /// # Errors
     /// [`Error::MissingTensors`] if a tensor is missing or wrong, or one is unexpected that would change the result.
-    pub(super) fn finish<'a>(self, names: impl Iterator<Item = &'a str>, prefix: &str, origin: &str) -> Result<()> {
+    pub(super) fn finish<'a>(
+        self,
+        names: impl Iterator<Item = &'a str>,
+        prefix: &str,
+        origin: &str,
+    ) -> Result<Vec<String>> {
         let is_unexpected = |name: &&str| name.starts_with(prefix) && !self.knows(name) && !is_constant(name);
         let unexpected: Vec<String> = names.filter(is_unexpected).map(String::from).collect();
         if self.missing.is_empty() && self.wrong.is_empty() && !self.would_matter(&unexpected) {
             if !unexpected.is_empty() {
                 log::warn!("{origin}: tensors that are not needed are ignored: {}", text::list(&unexpected));
             }
-            return Ok(());
+            return Ok(self.in_order);
         }
         let Self { missing, wrong, .. } = self;
         Err(Error::MissingTensors { path: origin.into(), missing, unexpected, wrong })

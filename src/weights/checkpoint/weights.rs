@@ -7,7 +7,12 @@ use super::view::TensorView;
 use crate::error::{Error, Result};
 use crate::weights::precision::Precision;
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use tch::{Device, Kind, Tensor};
+
+/// Bytes of weights that a thread is started for, to read them ahead.
+const WORTH_READING_AHEAD: usize = 64 << 20;
 
 /// Where and in which precision a module computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +36,10 @@ impl Checkpoint {
     /// [`Error::MissingTensors`] with every missing, unexpected and wrong tensor, or [`Error::File`] if this is a known
     /// kind of checkpoint that cannot be used, and the errors of `build`.
     pub fn build<M>(&self, prefix: &str, placement: Placement, build: impl Fn(&Weights) -> Result<M>) -> Result<M> {
-        self.check(prefix, placement, &build)?;
-        build(&Weights { checkpoint: self, prefix: prefix.into(), placement, check: None })
+        let names = self.checked(prefix, placement, &build)?;
+        self.while_reading_ahead(&names, || {
+            build(&Weights { checkpoint: self, prefix: prefix.into(), placement, check: None })
+        })
     }
 
     /// The first of the two passes of [`Checkpoint::build`], which reads no numbers.
@@ -40,10 +47,40 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::build`].
     pub fn check<M>(&self, prefix: &str, placement: Placement, build: impl Fn(&Weights) -> Result<M>) -> Result<()> {
+        self.checked(prefix, placement, build).map(drop)
+    }
+
+    /// The names of the tensors that a module needs, in the order that it reads them.
+    fn checked<M>(
+        &self,
+        prefix: &str,
+        placement: Placement,
+        build: impl Fn(&Weights) -> Result<M>,
+    ) -> Result<Vec<String>> {
         let report = RefCell::new(Report::default());
         build(&Weights { checkpoint: self, prefix: prefix.into(), placement, check: Some(&report) })?;
         let checked = report.into_inner().finish(self.names(), prefix, self.origin());
         checked.or_else(|error| self.refuse_foreign().and(Err(error)))
+    }
+
+    /// What `build` gives, while a thread has these tensors read from the disk: packing waits for it less.
+    fn while_reading_ahead<M>(&self, names: &[String], build: impl FnOnce() -> Result<M>) -> Result<M> {
+        let entries = names.iter().filter_map(|name| self.tensors.get(name));
+        let ranges: Vec<_> = entries.map(|entry| (entry.file, entry.range.clone())).collect();
+        if ranges.iter().map(|(_, range)| range.len()).sum::<usize>() < WORTH_READING_AHEAD {
+            return build();
+        }
+        let (files, is_built) = (&self.files, AtomicBool::new(false));
+        thread::scope(|scope| {
+            // Without a thread, pages are read when they are touched.
+            let _ = thread::Builder::new().name("read-ahead".into()).spawn_scoped(scope, || {
+                let left = ranges.into_iter().take_while(|_| !is_built.load(Ordering::Relaxed));
+                left.for_each(|(file, range)| files[file].read_ahead(range));
+            });
+            let built = build();
+            is_built.store(true, Ordering::Relaxed);
+            built
+        })
     }
 }
 
@@ -144,6 +181,8 @@ impl<'a> Weights<'a> {
             }
             Some(_) => {}
         }
-        report.seen.insert(name);
+        if report.seen.insert(name.clone()) {
+            report.in_order.push(name);
+        }
     }
 }
