@@ -19,7 +19,7 @@ RGBA = 4
 POSE = 7
 """Whether a thing is there, x and y of its middle, the logarithm of its size, sine and cosine of its angle, and whether it is
 mirrored; the first and the last as logits. Places are in half canvases from the middle, sizes in whole ones."""
-SHARPNESS = 2.0
+SHARPNESS = 8.0
 """What attention's scores are multiplied with: a mixture of two things looks like neither."""
 SAMPLES = 2
 """Pixels of the canvas are means of so many places across and down."""

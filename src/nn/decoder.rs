@@ -27,7 +27,7 @@ const POSE: i64 = 7;
 const SAMPLES: i64 = 2;
 
 /// What attention's scores are multiplied with: a mixture of two things looks like neither.
-const SHARPNESS: f64 = 2.0;
+const SHARPNESS: f64 = 8.0;
 
 /// The sizes of a [`Decoder`], all of which the shapes of its weights tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
