@@ -26,8 +26,9 @@ const BASE_BYTES: u64 = 144 << 20;
 /// What a run on pictures takes besides: decoded pictures, and a layer's activations that [`IMAGE_ACTIVATIONS`] has not.
 const PICTURE_BYTES: u64 = 384 << 20;
 
-/// A plan is a seventh above what a run is expected to take: allocators keep some of what they are given back.
-const MARGIN: u64 = 7;
+/// A plan has room for this more than a run is expected to take, and for a quarter of all that is no weight: allocators keep
+/// some of what they are given back.
+const SPARE_BYTES: u64 = 96 << 20;
 
 /// Memory of a further pipeline beside weights, caches and activations: a tokenizer, and the allocator's arena of its
 /// thread.
@@ -335,25 +336,28 @@ impl MemoryNeeds {
     /// The memory that `workers` pipelines side by side, each on `batch` rows, take at most.
     fn bytes(&self, batch: usize, workers: usize) -> u64 {
         let expected = self.expected(batch, workers);
-        expected.saturating_add(expected / MARGIN)
+        let weights = self.weights(batch).saturating_mul(workers as u64).max(self.image_encoder);
+        expected.saturating_add(expected.saturating_sub(weights) / 4).saturating_add(SPARE_BYTES)
     }
 
+    /// The same as measured.
     fn expected(&self, batch: usize, workers: usize) -> u64 {
-        let Demand { rows, is_uniform, .. } = self.demand;
         // Each row has a prompt of its own, and timesteps.
-        let prompts = batch.min(rows) as u64;
+        let prompts = batch.min(self.demand.rows) as u64;
         let tokens = prompts.saturating_mul(self.prompt_tokens);
         let timesteps = prompts.saturating_mul(self.steps).min(MAX_TIMESTEP_TOKENS as u64);
         let caches = self.token.saturating_mul(tokens.saturating_add(self.branches * timesteps));
-        // In a run of a single batch, the text encoder is freed before the prior is loaded.
-        let is_only = is_uniform && batch >= rows;
-        let weights =
-            if is_only { self.prior.max(self.text_encoder) } else { self.prior.saturating_add(self.text_encoder) };
         let running = caches.saturating_add(self.activations.saturating_mul(tokens));
-        let each = weights.saturating_add(running.max(self.converting));
+        let each = self.weights(batch).saturating_add(running.max(self.converting));
         let further = (workers as u64).saturating_sub(1).saturating_mul(each.saturating_add(FURTHER_BYTES));
         // The image encoder is loaded before the others, and freed.
         each.saturating_add(further).max(self.image_encoder).saturating_add(self.base)
+    }
+
+    /// The weights of a pipeline. In a run of a single batch, the text encoder is freed before the prior is loaded.
+    fn weights(&self, batch: usize) -> u64 {
+        let is_only = self.demand.is_uniform && batch >= self.demand.rows;
+        if is_only { self.prior.max(self.text_encoder) } else { self.prior.saturating_add(self.text_encoder) }
     }
 }
 
@@ -406,8 +410,8 @@ mod tests {
         assert_eq!(needs.expected(1, 1000), BASE_BYTES + 1000 * of_one + 999 * FURTHER_BYTES, "while it is loaded");
         let alone = MemoryNeeds { image_encoder: 0, ..needs };
         assert_eq!(alone.expected(10_000, 1), BASE_BYTES + (60 << 20) + running(10_000), "the text encoder is freed");
-        let expected = needs.expected(1, 1);
-        assert_eq!(needs.bytes(1, 1), expected + expected / 7);
+        let (expected, rest) = (alone.expected(1, 1), BASE_BYTES + (20 << 20));
+        assert_eq!((expected, alone.bytes(1, 1)), ((100 << 20) + rest, expected + rest / 4 + SPARE_BYTES));
     }
 
     #[test]
