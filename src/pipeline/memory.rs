@@ -340,7 +340,7 @@ impl MemoryNeeds {
         expected.saturating_add(expected.saturating_sub(weights) / 4).saturating_add(SPARE_BYTES)
     }
 
-    /// The same as measured.
+    /// What they are expected to take, by what was measured.
     fn expected(&self, batch: usize, workers: usize) -> u64 {
         // Each row has a prompt of its own, and timesteps.
         let prompts = batch.min(self.demand.rows) as u64;

@@ -227,6 +227,7 @@ proptest! {
         let scheduler = json!({"prediction_type": prediction_type, "clip_sample_range": 10});
         let scheduler = schedulers::configure(&scheduler.to_string(), "", class, &SchedulerOptions::default()).unwrap();
         let checkpoint = prior(&config);
+        let is_strong = guidance > 4.0;
         let (rows, unconditional) = (Rows::random(&lens, embedding_dim), Rows::random(&[2], embedding_dim));
         for placement in placements() {
             let prior = checkpoint.build("", placement, |weights| PriorTransformer::load(weights, &config)).unwrap();
@@ -245,10 +246,10 @@ proptest! {
                 let scale = together.abs().max().double_value(&[]);
                 let error = |other: Tensor| (other - &together).abs().max().double_value(&[]) / scale;
                 let of_layout = error(embed(sampler(CacheLayout::Static), &*scheduler, &rows, &unconditional, whole));
-                // Rounding errors grow from step to step, with guidance most of all; tests/golden/prior.rs has single ones.
+                // Strong guidance multiplies rounding errors in every step; tests/golden/prior.rs has single ones.
                 let nudged = rows.nudged();
                 let of_rounding = error(embed(sampler(CacheLayout::Packed), &*scheduler, &nudged, &unconditional, whole));
-                let bound = of_rounding.max(1e-4);
+                let bound = if is_strong { of_rounding.max(1e-4) } else { 1e-4 };
                 prop_assert!(of_layout < bound, "a static cache: off by {of_layout:.1e}, of {bound:.1e}");
             }
         }
